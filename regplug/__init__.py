@@ -1,0 +1,86 @@
+"""regplug: pick a register readout by name, get the matching FiLM width, ship it to Python and C++.
+
+Importing this package imports neither torch nor a plugin: every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regplug.backbone import measure_backbone as measure_backbone
+    from regplug.bundle import export as export
+    from regplug.bundle import load as load
+    from regplug.conditioner import Conditioner as Conditioner
+    from regplug.entries import BackboneEntry as BackboneEntry
+    from regplug.entries import ExportBackendEntry as ExportBackendEntry
+    from regplug.entries import FiLMEntry as FiLMEntry
+    from regplug.entries import FiLMSite as FiLMSite
+    from regplug.entries import ReadoutEntry as ReadoutEntry
+    from regplug.errors import BundleError as BundleError
+    from regplug.errors import ExportError as ExportError
+    from regplug.errors import NameLookupError as NameLookupError
+    from regplug.errors import PluginError as PluginError
+    from regplug.errors import RegplugError as RegplugError
+    from regplug.errors import ShapeError as ShapeError
+    from regplug.errors import SpecError as SpecError
+    from regplug.film import KernelFiLMGenerator as KernelFiLMGenerator
+    from regplug.hookspecs import hookimpl as hookimpl
+    from regplug.layout import TokenLayout as TokenLayout
+    from regplug.pairing import pair as pair
+    from regplug.registry import Registry as Registry
+    from regplug.registry import backbones as backbones
+    from regplug.registry import create as create
+    from regplug.registry import default_registry as default_registry
+    from regplug.registry import resolve as resolve
+    from regplug.registry import strategies as strategies
+    from regplug.selection import SelectRegisters as SelectRegisters
+    from regplug.spec import ReadoutSpec as ReadoutSpec
+    from regplug.verification import verify as verify
+
+_HOMES = {
+    "BackboneEntry": "entries",
+    "BundleError": "errors",
+    "Conditioner": "conditioner",
+    "ExportBackendEntry": "entries",
+    "ExportError": "errors",
+    "FiLMEntry": "entries",
+    "FiLMSite": "entries",
+    "KernelFiLMGenerator": "film",
+    "NameLookupError": "errors",
+    "PluginError": "errors",
+    "ReadoutEntry": "entries",
+    "ReadoutSpec": "spec",
+    "Registry": "registry",
+    "RegplugError": "errors",
+    "SelectRegisters": "selection",
+    "ShapeError": "errors",
+    "SpecError": "errors",
+    "TokenLayout": "layout",
+    "backbones": "registry",
+    "create": "registry",
+    "default_registry": "registry",
+    "export": "bundle",
+    "hookimpl": "hookspecs",
+    "load": "bundle",
+    "measure_backbone": "backbone",
+    "pair": "pairing",
+    "resolve": "registry",
+    "strategies": "registry",
+    "verify": "verification",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regplug' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"regplug.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

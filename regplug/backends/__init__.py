@@ -1,0 +1,1 @@
+"""Export backends: each makes one kind of program out of a module."""

@@ -1,0 +1,203 @@
+"""What a plugin offers: light data that names classes as ``"module:attr"`` and imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from regplug.errors import PluginError, SpecError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+SIZES = ("num_registers", "hidden_dim")
+FILM_FORMS = ("gamma", "1+gamma")
+FILM_ORDERS = ("gamma-first", "shift-first")
+
+# "module:attr", or the object itself for a plugin made in a running program.
+Reference = str | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which installed distribution brought an entry, and in which version."""
+
+    distribution: str
+    version: str
+
+
+def check_reference(owner: str, word: str, reference: object) -> None:
+    """Refuse what is neither ``"module:attr"`` nor callable."""
+    if isinstance(reference, str) and REFERENCE_PATTERN.fullmatch(reference):
+        return
+    if isinstance(reference, str) or not callable(reference):
+        raise SpecError(f"{owner}: {word}: expected 'module:attr' or a callable, got {reference!r}.")
+
+
+def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
+    """Import what ``reference`` names.
+
+    Raises:
+        PluginError: The module cannot be imported or has no such attribute; the cause is chained.
+    """
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    try:
+        target: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except (Exception, SystemExit) as error:  # a plugin that exits at import must not end its host
+        raise PluginError(
+            f"{owner}: expected to import {reference!r}, got {type(error).__name__}: {error}."
+        ) from error
+    if not callable(target):
+        raise PluginError(f"{owner}: expected a callable at {reference!r}, got {type(target).__name__}.")
+    return target  # type: ignore[no-any-return]
+
+
+def reference_of(target: Reference) -> str:
+    """``"module:attr"`` of a class or function, also of one that is still only named."""
+    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What every entry has; plugins offer one of the subclasses.
+
+    Args:
+        name: The name that users type.
+        build: What makes the object, as ``"module:attr"``.
+        summary: One line for people.
+        provenance: Filled in by the registry.
+
+    Raises:
+        SpecError: A field has a value that cannot be used.
+    """
+
+    name: str
+    build: Reference
+    summary: str = field(default="", kw_only=True)
+    provenance: Provenance | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and NAME_PATTERN.fullmatch(self.name)):
+            raise SpecError(
+                f"{type(self).__name__}: name: expected letters, digits, '.', '_' and '-', got {self.name!r}."
+            )
+        check_reference(self.label, "build", self.build)
+
+    @property
+    def label(self) -> str:
+        """The entry as messages call it."""
+        return f"{type(self).__name__} {self.name!r}"
+
+    @property
+    def full_name(self) -> str:
+        """``distribution:name``, the spelling that is never ambiguous."""
+        return f"{self.provenance.distribution}:{self.name}" if self.provenance else self.name
+
+
+@dataclass(frozen=True)
+class ReadoutEntry(Entry):
+    """A readout strategy: an ``nn.Module`` class, ``[B, R, D] -> [B, cond_dim]``.
+
+    Args:
+        sizes: Other words for the two sizes: ``{"in_features": "hidden_dim"}`` for a constructor that calls D so.
+    """
+
+    sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.sizes, Mapping) or set(self.sizes.values()) - set(SIZES):
+            raise SpecError(
+                f"{self.label}: sizes: expected constructor words that mean 'num_registers' or 'hidden_dim', "
+                f"got {self.sizes!r}."
+            )
+
+
+@dataclass(frozen=True)
+class FiLMEntry(Entry):
+    """A family of FiLM generators: what it calls its width, and what its pairs mean.
+
+    Args:
+        width: The constructor's word for ``cond_dim``.
+        form: ``"gamma"`` (``gamma * h + beta``) or ``"1+gamma"`` (``(1 + gamma) * h + beta``).
+        order: ``"gamma-first"`` or ``"shift-first"``: which of a pair comes first.
+        classes: Other classes of the same family, recognised by the names along a class's MRO.
+    """
+
+    width: str = "cond_dim"
+    form: str = "gamma"
+    order: str = "gamma-first"
+    classes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_convention(self.label, self.form, self.order)
+        object.__setattr__(self, "classes", tuple(self.classes))
+
+
+@dataclass(frozen=True)
+class FiLMSite:
+    """A place in a backbone that wants FiLM pairs.
+
+    Args:
+        where: Dotted path of the module inside the backbone.
+        features: Width of gamma and of beta there.
+        num_layers: Pairs that are wanted there.
+    """
+
+    where: str
+    features: int
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class BackboneEntry(Entry):
+    """A backbone, and the strategies that make sense on it.
+
+    ``build`` makes the model; it is called with the model's name when one is asked for (``NAME:MODEL``).
+
+    Args:
+        layout: Callable ``model -> TokenLayout``; the model may be on the meta device.
+        film_sites: Callable ``model -> sequence of FiLMSite``; None for a backbone without FiLM.
+        readouts: Strategies it offers, best known first.
+        default: One of them.
+        options: The default strategy's options on this backbone.
+        classes: Names (``"module:Class"``) by which a model is recognised along its class's MRO.
+    """
+
+    layout: Reference
+    film_sites: Reference | None = None
+    readouts: Sequence[str] = ()
+    default: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    classes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_reference(self.label, "layout", self.layout)
+        if self.film_sites is not None:
+            check_reference(self.label, "film_sites", self.film_sites)
+        object.__setattr__(self, "readouts", tuple(self.readouts))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if self.default is not None and self.default not in self.readouts:
+            raise SpecError(
+                f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {self.default!r}."
+            )
+
+
+@dataclass(frozen=True)
+class ExportBackendEntry(Entry):
+    """An export backend: a subclass of ``regplug.backends.interface.ExportBackend``, which makes programs."""
+
+
+def check_convention(owner: str, form: object, order: object) -> None:
+    """Refuse a FiLM form or order that is not one of the two known of each."""
+    for word, value, known in (("form", form, FILM_FORMS), ("order", order, FILM_ORDERS)):
+        if value not in known:
+            raise SpecError(f"{owner}: {word}: expected one of {', '.join(known)}, got {value!r}.")

@@ -1,0 +1,34 @@
+"""Every exception that regplug raises on purpose.
+
+A message reads ``<object>: expected <what>, got <value>``, then what is known or what to do.
+"""
+
+from __future__ import annotations
+
+
+class RegplugError(Exception):
+    """The root: ``except RegplugError`` catches all that regplug raises on purpose."""
+
+
+class SpecError(RegplugError, ValueError):
+    """A strategy cannot be built as asked: an option, a size, or a width that does not fit."""
+
+
+class ShapeError(RegplugError, ValueError):
+    """A tensor has another rank, size, dtype or device than the module or program takes."""
+
+
+class NameLookupError(RegplugError, LookupError):
+    """A name is unknown, or owned by several distributions."""
+
+
+class PluginError(RegplugError):
+    """An installed plugin is broken; the cause is chained."""
+
+
+class ExportError(RegplugError):
+    """A module cannot become a bundle, or a program left the tolerance; nothing was written."""
+
+
+class BundleError(RegplugError):
+    """A bundle or a weights file is damaged, incomplete, foreign, or does not fit."""

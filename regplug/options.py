@@ -1,0 +1,133 @@
+"""Checks a strategy's options against the constructor, which is their only schema."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, Union
+
+from regplug.entries import SIZES
+from regplug.errors import SpecError
+from regplug.layout import is_int
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """``; known: a, b (closest: a)``, the end of a message about an unknown word."""
+    if not known:
+        return "; known: none"
+    near = get_close_matches(word, known, n=1)
+    return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")
+
+
+def bind(
+    owner: str,
+    build: Callable[..., Any],
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+    words: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The keyword arguments for ``build``: the sizes that its constructor names, and the options.
+
+    Args:
+        owner: Whose options these are, for messages.
+        build: The class to be called.
+        sizes: Values of the words that the registry passes (``num_registers``, ``hidden_dim``).
+        options: The user's options.
+        words: The constructor's own words for the sizes, to the registry's.
+
+    Returns:
+        Arguments that bind to the constructor's signature. A list stands as a tuple where the type hint is a
+        tuple, for JSON has no tuples.
+
+    Raises:
+        SpecError: An option is unknown, missing, or of the wrong type, or is one of the sizes.
+    """
+    parameters = _parameters(build)
+    named = {word: sizes[size] for word, size in (words or {}).items() if size in sizes}
+    named |= {size: value for size, value in sizes.items() if size in parameters and size not in named}
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = [
+        name
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in named
+    ]
+    hints = _hints(build)
+    arguments: dict[str, Any] = dict(named)
+    for option, value in options.items():
+        if option in named or option in SIZES:
+            raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
+        if option not in known and not open_ended:
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a known option, got {value!r}{closest(option, known)}."
+            )
+        hint = hints.get(option, Any)
+        if not fits(value, hint):
+            raise SpecError(f"{owner}: option {option!r}: expected {_spell(hint)}, got {value!r}.")
+        arguments[option] = tuple(value) if isinstance(value, list) and _means_tuple(hint) else value
+    missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in arguments]
+    if missing:
+        wanted = ", ".join(f"{name}: {_spell(hints.get(name, Any))}" for name in missing)
+        raise SpecError(f"{owner}: expected option {wanted}, got none.")
+    return arguments
+
+
+def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The options that a constructor takes, each with its type and default as text."""
+    hints = _hints(build)
+    return {
+        name: _spell(hints.get(name, Any))
+        + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
+        for name, p in _parameters(build).items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in SIZES and name not in (words or {})
+    }
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether ``value`` has the type of ``hint``; what is not understood is let through to the constructor."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in arguments)
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+            return len(value) == len(arguments) and all(map(fits, value, arguments))
+        return not arguments or all(fits(item, arguments[0]) for item in value)
+    if hint is int:
+        return is_int(value)
+    if hint is float:
+        return is_int(value) or isinstance(value, float)
+    if hint in (str, bool, dict, list):
+        return isinstance(value, hint)
+    if hint is type(None):
+        return value is None
+    return True
+
+
+def _means_tuple(hint: Any) -> bool:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return any(_means_tuple(one) for one in typing.get_args(hint))
+    return hint is tuple or typing.get_origin(hint) is tuple
+
+
+def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(build).parameters
+
+
+def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:
+    target = build.__init__ if isinstance(build, type) else build  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(target)
+    except Exception:  # a hint may name what only a type checker imports: then the constructor alone judges
+        return {}
+
+
+def _spell(hint: Any) -> str:
+    if hint is Any:
+        return "any value"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

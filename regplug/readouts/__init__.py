@@ -1,0 +1,1 @@
+"""The built-in readouts, one family a file."""

@@ -1,0 +1,327 @@
+"""The strategies and backbones known now, and who brought them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from regplug.discovery import PROTOCOL, Found, discover, normalise
+from regplug.entries import (
+    BackboneEntry,
+    Entry,
+    ExportBackendEntry,
+    FiLMEntry,
+    Provenance,
+    ReadoutEntry,
+)
+from regplug.errors import NameLookupError, PluginError
+from regplug.options import closest
+from regplug.spec import ReadoutSpec, specify
+from regplug.staging import DistributionPlugin, PluginManager, import_plugin, stage
+
+OWN = "regplug"
+EntryT = TypeVar("EntryT", bound=Entry)
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """What became of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``."""
+
+    distribution: str
+    version: str
+    status: str
+    error: PluginError | None = None
+
+
+class Registry:
+    """Knows the installed plugins; imports one only when something of it is asked for.
+
+    Args:
+        found: The distributions to start from; ``discover()`` gives those that are installed.
+        disabled: Distributions that are blocked before anything of theirs is imported.
+        strict: Raise at the first broken plugin instead of recording it.
+    """
+
+    def __init__(self, found: Mapping[str, Found], disabled: Iterable[str] = (), strict: bool = False) -> None:
+        self._manager = PluginManager()
+        self._pending = dict(found)
+        self._records: dict[str, PluginRecord] = {}
+        self._claims: dict[str, list[str]] = {}  # names that a broken plugin would have offered
+        self._strict = strict
+        self._lock = threading.RLock()
+        for distribution in disabled:
+            self.block(distribution)
+
+    @classmethod
+    def installed(cls) -> Registry:
+        """A registry of what is installed, as ``REGPLUG_DISABLE`` and ``REGPLUG_STRICT`` ask."""
+        disabled = [one for one in os.environ.get("REGPLUG_DISABLE", "").split(",") if one.strip()]
+        return cls(discover(), disabled, strict=os.environ.get("REGPLUG_STRICT", "") == "1")
+
+    # ---- plugins
+
+    def register(self, plugin: object, distribution: str, version: str = "unknown") -> None:
+        """Add a plugin object (a module or an instance with hookimpls) of the running program.
+
+        Raises:
+            PluginError: The name is taken, or the plugin is broken; nothing of it is kept then.
+        """
+        name = normalise(distribution)
+        with self._lock:
+            if name in self._pending or name in self._records:
+                raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
+            self._commit(name, stage(Provenance(name, version), (), [plugin]), version)
+
+    def unregister(self, distribution: str) -> None:
+        """Forget a distribution and all that it brought.
+
+        Raises:
+            NameLookupError: No such plugin is known.
+        """
+        name = normalise(distribution)
+        with self._lock:
+            if self._pending.pop(name, None) is None and self._records.pop(name, None) is None:
+                known = sorted({*self._pending, *self._records})
+                raise NameLookupError(f"plugin {name!r}: not known{closest(name, known)}.")
+            self._claims.pop(name, None)
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+
+    def block(self, distribution: str) -> None:
+        """Never import this distribution's plugin; forget it if it was."""
+        name = normalise(distribution.strip())
+        with self._lock:
+            found = self._pending.pop(name, None)
+            version = found.version if found else getattr(self._records.get(name), "version", "unknown")
+            self._records[name] = PluginRecord(name, version, "blocked")
+            self._claims.pop(name, None)
+            self._manager.set_blocked(name)
+
+    def plugins(self) -> list[PluginRecord]:
+        """Every plugin and what became of it, sorted by distribution."""
+        self._load_all()
+        return [self._records[name] for name in sorted(self._records)]
+
+    # ---- entries
+
+    def readout_entries(self) -> list[ReadoutEntry]:
+        """Every strategy of every plugin; regplug's own first, then by full name."""
+        return self._all("regplug_readouts", ReadoutEntry)
+
+    def film_entries(self) -> list[FiLMEntry]:
+        """Every family of FiLM generators."""
+        return self._all("regplug_films", FiLMEntry)
+
+    def backbone_entries(self) -> list[BackboneEntry]:
+        """Every backbone."""
+        return self._all("regplug_backbones", BackboneEntry)
+
+    def export_backend_entries(self) -> list[ExportBackendEntry]:
+        """Every export backend."""
+        return self._all("regplug_export_backends", ExportBackendEntry)
+
+    def strategies(self) -> list[str]:
+        """The names to type: bare where one distribution owns it, else ``distribution:name``."""
+        return _spellings(self.readout_entries())
+
+    def backbones(self) -> list[str]:
+        """The backbones' names: bare where one distribution owns it, else ``distribution:name``."""
+        return _spellings(self.backbone_entries())
+
+    def readout_entry(self, strategy: str) -> ReadoutEntry:
+        """The entry of a strategy.
+
+        Raises:
+            NameLookupError: The name is unknown, or two distributions offer it.
+            PluginError: The plugin that offers it is broken.
+        """
+        return self._find("strategy", "regplug_readouts", ReadoutEntry, strategy)
+
+    def film_entry(self, name: str) -> FiLMEntry:
+        """The entry of a family of FiLM generators; raises as ``readout_entry`` does."""
+        return self._find("FiLM generator", "regplug_films", FiLMEntry, name)
+
+    def backbone_entry(self, name: str) -> BackboneEntry:
+        """The entry of a backbone; raises as ``readout_entry`` does."""
+        return self._find("backbone", "regplug_backbones", BackboneEntry, name)
+
+    def export_backend_entry(self, name: str) -> ExportBackendEntry:
+        """The entry of an export backend; raises as ``readout_entry`` does."""
+        return self._find("export backend", "regplug_export_backends", ExportBackendEntry, name)
+
+    def resolve(
+        self, strategy: str, *, num_registers: int, hidden_dim: int, **options: Any
+    ) -> ReadoutSpec:
+        """Check a choice and find its ``cond_dim``; nothing is allocated.
+
+        Args:
+            strategy: A name, ``pool`` or ``acme-readouts:attend``.
+            num_registers: R.
+            hidden_dim: D.
+            **options: The strategy's own options.
+
+        Raises:
+            NameLookupError: The strategy is unknown or ambiguous.
+            PluginError: Its plugin is broken.
+            SpecError: A size or an option does not fit.
+        """
+        return specify(self.readout_entry(strategy), num_registers, hidden_dim, options)
+
+    # ---- inside
+
+    def _find(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
+        distribution, _, bare = name.rpartition(":")
+        if distribution:
+            return self._find_owned(word, hook, wanted, normalise(distribution), bare)
+        with self._lock:
+            self._load(OWN)
+            own = [entry for entry in self._loaded(hook, wanted) if entry.name == name and _is_own(entry)]
+        if own:  # a bare built-in name means the built-in, whoever else uses it, and imports nobody else
+            return own[0]
+        owners = [entry for entry in self._all(hook, wanted) if entry.name == name]
+        if len(owners) == 1:
+            return owners[0]
+        if owners:
+            names = [entry.full_name for entry in owners]
+            offering = [full.partition(":")[0] for full in names]
+            raise NameLookupError(
+                f"{word} {name!r}: offered by {_list(offering, 'and')}; use {_list(map(repr, names), 'or')}."
+            )
+        for record in self.plugins():
+            if record.error is not None and name in self._claims.get(record.distribution, ()):
+                raise PluginError(f"{word} {name!r}: {record.error}") from record.error
+        broken = [record.distribution for record in self.plugins() if record.status == "broken"]
+        hint = f"; broken plugins: {', '.join(broken)}" if broken else ""
+        raise NameLookupError(
+            f"{word} {name!r}: not registered{closest(name, _spellings(self._all(hook, wanted)))}{hint}."
+        )
+
+    def _find_owned(self, word: str, hook: str, wanted: type[EntryT], distribution: str, bare: str) -> EntryT:
+        full = f"{distribution}:{bare}"
+        with self._lock:
+            self._load(distribution)
+            record = self._records.get(distribution)
+            if record is None:
+                known = sorted({*self._pending, *self._records})
+                raise NameLookupError(
+                    f"{word} {full!r}: expected an installed plugin, got {distribution!r}"
+                    f"{closest(distribution, known)}."
+                )
+            if record.status == "blocked":
+                raise NameLookupError(f"{word} {full!r}: the plugin is blocked; see REGPLUG_DISABLE.")
+            if record.error is not None:
+                raise PluginError(f"{word} {full!r}: {record.error}") from record.error
+            offered = {entry.name: entry for entry in self._loaded(hook, wanted) if entry.full_name == full}
+            if bare in offered:
+                return offered[bare]
+            known = [
+                entry.name
+                for entry in self._loaded(hook, wanted)
+                if entry.full_name.startswith(f"{distribution}:")
+            ]
+        raise NameLookupError(f"{word} {full!r}: not registered{closest(bare, known)}.")
+
+    def _all(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
+        self._load_all()
+        with self._lock:
+            entries = self._loaded(hook, wanted)
+        return sorted(entries, key=lambda entry: (not _is_own(entry), entry.full_name))
+
+    def _loaded(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
+        results = getattr(self._manager.hook, hook)()
+        return [entry for result in results for entry in result if isinstance(entry, wanted)]
+
+    def _load_all(self) -> None:
+        with self._lock:
+            for distribution in list(self._pending):
+                self._load(distribution)
+
+    def _load(self, distribution: str) -> None:
+        """Import one distribution's plugin as a transaction: all of it is registered, or nothing."""
+        found = self._pending.get(distribution)
+        if found is None:
+            return
+        version = found.version
+        try:
+            if not found.speaks_our_protocol:
+                raise PluginError(
+                    f"plugin {distribution!r}: expected protocol {PROTOCOL}, got {found.newest}; update regplug."
+                )
+            modules = [import_plugin(distribution, reference) for reference in found.modules]
+            entries = stage(Provenance(distribution, version), found.readouts, modules)
+        except PluginError as error:
+            if self._strict:
+                raise
+            self._records[distribution] = PluginRecord(distribution, version, "broken", error)
+            self._claims[distribution] = [name for name, _ in found.readouts]
+        else:
+            self._commit(distribution, entries, version)
+        del self._pending[distribution]
+
+    def _commit(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]], version: str) -> None:
+        self._manager.register(DistributionPlugin(entries), name=distribution)
+        self._records[distribution] = PluginRecord(distribution, version, "ok")
+
+def _is_own(entry: Entry) -> bool:
+    return entry.provenance is not None and entry.provenance.distribution == OWN
+
+
+def _spellings(entries: Iterable[Entry]) -> list[str]:
+    entries = list(entries)
+    owners = Counter(entry.name for entry in entries)
+    return [entry.name if owners[entry.name] == 1 or _is_own(entry) else entry.full_name for entry in entries]
+
+
+def _list(names: Iterable[str], last: str) -> str:
+    *front, end = names
+    return f"{', '.join(front)} {last} {end}" if front else end
+
+
+_default: Registry | None = None
+_default_lock = threading.Lock()
+
+
+def default_registry() -> Registry:
+    """The registry of what is installed, made at first use; a default, and nothing else uses it."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Registry.installed()
+        return _default
+
+
+def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
+    """``Registry.resolve`` on the installed plugins.
+
+    Example:
+        >>> resolve("compress-concat", num_registers=4, hidden_dim=384, compressed_dim=96).cond_dim
+        384
+    """
+    return default_registry().resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **options)
+
+
+def create(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> Any:
+    """``resolve(...).build()``: the readout itself, an ``nn.Module``.
+
+    All arguments are plain values, so it works as the target of a lazy configuration (Hydra's ``_target_``).
+
+    Example:
+        >>> import torch
+        >>> create("mean", num_registers=4, hidden_dim=384)(torch.zeros(2, 4, 384)).shape
+        torch.Size([2, 384])
+    """
+    return resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **options).build()
+
+
+def strategies() -> list[str]:
+    """The installed strategies' names."""
+    return default_registry().strategies()
+
+
+def backbones() -> list[str]:
+    """The installed backbones' names."""
+    return default_registry().backbones()

@@ -1,0 +1,135 @@
+"""What a user chose: a strategy, its sizes, its options, and the width that follows from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from regplug.entries import ReadoutEntry, load_reference
+from regplug.errors import SpecError
+from regplug.layout import is_int
+from regplug.options import bind
+from regplug.widths import check_width, construct, measure, probe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ReadoutSpec:
+    """A strategy, its sizes and options, checked; ``regplug.resolve`` makes it.
+
+    It holds its entry, so that ``build`` needs no registry; it pickles, compares and prints as data.
+
+    Args:
+        entry: The strategy, and which distribution brought it.
+        num_registers: R.
+        hidden_dim: D.
+        options: The strategy's own options.
+        cond_dim: Width of the conditioning vector that follows from them.
+        measured: Whether a forward on the meta device proved ``cond_dim``; if not, ``build`` does.
+    """
+
+    entry: ReadoutEntry
+    num_registers: int
+    hidden_dim: int
+    options: Mapping[str, Any] = field(hash=False)
+    cond_dim: int
+    measured: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a mapping proxy does not pickle
+        return (
+            ReadoutSpec,
+            (self.entry, self.num_registers, self.hidden_dim, dict(self.options), self.cond_dim, self.measured),
+        )
+
+    @property
+    def strategy(self) -> str:
+        """The strategy's full name, ``distribution:name``."""
+        return self.entry.full_name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the readout's constructor is called with."""
+        sizes = {"num_registers": self.num_registers, "hidden_dim": self.hidden_dim}
+        return bind(_owner(self.entry), self.readout_class, sizes, self.options, self.entry.sizes)
+
+    @property
+    def readout_class(self) -> Any:
+        """The readout's class; imports its module."""
+        return load_reference(_owner(self.entry), self.entry.build)
+
+    def build(self) -> nn.Module:
+        """Make the readout: the plugin's own class, no wrapper, on the default device and dtype.
+
+        Raises:
+            SpecError: The constructor refuses, or (where no meta forward could tell) ``cond_dim`` is not what
+                a real forward gives.
+            PluginError: The readout's module cannot be imported.
+        """
+        owner = _owner(self.entry)
+        module = construct(owner, self.readout_class, self.arguments)
+        if not self.measured:
+            first = next(module.parameters(), None)
+            device = "cpu" if first is None else str(first.device)
+            check_width(owner, self.cond_dim, probe(owner, module, self.num_registers, self.hidden_dim, device))
+        return module
+
+    def as_dict(self) -> dict[str, Any]:
+        """The spec as plain JSON values; the strategy stands as ``distribution:name``.
+
+        Raises:
+            SpecError: An option has no JSON form.
+        """
+        return {
+            "strategy": self.strategy,
+            "num_registers": self.num_registers,
+            "hidden_dim": self.hidden_dim,
+            "options": json_options(_owner(self.entry), self.options),
+            "cond_dim": self.cond_dim,
+        }
+
+
+def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: Mapping[str, Any]) -> ReadoutSpec:
+    """Check sizes and options against the readout's constructor and find ``cond_dim``, allocating nothing.
+
+    Raises:
+        SpecError: A size or an option does not fit.
+        PluginError: The readout's module cannot be imported.
+    """
+    owner = _owner(entry)
+    for word, size in (("num_registers", num_registers), ("hidden_dim", hidden_dim)):
+        if not (is_int(size) and size >= 1):
+            raise SpecError(f"{owner}: {word}: expected a positive integer, got {size!r}.")
+    build = load_reference(owner, entry.build)
+    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
+    arguments = bind(owner, build, sizes, options, entry.sizes)
+    cond_dim, measured = measure(owner, build, arguments, num_registers, hidden_dim)
+    return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured)
+
+
+def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as JSON gives them back.
+
+    Raises:
+        SpecError: A value has no JSON form.
+    """
+    for option, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a JSON value, got {value!r}; only such options can be stored."
+            ) from error
+    return json.loads(json.dumps(dict(options)))  # type: ignore[no-any-return]
+
+
+def _owner(entry: ReadoutEntry) -> str:
+    return f"strategy {entry.name!r}"

@@ -1,0 +1,115 @@
+"""Builds readouts, and finds the one true ``cond_dim`` on the meta device, where nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from regplug.errors import SpecError
+from regplug.layout import is_int
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Two samples: a module that confuses batch and registers shows itself, and batch norm in eval mode is content.
+PROBE_BATCH = 2
+
+
+def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    """Call the constructor, and turn its refusal into one that names the strategy.
+
+    Raises:
+        SpecError: The constructor refused the arguments, or did not make an ``nn.Module``.
+    """
+    from torch import nn
+
+    try:
+        module = build(**arguments)
+    except Exception as error:  # whatever a constructor raises means: not with these arguments
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise SpecError(
+            f"{owner}: expected sizes and options that its constructor takes, got {given}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise SpecError(f"{owner}: expected an nn.Module, got {type(module).__name__}.")
+    return module
+
+
+def measure(
+    owner: str, build: Callable[..., Any], arguments: Mapping[str, Any], num_registers: int, hidden_dim: int
+) -> tuple[int, bool]:
+    """``cond_dim``, and whether a forward on the meta device proved it.
+
+    The truth is the module's ``out_dim`` if it has one, checked against the meta forward; else that forward.
+
+    Args:
+        owner: The strategy, for messages.
+        build: The readout's class.
+        arguments: What its constructor gets.
+        num_registers: R.
+        hidden_dim: D.
+
+    Raises:
+        SpecError: The constructor refuses; ``out_dim`` and the forward disagree; the output is no
+            ``[B, cond_dim]``; or there is neither ``out_dim`` nor a forward that runs on the meta device.
+    """
+    import torch
+
+    with torch.device("meta"):
+        module = construct(owner, build, arguments)
+    stated = stated_width(owner, module)
+    try:
+        width = probe(owner, module, num_registers, hidden_dim, device="meta")
+    except SpecError:
+        raise
+    except Exception as error:  # no meta forward: any operation may lack one, and may say so in any way
+        if stated is None:
+            raise SpecError(
+                f"{owner}: expected an integer attribute out_dim or a forward that runs on the meta device, "
+                f"got neither ({type(error).__name__}: {error})."
+            ) from error
+        return stated, False
+    check_width(owner, stated, width)
+    return width, True
+
+
+def stated_width(owner: str, module: nn.Module) -> int | None:
+    """The module's ``out_dim``, if it has one.
+
+    Raises:
+        SpecError: ``out_dim`` is not a positive integer.
+    """
+    stated = getattr(module, "out_dim", None)
+    if stated is not None and not (is_int(stated) and stated >= 1):
+        raise SpecError(f"{owner}: out_dim: expected a positive integer, got {stated!r}.")
+    return stated
+
+
+def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:
+    """Run one forward in eval mode on zeros ``[2, R, D]`` and return the width of what comes out."""
+    import torch
+
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    registers = torch.zeros(PROBE_BATCH, num_registers, hidden_dim, dtype=dtype, device=device)
+    training = {child: child.training for child in module.modules()}
+    module.eval()  # or a probe would move the running statistics of a batch norm
+    try:
+        with torch.no_grad():
+            output = module(registers)
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+    if not isinstance(output, torch.Tensor):
+        raise SpecError(f"{owner}: expected a tensor [B, cond_dim], got {type(output).__name__}.")
+    if output.dim() != 2 or output.shape[0] != PROBE_BATCH:
+        raise SpecError(
+            f"{owner}: expected [{PROBE_BATCH}, cond_dim] for registers {list(registers.shape)}, "
+            f"got {list(output.shape)}."
+        )
+    return int(output.shape[1])
+
+
+def check_width(owner: str, stated: int | None, measured: int) -> None:
+    """Refuse a module whose ``out_dim`` is not what its forward gives."""
+    if stated is not None and stated != measured:
+        raise SpecError(f"{owner}: out_dim: expected {measured}, which its forward gives, got {stated}.")
