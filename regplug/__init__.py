@@ -75,6 +75,11 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # from the installed metadata: the version is written once, in include/regplug/version.h
+        from importlib.metadata import version
+
+        return version("regplug")
     if name not in _HOMES:
         raise AttributeError(f"module 'regplug' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"regplug.{_HOMES[name]}"), name)

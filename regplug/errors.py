@@ -32,3 +32,7 @@ class ExportError(RegplugError):
 
 class BundleError(RegplugError):
     """A bundle or a weights file is damaged, incomplete, foreign, or does not fit."""
+
+
+class MissingFileError(BundleError):
+    """A bundle's file is gone: damage, or the folder was replaced while it was read."""

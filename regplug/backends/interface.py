@@ -1,0 +1,64 @@
+"""What an export backend implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from regplug.manifest import Input, Output
+
+# the flat outputs for one input: [c], or [gamma_0, beta_0, gamma_1, ...]
+Run = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One exported artifact.
+
+    Args:
+        file: Its name in the bundle, ``program.BACKEND...``.
+        data: Its bytes.
+        properties: What the backend wants to find again when it opens the program.
+    """
+
+    file: str
+    data: bytes
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class ExportBackend(ABC):
+    """Makes programs out of modules, and opens them.
+
+    regplug holds every program to the parity gate, writes it, checks its digest before it is opened, and checks
+    every input before it is run; a backend does none of that.
+    """
+
+    @abstractmethod
+    def export(self, module: nn.Module, example: Tensor, signature: Input, outputs: Sequence[Output]) -> list[Program]:
+        """Make the programs.
+
+        Args:
+            module: In eval mode, on the CPU; a copy that may be changed.
+            example: A contiguous input of two samples.
+            signature: What varies ("B", "T") and what does not.
+            outputs: What the module gives.
+
+        Raises:
+            ExportError: The module cannot be made a program; says why.
+        """
+
+    @abstractmethod
+    def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
+        """Make a program runnable with these weights. The bytes are checked; their maker is not.
+
+        Args:
+            owner: The program's weights file, for messages.
+            program: What ``export`` gave, read back.
+            weights: The module's state dict.
+
+        Raises:
+            BundleError: The program does not open, or wants other weights.
+        """

@@ -1,0 +1,353 @@
+"""Export and load: a spec and its trained module to a folder on disk, and back."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.backends.interface import ExportBackend, Program
+from regplug.conditioner import Conditioner
+from regplug.entries import load_reference
+from regplug.errors import BundleError, ExportError, PluginError, RegplugError
+from regplug.folder import MANIFEST
+from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set, make_golden
+from regplug.layout import TokenLayout
+from regplug.manifest import (
+    BUNDLE_FORMAT,
+    GOLDEN,
+    SMOKE_CASE,
+    WEIGHTS,
+    BundleProvenance,
+    CaseResult,
+    FileRecord,
+    LayoutRecord,
+    Manifest,
+    PluginRecord,
+    ProgramRecord,
+)
+from regplug.program import LoadedProgram
+from regplug.reading import BundleFiles, read_bundle
+from regplug.rebuilding import describe_film, rebuild
+from regplug.registry import Registry, default_registry
+from regplug.signature import Signature, signature_of_conditioner, signature_of_readout
+from regplug.spec import ReadoutSpec
+from regplug.torch_private import cpu_capability, uncompiled
+from regplug.weights import load_tensors, save_tensors, state_of
+from regplug.writing import check_place, write_folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` wrote: the folder, its digest (which pins it), its manifest."""
+
+    directory: Path
+    digest: str
+    manifest: Manifest
+
+
+def export(
+    spec: ReadoutSpec,
+    module: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    backends: Sequence[str] = ("torchscript",),
+    layout: TokenLayout | None = None,
+    force: bool = False,
+    registry: Registry | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Exported:
+    """Write a bundle: weights, golden cases, and one program per backend, each proven equal to eager.
+
+    Works on a copy, in eval mode, on the CPU; the module stays as it is. All or nothing: a program that leaves its
+    tolerance, a full disk or a kill leaves what was there before.
+
+    Args:
+        spec: What ``resolve`` gave.
+        module: The trained readout that ``spec.build()`` made, or a ``Conditioner`` around it.
+        directory: The folder to make.
+        backends: Names of export backends; none for a bundle of data only.
+        layout: Where a readout's registers sit in the backbone's tokens, to be noted; a conditioner has its own.
+        force: Replace the bundle that stands there, in one step.
+        registry: Where names are looked up; the installed plugins when None.
+        progress: Called with a word on each step.
+
+    Raises:
+        ExportError: The module is not what the spec builds, holds what a bundle cannot, a program leaves its
+            tolerance, or the folder cannot be written.
+        RegplugError: A name or an option does not resolve.
+    """
+    registry = registry or default_registry()
+    directory = Path(directory)
+    check_place(directory, force)
+    makers = {name: open_backend(registry, name) for name in backends}
+    owner = f"strategy {spec.entry.name!r}"
+    module = _copy_of(owner, spec, module)
+    state = state_of(owner, module)
+    progress("golden cases")
+    signature, layout = _signature(owner, spec, module, layout)
+    golden = make_golden(owner, module, signature.input, signature.outputs, signature.lengths)
+    manifest = _describe(spec, module, layout, signature, golden, registry)
+    _check_rebuilt(owner, manifest, state, golden, registry)
+    files = {
+        WEIGHTS: save_tensors(state, manifest.describe()),
+        GOLDEN: save_tensors(golden.tensors),
+    }
+    records = []
+    for name, maker in makers.items():
+        progress(f"program {name}")
+        for program in _make_programs(name, maker, module, signature, golden):
+            records.append(_gate(name, maker, program, manifest, state, golden))
+            files[program.file] = program.data
+    manifest = replace(
+        manifest,
+        programs=tuple(records),
+        files={name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
+    )
+    text = manifest.to_bytes()
+    progress("writing")
+    write_folder(directory, {**files, MANIFEST: text}, force)
+    return Exported(directory, hashlib.sha256(text).hexdigest(), manifest)
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    program: str | None = None,
+    digest: str | None = None,
+    follow_links: bool = False,
+    registry: Registry | None = None,
+) -> Any:
+    """Load a bundle.
+
+    By default this reads data and runs no code of the bundle: the locally installed class is built, in eval mode, and its
+    weights are set. A program is code from whoever made the bundle, so it runs only when you name it.
+
+    Args:
+        directory: The bundle's folder.
+        program: The export backend whose program to load; the plugin that made the readout need not be installed.
+        digest: The manifest's sha256 that the bundle must have.
+        follow_links: Allow symbolic links to files.
+        registry: Where names are looked up; the installed plugins when None.
+
+    Returns:
+        The readout or ``Conditioner`` itself; with ``program``, a ``LoadedProgram``, which is called likewise.
+
+    Raises:
+        BundleError: The bundle is damaged, does not fit the installed class, or does not reproduce its golden case.
+        RegplugError: The strategy is not installed, or its plugin is broken.
+    """
+    registry = registry or default_registry()
+    files = read_bundle(directory, digest=digest, follow_links=follow_links, backends=(program,) if program else ())
+    if program is not None:
+        return load_program(files, program, registry)
+    return load_module(files, registry)
+
+
+def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
+    """The module of a bundle that was read; raises as ``load`` does."""
+    manifest = files.manifest
+    module = rebuild(files.path, manifest, weights_of(files), registry)
+    result = run_case(module_run(module), files, golden_of(files), SMOKE_CASE)
+    if not result.ok:
+        plugin = manifest.provenance.plugin
+        raise BundleError(
+            f"bundle {files.path}: the installed {manifest.strategy}: case '{result.case}': error {result.error:.3g} is "
+            f"above the tolerance {result.tolerance:.3g}; it was made with {plugin.distribution} {plugin.version}."
+        )
+    return module
+
+
+def load_program(files: BundleFiles, backend: str, registry: Registry) -> LoadedProgram:
+    """A program of a bundle that was read; raises as ``load`` does."""
+    record = next((one for one in files.manifest.programs if one.backend == backend), None)
+    if record is None:
+        known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
+        raise BundleError(f"bundle {files.path}: program '{backend}': not in this bundle; known: {known}.")
+    maker = open_backend(registry, backend)
+    program = Program(record.file, files.files[record.file], record.properties)
+    run = maker.open(f"bundle {files.path}: {WEIGHTS}", program, weights_of(files))
+    loaded = LoadedProgram(backend, files.manifest, files.digest, run)
+    loaded.check(files.path, golden_of(files), tolerance_factor(files.manifest))
+    return loaded
+
+
+def open_backend(registry: Registry, name: str) -> ExportBackend:
+    """An export backend by name.
+
+    Raises:
+        NameLookupError: No plugin offers it.
+        PluginError: It is no ``ExportBackend``.
+        ExportError: Programs do not exist for this platform.
+    """
+    entry = registry.export_backend_entry(name)
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise ExportError(
+            f"program {name!r}: expected Linux on x86-64, got {sys.platform} on {platform.machine()}; "
+            "use a bundle's data only, regplug.load(directory)."
+        )
+    backend = load_reference(f"export backend {name!r}", entry.build)()
+    if not isinstance(backend, ExportBackend):
+        raise PluginError(f"export backend {name!r}: expected an ExportBackend, got {type(backend).__name__}.")
+    return backend
+
+
+def weights_of(files: BundleFiles) -> dict[str, Tensor]:
+    """The weights of a bundle that was read."""
+    return load_tensors(f"bundle {files.path}: {WEIGHTS}", files.files[WEIGHTS])
+
+
+def golden_of(files: BundleFiles) -> GoldenSet:
+    """The golden cases of a bundle that was read."""
+    owner = f"bundle {files.path}: {GOLDEN}"
+    return golden_set(owner, files.manifest, load_tensors(owner, files.files[GOLDEN]))
+
+
+def tolerance_factor(manifest: Manifest) -> float:
+    """2 where ATen uses another instruction set than on the exporting machine, else 1."""
+    return 1.0 if cpu_capability() == manifest.provenance.cpu else 2.0
+
+
+def module_run(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """A module as a function with flat outputs."""
+    return lambda given: flatten(module(given))
+
+
+def run_case(run: Callable[[Tensor], Sequence[Tensor]], files: BundleFiles, golden: GoldenSet, name: str) -> CaseError:
+    """Run one golden case of a bundle."""
+    case = next(case for case in golden.golden.cases if case.case == name)
+    return compare(run, golden, case, files.manifest.outputs, tolerance_factor(files.manifest))
+
+
+# ---- export, step by step
+
+
+def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
+    module = uncompiled(module)
+    readout = module.readout if isinstance(module, Conditioner) else module
+    wanted = spec.readout_class
+    if isinstance(wanted, type) and type(readout) is not wanted:
+        raise ExportError(f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}.")
+    try:
+        return copy.deepcopy(module).cpu().eval()
+    except RuntimeError as error:  # a weight that is no leaf of the graph has no deep copy
+        raise ExportError(f"{owner}: expected a module that can be copied, got: {error}") from error
+
+
+def _signature(
+    owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None
+) -> tuple[Signature, TokenLayout | None]:
+    if isinstance(module, Conditioner):
+        if layout not in (None, module.layout):
+            raise ExportError(f"{owner}: layout: expected the conditioner's own, got {layout}.")
+        layout = module.layout
+        signature = signature_of_conditioner(owner, module, layout)
+    else:
+        signature = signature_of_readout(owner, module, spec.num_registers, spec.hidden_dim, spec.cond_dim)
+    sizes = (spec.num_registers, spec.hidden_dim)
+    if layout is not None and (layout.num_registers, layout.hidden_dim) != sizes:
+        raise ExportError(
+            f"{owner}: layout: expected num_registers={sizes[0]} and hidden_dim={sizes[1]}, got {layout.num_registers} "
+            f"and {layout.hidden_dim}."
+        )
+    return signature, layout
+
+
+def _describe(
+    spec: ReadoutSpec,
+    module: nn.Module,
+    layout: TokenLayout | None,
+    signature: Signature,
+    golden: GoldenSet,
+    registry: Registry,
+) -> Manifest:
+    import regplug
+
+    provenance = spec.entry.provenance
+    if provenance is None:
+        raise ExportError(
+            f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; a bundle names it."
+        )
+    conditioner = isinstance(module, Conditioner)
+    return Manifest(
+        bundle_format=BUNDLE_FORMAT,
+        holds="conditioner" if conditioner else "readout",
+        strategy=spec.strategy,
+        num_registers=spec.num_registers,
+        hidden_dim=spec.hidden_dim,
+        options=spec.as_dict()["options"],
+        cond_dim=spec.cond_dim,
+        layout=None if layout is None else LayoutRecord(**vars(layout)),
+        film=describe_film(module, registry) if isinstance(module, Conditioner) else None,
+        input=signature.input,
+        outputs=signature.outputs,
+        golden=golden.golden,
+        programs=(),
+        files={},
+        provenance=BundleProvenance(
+            plugin=PluginRecord(provenance.distribution, provenance.version),
+            regplug=regplug.__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+            cpu=cpu_capability(),
+        ),
+    )
+
+
+def _check_rebuilt(
+    owner: str, manifest: Manifest, state: Mapping[str, Tensor], golden: GoldenSet, registry: Registry
+) -> None:
+    """Refuse a module whose spec and weights do not give the same module again: nobody could load it."""
+    try:
+        rebuilt = rebuild("to be", manifest, state, registry)
+        results = [compare(module_run(rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases]
+    except RegplugError as error:
+        raise ExportError(f"{owner}: expected a module that its spec rebuilds, got another: {error}") from error
+    for result in results:
+        if not result.ok:
+            raise ExportError(
+                f"{owner}: expected a module that its spec rebuilds, got one whose outputs differ by {result.error:.3g} "
+                f"in case '{result.case}'; was it changed after spec.build()?"
+            )
+
+
+def _make_programs(
+    name: str, maker: ExportBackend, module: nn.Module, signature: Signature, golden: GoldenSet
+) -> list[Program]:
+    case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
+    programs = maker.export(copy.deepcopy(module), golden.input(case), signature.input, signature.outputs)
+    for program in programs:
+        if not program.file.startswith(f"program.{name}"):
+            raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
+    return programs
+
+
+def _gate(
+    name: str,
+    maker: ExportBackend,
+    program: Program,
+    manifest: Manifest,
+    state: Mapping[str, Tensor],
+    golden: GoldenSet,
+) -> ProgramRecord:
+    """Hold a program to the parity gate, opened as a user will open it."""
+    loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
+    cases = {}
+    for case in golden.golden.cases:
+        result = compare(loaded.run_flat, golden, case, manifest.outputs)
+        if not result.ok:
+            raise ExportError(
+                f"program {name!r}: case '{result.case}': error {result.error:.3g} is above the tolerance "
+                f"{result.tolerance:.3g}; nothing was written."
+            )
+        cases[case.case] = CaseResult(result.error, result.tolerance)
+    return ProgramRecord(name, program.file, dict(program.properties), cases)

@@ -1,0 +1,152 @@
+"""Reads a bundle's folder by the load protocol of ``docs/bundle.md``: one handle, each file once, digest first."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from regplug.errors import BundleError, MissingFileError
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST = 1 << 20
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+REOPENS = 100  # a bundle that is replaced without pause must still end in an answer
+
+T = TypeVar("T")
+
+
+class Folder:
+    """An open handle on a bundle's folder; files are read relative to it.
+
+    Args:
+        path: The folder, as the caller gave it.
+        descriptor: The open handle.
+        follow_links: Whether symbolic links to files are allowed.
+    """
+
+    def __init__(self, path: str, descriptor: int, follow_links: bool) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._follow_links = follow_links
+
+    def read(self, name: str, size: int | None = None, at_most: int | None = None) -> bytes:
+        """All bytes of a regular file, opened and read once.
+
+        Args:
+            name: The file.
+            size: The size it must have, in bytes.
+            at_most: The size it may have, in bytes.
+
+        Raises:
+            BundleError: It is missing, no regular file, a link, or has another size.
+        """
+        owner = f"bundle {self.path}: {name}"
+        # non-blocking: a FIFO in place of a file would hang the reader
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if self._follow_links else os.O_NOFOLLOW)
+        try:
+            descriptor = os.open(name, flags, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            fix = "use a folder that `regplug export` wrote" if name == MANIFEST else "export the bundle again"
+            raise MissingFileError(f"{owner}: missing; {fix}.") from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
+            if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
+                raise BundleError(f"{owner}: not a regular file.") from None
+            raise BundleError(f"{owner}: {error.strerror}.") from error
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{owner}: not a regular file.")
+            if size is not None and status.st_size != size:
+                raise BundleError(f"{owner}: expected {size} bytes, got {status.st_size}; export the bundle again.")
+            if at_most is not None and status.st_size > at_most:
+                raise BundleError(f"{owner}: expected at most {at_most} bytes, got {status.st_size}.")
+            data = _read_exactly(file, status.st_size)
+        if len(data) != status.st_size:
+            raise BundleError(
+                f"{owner}: expected {status.st_size} bytes, got {len(data)}; export the bundle again."
+            )
+        return data
+
+    def read_checked(self, name: str, size: int, sha256: str) -> bytes:
+        """``read``, and the digest compared.
+
+        Raises:
+            BundleError: Also when the digest differs.
+        """
+        data = self.read(name, size=size)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise BundleError(
+                f"bundle {self.path}: {name}: sha256 differs from the manifest; export the bundle again."
+            )
+        return data
+
+    def check_listing(self, listed: Iterable[str]) -> None:
+        """Refuse a file that the manifest does not list; dotfiles and README.md are never opened.
+
+        Raises:
+            BundleError: Something else stands in the folder.
+        """
+        allowed = {*listed, MANIFEST, "README.md"}
+        for name in sorted(os.listdir(self._descriptor)):
+            if name not in allowed and not name.startswith("."):
+                raise BundleError(f"bundle {self.path}: {name}: not listed in the manifest; remove it.")
+
+    def was_replaced(self) -> bool:
+        """Whether another folder stands at the path now."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        here = os.fstat(self._descriptor)
+        return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
+
+
+def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable[[Folder], T]) -> T:
+    """Run ``read`` on the folder; run it anew when the folder was replaced meanwhile.
+
+    A bundle is replaced by exchanging whole folders, so what one handle shows is one bundle; what the exchange
+    put aside is then deleted, which shows as a missing file here.
+
+    Raises:
+        BundleError: No such folder, or whatever ``read`` raises.
+    """
+    for _ in range(REOPENS):
+        with _opened(os.fspath(path), follow_links) as folder:
+            try:
+                return read(folder)
+            except MissingFileError:
+                if not folder.was_replaced():
+                    raise
+    raise BundleError(f"bundle {os.fspath(path)}: replaced {REOPENS} times while it was read; try again.")
+
+
+@contextmanager
+def _opened(path: str, follow_links: bool) -> Any:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise BundleError(f"bundle {path}: no such folder.") from None
+    except NotADirectoryError:
+        raise BundleError(f"bundle {path}: not a folder.") from None
+    except OSError as error:
+        raise BundleError(f"bundle {path}: {error.strerror}.") from error
+    try:
+        yield Folder(path, descriptor, follow_links)
+    finally:
+        os.close(descriptor)
+
+
+def _read_exactly(file: Any, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := file.read(size)):  # one read gives at most 2 GiB
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

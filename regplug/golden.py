@@ -1,0 +1,186 @@
+"""Golden cases and the parity gate: what a program must give, and how far it may be from the truth."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regplug.errors import BundleError, ExportError, ShapeError
+from regplug.manifest import Golden, GoldenCase, Input, Manifest, Output
+
+MAX_BYTES = 4_000_000
+SEED = 0
+# the sizes of the cases; the last two give way where the file would grow too large
+BATCHES = (0, 1, 2, 7, 64)
+SLICE_BATCH = 2
+SLICE_START = 1  # tokens before and after the slice
+
+Run = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class CaseError:
+    """How far an output is from the truth on one case; ``ok`` when within the tolerance."""
+
+    case: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance; NaN never is."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """The cases with their tensors: what ``golden.safetensors`` and the manifest's ``golden`` hold together."""
+
+    golden: Golden
+    tensors: Mapping[str, Tensor]
+
+    def input(self, case: GoldenCase) -> Tensor:
+        """The case's input; a strided view when the case is a slice."""
+        stored = self.tensors[f"{case.case}.input"]
+        return stored if case.start is None else stored[:, case.start : case.start + case.length]
+
+    def outputs(self, case: GoldenCase, names: Sequence[str]) -> list[Tensor]:
+        """The case's expected outputs."""
+        return [self.tensors[f"{case.case}.output.{name}"] for name in names]
+
+
+def flatten(output: object) -> list[Tensor]:
+    """The tensors of a readout's or a conditioner's output: ``[c]``, or ``[gamma_0, beta_0, gamma_1, ...]``."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, (list, tuple)):
+        return [tensor for item in output for tensor in flatten(item)]
+    raise ShapeError(f"output: expected a tensor or pairs of tensors, got {type(output).__name__}.")
+
+
+def make_golden(
+    owner: str, module: nn.Module, signature: Input, outputs: Sequence[Output], lengths: Sequence[int]
+) -> GoldenSet:
+    """Draw inputs from a fixed seed, find the truth, and set each case's tolerance.
+
+    The truth is a float64 forward; the tolerance is four times eager's own error plus four units in the last
+    place of the largest output. A module that has no float64 forward is held to 1e-5 of the largest output.
+
+    Args:
+        owner: The strategy, for messages.
+        module: The module in eval mode, on the CPU.
+        signature: What it takes.
+        outputs: What it gives.
+        lengths: The sequence lengths to use, one after another: R for a readout, several T for a conditioner.
+
+    Raises:
+        ExportError: The cases do not fit into 4 MB, or an output is not finite.
+    """
+    dtype = getattr(torch, signature.dtype)
+    width = int(signature.shape[2])
+    generator = torch.Generator().manual_seed(SEED)
+    double = _double_of(module, dtype, [1, lengths[0], width])
+    cases: list[GoldenCase] = []
+    tensors: dict[str, Tensor] = {}
+    for index, (name, batch, start) in enumerate(_plan(owner, signature, lengths, width, outputs)):
+        length = lengths[index % len(lengths)]
+        around = 0 if start is None else 2 * SLICE_START
+        drawn = torch.randn(batch, length + around, width, generator=generator, dtype=torch.float64).to(dtype)
+        given = drawn if start is None else drawn[:, start : start + length]
+        with torch.no_grad():
+            eager = flatten(module(given))
+            truth = eager if double is None else flatten(double(given.double()))
+        if not all(bool(tensor.isfinite().all()) for tensor in (*eager, *truth)):
+            raise ExportError(f"{owner}: case {name!r}: expected finite outputs, got inf or nan; check the weights.")
+        scale = max((tensor.abs().max().item() for tensor in truth if tensor.numel()), default=0.0)
+        error = largest_error(eager, truth)
+        tolerance = 1e-5 * scale if double is None else 4 * error + 4 * torch.finfo(dtype).eps * scale
+        cases.append(GoldenCase(name, batch, start, length, error, tolerance))
+        tensors[f"{name}.input"] = drawn
+        for output, tensor in zip(outputs, truth, strict=True):
+            tensors[f"{name}.output.{output.name}"] = tensor.clone()
+    return GoldenSet(Golden("eager" if double is None else "float64", tuple(cases)), tensors)
+
+
+def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> GoldenSet:
+    """The golden set of a bundle, its tensors compared with the manifest.
+
+    Raises:
+        BundleError: A tensor is missing, too many, or not of the shape that the case says.
+    """
+    wanted: dict[str, list[int]] = {}
+    for case in manifest.golden.cases:
+        wanted[f"{case.case}.input"] = [case.batch, -1 if case.start is not None else case.length, manifest.hidden_dim]
+        for output in manifest.outputs:
+            wanted[f"{case.case}.output.{output.name}"] = [case.batch, int(output.shape[1])]
+    if set(wanted) != set(tensors):
+        raise BundleError(f"{owner}: expected tensors [{', '.join(sorted(wanted))}], got [{', '.join(sorted(tensors))}].")
+    for name, shape in wanted.items():
+        got = list(tensors[name].shape)
+        if len(got) != len(shape) or any(w not in (-1, g) for w, g in zip(shape, got, strict=True)):
+            raise BundleError(f"{owner}: tensor '{name}': expected {shape}, got {got}.")
+    golden = GoldenSet(manifest.golden, tensors)
+    for case in manifest.golden.cases:
+        if golden.input(case).shape[1] != case.length:
+            raise BundleError(f"{owner}: case '{case.case}': expected a slice of {case.length} tokens inside the input.")
+    return golden
+
+
+def compare(run: Run, golden: GoldenSet, case: GoldenCase, outputs: Sequence[Output], factor: float = 1.0) -> CaseError:
+    """Run one case and measure it.
+
+    Args:
+        run: What is compared; takes the input, gives the flat outputs.
+        golden: The set that the case belongs to.
+        case: The case.
+        outputs: The names of the outputs.
+        factor: What the tolerance is multiplied with: 2 on another instruction set.
+    """
+    with torch.no_grad():
+        got = run(golden.input(case))
+    wanted = golden.outputs(case, [output.name for output in outputs])
+    return CaseError(case.case, largest_error(got, wanted), case.tolerance * factor)
+
+
+def largest_error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest absolute difference, compared in float64; infinite where number or shapes differ, NaN for a NaN."""
+    if len(got) != len(wanted) or any(a.shape != b.shape for a, b in zip(got, wanted, strict=True)):
+        return float("inf")
+    errors = [(a.double() - b.double()).abs().max().item() for a, b in zip(got, wanted, strict=True) if a.numel()]
+    # max() would drop a NaN that does not come first
+    return float("nan") if any(error != error for error in errors) else max(errors, default=0.0)
+
+
+def _double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Module | None:
+    """A float64 copy whose forward works and stays in float64, or None."""
+    try:
+        double = copy.deepcopy(module).double()
+        with torch.no_grad():
+            given = flatten(double(torch.zeros(shape, dtype=torch.float64)))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):  # it casts inside, or has no float64 kernel
+        return None
+    return double if all(tensor.dtype == torch.float64 for tensor in given) else None
+
+
+def _plan(
+    owner: str, signature: Input, lengths: Sequence[int], width: int, outputs: Sequence[Output]
+) -> list[tuple[str, int, int | None]]:
+    """Name, batch and slice start of every case, within the file's limit."""
+    itemsize = getattr(torch, signature.dtype).itemsize
+    per_sample = max(lengths) * width * itemsize + 8 * sum(int(output.shape[1]) for output in outputs)
+    slice_sample = per_sample + 2 * SLICE_START * width * itemsize
+    left = MAX_BYTES - 65_536 - 3 * per_sample - SLICE_BATCH * slice_sample  # the header, batch 1 and 2, the slice
+    if left < 0:
+        raise ExportError(
+            f"{owner}: expected golden cases within {MAX_BYTES} bytes, got {per_sample} bytes a sample; "
+            "export the readout without its layout."
+        )
+    *small, odd, large = (batch for batch in BATCHES if batch >= signature.min_batch)
+    odd = min(odd, left // per_sample)
+    large = min(large, left // per_sample - odd)
+    batches = [*small, *(batch for batch in (odd, large) if batch > 2)]
+    return [(f"batch_{batch}", batch, None) for batch in dict.fromkeys(batches)] + [("slice", SLICE_BATCH, SLICE_START)]

@@ -1,0 +1,112 @@
+"""A loaded program: whatever backend made it, every input is checked before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regplug.backends.interface import Run
+from regplug.errors import BundleError, ShapeError
+from regplug.golden import GoldenSet, compare
+from regplug.manifest import SMOKE_CASE, Input, Manifest
+from regplug.weights import dtype_name
+
+
+class LoadedProgram:
+    """A program of a bundle, ready to be called as the module was.
+
+    Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner; gives
+    the FiLM pairs, gamma first). Views and slices are welcome: the input is made contiguous.
+
+    Args:
+        backend: The name of the export backend that made it.
+        manifest: The bundle's manifest.
+        digest: The bundle's digest.
+        run: What the backend's ``open`` gave.
+    """
+
+    def __init__(self, backend: str, manifest: Manifest, digest: str, run: Run) -> None:
+        self.backend = backend
+        self.manifest = manifest
+        self.digest = digest
+        self._run = run
+        self._owner = f"program '{backend}'"
+
+    @property
+    def cond_dim(self) -> int:
+        """Width of the conditioning vector."""
+        return self.manifest.cond_dim
+
+    def __call__(self, given: Tensor) -> Tensor | list[tuple[Tensor, Tensor]]:
+        """Run the program.
+
+        Raises:
+            ShapeError: Rank, R, D, T, batch, dtype or device is not what the program takes.
+        """
+        outputs = self.run_flat(given)
+        if self.manifest.holds == "readout":
+            return outputs[0]
+        return list(zip(outputs[0::2], outputs[1::2], strict=True))
+
+    def run_flat(self, given: Tensor) -> list[Tensor]:
+        """As a call, with the outputs as one list in the manifest's order."""
+        check_input(self._owner, self.manifest.input, given)
+        with torch.inference_mode():
+            outputs = self._run(given.contiguous())
+        check_outputs(self._owner, self.manifest, outputs, given.shape[0])
+        taken = given.untyped_storage().data_ptr()
+        # a module may give back a view of its input; the caller's next write there must not change it
+        return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
+
+    def check(self, path: str, golden: GoldenSet, factor: float) -> None:
+        """Run the case ``batch_1`` once.
+
+        Raises:
+            BundleError: The program fails, or is further from the truth than the tolerance.
+        """
+        case = next(case for case in golden.golden.cases if case.case == SMOKE_CASE)
+        result = compare(self.run_flat, golden, case, self.manifest.outputs, factor)
+        if not result.ok:
+            raise BundleError(
+                f"bundle {path}: {self._owner}: case '{case.case}': error {result.error:.3g} is above the tolerance "
+                f"{result.tolerance:.3g}."
+            )
+
+
+def check_input(owner: str, signature: Input, given: Tensor) -> None:
+    """Refuse what the program would read past, or answer wrongly.
+
+    Raises:
+        ShapeError: Rank, sizes, batch, dtype or device is not what the signature says.
+    """
+    if not isinstance(given, Tensor):
+        raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
+    sizes, least = list(given.shape), ""
+    fits = len(sizes) == 3 and all(wanted in ("B", "T", size) for wanted, size in zip(signature.shape, sizes))
+    if fits and sizes[0] < signature.min_batch:
+        least = f" with B >= {signature.min_batch}"
+    elif fits and sizes[1] < (signature.min_tokens or 0):
+        least = f" with T >= {signature.min_tokens}"
+    if not fits or least:
+        wanted_shape = ", ".join(map(str, signature.shape))
+        raise ShapeError(f"{owner}: expected {signature.name} [{wanted_shape}]{least}, got {sizes}.")
+    if dtype_name(given) != signature.dtype:
+        raise ShapeError(f"{owner}: expected dtype {signature.dtype}, got {dtype_name(given)}.")
+    if given.device.type != "cpu":
+        raise ShapeError(f"{owner}: expected device cpu, got {given.device}.")
+    if given.layout != torch.strided:
+        raise ShapeError(f"{owner}: expected a dense tensor, got another layout.")
+
+
+def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], batch: int) -> None:
+    """Refuse outputs that are not what the manifest promises.
+
+    Raises:
+        ShapeError: Their number, shapes or dtypes differ.
+    """
+    wanted = [f"{output.dtype} {[batch, output.shape[1]]}" for output in manifest.outputs]
+    got = [f"{dtype_name(output)} {list(output.shape)}" for output in outputs]
+    if wanted != got:
+        raise ShapeError(f"{owner}: expected outputs [{', '.join(wanted)}], got [{', '.join(got)}].")

@@ -1,0 +1,66 @@
+"""Opens a bundle: manifest, digest, and the checked bytes of every file it lists. Runs nothing, needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from regplug.errors import BundleError
+from regplug.folder import MANIFEST, MAX_MANIFEST, Folder, read_folder
+from regplug.manifest import GOLDEN, WEIGHTS, Manifest, parse_manifest
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """A bundle as read: every listed file was there, whole, and had its digest.
+
+    Args:
+        path: The folder, as the caller gave it.
+        manifest: What it is.
+        digest: The manifest's sha256, which pins all of it.
+        files: The bytes that were kept.
+    """
+
+    path: str
+    manifest: Manifest
+    digest: str
+    files: Mapping[str, bytes]
+
+
+def read_bundle(
+    directory: str | os.PathLike[str],
+    *,
+    digest: str | None = None,
+    follow_links: bool = False,
+    backends: tuple[str, ...] = (),
+) -> BundleFiles:
+    """Read and check a bundle.
+
+    Args:
+        directory: The bundle's folder.
+        digest: The manifest's sha256, where the caller knows which bundle it must be.
+        follow_links: Allow symbolic links to files, for hub caches and mounted volumes.
+        backends: Whose programs are kept in memory; the others are checked and dropped.
+
+    Raises:
+        BundleError: Anything is missing, added, changed or malformed; the message names it.
+    """
+
+    def read(folder: Folder) -> BundleFiles:
+        data = folder.read(MANIFEST, at_most=MAX_MANIFEST)
+        found = hashlib.sha256(data).hexdigest()
+        if digest is not None and found != digest.lower():
+            raise BundleError(f"bundle {folder.path}: {MANIFEST}: sha256 is {found}, pinned is {digest.lower()}.")
+        manifest = parse_manifest(folder.path, data)
+        folder.check_listing(manifest.files)
+        kept = {WEIGHTS, GOLDEN, *(program.file for program in manifest.programs if program.backend in backends)}
+        files = {}
+        for name, record in manifest.files.items():
+            content = folder.read_checked(name, record.size, record.sha256)
+            if name in kept:
+                files[name] = content
+        return BundleFiles(folder.path, manifest, found, files)
+
+    return read_folder(directory, follow_links, read)

@@ -1,0 +1,100 @@
+"""Finds what a module takes and gives by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from regplug.errors import ExportError
+from regplug.golden import flatten
+from regplug.layout import TokenLayout
+from regplug.manifest import Input, Output
+from regplug.weights import dtype_name
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a module takes and gives, and the sequence lengths that its golden cases use in turn."""
+
+    input: Input
+    outputs: tuple[Output, ...]
+    lengths: Sequence[int]
+
+
+def signature_of_readout(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, cond_dim: int) -> Signature:
+    """The signature of a readout, ``[B, R, D] -> [B, cond_dim]``.
+
+    Raises:
+        ExportError: It does not run, or gives something else.
+    """
+    dtype = _dtype_of(owner, module)
+    shapes, min_batch = _run(owner, module, dtype, num_registers, hidden_dim)
+    if shapes != [(dtype, [cond_dim])]:
+        raise ExportError(f"{owner}: expected {dtype} [B, {cond_dim}], got {_spell(shapes)}.")
+    return Signature(
+        Input("registers", dtype, ("B", num_registers, hidden_dim), min_batch, None),
+        (Output("conditioning", dtype, ("B", cond_dim)),),
+        [num_registers],
+    )
+
+
+def signature_of_conditioner(owner: str, module: nn.Module, layout: TokenLayout) -> Signature:
+    """The signature of a conditioner, ``[B, T, D] -> [(gamma, beta), ...]``.
+
+    Raises:
+        ExportError: It does not run, or gives something else.
+    """
+    dtype = _dtype_of(owner, module)
+    least = layout.num_tokens or layout.min_tokens
+    shapes, min_batch = _run(owner, module, dtype, least, layout.hidden_dim)
+    gammas, betas = shapes[0::2], shapes[1::2]
+    if not shapes or gammas != betas or any(found != dtype or len(shape) != 1 for found, shape in shapes):
+        raise ExportError(f"{owner}: expected pairs of {dtype} [B, width], got {_spell(shapes)}.")
+    outputs = [
+        Output(f"{word}_{layer}", dtype, ("B", shape[0]))
+        for layer, (_, shape) in enumerate(gammas)
+        for word in ("gamma", "beta")
+    ]
+    middle: int | str = layout.num_tokens or "T"
+    lengths = [least] if layout.num_tokens else [least, least + 1, least + 4]
+    return Signature(
+        Input("tokens", dtype, ("B", middle, layout.hidden_dim), min_batch, least), tuple(outputs), lengths
+    )
+
+
+def _dtype_of(owner: str, module: nn.Module) -> str:
+    found = {dtype_name(t) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    if len(found) > 1:
+        raise ExportError(f"{owner}: expected weights of one dtype, got {' and '.join(sorted(found))}.")
+    return found.pop() if found else "float32"
+
+
+def _run(owner: str, module: nn.Module, dtype: str, length: int, width: int) -> tuple[list[tuple[str, list[int]]], int]:
+    """Dtype and shape without batch of each output, and the smallest batch that runs."""
+
+    def forward(batch: int) -> list[tuple[str, list[int]]]:
+        given = torch.zeros(batch, length, width, dtype=getattr(torch, dtype))
+        with torch.no_grad():
+            outputs = flatten(module(given))
+        if any(output.dim() < 1 or output.shape[0] != batch for output in outputs):
+            raise ExportError(
+                f"{owner}: expected outputs with {batch} samples, got {[list(output.shape) for output in outputs]}."
+            )
+        return [(dtype_name(output), list(output.shape[1:])) for output in outputs]
+
+    try:
+        given = forward(1)
+    except (RuntimeError, TypeError, IndexError, NotImplementedError, ValueError) as error:
+        raise ExportError(f"{owner}: expected a forward of [1, {length}, {width}] in {dtype}, got: {error}") from error
+    try:
+        min_batch = 0 if forward(0) == given else 1
+    except (RuntimeError, TypeError, IndexError, ValueError):  # an unchanged module may refuse an empty batch
+        min_batch = 1
+    return given, min_batch
+
+
+def _spell(shapes: list[tuple[str, list[int]]]) -> str:
+    return ", ".join(f"{dtype} [B, {', '.join(map(str, shape))}]" for dtype, shape in shapes) or "nothing"

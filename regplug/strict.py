@@ -1,0 +1,210 @@
+"""Reads JSON into frozen dataclasses, strictly: every key is there, no other, and each value as its hint says."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar("T")
+Rule = Callable[[str, Any], Any]
+LARGEST = 1 << 53
+DEEPEST = 64
+PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+
+
+class WrongValueError(Exception):
+    """``KEY: expected WHAT, got VALUE``; the caller knows the file."""
+
+
+class DuplicateKeyError(WrongValueError):
+    """A key stands twice in one object."""
+
+
+class Number:
+    """A JSON number as written: 4 and 4.0 are not the same to a strict reader."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in ``data``, its numbers as written.
+
+    Raises:
+        DuplicateKeyError: A key stands twice.
+        WrongValueError: It is no JSON in UTF-8, or is nested deeper than 64.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise DuplicateKeyError(f"key {quoted(key)} stands twice")
+            values[key] = value
+        return values
+
+    def refuse(text: str) -> Any:
+        raise ValueError(text)  # NaN and Infinity, which are no JSON
+
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise WrongValueError("not JSON: begins with a byte order mark")
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=once, parse_int=Number, parse_float=Number, parse_constant=refuse
+        )
+    except (ValueError, RecursionError) as error:
+        at = getattr(error, "pos", getattr(error, "start", 0))
+        raise WrongValueError(f"not JSON at byte {at + 1}") from None
+    if _depth(value) > DEEPEST:
+        raise WrongValueError(f"nested deeper than {DEEPEST}")
+    return value
+
+
+def read_as(hint: type[T], value: Any, where: str = "") -> T:
+    """``value`` as the type that ``hint`` names.
+
+    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[str, X]``; ``Mapping[str, Any]`` for a free
+    object; str, bool, float (from 0 up), int; ``Annotated[X, rule]``, whose rule reads the value itself.
+
+    Raises:
+        WrongValueError: It is something else; the message names the key.
+    """
+    return _read(hint, where, value)  # type: ignore[no-any-return]
+
+
+def _read(hint: Any, where: str, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return arguments[1](where, value)
+    if type(None) in arguments:
+        return None if value is None else _read(arguments[0], where, value)
+    if is_dataclass(hint):
+        return _read_fields(hint, where, value)
+    if origin is tuple:
+        items = _typed(where, value, list, "a list")
+        return tuple(_read(arguments[0], _join(where, str(i)), item) for i, item in enumerate(items))
+    if origin is Mapping:
+        items = _typed(where, value, dict, "an object")
+        return {key: _read(arguments[1], _join(where, key), item) for key, item in items.items()}
+    if hint is float:
+        return _amount(where, value)
+    if hint is bool:
+        return _typed(where, value, bool, "true or false")
+    if hint is str:
+        return _typed(where, value, str, "a string")
+    return plain(value)
+
+
+def _read_fields(hint: Any, where: str, value: Any) -> Any:
+    given = _typed(where, value, dict, "an object")
+    hints = typing.get_type_hints(hint, include_extras=True)
+    known = [field.name for field in fields(hint)]
+    for key in known:
+        if key not in given:
+            raise WrongValueError(f"{_join(where, key)}: expected a value, got nothing")
+    for key in sorted(given):
+        if key not in known:
+            raise wrong(_join(where, key), "no such key", given[key])
+    return hint(**{key: _read(hints[key], _join(where, key), given[key]) for key in known})
+
+
+# ---- rules for Annotated
+
+
+def integer(at_least: int | None = None) -> Rule:
+    """Plain digits below 2^53, not below ``at_least``."""
+    wanted = "an integer" if at_least is None else f"an integer >= {at_least}"
+    lowest = -LARGEST + 1 if at_least is None else at_least
+
+    def read(where: str, value: Any) -> int:
+        number = plain_digits(value)
+        if number is None or not lowest <= number < LARGEST:
+            raise wrong(where, wanted, value)
+        return number
+
+    return read
+
+
+def one_of(*known: str) -> Rule:
+    """One of a few words."""
+
+    def read(where: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise wrong(where, f"one of [{', '.join(known)}]", value)
+        return value
+
+    return read
+
+
+def matching(pattern: re.Pattern[str], wanted: str) -> Rule:
+    """A string that matches as a whole."""
+
+    def read(where: str, value: Any) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise wrong(where, wanted, value)
+        return value
+
+    return read
+
+
+# ---- messages
+
+
+def wrong(where: str, wanted: str, value: Any) -> WrongValueError:
+    """The exception for a value that is not what was wanted."""
+    return WrongValueError(f"{where}: expected {wanted}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value inside a message: compact JSON on one line, at most 60 characters of it."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def quoted(name: str) -> str:
+    """A name inside a message, on one line whatever it holds."""
+    return f"'{json.dumps(name, ensure_ascii=False)[1:-1]}'"
+
+
+def plain(value: Any) -> Any:
+    """The value with its numbers as Python's."""
+    if isinstance(value, Number):
+        return json.loads(value.text)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def plain_digits(value: Any) -> int | None:
+    """The integer that a JSON number spells in digits alone; None for anything else, -0 and 1.0 included."""
+    text = value.text if isinstance(value, Number) else ""
+    return int(text) if PLAIN_INTEGER.fullmatch(text) else None
+
+
+def _amount(where: str, value: Any) -> float:
+    number = float(value.text) if isinstance(value, Number) else -1.0
+    if not 0 <= number < float("inf"):
+        raise wrong(where, "a number >= 0", value)
+    return number
+
+
+def _typed(where: str, value: Any, wanted: type, word: str) -> Any:
+    if not isinstance(value, wanted):
+        raise wrong(where, word, value)
+    return value
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        depth += 1
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+    return depth

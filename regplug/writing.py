@@ -1,0 +1,139 @@
+"""Puts a bundle's folder in place in one step: the old bundle or the new one stands there whole, whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from regplug.errors import ExportError
+from regplug.folder import MANIFEST
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+# what stands in a bundle; a folder with anything else in it is somebody's work and is never replaced
+BUNDLE_FILES = re.compile(r"manifest\.json|weights\.safetensors|golden\.safetensors|program\.[A-Za-z0-9._-]+")
+BESIDE_BUNDLE = re.compile(r"README\.md|\..*")
+
+
+def check_place(directory: Path, force: bool) -> None:
+    """Refuse a place where something stands, unless it is a bundle and is to be replaced.
+
+    Raises:
+        ExportError: Something stands there that is to be kept.
+    """
+    owner = f"bundle {directory}"
+    if not os.path.lexists(directory):
+        return
+    if not force:
+        raise ExportError(f"{owner}: exists and is kept; use force to replace it (--force), or another folder.")
+    if directory.is_symlink() or not directory.is_dir():
+        raise ExportError(f"{owner}: expected a folder to replace, got something else; remove it yourself.")
+    names = sorted(os.listdir(directory))
+    foreign = [name for name in names if not (BUNDLE_FILES.fullmatch(name) or BESIDE_BUNDLE.fullmatch(name))]
+    if foreign or (names and MANIFEST not in names):
+        raise ExportError(f"{owner}: expected a bundle to replace, got a folder with {', '.join((foreign or names)[:3])}.")
+    kept = [name for name in names if BESIDE_BUNDLE.fullmatch(name)]
+    folders = [name for name in kept if (directory / name).is_dir() or (directory / name).is_symlink()]
+    if folders:
+        raise ExportError(f"{owner}: expected only files beside the bundle, got {', '.join(folders)}; move it away.")
+
+
+def write_folder(directory: Path, files: Mapping[str, bytes], force: bool) -> None:
+    """Write ``files`` as the folder ``directory``: all of it, or nothing.
+
+    Written to a sibling folder first, synced, then renamed; a bundle that stands there is exchanged in one step, and
+    the dotfiles and README.md beside it are carried over.
+
+    Raises:
+        ExportError: Something stands there that is to be kept, or the system refuses; nothing has changed then.
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
+        with _sibling(directory) as folder:
+            for name, data in files.items():
+                _write_file(folder / name, data)
+            check_place(directory, force)  # once more: it may have come into being since
+            if directory.exists():
+                _carry_over(directory, folder)
+            _sync(folder)
+            _put_in_place(folder, directory)
+            _sync(directory.parent)
+    except OSError as error:
+        raise ExportError(f"bundle {directory}: cannot be written: {error.strerror or error}; nothing was changed.") from error
+
+
+def _put_in_place(folder: Path, directory: Path) -> None:
+    if not directory.exists():
+        folder.rename(directory)  # never replaces a folder that holds something
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise ExportError(f"bundle {directory}: this system cannot exchange two folders in one step; remove the old one.")
+    if libc.renameat2(AT_FDCWD, os.fsencode(folder), AT_FDCWD, os.fsencode(directory), RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, f"exchange with the old bundle failed ({os.strerror(code)})")
+
+
+@contextmanager
+def _sibling(directory: Path) -> Iterator[Path]:
+    """A locked temporary folder beside ``directory``; what stands under its name afterwards is deleted."""
+    while True:
+        folder = directory.parent / f".{directory.name}.regplug-{secrets.token_hex(6)}"
+        folder.mkdir()
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:  # another exporter took it for a stale one
+            os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # after an exchange the old bundle stands here
+        os.close(descriptor)
+
+
+def _sweep(directory: Path) -> None:
+    """Delete what killed exporters left beside ``directory``: the lock of a living one is held."""
+    prefix = f".{directory.name}.regplug-"
+    for stale in [entry for entry in directory.parent.iterdir() if entry.name.startswith(prefix)]:
+        try:
+            descriptor = os.open(stale, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # gone already, or no folder of ours
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(stale, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    for entry in old.iterdir():
+        if BESIDE_BUNDLE.fullmatch(entry.name):
+            shutil.copy2(entry, new / entry.name, follow_symlinks=False)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
