@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from regplug.errors import SpecError as SpecError
     from regplug.film import KernelFiLMGenerator as KernelFiLMGenerator
     from regplug.hookspecs import hookimpl as hookimpl
+    from regplug.installed import backbones as backbones
+    from regplug.installed import create as create
+    from regplug.installed import default_registry as default_registry
+    from regplug.installed import resolve as resolve
+    from regplug.installed import strategies as strategies
     from regplug.layout import TokenLayout as TokenLayout
     from regplug.pairing import pair as pair
     from regplug.registry import Registry as Registry
-    from regplug.registry import backbones as backbones
-    from regplug.registry import create as create
-    from regplug.registry import default_registry as default_registry
-    from regplug.registry import resolve as resolve
-    from regplug.registry import strategies as strategies
     from regplug.selection import SelectRegisters as SelectRegisters
     from regplug.spec import ReadoutSpec as ReadoutSpec
     from regplug.verification import verify as verify
@@ -58,20 +58,20 @@ _HOMES = {
     "ShapeError": "errors",
     "SpecError": "errors",
     "TokenLayout": "layout",
-    "backbones": "registry",
-    "create": "registry",
-    "default_registry": "registry",
+    "backbones": "installed",
+    "create": "installed",
+    "default_registry": "installed",
     "export": "bundle",
     "hookimpl": "hookspecs",
     "load": "bundle",
     "measure_backbone": "backbone",
     "pair": "pairing",
-    "resolve": "registry",
-    "strategies": "registry",
+    "resolve": "installed",
+    "strategies": "installed",
     "verify": "verification",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

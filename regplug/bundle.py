@@ -6,7 +6,6 @@ import copy
 import hashlib
 import os
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 
 from regplug.backends.interface import ExportBackend, Program
 from regplug.conditioner import Conditioner
-from regplug.entries import load_reference
-from regplug.errors import BundleError, ExportError, PluginError, RegplugError
+from regplug.errors import ExportError, PluginError, RegplugError
 from regplug.folder import MANIFEST
-from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set, make_golden
+from regplug.golden import SEED, CaseError, GoldenSet, compare, make_golden
+from regplug.installed import default_registry
 from regplug.layout import TokenLayout
+from regplug.loading import load_module, load_program, module_run, open_backend
 from regplug.manifest import (
     BUNDLE_FORMAT,
     GOLDEN,
-    SMOKE_CASE,
     WEIGHTS,
     BundleProvenance,
     CaseResult,
@@ -36,13 +35,13 @@ from regplug.manifest import (
     ProgramRecord,
 )
 from regplug.program import LoadedProgram
-from regplug.reading import BundleFiles, read_bundle
+from regplug.reading import read_bundle
 from regplug.rebuilding import describe_film, rebuild
-from regplug.registry import Registry, default_registry
+from regplug.registry import Registry
 from regplug.signature import Signature, signature_of_conditioner, signature_of_readout
 from regplug.spec import ReadoutSpec
 from regplug.torch_private import cpu_capability, uncompiled
-from regplug.weights import load_tensors, save_tensors, state_of
+from regplug.weights import save_tensors, state_of
 from regplug.writing import check_place, write_folder
 
 
@@ -102,11 +101,12 @@ def export(
         WEIGHTS: save_tensors(state, manifest.describe()),
         GOLDEN: save_tensors(golden.tensors),
     }
+    weighted = [(state, golden), _other_weights(owner, module, state, signature)] if makers else []
     records = []
     for name, maker in makers.items():
         progress(f"program {name}")
         for program in _make_programs(name, maker, module, signature, golden):
-            records.append(_gate(name, maker, program, manifest, state, golden))
+            records.append(_gate(name, maker, program, manifest, weighted))
             files[program.file] = program.data
     manifest = replace(
         manifest,
@@ -129,8 +129,8 @@ def load(
 ) -> Any:
     """Load a bundle.
 
-    By default this reads data and runs no code of the bundle: the locally installed class is built, in eval mode, and its
-    weights are set. A program is code from whoever made the bundle, so it runs only when you name it.
+    By default this reads data and runs no code of the bundle: the locally installed class is built, in eval mode,
+    and its weights are set. A program is code from whoever made the bundle, so it runs only when you name it.
 
     Args:
         directory: The bundle's folder.
@@ -147,85 +147,10 @@ def load(
         RegplugError: The strategy is not installed, or its plugin is broken.
     """
     registry = registry or default_registry()
-    files = read_bundle(directory, digest=digest, follow_links=follow_links, backends=(program,) if program else ())
+    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == program)
     if program is not None:
         return load_program(files, program, registry)
     return load_module(files, registry)
-
-
-def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
-    """The module of a bundle that was read; raises as ``load`` does."""
-    manifest = files.manifest
-    module = rebuild(files.path, manifest, weights_of(files), registry)
-    result = run_case(module_run(module), files, golden_of(files), SMOKE_CASE)
-    if not result.ok:
-        plugin = manifest.provenance.plugin
-        raise BundleError(
-            f"bundle {files.path}: the installed {manifest.strategy}: case '{result.case}': error {result.error:.3g} is "
-            f"above the tolerance {result.tolerance:.3g}; it was made with {plugin.distribution} {plugin.version}."
-        )
-    return module
-
-
-def load_program(files: BundleFiles, backend: str, registry: Registry) -> LoadedProgram:
-    """A program of a bundle that was read; raises as ``load`` does."""
-    record = next((one for one in files.manifest.programs if one.backend == backend), None)
-    if record is None:
-        known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
-        raise BundleError(f"bundle {files.path}: program '{backend}': not in this bundle; known: {known}.")
-    maker = open_backend(registry, backend)
-    program = Program(record.file, files.files[record.file], record.properties)
-    run = maker.open(f"bundle {files.path}: {WEIGHTS}", program, weights_of(files))
-    loaded = LoadedProgram(backend, files.manifest, files.digest, run)
-    loaded.check(files.path, golden_of(files), tolerance_factor(files.manifest))
-    return loaded
-
-
-def open_backend(registry: Registry, name: str) -> ExportBackend:
-    """An export backend by name.
-
-    Raises:
-        NameLookupError: No plugin offers it.
-        PluginError: It is no ``ExportBackend``.
-        ExportError: Programs do not exist for this platform.
-    """
-    entry = registry.export_backend_entry(name)
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
-        raise ExportError(
-            f"program {name!r}: expected Linux on x86-64, got {sys.platform} on {platform.machine()}; "
-            "use a bundle's data only, regplug.load(directory)."
-        )
-    backend = load_reference(f"export backend {name!r}", entry.build)()
-    if not isinstance(backend, ExportBackend):
-        raise PluginError(f"export backend {name!r}: expected an ExportBackend, got {type(backend).__name__}.")
-    return backend
-
-
-def weights_of(files: BundleFiles) -> dict[str, Tensor]:
-    """The weights of a bundle that was read."""
-    return load_tensors(f"bundle {files.path}: {WEIGHTS}", files.files[WEIGHTS])
-
-
-def golden_of(files: BundleFiles) -> GoldenSet:
-    """The golden cases of a bundle that was read."""
-    owner = f"bundle {files.path}: {GOLDEN}"
-    return golden_set(owner, files.manifest, load_tensors(owner, files.files[GOLDEN]))
-
-
-def tolerance_factor(manifest: Manifest) -> float:
-    """2 where ATen uses another instruction set than on the exporting machine, else 1."""
-    return 1.0 if cpu_capability() == manifest.provenance.cpu else 2.0
-
-
-def module_run(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """A module as a function with flat outputs."""
-    return lambda given: flatten(module(given))
-
-
-def run_case(run: Callable[[Tensor], Sequence[Tensor]], files: BundleFiles, golden: GoldenSet, name: str) -> CaseError:
-    """Run one golden case of a bundle."""
-    case = next(case for case in golden.golden.cases if case.case == name)
-    return compare(run, golden, case, files.manifest.outputs, tolerance_factor(files.manifest))
 
 
 # ---- export, step by step
@@ -236,7 +161,9 @@ def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
     readout = module.readout if isinstance(module, Conditioner) else module
     wanted = spec.readout_class
     if isinstance(wanted, type) and type(readout) is not wanted:
-        raise ExportError(f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}.")
+        raise ExportError(
+            f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}."
+        )
     try:
         return copy.deepcopy(module).cpu().eval()
     except RuntimeError as error:  # a weight that is no leaf of the graph has no deep copy
@@ -275,7 +202,8 @@ def _describe(
     provenance = spec.entry.provenance
     if provenance is None:
         raise ExportError(
-            f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; a bundle names it."
+            f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; "
+            "a bundle names its strategy."
         )
     conditioner = isinstance(module, Conditioner)
     return Manifest(
@@ -315,8 +243,8 @@ def _check_rebuilt(
     for result in results:
         if not result.ok:
             raise ExportError(
-                f"{owner}: expected a module that its spec rebuilds, got one whose outputs differ by {result.error:.3g} "
-                f"in case '{result.case}'; was it changed after spec.build()?"
+                f"{owner}: expected a module that its spec rebuilds, got one whose outputs differ by "
+                f"{result.error:.3g} in case '{result.case}'; was it changed after spec.build()?"
             )
 
 
@@ -336,18 +264,39 @@ def _gate(
     maker: ExportBackend,
     program: Program,
     manifest: Manifest,
-    state: Mapping[str, Tensor],
-    golden: GoldenSet,
+    weighted: Sequence[tuple[Mapping[str, Tensor], GoldenSet]],
 ) -> ProgramRecord:
-    """Hold a program to the parity gate, opened as a user will open it."""
-    loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
-    cases = {}
-    for case in golden.golden.cases:
-        result = compare(loaded.run_flat, golden, case, manifest.outputs)
-        if not result.ok:
-            raise ExportError(
-                f"program {name!r}: case '{result.case}': error {result.error:.3g} is above the tolerance "
-                f"{result.tolerance:.3g}; nothing was written."
-            )
-        cases[case.case] = CaseResult(result.error, result.tolerance)
+    """Hold a program to the parity gate with each set of weights, opened as a user will open it."""
+    recorded: list[CaseError] = []
+    for state, golden in weighted:
+        loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
+        results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
+        for result in results:
+            if not result.ok:
+                raise ExportError(
+                    f"program {name!r}: case '{result.case}': error {result.error:.3g} is above the tolerance "
+                    f"{result.tolerance:.3g}; nothing was written."
+                )
+        recorded = recorded or results
+    cases = {result.case: CaseResult(result.error, result.tolerance) for result in recorded}
     return ProgramRecord(name, program.file, dict(program.properties), cases)
+
+
+def _other_weights(
+    owner: str, module: nn.Module, state: Mapping[str, Tensor], signature: Signature
+) -> tuple[Mapping[str, Tensor], GoldenSet]:
+    """A second set of weights, and its golden cases: shows a program that has baked weights in.
+
+    It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something
+    to be wrong about. Only upwards, so that a variance stays positive.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    other = copy.deepcopy(module)
+    moved = {
+        key: value + 0.05 * torch.randn(value.shape, generator=generator).abs().to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for key, value in state.items()
+    }
+    other.load_state_dict(moved)
+    return moved, make_golden(owner, other, signature.input, signature.outputs, signature.lengths)

@@ -3,7 +3,6 @@
 # TorchScript reads Final[...] only when annotations are not postponed
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from regplug.errors import SpecError

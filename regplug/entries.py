@@ -50,9 +50,7 @@ def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
         for part in attribute.split("."):
             target = getattr(target, part)
     except (Exception, SystemExit) as error:  # a plugin that exits at import must not end its host
-        raise PluginError(
-            f"{owner}: expected to import {reference!r}, got {type(error).__name__}: {error}."
-        ) from error
+        raise PluginError(f"{owner}: expected to import {reference!r}, got {type(error).__name__}: {error}.") from error
     if not callable(target):
         raise PluginError(f"{owner}: expected a callable at {reference!r}, got {type(target).__name__}.")
     return target  # type: ignore[no-any-return]
@@ -186,9 +184,7 @@ class BackboneEntry(Entry):
         object.__setattr__(self, "readouts", tuple(self.readouts))
         object.__setattr__(self, "classes", tuple(self.classes))
         if self.default is not None and self.default not in self.readouts:
-            raise SpecError(
-                f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {self.default!r}."
-            )
+            raise SpecError(f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {self.default!r}.")
 
 
 @dataclass(frozen=True)

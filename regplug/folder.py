@@ -70,9 +70,7 @@ class Folder:
                 raise BundleError(f"{owner}: expected at most {at_most} bytes, got {status.st_size}.")
             data = _read_exactly(file, status.st_size)
         if len(data) != status.st_size:
-            raise BundleError(
-                f"{owner}: expected {status.st_size} bytes, got {len(data)}; export the bundle again."
-            )
+            raise BundleError(f"{owner}: expected {status.st_size} bytes, got {len(data)}; export the bundle again.")
         return data
 
     def read_checked(self, name: str, size: int, sha256: str) -> bytes:
@@ -83,9 +81,7 @@ class Folder:
         """
         data = self.read(name, size=size)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise BundleError(
-                f"bundle {self.path}: {name}: sha256 differs from the manifest; export the bundle again."
-            )
+            raise BundleError(f"bundle {self.path}: {name}: sha256 differs from the manifest; export the bundle again.")
         return data
 
     def check_listing(self, listed: Iterable[str]) -> None:

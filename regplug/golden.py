@@ -118,7 +118,9 @@ def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
         for output in manifest.outputs:
             wanted[f"{case.case}.output.{output.name}"] = [case.batch, int(output.shape[1])]
     if set(wanted) != set(tensors):
-        raise BundleError(f"{owner}: expected tensors [{', '.join(sorted(wanted))}], got [{', '.join(sorted(tensors))}].")
+        raise BundleError(
+            f"{owner}: expected tensors [{', '.join(sorted(wanted))}], got [{', '.join(sorted(tensors))}]."
+        )
     for name, shape in wanted.items():
         got = list(tensors[name].shape)
         if len(got) != len(shape) or any(w not in (-1, g) for w, g in zip(shape, got, strict=True)):
@@ -126,7 +128,9 @@ def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
     golden = GoldenSet(manifest.golden, tensors)
     for case in manifest.golden.cases:
         if golden.input(case).shape[1] != case.length:
-            raise BundleError(f"{owner}: case '{case.case}': expected a slice of {case.length} tokens inside the input.")
+            raise BundleError(
+                f"{owner}: case '{case.case}': expected a slice of {case.length} tokens inside the input."
+            )
     return golden
 
 

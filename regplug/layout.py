@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from regplug.errors import ShapeError, SpecError
@@ -58,8 +59,7 @@ class TokenLayout:
             raise SpecError(f"TokenLayout: normalized: expected True, False or None, got {self.normalized!r}.")
         if (self.start is None) == (self.indices is None):
             raise SpecError(
-                f"TokenLayout: expected either start or indices, got start={self.start!r}, "
-                f"indices={self.indices!r}."
+                f"TokenLayout: expected either start or indices, got start={self.start!r}, indices={self.indices!r}."
             )
         if self.indices is not None:
             self._check_indices(self.indices)
@@ -71,9 +71,7 @@ class TokenLayout:
                 f"counted from the end, got {self.start}."
             )
         if self.num_tokens is not None and self.num_tokens < self.min_tokens:
-            raise SpecError(
-                f"TokenLayout: num_tokens: expected at least {self.min_tokens}, got {self.num_tokens}."
-            )
+            raise SpecError(f"TokenLayout: num_tokens: expected at least {self.min_tokens}, got {self.num_tokens}.")
 
     def _check_indices(self, indices: Iterable[int]) -> None:
         if isinstance(indices, str) or not isinstance(indices, Iterable):
@@ -82,12 +80,11 @@ class TokenLayout:
         object.__setattr__(self, "indices", indices)  # a list, as JSON gives it, becomes the tuple it means
         if not all(is_int(index) and index >= 0 for index in indices):
             raise SpecError(f"TokenLayout: indices: expected integers from 0 up, got {list(indices)}.")
-        if any(after <= before for before, after in zip(indices, indices[1:], strict=False)):
+        if any(after <= before for before, after in pairwise(indices)):
             raise SpecError(f"TokenLayout: indices: expected increasing positions, got {list(indices)}.")
         if len(indices) != self.num_registers:
             raise SpecError(
-                f"TokenLayout: indices: expected {self.num_registers} positions (num_registers), "
-                f"got {len(indices)}."
+                f"TokenLayout: indices: expected {self.num_registers} positions (num_registers), got {len(indices)}."
             )
         if self.num_tokens is None:
             raise SpecError("TokenLayout: num_tokens: expected an integer beside indices, got None.")

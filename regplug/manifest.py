@@ -257,9 +257,7 @@ def _check_lists(manifest: Manifest) -> None:
         raise wrong("golden.cases", f"each case once and {SMOKE_CASE} among them", cases)
     for index, program in enumerate(manifest.programs):
         if not program.file.startswith(f"program.{program.backend}"):
-            raise wrong(
-                f"programs.{index}.file", f"a name that begins with program.{program.backend}", program.file
-            )
+            raise wrong(f"programs.{index}.file", f"a name that begins with program.{program.backend}", program.file)
         if set(program.cases) != set(cases):
             raise wrong(f"programs.{index}.cases", "the golden cases and no other", sorted(program.cases))
     listed = [WEIGHTS, GOLDEN, *(program.file for program in manifest.programs)]

@@ -78,8 +78,7 @@ def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) 
     """The options that a constructor takes, each with its type and default as text."""
     hints = _hints(build)
     return {
-        name: _spell(hints.get(name, Any))
-        + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
+        name: _spell(hints.get(name, Any)) + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
         for name, p in _parameters(build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in SIZES and name not in (words or {})
     }

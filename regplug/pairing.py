@@ -11,9 +11,8 @@ from torch import nn
 
 from regplug.entries import FiLMEntry, Reference, check_convention, load_reference, reference_of
 from regplug.errors import SpecError
-from regplug.layout import is_int
+from regplug.installed import default_registry
 from regplug.options import bind
-from regplug.registry import default_registry
 from regplug.spec import ReadoutSpec
 from regplug.widths import construct
 
@@ -48,7 +47,7 @@ def pair(spec: ReadoutSpec, film: Reference | nn.Module, *, width: str | None = 
 
     Example:
         >>> from regplug.film import KernelFiLMGenerator
-        >>> from regplug.registry import resolve
+        >>> from regplug.installed import resolve
         >>> spec = resolve("mean", num_registers=4, hidden_dim=48)
         >>> pair(spec, KernelFiLMGenerator, kernel_hidden_dim=32, num_film_layers=3).cond_dim
         48
@@ -137,8 +136,8 @@ def _width_word(owner: str, build: Callable[..., Any]) -> str:
 def _wanted_width(film: nn.Module, width: str | None) -> int | None:
     for word in (width,) if width else WIDTH_WORDS:
         value = getattr(film, word, None)
-        if is_int(value):
-            return int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
     if width is None and film_family(film) is not None:
         # nvSubquadratic's generator keeps no cond_dim: its first layer does
         first = next((child for child in film.modules() if isinstance(child, nn.Linear)), None)

@@ -17,8 +17,8 @@ from regplug.weights import dtype_name
 class LoadedProgram:
     """A program of a bundle, ready to be called as the module was.
 
-    Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner; gives
-    the FiLM pairs, gamma first). Views and slices are welcome: the input is made contiguous.
+    Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
+    gives the FiLM pairs, gamma first). Views and slices are welcome: the input is made contiguous.
 
     Args:
         backend: The name of the export backend that made it.
@@ -84,7 +84,7 @@ def check_input(owner: str, signature: Input, given: Tensor) -> None:
     if not isinstance(given, Tensor):
         raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
     sizes, least = list(given.shape), ""
-    fits = len(sizes) == 3 and all(wanted in ("B", "T", size) for wanted, size in zip(signature.shape, sizes))
+    fits = len(sizes) == 3 and all(w in ("B", "T", size) for w, size in zip(signature.shape, sizes, strict=True))
     if fits and sizes[0] < signature.min_batch:
         least = f" with B >= {signature.min_batch}"
     elif fits and sizes[1] < (signature.min_tokens or 0):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from regplug.errors import BundleError
 from regplug.folder import MANIFEST, MAX_MANIFEST, Folder, read_folder
-from regplug.manifest import GOLDEN, WEIGHTS, Manifest, parse_manifest
+from regplug.manifest import GOLDEN, WEIGHTS, Manifest, ProgramRecord, parse_manifest
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_bundle(
     *,
     digest: str | None = None,
     follow_links: bool = False,
-    backends: tuple[str, ...] = (),
+    keep: Callable[[ProgramRecord], bool] = lambda program: False,
 ) -> BundleFiles:
     """Read and check a bundle.
 
@@ -42,7 +42,7 @@ def read_bundle(
         directory: The bundle's folder.
         digest: The manifest's sha256, where the caller knows which bundle it must be.
         follow_links: Allow symbolic links to files, for hub caches and mounted volumes.
-        backends: Whose programs are kept in memory; the others are checked and dropped.
+        keep: Which programs are kept in memory; the others are checked and dropped.
 
     Raises:
         BundleError: Anything is missing, added, changed or malformed; the message names it.
@@ -55,7 +55,7 @@ def read_bundle(
             raise BundleError(f"bundle {folder.path}: {MANIFEST}: sha256 is {found}, pinned is {digest.lower()}.")
         manifest = parse_manifest(folder.path, data)
         folder.check_listing(manifest.files)
-        kept = {WEIGHTS, GOLDEN, *(program.file for program in manifest.programs if program.backend in backends)}
+        kept = {WEIGHTS, GOLDEN, *(program.file for program in manifest.programs if keep(program))}
         files = {}
         for name, record in manifest.files.items():
             content = folder.read_checked(name, record.size, record.sha256)

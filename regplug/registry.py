@@ -153,9 +153,7 @@ class Registry:
         """The entry of an export backend; raises as ``readout_entry`` does."""
         return self._find("export backend", "regplug_export_backends", ExportBackendEntry, name)
 
-    def resolve(
-        self, strategy: str, *, num_registers: int, hidden_dim: int, **options: Any
-    ) -> ReadoutSpec:
+    def resolve(self, strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
         """Check a choice and find its ``cond_dim``; nothing is allocated.
 
         Args:
@@ -219,9 +217,7 @@ class Registry:
             if bare in offered:
                 return offered[bare]
             known = [
-                entry.name
-                for entry in self._loaded(hook, wanted)
-                if entry.full_name.startswith(f"{distribution}:")
+                entry.name for entry in self._loaded(hook, wanted) if entry.full_name.startswith(f"{distribution}:")
             ]
         raise NameLookupError(f"{word} {full!r}: not registered{closest(bare, known)}.")
 
@@ -266,6 +262,7 @@ class Registry:
         self._manager.register(DistributionPlugin(entries), name=distribution)
         self._records[distribution] = PluginRecord(distribution, version, "ok")
 
+
 def _is_own(entry: Entry) -> bool:
     return entry.provenance is not None and entry.provenance.distribution == OWN
 
@@ -279,49 +276,3 @@ def _spellings(entries: Iterable[Entry]) -> list[str]:
 def _list(names: Iterable[str], last: str) -> str:
     *front, end = names
     return f"{', '.join(front)} {last} {end}" if front else end
-
-
-_default: Registry | None = None
-_default_lock = threading.Lock()
-
-
-def default_registry() -> Registry:
-    """The registry of what is installed, made at first use; a default, and nothing else uses it."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            _default = Registry.installed()
-        return _default
-
-
-def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
-    """``Registry.resolve`` on the installed plugins.
-
-    Example:
-        >>> resolve("compress-concat", num_registers=4, hidden_dim=384, compressed_dim=96).cond_dim
-        384
-    """
-    return default_registry().resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **options)
-
-
-def create(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> Any:
-    """``resolve(...).build()``: the readout itself, an ``nn.Module``.
-
-    All arguments are plain values, so it works as the target of a lazy configuration (Hydra's ``_target_``).
-
-    Example:
-        >>> import torch
-        >>> create("mean", num_registers=4, hidden_dim=384)(torch.zeros(2, 4, 384)).shape
-        torch.Size([2, 384])
-    """
-    return resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **options).build()
-
-
-def strategies() -> list[str]:
-    """The installed strategies' names."""
-    return default_registry().strategies()
-
-
-def backbones() -> list[str]:
-    """The installed backbones' names."""
-    return default_registry().backbones()

@@ -1,6 +1,7 @@
 """Takes the register tokens out of a token sequence: a scriptable module."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -67,5 +68,5 @@ def _slice_of(layout: TokenLayout) -> tuple[int, int]:
     """Start and step of the one slice that gives the layout's positions; step 0 where there is none."""
     if layout.indices is None:
         return layout.start or 0, 1
-    steps = {after - before for before, after in zip(layout.indices, layout.indices[1:], strict=False)} or {1}
+    steps = {after - before for before, after in pairwise(layout.indices)} or {1}
     return layout.indices[0], steps.pop() if len(steps) == 1 else 0

@@ -24,7 +24,9 @@ class Signature:
     lengths: Sequence[int]
 
 
-def signature_of_readout(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, cond_dim: int) -> Signature:
+def signature_of_readout(
+    owner: str, module: nn.Module, num_registers: int, hidden_dim: int, cond_dim: int
+) -> Signature:
     """The signature of a readout, ``[B, R, D] -> [B, cond_dim]``.
 
     Raises:

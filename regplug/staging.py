@@ -111,9 +111,7 @@ def import_plugin(distribution: str, reference: str) -> object:
 
 def _checked(owner: str, hook: str, wanted: type[Entry], result: object) -> list[Entry]:
     if isinstance(result, (str, bytes)) or not isinstance(result, Iterable):
-        raise PluginError(
-            f"{owner}: {hook}: expected a list of {wanted.__name__}, got {type(result).__name__}."
-        )
+        raise PluginError(f"{owner}: {hook}: expected a list of {wanted.__name__}, got {type(result).__name__}.")
     entries = list(result)
     for entry in entries:
         if type(entry) is not wanted:

@@ -67,8 +67,8 @@ def parse_json(data: bytes) -> Any:
 def read_as(hint: type[T], value: Any, where: str = "") -> T:
     """``value`` as the type that ``hint`` names.
 
-    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[str, X]``; ``Mapping[str, Any]`` for a free
-    object; str, bool, float (from 0 up), int; ``Annotated[X, rule]``, whose rule reads the value itself.
+    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[str, X]``; ``Mapping[str, Any]`` for
+    a free object; str; bool; float, from 0 up; ``Annotated[X, rule]``, whose rule reads the value itself.
 
     Raises:
         WrongValueError: It is something else; the message names the key.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def mark_dynamic_batch(tensor: Tensor) -> None:
-    """Let the first size vary in ``torch.compile``; ``dynamic=True`` would make R and D vary too, at six times the cost.
+    """Let the first size, and no other, vary in ``torch.compile``; ``dynamic=True`` is six times slower.
 
     ``torch._dynamo.mark_dynamic``: documented, but under a private name.
     """

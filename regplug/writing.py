@@ -35,10 +35,12 @@ def check_place(directory: Path, force: bool) -> None:
         raise ExportError(f"{owner}: exists and is kept; use force to replace it (--force), or another folder.")
     if directory.is_symlink() or not directory.is_dir():
         raise ExportError(f"{owner}: expected a folder to replace, got something else; remove it yourself.")
-    names = sorted(os.listdir(directory))
+    names = sorted(entry.name for entry in directory.iterdir())
     foreign = [name for name in names if not (BUNDLE_FILES.fullmatch(name) or BESIDE_BUNDLE.fullmatch(name))]
     if foreign or (names and MANIFEST not in names):
-        raise ExportError(f"{owner}: expected a bundle to replace, got a folder with {', '.join((foreign or names)[:3])}.")
+        raise ExportError(
+            f"{owner}: expected a bundle to replace, got a folder with {', '.join((foreign or names)[:3])}."
+        )
     kept = [name for name in names if BESIDE_BUNDLE.fullmatch(name)]
     folders = [name for name in kept if (directory / name).is_dir() or (directory / name).is_symlink()]
     if folders:
@@ -67,7 +69,9 @@ def write_folder(directory: Path, files: Mapping[str, bytes], force: bool) -> No
             _put_in_place(folder, directory)
             _sync(directory.parent)
     except OSError as error:
-        raise ExportError(f"bundle {directory}: cannot be written: {error.strerror or error}; nothing was changed.") from error
+        raise ExportError(
+            f"bundle {directory}: cannot be written: {error.strerror or error}; nothing was changed."
+        ) from error
 
 
 def _put_in_place(folder: Path, directory: Path) -> None:
@@ -76,7 +80,9 @@ def _put_in_place(folder: Path, directory: Path) -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
-        raise ExportError(f"bundle {directory}: this system cannot exchange two folders in one step; remove the old one.")
+        raise ExportError(
+            f"bundle {directory}: this system cannot exchange two folders in one step; remove the old one."
+        )
     if libc.renameat2(AT_FDCWD, os.fsencode(folder), AT_FDCWD, os.fsencode(directory), RENAME_EXCHANGE):
         code = ctypes.get_errno()
         raise OSError(code, f"exchange with the old bundle failed ({os.strerror(code)})")

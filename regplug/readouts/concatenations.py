@@ -96,7 +96,8 @@ class RegisterCompressConcat(nn.Module):
         """Read ``registers`` ``[B, R, D]`` as ``[B, R * c]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'compress-concat'", self.num_registers, self.hidden_dim)
         # on a strided register slice the linear layer takes a slow path, 1.5 times the cost of copying first
-        return self.compress(registers.contiguous()).flatten(1)
+        compressed: Tensor = self.compress(registers.contiguous())
+        return compressed.flatten(1)
 
     def extra_repr(self) -> str:
         """The sizes, as ``print(module)`` shows them."""

@@ -1,0 +1,5 @@
+"""``python -m regplug``: the same command."""
+
+from regplug.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""The options that several commands share, and what they mean together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regplug.errors import SpecError
+
+if TYPE_CHECKING:
+    from regplug.backbone import BackboneSizes
+    from regplug.entries import BackboneEntry
+    from regplug.spec import ReadoutSpec
+
+
+class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """``key=value``; the value is JSON where it parses as JSON, else text."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Split at the first ``=``."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key:
+            self.fail(f"expected key=value, got {value!r}.", param, ctx)
+        try:
+            return key, json.loads(text, parse_constant=_refuse)
+        except ValueError:
+            return key, text
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)  # NaN and Infinity are no JSON
+
+
+def complete_strategy(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Strategy names for the shell."""
+    from regplug.installed import strategies
+
+    return [name for name in strategies() if name.startswith(incomplete)]
+
+
+def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Backbone names for the shell."""
+    from regplug.installed import backbones
+
+    return [name for name in backbones() if name.startswith(incomplete)]
+
+
+def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--num-registers``, ``--hidden-dim`` or ``--backbone``, and ``-O``."""
+    for decorate in (
+        click.option(
+            "-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy; JSON, else text."
+        ),
+        click.option(
+            "--backbone", metavar="NAME[:MODEL]", shell_complete=complete_backbone, help="Take the sizes of a backbone."
+        ),
+        click.option("--hidden-dim", type=int, metavar="D", help="Width of a register token."),
+        click.option("--num-registers", type=int, metavar="R", help="Registers per sample."),
+    ):
+        command = decorate(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+follow_links_option = click.option("--follow-links", is_flag=True, help="Allow symbolic links to files.")
+digest_option = click.option("--digest", metavar="SHA256", help="Refuse any bundle but the one with this digest.")
+
+
+def chosen_backbone(name: str) -> tuple[BackboneEntry, BackboneSizes]:
+    """The backbone that ``--backbone NAME[:MODEL]`` names, and its sizes.
+
+    ``NAME`` may be ``distribution:name``; what is left after the longest registered name is the model.
+    """
+    from regplug.backbone import measure_backbone
+    from regplug.installed import default_registry
+
+    registry = default_registry()
+    known = {spelling for entry in registry.backbone_entries() for spelling in (entry.name, entry.full_name)}
+    spelling = max((one for one in known if name == one or name.startswith(f"{one}:")), key=len, default=name)
+    entry = registry.backbone_entry(spelling)
+    return entry, measure_backbone(entry, name[len(spelling) + 1 :] or None)
+
+
+def chosen_spec(
+    strategy: str | None, num_registers: int | None, hidden_dim: int | None, backbone: str | None, options: Any
+) -> tuple[ReadoutSpec, BackboneSizes | None]:
+    """The spec that the shared options choose, and the backbone's sizes when one was named.
+
+    Raises:
+        click.UsageError: The sizes are not given, or given twice.
+    """
+    from regplug.installed import resolve
+
+    given = dict(options)
+    sizes = None
+    if backbone is not None:
+        if num_registers is not None or hidden_dim is not None:
+            raise click.UsageError("sizes: expected --backbone or --num-registers and --hidden-dim, got both.")
+        entry, sizes = chosen_backbone(backbone)
+        num_registers, hidden_dim = sizes.layout.num_registers, sizes.layout.hidden_dim
+        strategy = strategy or entry.default
+        if strategy == entry.default:
+            given = {**entry.options, **given}
+    if strategy is None:
+        raise click.UsageError("strategy: expected a name, got none.")
+    if num_registers is None or hidden_dim is None:
+        raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got neither.")
+    clashes = sorted({"strategy", "num_registers", "hidden_dim"} & set(given))
+    if clashes:
+        raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")
+    return resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **given), sizes

@@ -1,0 +1,97 @@
+"""Makes what was read from a bundle runnable: the module out of data, or a program that the caller named."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from regplug.backends.interface import ExportBackend, Program
+from regplug.entries import load_reference
+from regplug.errors import BundleError, ExportError, PluginError
+from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set
+from regplug.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest
+from regplug.program import LoadedProgram
+from regplug.reading import BundleFiles
+from regplug.rebuilding import rebuild
+from regplug.registry import Registry
+from regplug.torch_private import cpu_capability
+from regplug.weights import load_tensors
+
+
+def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
+    """The module of a bundle that was read; raises as ``load`` does."""
+    manifest = files.manifest
+    module = rebuild(files.path, manifest, weights_of(files), registry)
+    result = run_case(module_run(module), files, golden_of(files), SMOKE_CASE)
+    if not result.ok:
+        plugin = manifest.provenance.plugin
+        raise BundleError(
+            f"bundle {files.path}: the installed {manifest.strategy}: case '{result.case}': error "
+            f"{result.error:.3g} is above the tolerance {result.tolerance:.3g}; it was made with "
+            f"{plugin.distribution} {plugin.version}."
+        )
+    return module
+
+
+def load_program(files: BundleFiles, backend: str, registry: Registry) -> LoadedProgram:
+    """A program of a bundle that was read; raises as ``load`` does."""
+    record = next((one for one in files.manifest.programs if one.backend == backend), None)
+    if record is None:
+        known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
+        raise BundleError(f"bundle {files.path}: program '{backend}': not in this bundle; known: {known}.")
+    maker = open_backend(registry, backend)
+    program = Program(record.file, files.files[record.file], record.properties)
+    run = maker.open(f"bundle {files.path}: {WEIGHTS}", program, weights_of(files))
+    loaded = LoadedProgram(backend, files.manifest, files.digest, run)
+    loaded.check(files.path, golden_of(files), tolerance_factor(files.manifest))
+    return loaded
+
+
+def open_backend(registry: Registry, name: str) -> ExportBackend:
+    """An export backend by name.
+
+    Raises:
+        NameLookupError: No plugin offers it.
+        PluginError: It is no ``ExportBackend``.
+        ExportError: Programs do not exist for this platform.
+    """
+    entry = registry.export_backend_entry(name)
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise ExportError(
+            f"program {name!r}: expected Linux on x86-64, got {sys.platform} on {platform.machine()}; "
+            "use a bundle's data only, regplug.load(directory)."
+        )
+    backend = load_reference(f"export backend {name!r}", entry.build)()
+    if not isinstance(backend, ExportBackend):
+        raise PluginError(f"export backend {name!r}: expected an ExportBackend, got {type(backend).__name__}.")
+    return backend
+
+
+def weights_of(files: BundleFiles) -> dict[str, Tensor]:
+    """The weights of a bundle that was read."""
+    return load_tensors(f"bundle {files.path}: {WEIGHTS}", files.files[WEIGHTS])
+
+
+def golden_of(files: BundleFiles) -> GoldenSet:
+    """The golden cases of a bundle that was read."""
+    owner = f"bundle {files.path}: {GOLDEN}"
+    return golden_set(owner, files.manifest, load_tensors(owner, files.files[GOLDEN]))
+
+
+def tolerance_factor(manifest: Manifest) -> float:
+    """2 where ATen uses another instruction set than on the exporting machine, else 1."""
+    return 1.0 if cpu_capability() == manifest.provenance.cpu else 2.0
+
+
+def module_run(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """A module as a function with flat outputs."""
+    return lambda given: flatten(module(given))
+
+
+def run_case(run: Callable[[Tensor], Sequence[Tensor]], files: BundleFiles, golden: GoldenSet, name: str) -> CaseError:
+    """Run one golden case of a bundle."""
+    case = next(case for case in golden.golden.cases if case.case == name)
+    return compare(run, golden, case, files.manifest.outputs, tolerance_factor(files.manifest))

@@ -1,0 +1,40 @@
+"""What the command line prints: columns for people, one JSON object for machines, progress beside both."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+def print_json(command: str, values: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; ``schema`` names its form and the form's version."""
+    click.echo(json.dumps({"schema": f"regplug.{command}/1", **values}, indent=1))
+
+
+def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table in plain columns, the same in a terminal, a pipe and a file; nothing is cut off."""
+    cells = [[str(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for index, row in enumerate(cells):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(click.style(line, bold=True) if index == 0 else line)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str], None]]:
+    """A moving line on stderr that says which step runs and for how long; silent when stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda step: bar.update(task, description=f"{title}: {step}")

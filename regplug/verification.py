@@ -1,0 +1,162 @@
+"""Checks a bundle again: files and digests, eager against golden, and on request every program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from regplug.errors import ExportError, NameLookupError, ShapeError
+from regplug.golden import GoldenSet, compare
+from regplug.installed import default_registry
+from regplug.loading import golden_of, load_program, module_run, tolerance_factor, weights_of
+from regplug.manifest import Input, Manifest
+from regplug.program import LoadedProgram
+from regplug.reading import BundleFiles, read_bundle
+from regplug.rebuilding import rebuild
+from regplug.registry import Registry
+from regplug.torch_private import mark_dynamic_batch
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row: what was run, on which case, and what came of it.
+
+    ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse) or
+    ``not installed``.
+    ``error`` and ``tolerance`` are None where nothing was compared.
+    """
+
+    program: str
+    case: str
+    verdict: str
+    error: float | None = None
+    tolerance: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether this row is as it must be."""
+        return self.verdict not in ("failed", "accepted")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` found in a bundle whose files are whole."""
+
+    directory: Path
+    digest: str
+    manifest: Manifest
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is as it must be."""
+        return all(check.ok for check in self.checks)
+
+
+def verify(
+    directory: str | os.PathLike[str],
+    *,
+    programs: bool = False,
+    digest: str | None = None,
+    follow_links: bool = False,
+    registry: Registry | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Verification:
+    """Check a bundle: every file and digest, and the installed class against every golden case.
+
+    Args:
+        directory: The bundle's folder.
+        programs: Also run every program of the bundle, and ``torch.compile(fullgraph=True)`` of the loaded module,
+            on every golden case, and see that each program refuses wrong inputs. Runs the bundle's code.
+        digest: The manifest's sha256 that the bundle must have.
+        follow_links: Allow symbolic links to files.
+        registry: Where names are looked up; the installed plugins when None.
+        progress: Called with a word on each step.
+
+    Raises:
+        BundleError: A file is missing, added, changed or malformed.
+        NameLookupError: The strategy is not installed; with ``programs`` that is a row instead, for programs run
+            without it.
+    """
+    registry = registry or default_registry()
+    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda program: programs)
+    golden = golden_of(files)
+    checks: list[Check] = []
+    try:
+        progress("eager")
+        module = rebuild(files.path, files.manifest, weights_of(files), registry)
+    except NameLookupError:
+        if not programs:
+            raise
+        checks.append(Check("eager", "-", "not installed"))
+    else:
+        checks += _run_cases("eager", module_run(module), files.manifest, golden)
+        if programs:
+            progress("torch.compile")
+            checks += _run_cases("torch.compile", _compiled(module), files.manifest, golden)
+    if programs:
+        for backend in dict.fromkeys(program.backend for program in files.manifest.programs):
+            progress(f"program {backend}")
+            checks += _check_program(files, backend, registry, golden)
+    return Verification(Path(files.path), files.digest, files.manifest, tuple(checks))
+
+
+def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
+    """Inputs that every program must refuse, each with its name."""
+    _, middle, width = signature.shape
+    length = signature.min_tokens or int(middle)
+    width = int(width)
+    dtype = getattr(torch, signature.dtype)
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    yield "wrong R" if middle != "T" else "too few tokens", torch.zeros(2, length - 1, width, dtype=dtype)
+    if middle != "T":
+        yield "wrong R, more", torch.zeros(2, length + 1, width, dtype=dtype)
+    yield "wrong D", torch.zeros(2, length, width + 1, dtype=dtype)
+    yield "wrong rank", torch.zeros(length, width, dtype=dtype)
+    yield "wrong dtype", torch.zeros(2, length, width, dtype=other)
+
+
+def _check_program(files: BundleFiles, backend: str, registry: Registry, golden: GoldenSet) -> Iterator[Check]:
+    loaded = load_program(files, backend, registry)
+    yield from _run_cases(backend, loaded.run_flat, files.manifest, golden)
+    for case, given in wrong_inputs(files.manifest.input):
+        yield Check(backend, case, "refused" if _refuses(loaded, given) else "accepted")
+
+
+def _refuses(program: LoadedProgram, given: Tensor) -> bool:
+    try:
+        program(given)
+    except ShapeError:
+        return True
+    return False
+
+
+def _run_cases(
+    name: str, run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet
+) -> Iterator[Check]:
+    factor = tolerance_factor(manifest)
+    for case in golden.golden.cases:
+        result = compare(run, golden, case, manifest.outputs, factor)
+        yield Check(name, case.case, "ok" if result.ok else "failed", result.error, result.tolerance)
+
+
+def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """``torch.compile(fullgraph=True)`` of the module, the batch marked as the one size that varies."""
+    torch.compiler.reset()  # or programs of an earlier module would count against the recompile limit
+    run = module_run(torch.compile(module, fullgraph=True))  # type: ignore[arg-type]
+
+    def call(given: Tensor) -> list[Tensor]:
+        if given.shape[0] > 1:
+            mark_dynamic_batch(given)
+        try:
+            return run(given)
+        except RuntimeError as error:  # every error of Dynamo and Inductor is one
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ExportError(f"torch.compile: expected a program of {type(module).__name__}, got: {first}") from error
+
+    return call
