@@ -19,7 +19,7 @@ from regplug.choices import (
     json_option,
     size_options,
 )
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
+from regplug.errors import ExportError, NameLookupError, PluginError, RegplugError, SpecError
 from regplug.printing import print_columns, print_json, progress
 
 if TYPE_CHECKING:
@@ -193,6 +193,12 @@ def export_command(
     as_json: bool,
 ) -> None:
     """Write a bundle: weights, golden cases, and programs proven equal to eager."""
+    from regplug.writing import check_place
+
+    try:
+        check_place(output, force)  # before torch is imported and anything is computed
+    except ExportError as error:
+        raise click.UsageError(str(error)) from error
     spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options)
     place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
     if film and place is None:

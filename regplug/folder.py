@@ -7,9 +7,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from regplug.errors import BundleError, MissingFileError
 
@@ -60,7 +60,7 @@ class Folder:
             if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
                 raise BundleError(f"{owner}: not a regular file.") from None
             raise BundleError(f"{owner}: {error.strerror}.") from error
-        with open(descriptor, "rb", buffering=0) as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BundleError(f"{owner}: not a regular file.")
@@ -68,7 +68,9 @@ class Folder:
                 raise BundleError(f"{owner}: expected {size} bytes, got {status.st_size}; export the bundle again.")
             if at_most is not None and status.st_size > at_most:
                 raise BundleError(f"{owner}: expected at most {at_most} bytes, got {status.st_size}.")
-            data = _read_exactly(file, status.st_size)
+            data = _read_all(descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
         if len(data) != status.st_size:
             raise BundleError(f"{owner}: expected {status.st_size} bytes, got {len(data)}; export the bundle again.")
         return data
@@ -125,7 +127,7 @@ def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable
 
 
 @contextmanager
-def _opened(path: str, follow_links: bool) -> Any:
+def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -140,9 +142,9 @@ def _opened(path: str, follow_links: bool) -> Any:
         os.close(descriptor)
 
 
-def _read_exactly(file: Any, size: int) -> bytes:
+def _read_all(descriptor: int, size: int) -> bytes:
     parts = []
-    while size > 0 and (part := file.read(size)):  # one read gives at most 2 GiB
+    while size > 0 and (part := os.read(descriptor, size)):  # one call gives at most 2 GiB
         parts.append(part)
         size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

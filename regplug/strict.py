@@ -156,7 +156,7 @@ def matching(pattern: re.Pattern[str], wanted: str) -> Rule:
 
 def wrong(where: str, wanted: str, value: Any) -> WrongValueError:
     """The exception for a value that is not what was wanted."""
-    return WrongValueError(f"{where}: expected {wanted}, got {shown(value)}")
+    return WrongValueError(f"{where}{': ' if where else ''}expected {wanted}, got {shown(value)}")
 
 
 def shown(value: Any) -> str:

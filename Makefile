@@ -1,0 +1,50 @@
+# `make demo` and `make test` start from a bare machine with Python, make and a C++ compiler; they ask nothing.
+PYTHON ?= python3
+VENV ?= .venv
+# installed first: a range that is resolved without it may bring gigabytes of another build
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+WHEELS := build/wheels
+SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
+
+.PHONY: test demo lint clean compiler
+.DELETE_ON_ERROR:
+
+test: $(VENV)/tested-tools $(VENV)/installed lint
+	$(BIN)/pytest tests plugins
+
+demo: $(VENV)/installed
+	$(BIN)/python plugins/regplug-digits/demo/demo.py
+
+lint: $(VENV)/tested-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The wheels, as a user gets them; reinstalled whenever a source changed, for the version stays the same meanwhile.
+$(VENV)/installed: $(SOURCES) $(VENV)/tools
+	rm -rf $(WHEELS)
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w $(WHEELS) . $(wildcard plugins/*)
+	$(BIN)/pip install --quiet $(WHEELS)/*.whl
+	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
+	touch $@
+
+$(VENV)/tools: | compiler
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check 'hatchling>=1.25' cmake ninja nlohmann-json numpy
+	touch $@
+
+# nvsubquadratic is the oracle of the readout tests; its film.py runs without the packages that it asks for
+$(VENV)/tested-tools: $(VENV)/tools
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' hypothesis ruff==0.17.6 mypy==2.4.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0
+	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf
+	touch $@
+
+compiler:
+	@command -v c++ >/dev/null || { \
+	  echo "error: expected a C++ compiler (c++), got none; install one, as 'apt-get install g++' does." >&2; exit 1; }
+
+clean:
+	rm -rf build dist $(VENV)

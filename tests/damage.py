@@ -1,0 +1,185 @@
+"""Ways to damage a bundle, each with the message that both languages must give (DIR stands for the folder)."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from regplug.weights import load_tensors, save_tensors
+
+PROGRAM = "program.torchscript.pt"
+WEIGHTS = "weights.safetensors"
+
+
+def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads((folder / "manifest.json").read_bytes())
+    change(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def repin(folder: Path) -> None:
+    """Write the true sizes and digests of the folder's files into its manifest."""
+
+    def change(values: dict) -> None:
+        for name in values["files"]:
+            data = (folder / name).read_bytes()
+            values["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    edit_manifest(folder, change)
+
+
+def replace_weights(folder: Path, change: Callable[[dict], dict]) -> None:
+    state = load_tensors("weights", (folder / WEIGHTS).read_bytes())
+    (folder / WEIGHTS).write_bytes(save_tensors(change(state)))
+    repin(folder)
+
+
+def raw_weights(folder: Path, data: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(data)
+    repin(folder)
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def to_link(folder: Path) -> None:
+    shutil.move(folder / WEIGHTS, folder.parent / "elsewhere")
+    (folder / WEIGHTS).symlink_to(folder.parent / "elsewhere")
+
+
+def to_fifo(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+def to_folder(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+def rename_program(folder: Path, name: str) -> None:
+    def change(values: dict) -> None:
+        values["programs"][0]["file"] = name
+        values["files"][name] = values["files"].pop(PROGRAM)
+
+    edit_manifest(folder, change)
+
+
+def set_value(*path: object, value: object) -> Callable[[Path], None]:
+    def change(values: dict) -> None:
+        inside = values
+        for step in path[:-1]:
+            inside = inside[step]
+        inside[path[-1]] = value
+
+    return lambda folder: edit_manifest(folder, change)
+
+
+# a readout 'compress-concat' with R = 4, D = 24, c = 6 and one program is damaged
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no such folder": (shutil.rmtree, "bundle DIR: no such folder."),
+    "a file in its place": (lambda f: (shutil.rmtree(f), f.write_text("x")), "bundle DIR: not a folder."),
+    "a folder that is no bundle": (
+        lambda f: (f / "manifest.json").unlink(),
+        "bundle DIR: manifest.json: missing; use a folder that `regplug export` wrote.",
+    ),
+    "weights missing": (
+        lambda f: (f / WEIGHTS).unlink(),
+        "bundle DIR: weights.safetensors: missing; export the bundle again.",
+    ),
+    "a program missing": (
+        lambda f: (f / PROGRAM).unlink(),
+        "bundle DIR: program.torchscript.pt: missing; export the bundle again.",
+    ),
+    "a file added": (
+        lambda f: (f / "extra.bin").write_text("x"),
+        "bundle DIR: extra.bin: not listed in the manifest; remove it.",
+    ),
+    "truncated": (
+        lambda f: os.truncate(f / WEIGHTS, 100),
+        "bundle DIR: weights.safetensors: expected 872 bytes, got 100; export the bundle again.",
+    ),
+    "one byte changed": (
+        lambda f: flip_byte(f / WEIGHTS),
+        "bundle DIR: weights.safetensors: sha256 differs from the manifest; export the bundle again.",
+    ),
+    "one byte of the program changed": (
+        lambda f: flip_byte(f / PROGRAM),
+        "bundle DIR: program.torchscript.pt: sha256 differs from the manifest; export the bundle again.",
+    ),
+    "one byte of the golden cases changed": (
+        lambda f: flip_byte(f / "golden.safetensors"),
+        "bundle DIR: golden.safetensors: sha256 differs from the manifest; export the bundle again.",
+    ),
+    "a newer format": (
+        set_value("bundle_format", value=2),
+        "bundle DIR: manifest.json: bundle_format: expected 1, got 2; use a newer regplug.",
+    ),
+    "a newer format with other keys": (
+        lambda f: (f / "manifest.json").write_text('{"bundle_format": 2, "news": true}'),
+        "bundle DIR: manifest.json: bundle_format: expected 1, got 2; use a newer regplug.",
+    ),
+    "a path with dots": (
+        lambda f: rename_program(f, "../evil"),
+        'bundle DIR: manifest.json: programs.0.file: expected a file name, never a path, got "../evil".',
+    ),
+    "an absolute path": (
+        lambda f: rename_program(f, "/etc/passwd"),
+        'bundle DIR: manifest.json: programs.0.file: expected a file name, never a path, got "/etc/passwd".',
+    ),
+    "a list for a manifest": (
+        lambda f: (f / "manifest.json").write_text("[]"),
+        "bundle DIR: manifest.json: expected an object, got [].",
+    ),
+    "a key twice": (
+        lambda f: (f / "manifest.json").write_text('{"bundle_format": 1, "bundle_format": 1}'),
+        "bundle DIR: manifest.json: key 'bundle_format' stands twice.",
+    ),
+    "a key missing": (
+        lambda f: edit_manifest(f, lambda values: values.pop("cond_dim")),
+        "bundle DIR: manifest.json: cond_dim: expected a value, got nothing.",
+    ),
+    "a key added": (
+        set_value("news", value=1),
+        "bundle DIR: manifest.json: news: expected no such key, got 1.",
+    ),
+    "a size that is a fraction": (
+        set_value("num_registers", value=4.0),
+        "bundle DIR: manifest.json: num_registers: expected an integer >= 1, got 4.0.",
+    ),
+    "a shape that is not the readout's": (
+        set_value("input", "shape", value=["B", 5, 24]),
+        'bundle DIR: manifest.json: input.shape: expected ["B",4,24], got ["B",5,24].',
+    ),
+    "a symbolic link": (
+        to_link,
+        "bundle DIR: weights.safetensors: a symbolic link; use follow_links if that is meant.",
+    ),
+    "a FIFO": (to_fifo, "bundle DIR: weights.safetensors: not a regular file."),
+    "a folder for a file": (to_folder, "bundle DIR: weights.safetensors: not a regular file."),
+    "weights by another name": (
+        lambda f: replace_weights(f, lambda state: {"compress.weights": state["compress.weight"]}),
+        "bundle DIR: weights.safetensors: expected tensors [compress.weight], got [compress.weights].",
+    ),
+    "weights of another shape": (
+        lambda f: replace_weights(f, lambda state: {"compress.weight": state["compress.weight"][:, :23]}),
+        "bundle DIR: weights.safetensors: tensor 'compress.weight': expected float32 [6, 24], got float32 [6, 23].",
+    ),
+    "weights of another dtype": (
+        lambda f: replace_weights(f, lambda state: {"compress.weight": state["compress.weight"].double()}),
+        "bundle DIR: weights.safetensors: tensor 'compress.weight': expected float32 [6, 24], got float64 [6, 24].",
+    ),
+    "weights that are no safetensors": (
+        lambda f: raw_weights(f, b"\0" * 4),
+        "bundle DIR: weights.safetensors: size: expected at least 8 bytes, got 4.",
+    ),
+    "weights with a name twice": (
+        lambda f: raw_weights(f, (14).to_bytes(8, "little") + b'{"a":1,"a":1} '),
+        "bundle DIR: weights.safetensors: duplicate: key 'a' stands twice.",
+    ),
+}

@@ -1,0 +1,276 @@
+"""The command line: what it prints, and its exit codes."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import regplug
+from regplug.cli import main
+from regplug.weights import save_tensors
+
+SIZES = ["--num-registers", "4", "--hidden-dim", "24"]
+COMPRESS = ["compress-concat", *SIZES, "-O", "compressed_dim=6"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def run_command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        out, err = capsys.readouterr()
+        return done.value.code or 0, out, err
+
+    return run_command
+
+
+@pytest.fixture
+def bundle(run, tmp_path):
+    code, _, _ = run("export", *COMPRESS, "-o", tmp_path / "bundle")
+    assert code == 0
+    return tmp_path / "bundle"
+
+
+def test_list_names_strategies_with_distribution_and_version(run):
+    code, out, _ = run("list")
+    assert code == 0
+    assert any(line.split()[:3] == ["pool", "regplug", regplug.__version__] for line in out.splitlines())
+    code, out, _ = run("list", "--json")
+    listed = json.loads(out)
+    assert listed["schema"] == "regplug.list/1"
+    entry = next(one for one in listed["strategies"] if one["name"] == "pool")
+    assert entry["full_name"] == "regplug:pool"
+    assert entry["version"] == regplug.__version__
+    assert {"distribution": "regplug", "version": regplug.__version__, "status": "ok", "error": None} in listed[
+        "plugins"
+    ]
+
+
+def test_list_imports_neither_torch_nor_a_readouts_module(run_python):
+    done = run_python(
+        "import sys, atexit; sys.argv = ['regplug', 'list']\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from regplug.cli import main; main()"
+    )
+    imported = set(done.stderr.split())
+    assert "regplug.builtin" in imported
+    assert not imported & {"torch", "numpy", "safetensors", "rich"}
+    assert not {name for name in imported if name.startswith("regplug.readouts") or name == "regplug.film"}
+
+
+def test_cond_dim_prints_the_width_alone(run):
+    code, out, _ = run(
+        "cond-dim", "compress-concat", "--num-registers", 14, "--hidden-dim", 384, "-O", "compressed_dim=96"
+    )
+    assert (code, out) == (0, "1344\n")
+
+
+def test_cond_dim_allocates_no_weights(run):
+    code, out, _ = run(
+        "cond-dim", "compress-concat", "--num-registers", 4, "--hidden-dim", 10**7, "-O", f"compressed_dim={10**6}"
+    )
+    assert (code, out) == (0, "4000000\n")  # the weights would take 40 TB
+
+
+def test_cond_dim_as_json_says_what_was_asked(run):
+    code, out, _ = run("cond-dim", *COMPRESS, "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "schema": "regplug.cond-dim/1",
+        "strategy": "regplug:compress-concat",
+        "num_registers": 4,
+        "hidden_dim": 24,
+        "options": {"compressed_dim": 6},
+        "cond_dim": 24,
+        "film_sites": [],
+    }
+
+
+WRONG_USAGE = {
+    "strategy 'pol': not registered; known:": ["cond-dim", "pol", *SIZES],
+    "(closest: pool)": ["cond-dim", "pol", *SIZES],
+    "backbone 'vit': not registered": ["cond-dim", "pool", "--backbone", "vit"],
+    "option 'compresed_dim': expected a known option": ["cond-dim", *COMPRESS, "-O", "compresed_dim=6"],
+    "expected option compressed_dim: int, got none": ["cond-dim", "compress-concat", *SIZES],
+    "option 'compressed_dim': expected int, got 'six'": [
+        "cond-dim",
+        "compress-concat",
+        *SIZES,
+        "-O",
+        "compressed_dim=six",
+    ],
+    "option 'compressed_dim': expected int, got 6.5": [
+        "cond-dim",
+        "compress-concat",
+        *SIZES,
+        "-O",
+        "compressed_dim=6.5",
+    ],
+    "compressed_dim: expected a positive integer, got 0": ["cond-dim", *COMPRESS, "-O", "compressed_dim=0"],
+    "option 'hidden_dim': expected an option of the strategy": ["cond-dim", *COMPRESS, "-O", "hidden_dim=3"],
+    "expected key=value, got 'compressed_dim'": ["cond-dim", *COMPRESS, "-O", "compressed_dim"],
+    "sizes: expected --num-registers R and --hidden-dim D": ["cond-dim", "pool"],
+    "got both": ["cond-dim", "pool", *SIZES, "--backbone", "x"],
+    "num_registers: expected a positive integer, got 0": ["cond-dim", "pool", "--num-registers", 0, "--hidden-dim", 2],
+    "layout: expected --layout start=N or --backbone NAME": [
+        "export",
+        *COMPRESS,
+        "--film",
+        "num_film_layers=2",
+        "-o",
+        "x",
+    ],
+    "Path 'nowhere' does not exist": ["verify", "nowhere"],
+    "path './nowhere': expected a bundle's folder or a weights file": ["info", "./nowhere"],
+    "strategy 'nothing': not registered": ["info", "nothing"],
+    "No such command 'exprt'": ["exprt"],
+    "export backend 'flash': not registered; known: torchscript": [
+        "export",
+        *COMPRESS,
+        "--backend",
+        "flash",
+        "-o",
+        "x",
+    ],
+}
+
+
+@pytest.mark.parametrize("message", WRONG_USAGE)
+def test_wrong_usage_is_one_message_on_stderr_and_exit_code_two(run, tmp_path, monkeypatch, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*WRONG_USAGE[message])
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_plugin_is_listed_with_exit_code_zero_and_three_when_it_is_asked_for(install_plugin, run_python):
+    folder = install_plugin(
+        "broken-readouts",
+        {"broken_readouts.py": "import sys\nsys.exit(0)\n"},
+        {"regplug_v1": {"broken": "broken_readouts"}},
+    )
+    listed = run_python("import sys; sys.argv = ['regplug', 'list']; from regplug.cli import main; main()", [folder])
+    assert listed.returncode == 0
+    assert "broken-readouts" in listed.stdout
+    asked = run_python(
+        "import sys; sys.argv = 'regplug cond-dim broken-readouts:x --num-registers 1 --hidden-dim 1'.split()\n"
+        "from regplug.cli import main; main()",
+        [folder],
+    )
+    assert asked.returncode == 3
+    assert "SystemExit" in asked.stderr
+
+
+def test_export_prints_the_digest_that_pins_the_bundle(run, tmp_path):
+    code, out, err = run("export", *COMPRESS, "-o", tmp_path / "b")
+    assert code == 0
+    digest = out.split("digest ")[1].strip()
+    assert "weights are initial, from seed 0" in err
+    assert run("verify", tmp_path / "b", "--digest", digest)[0] == 0
+    code, _, err = run("verify", tmp_path / "b", "--digest", "0" * 64)
+    assert code == 1
+    assert "pinned is" in err
+
+
+def test_the_seed_decides_the_initial_weights(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("export", *COMPRESS, "--seed", seed, "-o", tmp_path / name)
+    weights = {name: (tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+
+
+def test_trained_weights_are_taken_from_a_file_and_must_fit(run, tmp_path):
+    torch.manual_seed(3)
+    state = {"compress.weight": torch.randn(6, 24)}
+    (tmp_path / "w.safetensors").write_bytes(save_tensors(state))
+    assert run("export", *COMPRESS, "--weights", tmp_path / "w.safetensors", "-o", tmp_path / "b")[0] == 0
+    assert torch.equal(regplug.load(tmp_path / "b").compress.weight, state["compress.weight"])
+    (tmp_path / "v.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 23)}))
+    code, _, err = run("export", *COMPRESS, "--weights", tmp_path / "v.safetensors", "-o", tmp_path / "c")
+    assert code == 1
+    assert "tensor 'compress.weight': expected float32 [6, 24], got float32 [6, 23]" in err
+    code, _, err = run(
+        "export", "pool", *SIZES, "--weights", tmp_path / "b" / "weights.safetensors", "-o", tmp_path / "c"
+    )
+    assert code == 1
+    assert "strategy: expected 'regplug:pool', got 'regplug:compress-concat', as the file says of itself" in err
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_that_exists_is_kept_and_replaced_only_with_force(run, bundle):
+    before = (bundle / "manifest.json").read_bytes()
+    code, _, err = run("export", *COMPRESS, "--seed", 5, "-o", bundle)
+    assert code == 2
+    assert "exists and is kept" in err
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert run("export", *COMPRESS, "--seed", 5, "--force", "-o", bundle)[0] == 0
+    assert (bundle / "manifest.json").read_bytes() != before
+
+
+def test_a_conditioner_is_exported_by_naming_its_film_generator_and_layout(run, tmp_path):
+    film = ["--film", "kernel_hidden_dim=5", "--film", "num_film_layers=2", "--layout", "start=-4"]
+    code, out, _ = run("export", *COMPRESS, *film, "-o", tmp_path / "b", "--json")
+    assert code == 0
+    assert json.loads(out)["schema"] == "regplug.export/1"
+    loaded = regplug.load(tmp_path / "b")
+    assert loaded.layout.start == -4
+    assert len(loaded(torch.zeros(1, 9, 24))) == 2
+
+
+def test_verify_prints_a_table_and_fails_with_exit_code_one(run, bundle):
+    code, out, _ = run("verify", bundle)
+    assert code == 0
+    assert out.splitlines()[0].split() == ["program", "case", "largest", "error", "tolerance", "verdict"]
+    code, out, _ = run("verify", bundle, "--json")
+    assert json.loads(out)["ok"] is True
+    weights = bundle / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, out, err = run("verify", bundle)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: bundle {bundle}: weights.safetensors: expected ")
+
+
+def test_info_of_a_strategy_gives_options_width_parameters_and_flops(run):
+    code, out, _ = run("info", *COMPRESS, "--json")
+    assert code == 0
+    values = json.loads(out)
+    assert values["options"] == {"compressed_dim": "int"}
+    assert (values["cond_dim"], values["parameters"], values["flops_per_sample"]) == (24, 144, 4 * 2 * 24 * 6)
+    assert run("info", "pool")[1].startswith("strategy: regplug:pool\n")
+
+
+def test_info_of_a_bundle_and_of_its_lone_weights_file(run, bundle):
+    code, out, _ = run("info", bundle, "--json")
+    values = json.loads(out)
+    assert code == 0
+    assert values["strategy"] == "regplug:compress-concat"
+    assert len(values["digest"]) == 64
+    code, out, _ = run("info", bundle / "weights.safetensors")
+    assert code == 0
+    assert "strategy: regplug:compress-concat" in out
+    assert out.splitlines()[-1].split() == ["compress.weight", "F32", "[6,", "24]", "576"]
+
+
+def test_the_directories_for_cpp_are_where_the_package_is(run):
+    root = regplug.__file__.rpartition("/")[0]
+    assert run("cmake-dir")[1] == f"{root}\n"
+    assert run("include-dir")[1] == f"{root}/include\n"
+
+
+def test_an_interrupt_ends_with_exit_code_130(run, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regplug.registry.Registry.plugins", interrupted)
+    code, _, err = run("list")
+    assert code == 130
+    assert err.strip() == "interrupted"
+
+
+def test_the_version_is_the_headers(run):
+    assert run("--version")[1].strip().endswith(regplug.__version__)

@@ -1,0 +1,185 @@
+"""State dicts to safetensors and back, and the strict reader in front."""
+
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+from torch import nn
+
+from regplug.errors import BundleError, ExportError
+from regplug.weights import MAX_HEADER, load_state, load_tensors, read_header, read_metadata, save_tensors, state_of
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
+NAMES = st.text(st.sampled_from("abcXYZ019_.-"), min_size=1, max_size=12)
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+
+
+def file_of(header: object, data: bytes = b"", text: bytes | None = None) -> bytes:
+    body = json.dumps(header).encode() if text is None else text
+    return struct.pack("<Q", len(body)) + body + data
+
+
+def tensor(begin: int = 0, end: int = 8, **changed: object) -> dict[str, object]:
+    return {"dtype": "F32", "shape": [2], "data_offsets": [begin, end], **changed}
+
+
+@given(st.dictionaries(NAMES, st.tuples(SHAPES, st.sampled_from(DTYPES)), max_size=6))
+def test_what_is_saved_is_read_back_to_the_bit(wanted):
+    state = {name: torch.randint(0, 2, shape).to(dtype) for name, (shape, dtype) in wanted.items()}
+    found = load_tensors("file", save_tensors(state, {"strategy": "regplug:pool"}))
+    assert sorted(found) == sorted(state)
+    for name in state:
+        assert found[name].dtype == state[name].dtype
+        assert torch.equal(found[name], state[name])
+
+
+def test_the_metadata_is_one_key_of_sorted_json_so_that_the_bytes_are_the_same_every_time():
+    data = save_tensors({"w": torch.zeros(2)}, {"b": 1, "a": [2, None]})
+    assert read_header("file", data)[1] == {"regplug": '{"a": [2, null], "b": 1}'}
+    assert read_metadata("file", data) == {"a": [2, None], "b": 1}
+    assert data == save_tensors({"w": torch.zeros(2)}, {"a": [2, None], "b": 1})
+
+
+def test_a_file_that_says_nothing_of_itself_has_empty_metadata():
+    assert read_metadata("file", save_tensors({"w": torch.zeros(2)})) == {}
+
+
+@pytest.mark.parametrize("text", ["[1]", "no json", "3"])
+def test_metadata_that_is_no_json_object_is_refused(text):
+    data = file_of({"__metadata__": {"regplug": text}, "w": tensor()}, bytes(8))
+    with pytest.raises(BundleError, match=r"^file: metadata: expected a JSON object"):
+        read_metadata("file", data)
+
+
+MALFORMED = {
+    "shorter than its length field": (b"\0\0\0", "size"),
+    "header longer than the file": (struct.pack("<Q", 100) + b"{}", "size"),
+    "header over the budget": (struct.pack("<Q", MAX_HEADER + 1) + b" " * (MAX_HEADER + 1), "size"),
+    "leading space": (file_of(None, text=b" {}"), "header"),
+    "not an object": (file_of([1]), "header"),
+    "not JSON": (file_of(None, text=b"{]"), "header"),
+    "not UTF-8": (file_of(None, text=b'{"\xff":1}'), "header"),
+    "nested without end": (file_of(None, text=b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"), "header"),
+    "a name twice": (
+        file_of(None, b"\0" * 8, b'{"w":%s,"w":%s}' % ((json.dumps(tensor()).encode(),) * 2)),
+        "duplicate",
+    ),
+    "a field twice": (
+        file_of(None, b"\0" * 8, b'{"w":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
+        "duplicate",
+    ),
+    "metadata that is a number": (file_of({"__metadata__": {"a": 1}}), "metadata"),
+    "metadata that is a list": (file_of({"__metadata__": []}), "metadata"),
+    "a name with a slash": (file_of({"a/b": tensor()}, bytes(8)), "name"),
+    "an empty name": (file_of({"": tensor()}, bytes(8)), "name"),
+    "a tensor that is a list": (file_of({"w": []}), "tensor"),
+    "a field too few": (file_of({"w": {"dtype": "F32", "shape": [2]}}, bytes(8)), "tensor"),
+    "a field too many": (file_of({"w": tensor(extra=1)}, bytes(8)), "tensor"),
+    "an unknown dtype": (file_of({"w": tensor(dtype="F8_E4M3")}, bytes(8)), "dtype"),
+    "a dtype that is a list": (file_of({"w": tensor(dtype=["F32"])}, bytes(8)), "dtype"),
+    "a negative size": (file_of({"w": tensor(shape=[-2])}, bytes(8)), "shape"),
+    "a fractional size": (file_of({"w": tensor(shape=[2.0])}, bytes(8)), "shape"),
+    "a boolean size": (file_of({"w": tensor(shape=[True, 2])}, bytes(8)), "shape"),
+    "rank nine": (file_of({"w": tensor(shape=[1] * 8 + [2])}, bytes(8)), "shape"),
+    "a product that overflows": (file_of({"w": tensor(shape=[2**40, 2**40])}, bytes(8)), "shape"),
+    "offsets that are three": (file_of({"w": tensor(data_offsets=[0, 4, 8])}, bytes(8)), "offsets"),
+    "offsets that go backwards": (file_of({"w": tensor(8, 0)}, bytes(8)), "offsets"),
+    "a hole": (file_of({"w": tensor(4, 12)}, bytes(12)), "offsets"),
+    "an overlap": (file_of({"v": tensor(0, 8), "w": tensor(4, 12)}, bytes(12)), "offsets"),
+    "bytes after the last tensor": (file_of({"w": tensor()}, bytes(9)), "offsets"),
+    "bytes that are missing": (file_of({"w": tensor()}, bytes(7)), "offsets"),
+    "a size that is not the shape's": (file_of({"w": tensor(shape=[3])}, bytes(8)), "bytes"),
+    "an odd begin": (
+        file_of({"a": tensor(0, 1, dtype="U8", shape=[1]), "w": tensor(1, 9)}, bytes(9)),
+        "alignment",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_file_is_refused_by_the_rule_it_breaks(case):
+    data, rule = MALFORMED[case]
+    with pytest.raises(BundleError, match=f"^weights x: {rule}: "):
+        read_header("weights x", data)
+
+
+def test_the_strict_reader_takes_what_the_reference_writes():
+    data = save_tensors({"w": torch.ones(3), "b": torch.zeros((), dtype=torch.int64)})
+    assert sorted(read_header("file", data)[0]) == sorted(load(data)) == ["b", "w"]
+
+
+class Keeps(nn.Module):
+    """A module with a place for one thing that a bundle cannot hold."""
+
+    def __init__(self, **things):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        for name, thing in things.items():
+            setattr(self, name, thing)
+
+
+def tied():
+    module = Keeps()
+    module.register_parameter("again", module.weight)
+    return module
+
+
+def forgetful():
+    module = Keeps()
+    module.register_buffer("scratch", torch.zeros(2), persistent=False)
+    return module
+
+
+class Sub(torch.Tensor):
+    """A subclass; quantised weights are such."""
+
+
+UNSTORABLE = {
+    "buffer 'scratch': expected a persistent buffer": forgetful(),
+    "tensor 'table': expected a parameter or buffer": Keeps(table=torch.zeros(2)),
+    "tied to 'again'": tied(),
+    "tensor 'odd': expected a plain tensor, got Sub": Keeps(odd=nn.Parameter(torch.zeros(2).as_subclass(Sub))),
+    "tensor 'weight': expected a dense real tensor": Keeps(weight=nn.Parameter(torch.zeros(2, dtype=torch.complex64))),
+}
+
+
+@pytest.mark.parametrize("message", UNSTORABLE)
+def test_what_a_weights_file_would_lose_or_garble_is_refused_by_name(message):
+    with pytest.raises(ExportError, match=message):
+        state_of("strategy 'x'", UNSTORABLE[message])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weights": torch.zeros(2, 3)}, r"expected tensors \[bias, weight\], got \[weights\]"),
+        (
+            {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)},
+            r"'weight': expected float32 \[2, 3\], got float32 \[3, 2\]",
+        ),
+        (
+            {"weight": torch.zeros(2, 3, dtype=torch.float64), "bias": torch.zeros(2)},
+            r"'weight': expected float32 \[2, 3\], got float64 \[2, 3\]",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_set(state, message):
+    module = nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(BundleError, match=message):
+        load_state("weights x", module, state)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
