@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,6 @@ def _describe(
     golden: GoldenSet,
     registry: Registry,
 ) -> Manifest:
-    import regplug
-
     provenance = spec.entry.provenance
     if provenance is None:
         raise ExportError(
@@ -223,7 +222,7 @@ def _describe(
         files={},
         provenance=BundleProvenance(
             plugin=PluginRecord(provenance.distribution, provenance.version),
-            regplug=regplug.__version__,
+            regplug=version("regplug"),
             torch=torch.__version__,
             python=platform.python_version(),
             cpu=cpu_capability(),

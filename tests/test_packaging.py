@@ -1,0 +1,76 @@
+"""The wheel: exactly these files, one version, and installed here from it."""
+
+import email
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import regplug
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PYTHON = """
+__init__ __main__ backbone builtin bundle choices cli conditioner discovery entries errors film folder golden hookspecs
+information installed layout loading manifest options pairing printing program reading rebuilding registry selection
+signature spec staging strict torch_private verification weights weightsfile widths writing
+backends/__init__ backends/interface backends/torchscript
+readouts/__init__ readouts/averages readouts/check readouts/concatenations
+""".split()  # noqa: SIM905
+HEADERS = """
+archive bundle error fields folder golden json manifest read_manifest safetensors sha256 tensor torchscript version
+""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run(command, check=True)
+    [path] = folder.iterdir()
+    return path
+
+
+def test_the_wheel_holds_exactly_the_package(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = f"regplug-{regplug.__version__}.dist-info"
+    assert names == {
+        *(f"regplug/{name}.py" for name in PYTHON),
+        *(f"regplug/include/regplug/{name}.h" for name in HEADERS),
+        "regplug/share/cmake/regplug/regplug-config.cmake",
+        "regplug/share/cmake/regplug/regplug-config-version.cmake",
+        "regplug/py.typed",
+        *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")),
+    }
+
+
+def test_the_wheel_is_pure_python(wheel):
+    assert wheel.name == f"regplug-{regplug.__version__}-py3-none-any.whl"
+
+
+def test_the_version_is_the_one_in_the_header(wheel):
+    text = zipfile.ZipFile(wheel).read("regplug/include/regplug/version.h").decode()
+    assert re.search(r'#define REGPLUG_VERSION "(.+)"', text)[1] == regplug.__version__ == version("regplug")
+
+
+def test_the_bundle_format_is_the_same_in_both_languages():
+    from regplug.manifest import BUNDLE_FORMAT
+
+    text = (ROOT / "regplug" / "include" / "regplug" / "version.h").read_text()
+    assert int(re.search(r"#define REGPLUG_BUNDLE_FORMAT (\d+)", text)[1]) == BUNDLE_FORMAT
+
+
+def test_the_core_depends_on_five_packages_and_no_other(wheel):
+    archive = zipfile.ZipFile(wheel)
+    [metadata] = [name for name in archive.namelist() if name.endswith("METADATA")]
+    required = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
+    core = {re.match(r"[A-Za-z0-9-]+", line)[0] for line in required if "extra ==" not in line}
+    assert core == {"torch", "pluggy", "safetensors", "click", "rich"}
+
+
+def test_these_tests_run_on_the_installed_package_not_on_the_sources():
+    assert Path(regplug.__file__).parent != ROOT / "regplug"
