@@ -238,7 +238,7 @@ class Registry:
 
     def _load(self, distribution: str) -> None:
         """Import one distribution's plugin as a transaction: all of it is registered, or nothing."""
-        found = self._pending.get(distribution)
+        found = self._pending.pop(distribution, None)  # first: a plugin may ask the registry while it is imported
         if found is None:
             return
         version = found.version
@@ -250,13 +250,12 @@ class Registry:
             modules = [import_plugin(distribution, reference) for reference in found.modules]
             entries = stage(Provenance(distribution, version), found.readouts, modules)
         except PluginError as error:
-            if self._strict:
-                raise
             self._records[distribution] = PluginRecord(distribution, version, "broken", error)
             self._claims[distribution] = [name for name, _ in found.readouts]
+            if self._strict:
+                raise
         else:
             self._commit(distribution, entries, version)
-        del self._pending[distribution]
 
     def _commit(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]], version: str) -> None:
         self._manager.register(DistributionPlugin(entries), name=distribution)

@@ -1,0 +1,81 @@
+"""README and the page for plugin authors, top to bottom: every block is run, and gives what it says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"(?:#|//) (\S+\.\w+)\n")
+
+
+# each page, the file after which its plugin is complete, and how many outputs it states
+PAGES = {"README.md": ("acme_readouts.py", 7), "docs/plugins.md": ("acme_model.py", 1)}
+
+
+def matches(said, got):
+    """Whether the output is what README says; a line of dots, or dots at a line's end, stand for anything."""
+    pattern = re.escape(said.strip()).replace(re.escape("..."), ".*")
+    return re.fullmatch(pattern, got.strip(), re.DOTALL) is not None
+
+
+def run(command, folder, env):
+    done = subprocess.run(command, shell=isinstance(command, str), cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("said", "got"), [("a\n...", "a\nb\nc"), ("x ...", "x 1"), ("a", "a\n")])
+def test_the_comparison_takes_what_is_said(said, got):
+    assert matches(said, got)
+
+
+@pytest.mark.parametrize(("said", "got"), [("384", "385"), ("a\n...", "b\nc"), ("a", "a\nb"), ("a.c", "abc")])
+def test_the_comparison_sees_another_output(said, got):
+    assert not matches(said, got)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, page):
+    last_file, outputs = PAGES[page]
+    site = tmp_path / "site"
+    tools = str(Path(sys.executable).parent)
+    env = {**os.environ, "PYTHONPATH": str(site), "PATH": f"{tools}:{os.environ['PATH']}", "CMAKE_GENERATOR": "Ninja"}
+    output, checked = "", 0
+    for language, text in BLOCK.findall((ROOT / page).read_text()):
+        name = FILE.match(text)
+        if name:
+            (tmp_path / name[1]).write_text(text)
+            if name[1] == last_file:
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+                run([*pip, "--target", site, tmp_path], tmp_path, env)
+        elif language == "python":
+            output = run([sys.executable, "-W", "error", "-c", text], tmp_path, env)
+        elif language == "text":
+            assert matches(text, output)
+            checked += 1
+        elif language == "console":
+            for command, said in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+                output = run(command, tmp_path, env)
+                assert matches(said, output), output
+                checked += 1
+        else:
+            pytest.fail(f"a block in {language!r} that nobody runs")
+    assert checked == outputs
+
+
+def test_the_indented_commands_are_targets_of_the_makefile():
+    commands = re.findall(r"^    make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert commands == ["demo", "test"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(commands) <= set(targets)
+
+
+def test_links_lead_to_files():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
