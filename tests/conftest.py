@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a shared machine is slow at times, and a slow answer is no wrong one
+settings.register_profile("regplug", deadline=None)
+settings.load_profile("regplug")
 
 
 @pytest.fixture(scope="session")
