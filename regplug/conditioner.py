@@ -9,7 +9,7 @@ from regplug.errors import SpecError
 from regplug.layout import TokenLayout
 from regplug.pairing import Convention, check_film_width, convention_of
 from regplug.selection import SelectRegisters
-from regplug.widths import PROBE_BATCH, check_width, probe, stated_width
+from regplug.widths import check_width, probe_in_place, stated_width
 
 
 class Conditioner(nn.Module):
@@ -30,6 +30,7 @@ class Conditioner(nn.Module):
             readout gives, or the meaning of its pairs is not known.
 
     Example:
+        >>> import torch
         >>> from regplug.film import KernelFiLMGenerator
         >>> from regplug.readouts.averages import RegisterMean
         >>> layout = TokenLayout(num_registers=4, hidden_dim=48, start=1)
@@ -77,14 +78,6 @@ def _width_of(readout: nn.Module, layout: TokenLayout) -> int:
         own = getattr(readout, word, None)
         if own is not None and own != getattr(layout, word):
             raise SpecError(f"{owner}: {word}: expected {getattr(layout, word)} as the layout has, got {own}.")
-    first = next(readout.parameters(), None)
-    device = "cpu" if first is None else str(first.device)
-    try:
-        width = probe(owner, readout, layout.num_registers, layout.hidden_dim, device)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise SpecError(
-            f"{owner}: expected to read registers [{PROBE_BATCH}, {layout.num_registers}, {layout.hidden_dim}] "
-            f"of the layout, got: {error}"
-        ) from error
+    width = probe_in_place(owner, readout, layout.num_registers, layout.hidden_dim)
     check_width(owner, stated, width)
     return width

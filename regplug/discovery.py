@@ -52,9 +52,9 @@ def discover() -> dict[str, Found]:
     found: dict[str, Found] = {}
     for point in _entry_points():
         match = ANY_GROUP.fullmatch(point.group)
-        if match is None or point.dist is None:  # an entry point that belongs to nobody cannot be named
+        name = _name_of(point.dist)
+        if match is None or name is None:  # an entry point that belongs to nobody cannot be named
             continue
-        name = normalise(point.dist.name)
         one = found.setdefault(name, Found(name, point.dist))
         if point.group == READOUT_GROUP:
             one.readouts.append((point.name, point.value))
@@ -63,6 +63,13 @@ def discover() -> dict[str, Found]:
         else:
             one.newest = max(one.newest, int(match.group(1)))
     return dict(sorted(found.items()))
+
+
+def _name_of(distribution: Distribution | None) -> str | None:
+    try:
+        return normalise(distribution.name) if distribution is not None else None
+    except Exception:  # an interrupted removal leaves entry points without metadata
+        return None
 
 
 def _entry_points() -> Iterable[EntryPoint]:

@@ -68,8 +68,9 @@ class KernelFiLMGenerator(nn.Module):
         self.kernel_hidden_dim = kernel_hidden_dim
         self.num_film_layers = num_film_layers
         self.film_hidden_dim = film_hidden_dim
+        first = nn.Linear(cond_dim, film_hidden_dim)  # made in the source's order, so that one seed gives one start
         last = nn.Linear(film_hidden_dim, num_film_layers * 2 * kernel_hidden_dim)
-        self.mlp = nn.Sequential(nn.Linear(cond_dim, film_hidden_dim), nn.GELU(), last)
+        self.mlp = nn.Sequential(first, nn.GELU(), last)
         self._initialise(last, init_type, init_std)
         self._tag(no_weight_decay)
 

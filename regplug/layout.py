@@ -55,7 +55,7 @@ class TokenLayout:
             value = getattr(self, word)
             if not (is_int(value) and value >= 1) and not (word == "num_tokens" and value is None):
                 raise SpecError(f"TokenLayout: {word}: expected a positive integer, got {value!r}.")
-        if self.normalized not in (None, True, False):
+        if not (self.normalized is None or isinstance(self.normalized, bool)):
             raise SpecError(f"TokenLayout: normalized: expected True, False or None, got {self.normalized!r}.")
         if (self.start is None) == (self.indices is None):
             raise SpecError(

@@ -45,7 +45,7 @@ def bind(
     Raises:
         SpecError: An option is unknown, missing, or of the wrong type, or is one of the sizes.
     """
-    parameters = _parameters(build)
+    parameters = _parameters(owner, build)
     named = {word: sizes[size] for word, size in (words or {}).items() if size in sizes}
     named |= {size: value for size, value in sizes.items() if size in parameters and size not in named}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -57,7 +57,7 @@ def bind(
     hints = _hints(build)
     arguments: dict[str, Any] = dict(named)
     for option, value in options.items():
-        if option in named or option in SIZES:
+        if option in named or option in sizes:
             raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
         if option not in known and not open_ended:
             raise SpecError(
@@ -79,7 +79,7 @@ def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) 
     hints = _hints(build)
     return {
         name: _spell(hints.get(name, Any)) + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
-        for name, p in _parameters(build).items()
+        for name, p in _parameters(getattr(build, "__name__", repr(build)), build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in SIZES and name not in (words or {})
     }
 
@@ -91,7 +91,7 @@ def fits(value: object, hint: Any) -> bool:
         return any(fits(value, one) for one in arguments)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)
-    if origin in (list, tuple, Sequence):
+    if origin in (list, tuple, Sequence) or hint in (list, tuple):
         if not isinstance(value, (list, tuple)):
             return False
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -101,7 +101,7 @@ def fits(value: object, hint: Any) -> bool:
         return is_int(value)
     if hint is float:
         return is_int(value) or isinstance(value, float)
-    if hint in (str, bool, dict, list):
+    if hint in (str, bool, dict):
         return isinstance(value, hint)
     if hint is type(None):
         return value is None
@@ -114,8 +114,11 @@ def _means_tuple(hint: Any) -> bool:
     return hint is tuple or typing.get_origin(hint) is tuple
 
 
-def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(build).parameters
+def _parameters(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(build).parameters
+    except (TypeError, ValueError) as error:  # a class written in C may show none
+        raise SpecError(f"{owner}: expected a class or function with a signature, got {build!r}.") from error
 
 
 def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:

@@ -134,11 +134,12 @@ def _width_word(owner: str, build: Callable[..., Any]) -> str:
 
 
 def _wanted_width(film: nn.Module, width: str | None) -> int | None:
-    for word in (width,) if width else WIDTH_WORDS:
+    family = film_family(film)
+    for word in (width,) if width else ((family.width,) if family else ()) + WIDTH_WORDS:
         value = getattr(film, word, None)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-    if width is None and film_family(film) is not None:
+    if width is None and family is not None:
         # nvSubquadratic's generator keeps no cond_dim: its first layer does
         first = next((child for child in film.modules() if isinstance(child, nn.Linear)), None)
         return None if first is None else first.in_features

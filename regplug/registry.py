@@ -90,6 +90,7 @@ class Registry:
             self._claims.pop(name, None)
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
+            self._manager.unblock(name)
 
     def block(self, distribution: str) -> None:
         """Never import this distribution's plugin; forget it if it was."""
@@ -189,7 +190,7 @@ class Registry:
             raise NameLookupError(
                 f"{word} {name!r}: offered by {_list(offering, 'and')}; use {_list(map(repr, names), 'or')}."
             )
-        for record in self.plugins():
+        for record in self.plugins() if wanted is ReadoutEntry else ():  # only strategies are claimed without an import
             if record.error is not None and name in self._claims.get(record.distribution, ()):
                 raise PluginError(f"{word} {name!r}: {record.error}") from record.error
         broken = [record.distribution for record in self.plugins() if record.status == "broken"]
@@ -250,10 +251,14 @@ class Registry:
             modules = [import_plugin(distribution, reference) for reference in found.modules]
             entries = stage(Provenance(distribution, version), found.readouts, modules)
         except PluginError as error:
+            if self._strict:
+                self._pending[distribution] = found  # so that it is fatal to whoever asks next, too
+                raise
             self._records[distribution] = PluginRecord(distribution, version, "broken", error)
             self._claims[distribution] = [name for name, _ in found.readouts]
-            if self._strict:
-                raise
+        except BaseException:  # an interrupt says nothing of the plugin
+            self._pending[distribution] = found
+            raise
         else:
             self._commit(distribution, entries, version)
 

@@ -12,7 +12,7 @@ from regplug.entries import ReadoutEntry, load_reference
 from regplug.errors import SpecError
 from regplug.layout import is_int
 from regplug.options import bind
-from regplug.widths import check_width, construct, measure, probe
+from regplug.widths import check_width, construct, measure, probe_in_place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,9 +77,8 @@ class ReadoutSpec:
         owner = _owner(self.entry)
         module = construct(owner, self.readout_class, self.arguments)
         if not self.measured:
-            first = next(module.parameters(), None)
-            device = "cpu" if first is None else str(first.device)
-            check_width(owner, self.cond_dim, probe(owner, module, self.num_registers, self.hidden_dim, device))
+            width = probe_in_place(owner, module, self.num_registers, self.hidden_dim)
+            check_width(owner, self.cond_dim, width)
         return module
 
     def as_dict(self) -> dict[str, Any]:

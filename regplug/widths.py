@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError
@@ -107,6 +108,25 @@ def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, de
             f"got {list(output.shape)}."
         )
     return int(output.shape[1])
+
+
+def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim: int) -> int:
+    """``probe`` where the module's own tensors are.
+
+    Raises:
+        SpecError: The forward fails, or gives no ``[B, cond_dim]``.
+    """
+    first = next(chain(module.parameters(), module.buffers()), None)
+    device = "cpu" if first is None else str(first.device)
+    try:
+        return probe(owner, module, num_registers, hidden_dim, device)
+    except SpecError:
+        raise
+    except Exception as error:  # whatever a forward raises means: not these registers
+        raise SpecError(
+            f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
+            f"got {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_width(owner: str, stated: int | None, measured: int) -> None:
