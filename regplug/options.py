@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeGuard, Union
 
 from regplug.entries import SIZES
 from regplug.errors import SpecError
@@ -66,7 +66,9 @@ def bind(
         hint = hints.get(option, Any)
         if not fits(value, hint):
             raise SpecError(f"{owner}: option {option!r}: expected {_spell(hint)}, got {value!r}.")
-        arguments[option] = tuple(value) if isinstance(value, list) and _means_tuple(hint) else value
+        if _is_list(value):  # a list of JSON where a tuple is meant, a list of a configuration library
+            value = tuple(value) if isinstance(value, tuple) or _means_tuple(hint) else list(value)
+        arguments[option] = value
     missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in arguments]
     if missing:
         wanted = ", ".join(f"{name}: {_spell(hints.get(name, Any))}" for name in missing)
@@ -92,7 +94,7 @@ def fits(value: object, hint: Any) -> bool:
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)
     if origin in (list, tuple, Sequence) or hint in (list, tuple):
-        if not isinstance(value, (list, tuple)):
+        if not _is_list(value):
             return False
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
             return len(value) == len(arguments) and all(map(fits, value, arguments))
@@ -106,6 +108,10 @@ def fits(value: object, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     return True
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _means_tuple(hint: Any) -> bool:

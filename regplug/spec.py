@@ -122,6 +122,7 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for option, value in options.items():
         try:
+            _refuse_other_keys(value)
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise SpecError(
@@ -132,3 +133,15 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _owner(entry: ReadoutEntry) -> str:
     return f"strategy {entry.name!r}"
+
+
+def _refuse_other_keys(value: object) -> None:
+    """JSON turns the key 1 into "1" without a word; refuse it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"key {key!r}")
+            _refuse_other_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_other_keys(item)

@@ -56,7 +56,7 @@ def measure(
     """
     import torch
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # a constructor that reads numbers out of its tensors cannot; torch's text says so
         module = construct(owner, build, arguments)
     stated = stated_width(owner, module)
     try:

@@ -1,0 +1,262 @@
+"""Pairing passes the readout's width on under the generator's own word, or checks the one it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
+from torch import Tensor, nn
+
+import regplug
+from regplug import FiLMEntry, KernelFiLMGenerator, PluginError, ReadoutSpec, SpecError
+from regplug.pairing import Convention, check_film_width, convention_of, film_family
+
+SIZES = {"kernel_hidden_dim": 4, "num_film_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def spec() -> ReadoutSpec:
+    """Gives 12 numbers: 4 registers, 3 each."""
+    return regplug.resolve("compress-concat", num_registers=4, hidden_dim=8, compressed_dim=3)
+
+
+class GlobalCond(nn.Module):
+    """As diffusion-policy calls it, and with an option that has the name of one of the readout's sizes."""
+
+    def __init__(self, global_cond_dim: int, hidden_dim: int = 5) -> None:
+        super().__init__()
+        self.layer = nn.Linear(global_cond_dim, hidden_dim)
+        self.global_cond_dim = global_cond_dim
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        return self.layer(conditioning)
+
+
+class ConditioningEmbedding(nn.Module):
+    """As adaptive layer norms call it."""
+
+    def __init__(self, embedding_dim: int, conditioning_embedding_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(conditioning_embedding_dim, 2 * embedding_dim)
+
+
+class Stranger(nn.Module):
+    """Its word must be named."""
+
+    def __init__(self, style: int, *, depth: int = 1) -> None:
+        super().__init__()
+        self.style = style
+        self.depth = depth
+
+
+class TwoWords(nn.Module):
+    def __init__(self, cond_dim: int, global_cond_dim: int) -> None:
+        super().__init__()
+        self.given = (cond_dim, global_cond_dim)
+
+
+def refusal(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        regplug.pair(*arguments, **options)
+    return str(caught.value)
+
+
+# ---- a class
+
+
+@pytest.mark.parametrize("film", [KernelFiLMGenerator, "regplug.film:KernelFiLMGenerator"])
+def test_a_class_or_its_name_is_built_with_the_width_of_the_readout(spec: ReadoutSpec, film: Any) -> None:
+    made = regplug.pair(spec, film, **SIZES, film_hidden_dim=7)
+    assert type(made) is KernelFiLMGenerator
+    assert (made.cond_dim, made.film_hidden_dim) == (12, 7)
+    pairs = made(spec.build()(torch.randn(2, 4, 8)))
+    assert [part.shape for pair in pairs for part in pair] == [(2, 4)] * 4
+
+
+@pytest.mark.parametrize("film", [UpstreamGenerator, "nvsubquadratic.modules.film:KernelFiLMGenerator"])
+def test_the_class_of_nvsubquadratic_is_built_unchanged(spec: ReadoutSpec, film: Any) -> None:
+    made = regplug.pair(spec, film, **SIZES)
+    assert type(made) is UpstreamGenerator
+    assert made.mlp[0].in_features == 12
+
+
+def test_a_foreign_class_gets_the_width_under_its_own_word(spec: ReadoutSpec) -> None:
+    assert regplug.pair(spec, GlobalCond).global_cond_dim == 12
+    assert regplug.pair(spec, ConditioningEmbedding, embedding_dim=6).linear.weight.shape == (12, 12)
+    assert regplug.pair(spec, Stranger, width="style", depth=3).style == 12
+
+
+def test_an_option_of_the_generator_may_be_named_as_a_size_of_the_readout(spec: ReadoutSpec) -> None:
+    made = regplug.pair(spec, GlobalCond, hidden_dim=9)
+    assert made.layer.weight.shape == (9, 12)
+
+
+def test_a_word_that_is_not_known_must_be_named(spec: ReadoutSpec) -> None:
+    text = refusal(spec, Stranger)
+    assert text == (
+        "FiLM generator Stranger: expected one of cond_dim, global_cond_dim, conditioning_embedding_dim, "
+        "conditioning_dim, cond_channels in its constructor, got none; use width= to name it."
+    )
+    assert "expected a constructor that names 'styl', got (style" in refusal(spec, Stranger, width="styl")
+
+
+def test_two_known_words_in_one_constructor_are_not_guessed(spec: ReadoutSpec) -> None:
+    assert "got cond_dim, global_cond_dim; use width= to name it." in refusal(spec, TwoWords)
+    assert regplug.pair(spec, TwoWords, width="global_cond_dim", cond_dim=5).given == (5, 12)
+
+
+def test_the_options_of_a_generator_are_checked_as_those_of_a_readout(spec: ReadoutSpec) -> None:
+    owner = "FiLM generator KernelFiLMGenerator: "
+    assert refusal(spec, KernelFiLMGenerator, kernel_hidden_dim=4) == (
+        f"{owner}expected option num_film_layers: int, got none."
+    )
+    assert "(closest: num_film_layers)." in refusal(spec, KernelFiLMGenerator, **SIZES, num_film_layer=2)
+    assert refusal(spec, KernelFiLMGenerator, **SIZES, film_hidden_dim="7") == (
+        f"{owner}option 'film_hidden_dim': expected int, got '7'."
+    )
+    assert "option 'cond_dim': expected an option, got one of the sizes" in refusal(
+        spec, KernelFiLMGenerator, **SIZES, cond_dim=12
+    )
+    text = refusal(spec, KernelFiLMGenerator, kernel_hidden_dim=4, num_film_layers=0)
+    assert text.endswith("num_film_layers must be >= 1, got 0")
+
+
+def test_a_name_that_cannot_be_imported_is_a_plugin_error(spec: ReadoutSpec) -> None:
+    with pytest.raises(
+        PluginError, match="^FiLM generator: expected to import 'surely_not_there:Film', got ModuleNotF"
+    ):
+        regplug.pair(spec, "surely_not_there:Film")
+
+
+def test_what_is_no_module_class_is_refused(spec: ReadoutSpec) -> None:
+    def make(cond_dim: int) -> int:
+        return cond_dim
+
+    assert refusal(spec, make) == "FiLM generator make: expected an nn.Module, got int."
+
+
+# ---- an instance
+
+
+@pytest.mark.parametrize("cls", [KernelFiLMGenerator, UpstreamGenerator])
+def test_an_instance_of_the_right_width_is_returned_itself(spec: ReadoutSpec, cls: Any) -> None:
+    film = cls(12, 4, 2)
+    assert regplug.pair(spec, film) is film
+
+
+@pytest.mark.parametrize("cls", [KernelFiLMGenerator, UpstreamGenerator])
+def test_an_instance_of_another_width_is_refused_with_both_widths(spec: ReadoutSpec, cls: Any) -> None:
+    assert refusal(spec, cls(13, 4, 2)) == (
+        "FiLM generator KernelFiLMGenerator: expected conditioning of width 13, got 12 from strategy 'compress-concat'."
+    )
+
+
+def test_a_foreign_instance_says_its_width_by_a_known_or_a_named_attribute(spec: ReadoutSpec) -> None:
+    for film, width in ((GlobalCond(12), None), (Stranger(12), "style")):
+        assert regplug.pair(spec, film, width=width) is film
+    assert "expected conditioning of width 9, got 12" in refusal(spec, GlobalCond(9))
+    assert "expected conditioning of width 9, got 12" in refusal(spec, Stranger(9), width="style")
+    assert refusal(spec, Stranger(12)) == (
+        "FiLM generator Stranger: expected an integer attribute cond_dim or global_cond_dim or "
+        "conditioning_embedding_dim or conditioning_dim or cond_channels, got none; use width= to name it."
+    )
+    assert "use width= to name it." in refusal(spec, Stranger(12), width="stile")
+
+
+def test_an_instance_takes_no_options(spec: ReadoutSpec) -> None:
+    assert refusal(spec, KernelFiLMGenerator(12, 4, 2), kernel_hidden_dim=4) == (
+        "FiLM generator KernelFiLMGenerator: expected no options with an instance, got kernel_hidden_dim."
+    )
+
+
+def test_a_width_is_checked_against_whoever_gives_it() -> None:
+    check_film_width(KernelFiLMGenerator(12, 4, 2), 12, "RegisterMean")
+    with pytest.raises(SpecError, match="expected conditioning of width 12, got 13 from RegisterMean"):
+        check_film_width(KernelFiLMGenerator(12, 4, 2), 13, "RegisterMean")
+
+
+# ---- families and conventions
+
+
+class Derived(KernelFiLMGenerator):
+    """A user's own class on top of ours."""
+
+
+def test_a_family_is_recognised_along_the_classes_it_is_made_of() -> None:
+    for film in (KernelFiLMGenerator, UpstreamGenerator, Derived, Derived(12, 4, 2), UpstreamGenerator(12, 4, 2)):
+        assert film_family(film).full_name == "regplug:kernel-film"
+    assert film_family(Stranger) is None
+    assert film_family(nn.Linear(2, 2)) is None
+
+
+def test_the_nearest_family_wins() -> None:
+    near = FiLMEntry("near", Derived, form="1+gamma", order="shift-first")
+    far = FiLMEntry("far", KernelFiLMGenerator)
+    for entries in ([near, far], [far, near]):
+        assert film_family(Derived, entries) is near
+        assert film_family(KernelFiLMGenerator, entries) is far
+
+
+def test_what_the_pairs_mean_is_known_of_a_family_or_stated() -> None:
+    assert convention_of(UpstreamGenerator(12, 4, 2)) == Convention("gamma", "gamma-first")
+    assert convention_of(Stranger(12), "1+gamma", "shift-first") == Convention("1+gamma", "shift-first")
+
+
+@pytest.mark.parametrize("stated", [{}, {"form": "gamma"}, {"order": "gamma-first"}])
+def test_what_is_not_known_is_not_guessed(stated: dict[str, str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        convention_of(Stranger(12), **stated)
+    assert str(caught.value) == (
+        "FiLM generator Stranger: expected a known family or a stated form and order, "
+        f"got form={stated.get('form')!r}, order={stated.get('order')!r}; "
+        "use form='gamma' or '1+gamma' and order='gamma-first' or 'shift-first'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "order", "text"),
+    [
+        ("beta", "gamma-first", "form: expected one of gamma, 1+gamma, got 'beta'."),
+        ("gamma", "unspecified", "order: expected one of gamma-first, shift-first, got 'unspecified'."),
+    ],
+)
+def test_a_form_or_order_that_is_none_of_the_two_is_refused(form: str, order: str, text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        convention_of(Stranger(12), form, order)
+    assert str(caught.value) == f"FiLM generator Stranger: {text}"
+    with pytest.raises(SpecError, match="^FiLMEntry 'f': (form|order): expected one of"):
+        FiLMEntry("f", Stranger, form=form, order=order)
+
+
+class ThirdPartyFamily:
+    """A plugin whose generator has its own word for the width, and a first layer that takes something else."""
+
+    @regplug.hookimpl
+    def regplug_films(self) -> list[FiLMEntry]:
+        return [FiLMEntry("style", Styled, width="style_dim", form="1+gamma", order="shift-first")]
+
+
+class Styled(nn.Module):
+    def __init__(self, style_dim: int) -> None:
+        super().__init__()
+        self.position = nn.Linear(3, 3)
+        self.style_dim = style_dim
+
+
+@pytest.fixture
+def with_third_party_family() -> Any:
+    registry = regplug.default_registry()
+    registry.register(ThirdPartyFamily(), "styled-films")
+    yield
+    registry.unregister("styled-films")
+
+
+@pytest.mark.usefixtures("with_third_party_family")
+def test_the_word_of_a_third_party_family_serves_its_class_and_its_instance(spec: ReadoutSpec) -> None:
+    made = regplug.pair(spec, Styled)
+    assert made.style_dim == 12
+    assert regplug.pair(spec, made) is made
+    assert "expected conditioning of width 9, got 12" in refusal(spec, Styled(9))
+    assert convention_of(made) == Convention("1+gamma", "shift-first")
