@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regplug.errors import BundleError, ExportError, ShapeError
 from regplug.manifest import Golden, GoldenCase, Input, Manifest, Output
+from regplug.weights import dtype_name
 
 MAX_BYTES = 4_000_000
 SEED = 0
@@ -112,19 +113,23 @@ def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
     Raises:
         BundleError: A tensor is missing, too many, or not of the shape that the case says.
     """
-    wanted: dict[str, list[int]] = {}
+    truth = "float64" if manifest.golden.truth == "float64" else manifest.input.dtype
+    wanted: dict[str, tuple[str, list[int]]] = {}
     for case in manifest.golden.cases:
-        wanted[f"{case.case}.input"] = [case.batch, -1 if case.start is not None else case.length, manifest.hidden_dim]
+        length = -1 if case.start is not None else case.length  # a slice is stored wider
+        wanted[f"{case.case}.input"] = (manifest.input.dtype, [case.batch, length, manifest.hidden_dim])
         for output in manifest.outputs:
-            wanted[f"{case.case}.output.{output.name}"] = [case.batch, int(output.shape[1])]
+            wanted[f"{case.case}.output.{output.name}"] = (truth, [case.batch, int(output.shape[1])])
     if set(wanted) != set(tensors):
-        raise BundleError(
-            f"{owner}: expected tensors [{', '.join(sorted(wanted))}], got [{', '.join(sorted(tensors))}]."
-        )
-    for name, shape in wanted.items():
+        raise BundleError(f"{owner}: expected tensors {_listed(wanted)}, got {_listed(tensors)}.")
+    for name, (dtype, shape) in sorted(wanted.items()):
         got = list(tensors[name].shape)
-        if len(got) != len(shape) or any(w not in (-1, g) for w, g in zip(shape, got, strict=True)):
-            raise BundleError(f"{owner}: tensor '{name}': expected {shape}, got {got}.")
+        if len(got) == 3 and shape[1] == -1:
+            shape[1] = got[1]
+        if got != shape or dtype_name(tensors[name]) != dtype:
+            raise BundleError(
+                f"{owner}: tensor '{name}': expected {dtype} {shape}, got {dtype_name(tensors[name])} {got}."
+            )
     golden = GoldenSet(manifest.golden, tensors)
     for case in manifest.golden.cases:
         if golden.input(case).shape[1] != case.length:
@@ -157,6 +162,10 @@ def largest_error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     errors = [(a.double() - b.double()).abs().max().item() for a, b in zip(got, wanted, strict=True) if a.numel()]
     # max() would drop a NaN that does not come first
     return float("nan") if any(error != error for error in errors) else max(errors, default=0.0)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return f"[{', '.join(sorted(names))}]"
 
 
 def _double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Module | None:

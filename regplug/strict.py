@@ -56,11 +56,9 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(
             data.decode(), object_pairs_hook=once, parse_int=Number, parse_float=Number, parse_constant=refuse
         )
-    except (ValueError, RecursionError) as error:
-        at = getattr(error, "pos", getattr(error, "start", 0))
-        raise WrongValueError(f"not JSON at byte {at + 1}") from None
-    if _depth(value) > DEEPEST:
-        raise WrongValueError(f"nested deeper than {DEEPEST}")
+    except (ValueError, RecursionError):
+        raise WrongValueError("not JSON") from None
+    _check_tree(value)
     return value
 
 
@@ -202,9 +200,15 @@ def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _depth(value: Any) -> int:
+def _check_tree(value: Any) -> None:
+    """Refuse what Python's parser lets through: deep nesting, and half a surrogate pair, which is no text."""
     depth, level = 0, [value]
-    while level := [one for one in level if isinstance(one, (dict, list))]:
-        depth += 1
-        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
-    return depth
+    while level:
+        for one in level:
+            if isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
+                raise WrongValueError("not JSON")
+        level = [one for one in level if isinstance(one, (dict, list))]
+        depth += bool(level)
+        if depth > DEEPEST:
+            raise WrongValueError(f"nested deeper than {DEEPEST}")
+        level = [item for one in level for item in ([*one, *one.values()] if isinstance(one, dict) else one)]

@@ -174,6 +174,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: replace_weights(f, lambda state: {"compress.weight": state["compress.weight"].double()}),
         "bundle DIR: weights.safetensors: tensor 'compress.weight': expected float32 [6, 24], got float64 [6, 24].",
     ),
+    "half a surrogate pair": (
+        lambda f: (f / "manifest.json").write_text('{"bundle_format": 1, "holds": "\\ud800"}'),
+        "bundle DIR: manifest.json: not JSON.",
+    ),
+    "no JSON": (
+        lambda f: (f / "manifest.json").write_text('{"bundle_format": 1, "holds": NaN}'),
+        "bundle DIR: manifest.json: not JSON.",
+    ),
+    "golden outputs of another dtype": (
+        set_value("golden", "truth", value="eager"),
+        "bundle DIR: golden.safetensors: tensor 'batch_0.output.conditioning': expected float32 [0, 24], "
+        "got float64 [0, 24].",
+    ),
+    "a slice that is not inside its input": (
+        set_value("golden", "cases", 5, "start", value=3),
+        "bundle DIR: golden.safetensors: case 'slice': expected a slice of 4 tokens inside the input.",
+    ),
     "weights that are no safetensors": (
         lambda f: raw_weights(f, b"\0" * 4),
         "bundle DIR: weights.safetensors: size: expected at least 8 bytes, got 4.",

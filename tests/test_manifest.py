@@ -93,10 +93,15 @@ def test_a_value_that_may_not_be_there_is_refused_with_its_key(manifest, message
     [
         (lambda text: text.replace(b'"cond_dim"', b'"hidden_dim"'), "key 'hidden_dim' stands twice"),
         (lambda text: b"\xef\xbb\xbf" + text, "not JSON: begins with a byte order mark"),
-        (lambda text: text[:-3], "not JSON at byte"),
+        (lambda text: text[:-3], "manifest.json: not JSON\\.$"),
+        (lambda text: text.replace(b"conditioner", b"\\ud800"), "manifest.json: not JSON\\.$"),
+        (
+            lambda text: text.replace(b"conditioner", b"\\ud83d\\ude00"),
+            'holds: expected one of .*, got "\\\\ud83d\\\\ude00"',
+        ),
         (lambda text: b"[" * 100 + b"]" * 100, "nested deeper than 64"),
-        (lambda text: b"[" * 100_000, "not JSON at byte"),
-        (lambda text: text.replace(b"conditioner", b"\xff"), "not JSON at byte"),
+        (lambda text: b"[" * 100_000, "not JSON"),
+        (lambda text: text.replace(b"conditioner", b"\xff"), "not JSON"),
         (lambda text: b"[]", "manifest.json: expected an object, got \\[\\]"),
     ],
 )

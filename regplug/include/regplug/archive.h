@@ -1,0 +1,67 @@
+// A TorchScript archive loaded from memory, and the weights inside it.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <caffe2/serialize/read_adapter_interface.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "regplug/error.h"
+#include "regplug/safetensors.h"
+#include "regplug/tensor.h"
+
+namespace regplug::detail {
+
+// Gives torch's zip reader bytes that are in memory already.
+class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
+ public:
+  explicit MemoryReader(const std::string& bytes) : bytes_(bytes) {}
+  size_t size() const override { return bytes_.size(); }
+  size_t read(uint64_t position, void* place, size_t count, const char*) const override {
+    if (position >= bytes_.size()) return 0;
+    return bytes_.copy(static_cast<char*>(place), count, static_cast<size_t>(position));
+  }
+
+ private:
+  const std::string& bytes_;
+};
+
+inline torch::jit::Module load_archive(const std::string& bytes) {
+  static std::mutex one_at_a_time;  // torch's loaders share state that they do not lock
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  return torch::jit::load(std::make_shared<MemoryReader>(bytes), at::kCPU, /*load_debug_files=*/false);
+}
+
+inline std::map<std::string, at::Tensor> state_of(const torch::jit::Module& module) {
+  std::map<std::string, at::Tensor> state;
+  for (const auto& parameter : module.named_parameters()) state[parameter.name] = parameter.value;
+  for (const auto& buffer : module.named_buffers()) state[buffer.name] = buffer.value;
+  return state;
+}
+
+// Copies the weights into a module nobody runs yet. All names, shapes and dtypes are compared first: torch itself
+// takes a tensor of another shape without a word.
+inline void set_weights(const torch::jit::Module& module, const SafeTensors& weights, const std::string& label) {
+  const std::map<std::string, at::Tensor> state = state_of(module);
+  const std::vector<std::string> wanted = names_of(state);
+  const std::vector<std::string> got = names_of(weights.tensors());
+  if (wanted != got) throw Error(label + ": expected tensors " + listed(wanted) + ", got " + listed(got) + ".");
+  for (const auto& [name, tensor] : state) {
+    const std::string found = weights.at(name).signature();
+    if (found != signature(tensor)) {
+      throw Error(label + ": tensor '" + name + "': expected " + signature(tensor) + ", got " + found + ".");
+    }
+  }
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : state) tensor.copy_(to_tensor(weights.at(name)));
+}
+
+}  // namespace regplug::detail

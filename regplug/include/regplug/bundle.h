@@ -1,0 +1,165 @@
+// A bundle on disk, every byte of it checked. Includes no torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "regplug/error.h"
+#include "regplug/folder.h"
+#include "regplug/manifest.h"
+#include "regplug/read_manifest.h"
+#include "regplug/safetensors.h"
+#include "regplug/sha256.h"
+
+namespace regplug {
+
+struct Options {
+  bool follow_links = false;  // for hub caches and mounted volumes
+  std::string pin;            // the digest this bundle must have; empty: any
+};
+
+// Data only: nothing in it is run. Copies share their bytes.
+class Bundle {
+ public:
+  // Reads and checks the folder whole. With a `backend`, keeps the bytes of that program too.
+  // Throws Error for whatever does not match docs/bundle.md.
+  static Bundle open(const std::string& dir, const Options& options = {}, const std::string& backend = "") {
+    return detail::read_folder(dir, options.follow_links, [&](const detail::Folder& folder) {
+      return Bundle(folder, options.pin, backend);
+    });
+  }
+
+  const Manifest& manifest() const { return manifest_; }
+  const std::string& digest() const { return digest_; }  // sha256 of manifest.json: it pins everything else
+  const SafeTensors& weights() const { return weights_; }
+  const SafeTensors& golden() const { return golden_; }
+  const std::string& program() const { return program_; }  // bytes; empty unless open() named the backend
+
+ private:
+  static constexpr std::uint64_t kManifest = std::uint64_t{1} << 20;
+  static constexpr const char* kWeights = "weights.safetensors";
+  static constexpr const char* kGolden = "golden.safetensors";
+
+  Bundle(const detail::Folder& folder, const std::string& pin, const std::string& backend) {
+    read_manifest(folder, pin);
+    const std::string label = folder.label() + ": ";
+    for (const std::string& name : folder.names()) {
+      if (name.front() == '.' || name == "README.md" || name == "manifest.json") continue;
+      if (manifest_.files.count(name) == 0) throw Error(label + name + ": not listed in the manifest; remove it.");
+    }
+    const Program* program = manifest_.program(backend);
+    const std::set<std::string> needed{kWeights, kGolden, program == nullptr ? "" : program->file};
+    std::map<std::string, std::string> kept;
+    for (const auto& [name, entry] : manifest_.files) {
+      std::string bytes = read_file(folder, name, entry, needed.count(name) != 0);
+      if (needed.count(name) != 0) kept[name] = std::move(bytes);
+    }
+    if (program != nullptr) {
+      program_ = std::move(kept[program->file]);
+    } else if (!backend.empty()) {
+      throw Error(label + "program '" + backend + "': not in this bundle; known: " + known_backends() + ".");
+    }
+    weights_ = SafeTensors(std::move(kept[kWeights]), label + kWeights);
+    golden_ = SafeTensors(std::move(kept[kGolden]), label + kGolden);
+    check_golden(label + kGolden);
+  }
+
+  void read_manifest(const detail::Folder& folder, const std::string& pin) {
+    const detail::File file = folder.open("manifest.json", "; use a folder that `regplug export` wrote.");
+    if (file.size() > kManifest) {
+      throw Error(file.label() + ": expected at most 1048576 bytes, got " + std::to_string(file.size()) + ".");
+    }
+    const std::string text = file.read_all();
+    digest_ = detail::sha256_hex(text);
+    std::string wanted = pin;
+    for (char& digit : wanted) digit = digit >= 'A' && digit <= 'F' ? static_cast<char>(digit - 'A' + 'a') : digit;
+    if (!wanted.empty() && wanted != digest_) {
+      throw Error(file.label() + ": sha256 is " + digest_ + ", pinned is " + wanted + ".");
+    }
+    manifest_ = detail::read_manifest(text, file.label());
+  }
+
+  // Every listed file is read to its end and compared; only one that is needed stays in memory.
+  static std::string read_file(const detail::Folder& folder, const std::string& name, const FileEntry& entry,
+                               bool keep) {
+    const std::string again = "; export the bundle again.";
+    const detail::File file = folder.open(name, again);
+    const auto check_size = [&](std::uint64_t size) {
+      if (size == entry.size) return;
+      throw Error(file.label() + ": expected " + std::to_string(entry.size) + " bytes, got " + std::to_string(size) +
+                  again);
+    };
+    check_size(file.size());
+    std::string bytes;
+    detail::Sha256 hash;
+    if (keep) {
+      bytes = file.read_all();
+      check_size(bytes.size());
+      hash.update(bytes);
+    } else {
+      std::vector<char> chunk(std::size_t{1} << 20);
+      std::uint64_t total = 0;
+      while (total < entry.size) {
+        const std::size_t got = file.read(chunk.data(), chunk.size());
+        if (got == 0) break;
+        hash.update({chunk.data(), got});
+        total += got;
+      }
+      check_size(total);
+    }
+    if (hash.hex() != entry.sha256) throw Error(file.label() + ": sha256 differs from the manifest" + again);
+    return bytes;
+  }
+
+  // Every case has its input and outputs and there is nothing else, all of the sizes that the manifest gives.
+  void check_golden(const std::string& label) const {
+    std::map<std::string, TensorBytes> wanted;
+    for (const GoldenCase& golden : manifest_.cases) {
+      const std::int64_t stored = golden.start ? kFree : golden.length;
+      wanted[golden.name + ".input"] = {manifest_.input.dtype, {golden.batch, stored, manifest_.hidden_dim}, {}};
+      for (const Signature& output : manifest_.outputs) {
+        const std::string& dtype = manifest_.truth == "float64" ? manifest_.truth : output.dtype;
+        wanted[golden.name + ".output." + output.name] = {dtype, {golden.batch, output.shape[1]}, {}};
+      }
+    }
+    if (detail::names_of(wanted) != detail::names_of(golden_.tensors())) {
+      throw Error(label + ": expected tensors " + detail::listed(detail::names_of(wanted)) + ", got " +
+                  detail::listed(detail::names_of(golden_.tensors())) + ".");
+    }
+    for (auto& [name, expected] : wanted) {
+      const TensorBytes& got = golden_.at(name);
+      if (got.shape.size() == 3 && expected.shape[1] == kFree) expected.shape[1] = got.shape[1];
+      if (got.dtype != expected.dtype || got.shape != expected.shape) {
+        throw Error(label + ": tensor '" + name + "': expected " + expected.signature() + ", got " + got.signature() +
+                    ".");
+      }
+    }
+    for (const GoldenCase& golden : manifest_.cases) {
+      const std::int64_t stored = golden_.at(golden.name + ".input").shape[1];
+      if (golden.start && (golden.length > stored || *golden.start > stored - golden.length)) {
+        throw Error(label + ": case '" + golden.name + "': expected a slice of " + std::to_string(golden.length) +
+                    " tokens inside the input.");
+      }
+    }
+  }
+
+  std::string known_backends() const {
+    std::set<std::string> names;
+    for (const Program& program : manifest_.programs) names.insert(program.backend);
+    const std::string text = detail::listed(names);
+    return names.empty() ? "none" : text.substr(1, text.size() - 2);
+  }
+
+  Manifest manifest_;
+  std::string digest_;
+  SafeTensors weights_;
+  SafeTensors golden_;
+  std::string program_;
+};
+
+}  // namespace regplug

@@ -1,0 +1,161 @@
+// The load protocol: a folder is opened once, and its files relative to that handle, so that a bundle replaced
+// meanwhile is read whole, old or new, and never mixed.
+#pragma once
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "regplug/error.h"
+
+namespace regplug::detail {
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// A file that is not there: the one fault that a folder replaced meanwhile explains.
+class Missing : public Error {
+ public:
+  using Error::Error;
+};
+
+// A regular file, open for reading once. `label` begins every message: "bundle DIR: FILE".
+class File {
+ public:
+  // Neither waits for a FIFO's writer nor follows a link, unless links are allowed.
+  File(int folder, const std::string& path, std::string label, bool follow_links, const std::string& if_missing)
+      : label_(std::move(label)), fd_(::openat(folder, path.c_str(), flags(follow_links))) {
+    if (fd_.get() < 0) {
+      if (errno == ENOENT) throw Missing(label_ + ": missing" + if_missing);
+      if (errno == ELOOP) throw Error(label_ + ": a symbolic link; use follow_links if that is meant.");
+      // a socket, or a device without a driver
+      if (errno == ENXIO || errno == ENODEV) throw Error(label_ + ": not a regular file.");
+      throw Error(label_ + ": " + std::strerror(errno) + ".");
+    }
+    struct stat status {};
+    if (::fstat(fd_.get(), &status) != 0 || !S_ISREG(status.st_mode)) throw Error(label_ + ": not a regular file.");
+    size_ = static_cast<std::uint64_t>(status.st_size);
+  }
+
+  const std::string& label() const { return label_; }
+  std::uint64_t size() const { return size_; }
+
+  // Reads up to `count` bytes; fewer come back only at the end of the file.
+  std::size_t read(char* place, std::size_t count) const {
+    std::size_t done = 0;
+    while (done < count) {
+      const ::ssize_t got = ::read(fd_.get(), place + done, count - done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) throw Error(label_ + ": " + std::strerror(errno) + ".");
+      if (got == 0) break;
+      done += static_cast<std::size_t>(got);
+    }
+    return done;
+  }
+
+  // The whole file, of the size it had when it was opened.
+  std::string read_all() const {
+    std::string bytes(static_cast<std::size_t>(size_), '\0');
+    bytes.resize(read(bytes.data(), bytes.size()));
+    return bytes;
+  }
+
+ private:
+  static int flags(bool follow_links) {
+    return O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (follow_links ? 0 : O_NOFOLLOW);
+  }
+
+  std::string label_;
+  Descriptor fd_;
+  std::uint64_t size_ = 0;
+};
+
+class Folder {
+ public:
+  Folder(std::string path, bool follow_links)
+      : path_(std::move(path)),
+        follow_links_(follow_links),
+        fd_(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    if (fd_.get() >= 0) return;
+    if (errno == ENOENT) throw Error(label() + ": no such folder.");
+    if (errno == ENOTDIR) throw Error(label() + ": not a folder.");
+    throw Error(label() + ": " + std::strerror(errno) + ".");
+  }
+
+  std::string label() const { return "bundle " + path_; }
+
+  File open(const std::string& name, const std::string& if_missing) const {
+    return File(fd_.get(), name, label() + ": " + name, follow_links_, if_missing);
+  }
+
+  // Everything in the folder, sorted, so that the same folder always gives the same message.
+  std::vector<std::string> names() const {
+    // A handle of its own: reading entries moves the position that copies of a handle share.
+    const int fd = ::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const std::unique_ptr<DIR, int (*)(DIR*)> entries(fd < 0 ? nullptr : ::fdopendir(fd), &::closedir);
+    if (!entries) {
+      if (fd >= 0) ::close(fd);
+      throw Error(label() + ": " + std::strerror(errno) + ".");
+    }
+    std::vector<std::string> found;
+    while (const dirent* entry = ::readdir(entries.get())) found.emplace_back(entry->d_name);
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+
+  // Whether another folder stands at the path now.
+  bool replaced() const {
+    struct stat here {};
+    struct stat there {};
+    if (::fstat(fd_.get(), &here) != 0 || ::stat(path_.c_str(), &there) != 0) return false;
+    return here.st_ino != there.st_ino || here.st_dev != there.st_dev;
+  }
+
+ private:
+  std::string path_;
+  bool follow_links_;
+  Descriptor fd_;
+};
+
+// Calls `read(folder)`, and again from the path when a file was gone because the folder was replaced meanwhile.
+template <typename Read>
+auto read_folder(const std::string& path, bool follow_links, Read read) {
+  constexpr int kAttempts = 100;  // a writer replaces a bundle in milliseconds: this many in a row is no accident
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    const Folder folder(path, follow_links);
+    try {
+      return read(folder);
+    } catch (const Missing&) {
+      if (!folder.replaced()) throw;
+    }
+  }
+  throw Error("bundle " + path + ": replaced " + std::to_string(kAttempts) + " times while it was read; try again.");
+}
+
+}  // namespace regplug::detail

@@ -1,0 +1,100 @@
+// Strict JSON: what manifests and safetensors headers are read with.
+#pragma once
+
+#include <cstddef>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "regplug/error.h"
+
+namespace regplug {
+
+using Json = nlohmann::json;
+
+namespace detail {
+
+// A name inside a message: 'name'. What JSON escapes stays escaped, so that a message is one line whatever it quotes.
+inline std::string quoted(const std::string& name) {
+  const std::string text = Json(name).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return "'" + text.substr(1, text.size() - 2) + "'";
+}
+
+// Told apart from other faults because safetensors has a rule of its own for it.
+class DuplicateKey : public Error {
+ public:
+  using Error::Error;
+};
+
+// Builds the value from the parser's events: its own builder keeps the last of two equal keys and has no depth limit.
+class StrictJson final : public nlohmann::json_sax<Json> {
+ public:
+  static constexpr std::size_t kDepth = 64;
+
+  Json take() { return std::move(root_); }
+
+  bool null() override { return add(nullptr) != nullptr; }
+  bool boolean(bool value) override { return add(value) != nullptr; }
+  bool number_integer(number_integer_t value) override { return add(value) != nullptr; }
+  bool number_unsigned(number_unsigned_t value) override { return add(value) != nullptr; }
+  bool number_float(number_float_t value, const string_t&) override { return add(value) != nullptr; }
+  bool string(string_t& value) override { return add(std::move(value)) != nullptr; }
+  bool binary(binary_t&) override { return false; }  // never in JSON text
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool end_object() override { return close(); }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& name) override {
+    if (open_.back()->contains(name)) throw DuplicateKey("key " + detail::quoted(name) + " stands twice");
+    key_ = std::move(name);
+    return true;
+  }
+
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override {
+    throw Error("not JSON");
+  }
+
+ private:
+  Json* add(Json value) {
+    if (open_.empty()) {
+      root_ = std::move(value);
+      return &root_;
+    }
+    Json& parent = *open_.back();
+    Json& place = parent.is_array() ? parent.emplace_back() : parent[key_];
+    place = std::move(value);
+    return &place;
+  }
+
+  bool open(Json container) {
+    if (open_.size() == kDepth) throw Error("nested deeper than " + std::to_string(kDepth));
+    open_.push_back(add(std::move(container)));
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  Json root_;
+  std::string key_;
+  std::vector<Json*> open_;  // stays valid: a container grows only while it is the innermost open one
+};
+
+// Parses one JSON value. A number written as plain digits comes back as `is_number_unsigned()`, 1.0 and 1e3 do not.
+// Throws Error with a message that names no file; the caller knows which.
+inline Json parse_json(std::string_view text) {
+  // The parser skips a byte order mark and takes NUL for the end of the text; both would let bytes pass unread.
+  if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Error("not JSON: begins with a byte order mark");
+  const std::size_t nul = text.find('\0');
+  if (nul != std::string_view::npos) throw Error("not JSON at byte " + std::to_string(nul + 1));
+  StrictJson builder;
+  Json::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
+}
+
+}  // namespace detail
+}  // namespace regplug

@@ -1,0 +1,99 @@
+// regplug_golden BUNDLE: runs every golden case, and inputs that must be refused; one JSON object on stdout.
+#include <ATen/ATen.h>
+#include <regplug/torchscript.h>
+
+#include <exception>
+#include <iostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+std::vector<at::Tensor> run_flat(const regplug::TorchScriptBundle& program, const at::Tensor& input) {
+  if (!program.manifest().is_conditioner()) return {program.run(input)};
+  std::vector<at::Tensor> flat;
+  for (const auto& [gamma, beta] : program.run_film(input)) flat.insert(flat.end(), {gamma, beta});
+  return flat;
+}
+
+// The message that refuses the input; empty when it was taken.
+std::string refusal(const regplug::TorchScriptBundle& program, const at::Tensor& input) {
+  try {
+    run_flat(program, input);
+    return "";
+  } catch (const regplug::Error& error) {
+    return error.what();
+  }
+}
+
+bool check(const std::string& dir, regplug::Json& report) {
+  const regplug::Bundle bundle = regplug::Bundle::open(dir);
+  const regplug::TorchScriptBundle program = regplug::TorchScriptBundle::open(dir, bundle.digest());
+  const regplug::Manifest& manifest = program.manifest();
+  bool all = true;
+  for (const regplug::GoldenCase& golden : manifest.cases) {
+    const at::Tensor input = regplug::golden_input(bundle, golden);
+    const std::vector<at::Tensor> outputs = run_flat(program, input);
+    const double error = regplug::golden_error(bundle, golden, outputs);
+    const double tolerance = regplug::golden_tolerance(*manifest.program("torchscript"), golden, manifest);
+    bool owned = true;  // what comes back shares memory with nothing
+    for (const at::Tensor& output : outputs) {
+      owned = owned && output.is_contiguous() && output.use_count() == 1 && output.storage().use_count() == 1;
+    }
+    const bool ok = error <= tolerance && owned && (!golden.start || !input.is_contiguous());
+    report["cases"][golden.name] = {{"error", error}, {"tolerance", tolerance}, {"ok", ok}};
+    all = all && ok;
+  }
+  std::vector<std::int64_t> shape = manifest.input.shape;
+  shape[0] = 2;
+  if (shape[1] == regplug::kFree) shape[1] = manifest.min_tokens;
+  const at::Tensor good = at::zeros(shape, at::dtype(regplug::detail::to_dtype(manifest.input.dtype)));
+  const at::Tensor one_less = good.narrow(1, 0, shape[1] - 1);
+  const std::vector<std::pair<std::string, at::Tensor>> bad{
+      {manifest.is_conditioner() ? "T" : "R", one_less},
+      {"D", at::cat({good, good}, 2)},
+      {"rank", good[0]},
+      {"dtype", good.to(good.scalar_type() == at::kDouble ? at::kFloat : at::kDouble)},
+      {"nothing", at::Tensor()}};
+  for (const auto& [what, input] : bad) {
+    report["refused"][what] = refusal(program, input);
+    all = all && !refusal(program, input).empty();
+  }
+  if (manifest.min_batch > 0) {
+    report["refused"]["B"] = refusal(program, good.narrow(0, 0, 0));
+    all = all && !refusal(program, good.narrow(0, 0, 0)).empty();
+  }
+  all = all && refusal(program, good).empty();
+  try {
+    if (manifest.is_conditioner()) {
+      program.run(good);
+    } else {
+      program.run_film(good);
+    }
+    all = false;
+  } catch (const regplug::Error& error) {
+    report["refused"]["call"] = error.what();
+  }
+  report["cond_dim"] = program.cond_dim();
+  report["digest"] = program.digest();
+  return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::cerr << "usage: regplug_golden BUNDLE\n";
+    return 2;
+  }
+  regplug::Json report;
+  try {
+    report["ok"] = check(argv[1], report);
+  } catch (const std::exception& error) {
+    report["ok"] = false;
+    report["error"] = error.what();
+  }
+  std::cout << report.dump() << "\n";
+  return report["ok"] == true ? 0 : 1;
+}
