@@ -13,6 +13,8 @@ from regplug.golden import GoldenSet, compare
 from regplug.manifest import SMOKE_CASE, Input, Manifest
 from regplug.weights import dtype_name
 
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
+
 
 class LoadedProgram:
     """A program of a bundle, ready to be called as the module was.
@@ -92,7 +94,7 @@ def check_input(owner: str, signature: Input, given: Tensor) -> None:
     if not fits or least:
         wanted_shape = ", ".join(map(str, signature.shape))
         raise ShapeError(f"{owner}: expected {signature.name} [{wanted_shape}]{least}, got {sizes}.")
-    if dtype_name(given) != signature.dtype:
+    if given.dtype != DTYPES[signature.dtype]:
         raise ShapeError(f"{owner}: expected dtype {signature.dtype}, got {dtype_name(given)}.")
     if given.device.type != "cpu":
         raise ShapeError(f"{owner}: expected device cpu, got {given.device}.")
@@ -106,7 +108,12 @@ def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], bat
     Raises:
         ShapeError: Their number, shapes or dtypes differ.
     """
-    wanted = [f"{output.dtype} {[batch, output.shape[1]]}" for output in manifest.outputs]
-    got = [f"{dtype_name(output)} {list(output.shape)}" for output in outputs]
-    if wanted != got:
-        raise ShapeError(f"{owner}: expected outputs [{', '.join(wanted)}], got [{', '.join(got)}].")
+    promised = manifest.outputs
+    fits = len(outputs) == len(promised) and all(
+        got.shape == (batch, wanted.shape[1]) and got.dtype == DTYPES[wanted.dtype]
+        for got, wanted in zip(outputs, promised, strict=True)
+    )
+    if not fits:  # the texts are made only here: this runs on every call
+        expected = ", ".join(f"{output.dtype} {[batch, output.shape[1]]}" for output in promised)
+        given = ", ".join(f"{dtype_name(output)} {list(output.shape)}" for output in outputs)
+        raise ShapeError(f"{owner}: expected outputs [{expected}], got [{given}].")
