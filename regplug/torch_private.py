@@ -1,6 +1,6 @@
 """Every torch name that regplug leans on and torch does not promise to keep, in one file.
 
-Checked against torch 2.10 to 2.15.
+Checked against torch 2.10 and 2.13; an earlier or later name would be guarded here by version.
 """
 
 from __future__ import annotations
