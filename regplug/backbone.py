@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regplug.entries import BackboneEntry, FiLMSite, Reference, load_reference
-from regplug.errors import PluginError
+from regplug.errors import PluginError, told
 from regplug.layout import TokenLayout
 
 
@@ -47,7 +47,7 @@ def _call(entry: BackboneEntry, word: str, reference: Reference, *arguments: Any
     target = load_reference(f"backbone {entry.name!r}", reference)
     try:
         return target(*arguments)
-    except Exception as error:  # the plugin's code may fail in any way; say whose it was
+    except (Exception, SystemExit) as error:  # the plugin's code may fail in any way; say whose it was
         raise PluginError(
-            f"backbone {entry.name!r}: expected {word} to answer, got {type(error).__name__}: {error}"
+            f"backbone {entry.name!r}: expected {word} to answer, got {type(error).__name__}: {told(error)}"
         ) from error

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from regplug.backends.interface import ExportBackend, Program
 from regplug.conditioner import Conditioner
-from regplug.errors import ExportError, PluginError, RegplugError
-from regplug.folder import MANIFEST
+from regplug.errors import BundleError, ExportError, PluginError, RegplugError, SpecError, told
+from regplug.folder import FILE_NAME, MANIFEST, MAX_MANIFEST
 from regplug.golden import SEED, CaseError, GoldenSet, compare, make_golden
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
@@ -34,6 +34,7 @@ from regplug.manifest import (
     Manifest,
     PluginRecord,
     ProgramRecord,
+    parse_manifest,
 )
 from regplug.program import LoadedProgram
 from regplug.reading import read_bundle
@@ -42,7 +43,7 @@ from regplug.registry import Registry
 from regplug.signature import Signature, signature_of_conditioner, signature_of_readout
 from regplug.spec import ReadoutSpec
 from regplug.torch_private import cpu_capability, uncompiled
-from regplug.weights import save_tensors, state_of
+from regplug.weights import read_header, save_tensors, state_of
 from regplug.writing import check_place, write_folder
 
 
@@ -88,6 +89,8 @@ def export(
     """
     registry = registry or default_registry()
     directory = Path(directory)
+    if isinstance(backends, str):
+        raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     check_place(directory, force)
     makers = {name: open_backend(registry, name) for name in backends}
     owner = f"strategy {spec.entry.name!r}"
@@ -115,6 +118,7 @@ def export(
         files={name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
     )
     text = manifest.to_bytes()
+    _check_readable(owner, text, files[WEIGHTS])
     progress("writing")
     write_folder(directory, {**files, MANIFEST: text}, force)
     return Exported(directory, hashlib.sha256(text).hexdigest(), manifest)
@@ -168,12 +172,14 @@ def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module).cpu().eval()
     except RuntimeError as error:  # a weight that is no leaf of the graph has no deep copy
-        raise ExportError(f"{owner}: expected a module that can be copied, got: {error}") from error
+        raise ExportError(f"{owner}: expected a module that can be copied, got: {told(error)}") from error
 
 
 def _signature(
     owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None
 ) -> tuple[Signature, TokenLayout | None]:
+    if layout is not None and not isinstance(layout, TokenLayout):
+        raise ExportError(f"{owner}: layout: expected a TokenLayout, got {layout!r}.")
     if isinstance(module, Conditioner):
         if layout not in (None, module.layout):
             raise ExportError(f"{owner}: layout: expected the conditioner's own, got {layout}.")
@@ -247,13 +253,24 @@ def _check_rebuilt(
             )
 
 
+def _check_readable(owner: str, manifest: bytes, weights: bytes) -> None:
+    """Refuse to write what no reader would take: options too large or too deep, thousands of weights."""
+    try:
+        if len(manifest) > MAX_MANIFEST:
+            raise BundleError(f"{MANIFEST}: expected at most {MAX_MANIFEST} bytes, got {len(manifest)}.")
+        parse_manifest("to be", manifest)
+        read_header(f"bundle to be: {WEIGHTS}", weights)
+    except BundleError as error:
+        raise ExportError(f"{owner}: expected a bundle that can be read, got: {error}") from error
+
+
 def _make_programs(
     name: str, maker: ExportBackend, module: nn.Module, signature: Signature, golden: GoldenSet
 ) -> list[Program]:
     case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
     programs = maker.export(copy.deepcopy(module), golden.input(case), signature.input, signature.outputs)
     for program in programs:
-        if not program.file.startswith(f"program.{name}"):
+        if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
             raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
     return programs
 
@@ -268,8 +285,11 @@ def _gate(
     """Hold a program to the parity gate with each set of weights, opened as a user will open it."""
     recorded: list[CaseError] = []
     for state, golden in weighted:
-        loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
-        results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
+        try:
+            loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
+            results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
+        except BundleError as error:
+            raise ExportError(f"program {name!r}: expected a program that runs, got: {error}") from error
         for result in results:
             if not result.ok:
                 raise ExportError(
@@ -292,7 +312,7 @@ def _other_weights(
     generator = torch.Generator().manual_seed(SEED)
     other = copy.deepcopy(module)
     moved = {
-        key: value + 0.05 * torch.randn(value.shape, generator=generator).abs().to(value.dtype)
+        key: value + 0.05 * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)
         if value.is_floating_point()
         else value
         for key, value in state.items()

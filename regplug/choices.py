@@ -30,7 +30,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since
             self.fail(f"expected key=value, got {value!r}.", param, ctx)
         try:
             return key, json.loads(text, parse_constant=_refuse)
-        except ValueError:
+        except (ValueError, RecursionError):
             return key, text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,9 @@ def main() -> None:
     except RegplugError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(exit_code(error))
+    except OSError as error:  # a full disk behind stdout, a folder that may not be listed
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
 
 
 def exit_code(error: RegplugError) -> int:
@@ -166,7 +170,13 @@ def info_command(what: str, follow_links: bool, as_json: bool, **choice: Any) ->
 @click.option(
     "--weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Trained weights, safetensors."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights, without --weights.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the initial weights, without --weights.",
+)
 @click.option("--backend", "backends", multiple=True, default=("torchscript",), show_default=True, help="Repeatable.")
 @click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
 @click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
@@ -200,6 +210,10 @@ def export_command(
     except ExportError as error:
         raise click.UsageError(str(error)) from error
     spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options)
+    film_options = dict(film)
+    clashes = sorted({"spec", "film", "width"} & set(film_options))
+    if clashes:
+        raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
     place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
     if film and place is None:
         raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
@@ -214,7 +228,7 @@ def export_command(
     torch.manual_seed(seed)
     module: Any = spec.build()
     if film and place is not None:
-        module = Conditioner(place, module, pair(spec, KernelFiLMGenerator, **dict(film)))
+        module = Conditioner(place, module, pair(spec, KernelFiLMGenerator, **film_options))
     if weights is not None:
         fill(module, weights, spec)
     with progress("export") as step:
@@ -249,7 +263,8 @@ def verify_command(bundle: str, programs: bool, digest: str | None, follow_links
     with progress("verify") as step:
         found = verify(bundle, programs=programs, digest=digest, follow_links=follow_links, progress=step)
     if as_json:
-        checks = [{**asdict(check), "ok": check.ok} for check in found.checks]
+        # JSON has no NaN and no infinity
+        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
         print_json("verify", {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks})
     else:
         rows = [(c.program, c.case, _number(c.error), _number(c.tolerance), c.verdict) for c in found.checks]
@@ -279,6 +294,10 @@ def _layout(
     if not given:
         return sizes.layout if sizes else None
     return TokenLayout.from_dict({"num_registers": num_registers, "hidden_dim": hidden_dim, **given})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
 
 
 def _number(value: float | None) -> str:

@@ -50,6 +50,13 @@ class Conditioner(nn.Module):
         order: str | None = None,
     ) -> None:
         super().__init__()
+        for word, given, wanted in (
+            ("layout", layout, TokenLayout),
+            ("readout", readout, nn.Module),
+            ("film", film, nn.Module),
+        ):
+            if not isinstance(given, wanted):
+                raise SpecError(f"Conditioner: {word}: expected a {wanted.__name__}, got {given!r}.")
         check_film_width(film, _width_of(readout, layout), type(readout).__name__)
         stated = convention_of(film, form, order)
         self.shift_first = stated.order == "shift-first"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from regplug.errors import PluginError, SpecError
+from regplug.errors import PluginError, SpecError, told
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -50,7 +50,9 @@ def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
         for part in attribute.split("."):
             target = getattr(target, part)
     except (Exception, SystemExit) as error:  # a plugin that exits at import must not end its host
-        raise PluginError(f"{owner}: expected to import {reference!r}, got {type(error).__name__}: {error}.") from error
+        raise PluginError(
+            f"{owner}: expected to import {reference!r}, got {type(error).__name__}: {told(error)}."
+        ) from error
     if not callable(target):
         raise PluginError(f"{owner}: expected a callable at {reference!r}, got {type(target).__name__}.")
     return target  # type: ignore[no-any-return]

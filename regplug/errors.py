@@ -36,3 +36,10 @@ class BundleError(RegplugError):
 
 class MissingFileError(BundleError):
     """A bundle's file is gone: damage, or the folder was replaced while it was read."""
+
+
+def told(error: BaseException) -> str:
+    """What an exception says, on one line: torch and plugins write stack traces into their messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # what the TorchScript interpreter reports begins with a traceback and ends with the error
+    return lines[-1 if lines[0].startswith("The following operation failed in the TorchScript interpreter") else 0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.errors import ShapeError, SpecError
+from regplug.layout import is_int
 from regplug.readouts.check import check_sizes
 
 
@@ -54,7 +55,7 @@ class KernelFiLMGenerator(nn.Module):
         init_type: str = "identity",
         init_std: float = 1e-4,
     ) -> None:
-        if num_film_layers < 1:
+        if is_int(num_film_layers) and num_film_layers < 1:
             raise SpecError(f"num_film_layers must be >= 1, got {num_film_layers}")
         check_sizes(
             "KernelFiLMGenerator",

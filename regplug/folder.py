@@ -47,32 +47,16 @@ class Folder:
             BundleError: It is missing, no regular file, a link, or has another size.
         """
         owner = f"bundle {self.path}: {name}"
-        # non-blocking: a FIFO in place of a file would hang the reader
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if self._follow_links else os.O_NOFOLLOW)
-        try:
-            descriptor = os.open(name, flags, dir_fd=self._descriptor)
-        except FileNotFoundError:
-            fix = "use a folder that `regplug export` wrote" if name == MANIFEST else "export the bundle again"
-            raise MissingFileError(f"{owner}: missing; {fix}.") from None
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
-            if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
-                raise BundleError(f"{owner}: not a regular file.") from None
-            raise BundleError(f"{owner}: {error.strerror}.") from error
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"{owner}: not a regular file.")
-            if size is not None and status.st_size != size:
-                raise BundleError(f"{owner}: expected {size} bytes, got {status.st_size}; export the bundle again.")
-            if at_most is not None and status.st_size > at_most:
-                raise BundleError(f"{owner}: expected at most {at_most} bytes, got {status.st_size}.")
-            data = _read_all(descriptor, status.st_size)
-        finally:
-            os.close(descriptor)
-        if len(data) != status.st_size:
-            raise BundleError(f"{owner}: expected {status.st_size} bytes, got {len(data)}; export the bundle again.")
+        fix = "use a folder that `regplug export` wrote" if name == MANIFEST else "export the bundle again"
+        with _opened_file(owner, name, f"; {fix}", self._follow_links, self._descriptor) as descriptor:
+            found = os.fstat(descriptor).st_size
+            if size is not None and found != size:
+                raise BundleError(f"{owner}: expected {size} bytes, got {found}; export the bundle again.")
+            if at_most is not None and found > at_most:
+                raise BundleError(f"{owner}: expected at most {at_most} bytes, got {found}.")
+            data = _read_all(descriptor, found)
+        if len(data) != found:
+            raise BundleError(f"{owner}: expected {found} bytes, got {len(data)}; export the bundle again.")
         return data
 
     def read_checked(self, name: str, size: int, sha256: str) -> bytes:
@@ -124,6 +108,42 @@ def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable
                 if not folder.was_replaced():
                     raise
     raise BundleError(f"bundle {os.fspath(path)}: replaced {REOPENS} times while it was read; try again.")
+
+
+def read_lone_file(owner: str, path: str) -> bytes:
+    """All bytes of a regular file that stands in no bundle; a symbolic link is followed.
+
+    Raises:
+        BundleError: It is missing, no regular file, or cannot be read.
+    """
+    with _opened_file(owner, path, "", follow_links=True) as descriptor:
+        return _read_all(descriptor, os.fstat(descriptor).st_size)
+
+
+@contextmanager
+def _opened_file(
+    owner: str, path: str, if_missing: str, follow_links: bool, folder: int | None = None
+) -> Iterator[int]:
+    # non-blocking: a FIFO in place of a file would hang the reader
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags, dir_fd=folder)
+    except FileNotFoundError:
+        raise MissingFileError(f"{owner}: missing{if_missing}.") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
+            raise BundleError(f"{owner}: not a regular file.") from None
+        raise BundleError(f"{owner}: {error.strerror}.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BundleError(f"{owner}: not a regular file.")
+        yield descriptor
+    except OSError as error:
+        raise BundleError(f"{owner}: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

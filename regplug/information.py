@@ -30,6 +30,8 @@ def inform(
         NameLookupError: No strategy, backbone or path has this name, or several plugins offer it.
         RegplugError: What the name leads to is broken.
     """
+    if not what:
+        raise NameLookupError("info: expected a strategy, a backbone or a path, got ''.")
     if os.sep in what or what.endswith(".safetensors"):
         return _inform_path(what, follow_links)
     registry = default_registry()

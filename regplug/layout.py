@@ -158,8 +158,11 @@ class TokenLayout:
         Raises:
             SpecError: A key is unknown or a value does not fit.
         """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        missing = sorted({"num_registers", "hidden_dim"} - set(values))
+        unknown = set(values) - set(cls.__dataclass_fields__)
+        missing = {"num_registers", "hidden_dim"} - set(values)
         if unknown or missing:
-            raise SpecError(f"TokenLayout: expected the fields of a layout, got {sorted(values)}.")
+            raise SpecError(
+                f"TokenLayout: expected the fields of a layout, got {sorted(map(str, values))}; "
+                f"known: {', '.join(cls.__dataclass_fields__)}."
+            )
         return cls(**values)

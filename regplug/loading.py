@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regplug.backends.interface import ExportBackend, Program
 from regplug.entries import load_reference
-from regplug.errors import BundleError, ExportError, PluginError
+from regplug.errors import BundleError, ExportError, PluginError, RegplugError, told
 from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set
 from regplug.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest
 from regplug.program import LoadedProgram
@@ -87,8 +87,20 @@ def tolerance_factor(manifest: Manifest) -> float:
 
 
 def module_run(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """A module as a function with flat outputs."""
-    return lambda given: flatten(module(given))
+    """A module as a function with flat outputs, which raises a BundleError where the module fails."""
+
+    def run(given: Tensor) -> list[Tensor]:
+        try:
+            return flatten(module(given))
+        except RegplugError:
+            raise
+        except Exception as error:  # the installed class may be another than the one that was exported
+            raise BundleError(
+                f"{type(module).__name__}: expected outputs for {list(given.shape)}, got {type(error).__name__}: "
+                f"{told(error)}"
+            ) from error
+
+    return run
 
 
 def run_case(run: Callable[[Tensor], Sequence[Tensor]], files: BundleFiles, golden: GoldenSet, name: str) -> CaseError:

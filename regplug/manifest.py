@@ -213,12 +213,14 @@ def _check_agreement(manifest: Manifest) -> None:
         raise wrong("layout", "an object", None)
     if conditioner != (manifest.film is not None):
         raise wrong("film", "an object" if conditioner else "null", manifest.film and asdict(manifest.film))
-    wanted_input: tuple[str, Any] = ("registers", ["B", manifest.num_registers, manifest.hidden_dim])
-    if conditioner and manifest.layout is not None:
-        wanted_input = ("tokens", ["B", manifest.layout.num_tokens or "T", manifest.hidden_dim])
+    wanted_input: tuple[str, int | str, int | None] = ("registers", manifest.num_registers, None)
+    if conditioner and (layout := manifest.token_layout) is not None:
+        wanted_input = ("tokens", layout.num_tokens or "T", layout.num_tokens or layout.min_tokens)
+    name, middle, least = wanted_input
     for word, wanted, got in (
-        ("input.name", wanted_input[0], manifest.input.name),
-        ("input.shape", wanted_input[1], list(manifest.input.shape)),
+        ("input.name", name, manifest.input.name),
+        ("input.shape", ["B", middle, manifest.hidden_dim], list(manifest.input.shape)),
+        ("input.min_tokens", least, manifest.input.min_tokens),
     ):
         if wanted != got:
             raise wrong(word, shown(wanted), got)
@@ -229,8 +231,8 @@ def _check_agreement(manifest: Manifest) -> None:
 def _check_layout(manifest: Manifest, layout: LayoutRecord) -> None:
     try:
         TokenLayout(**vars(layout))
-    except SpecError as error:
-        raise WrongValueError(f"layout: expected a layout, got one that is refused: {str(error).rstrip('.')}") from None
+    except SpecError:
+        raise wrong("layout", "positions that agree with its sizes", asdict(layout)) from None
     if (layout.num_registers, layout.hidden_dim) != (manifest.num_registers, manifest.hidden_dim):
         raise wrong("layout", "the num_registers and hidden_dim of the manifest", asdict(layout))
 

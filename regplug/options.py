@@ -45,7 +45,7 @@ def bind(
     Raises:
         SpecError: An option is unknown, missing, or of the wrong type, or is one of the sizes.
     """
-    parameters = _parameters(owner, build)
+    parameters = parameters_of(owner, build)
     named = {word: sizes[size] for word, size in (words or {}).items() if size in sizes}
     named |= {size: value for size, value in sizes.items() if size in parameters and size not in named}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -81,7 +81,7 @@ def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) 
     hints = _hints(build)
     return {
         name: _spell(hints.get(name, Any)) + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
-        for name, p in _parameters(getattr(build, "__name__", repr(build)), build).items()
+        for name, p in parameters_of(getattr(build, "__name__", repr(build)), build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in SIZES and name not in (words or {})
     }
 
@@ -120,7 +120,12 @@ def _means_tuple(hint: Any) -> bool:
     return hint is tuple or typing.get_origin(hint) is tuple
 
 
-def _parameters(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What the constructor takes.
+
+    Raises:
+        SpecError: It has no signature to read.
+    """
     try:
         return inspect.signature(build).parameters
     except (TypeError, ValueError) as error:  # a class written in C may show none

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from regplug.entries import FiLMEntry, Reference, check_convention, load_reference, reference_of
+from regplug.entries import FiLMEntry, Reference, check_convention, check_reference, load_reference, reference_of
 from regplug.errors import SpecError
 from regplug.installed import default_registry
-from regplug.options import bind
+from regplug.options import bind, parameters_of
 from regplug.spec import ReadoutSpec
 from regplug.widths import construct
 
@@ -54,12 +53,14 @@ def pair(spec: ReadoutSpec, film: Reference | nn.Module, *, width: str | None = 
     """
     if isinstance(film, nn.Module):
         return _paired_instance(spec, film, width, options)
+    check_reference("FiLM generator", "film", film)
     build = load_reference("FiLM generator", film)
     owner = f"FiLM generator {_name(build)}"
+    parameters = parameters_of(owner, build)
     word = width or _width_word(owner, build)
     sizes = {word: spec.cond_dim}
-    if word not in inspect.signature(build).parameters:
-        raise SpecError(f"{owner}: expected a constructor that names {word!r}, got {inspect.signature(build)}.")
+    if word not in parameters:
+        raise SpecError(f"{owner}: expected a constructor that names {word!r}, got ({', '.join(parameters)}).")
     return construct(owner, build, bind(owner, build, sizes, options))
 
 
@@ -94,7 +95,7 @@ def film_family(film: nn.Module | type, entries: Iterable[FiLMEntry] | None = No
     known = default_registry().film_entries() if entries is None else list(entries)
     for name in names:  # the nearest base wins
         for entry in known:
-            if name == reference_of(entry.build) or name in entry.classes:
+            if _is_named(name, entry):
                 return entry
     return None
 
@@ -103,8 +104,8 @@ def convention_of(film: nn.Module, form: str | None = None, order: str | None = 
     """What the generator's pairs mean: as stated, else as its family is known to mean.
 
     Raises:
-        SpecError: The family is not known and the caller states nothing; a swapped pair passes every shape
-            check, so nothing is guessed.
+        SpecError: The family is not known and the caller states nothing, or states what its family does not mean;
+            a swapped pair passes every shape check, so nothing is guessed.
     """
     owner = f"FiLM generator {type(film).__name__}"
     family = film_family(film)
@@ -116,14 +117,24 @@ def convention_of(film: nn.Module, form: str | None = None, order: str | None = 
             "use form='gamma' or '1+gamma' and order='gamma-first' or 'shift-first'."
         )
     check_convention(owner, form, order)
+    if family is not None and _is_named(
+        reference_of(type(film)), family
+    ):  # a class derived from it may mean something else
+        for word, known, stated in (("form", family.form, form), ("order", family.order, order)):
+            if stated != known:
+                raise SpecError(f"{owner}: {word}: expected {known!r}, which its family means, got {stated!r}.")
     return Convention(form, order)
+
+
+def _is_named(name: str, entry: FiLMEntry) -> bool:
+    return name == reference_of(entry.build) or name in entry.classes
 
 
 def _width_word(owner: str, build: Callable[..., Any]) -> str:
     family = film_family(build) if isinstance(build, type) else None
     if family is not None:
         return family.width
-    parameters = inspect.signature(build).parameters
+    parameters = parameters_of(owner, build)
     words = [word for word in WIDTH_WORDS if word in parameters]
     if len(words) != 1:
         raise SpecError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regplug.backends.interface import Run
-from regplug.errors import BundleError, ShapeError
+from regplug.errors import BundleError, RegplugError, ShapeError, told
 from regplug.golden import GoldenSet, compare
 from regplug.manifest import SMOKE_CASE, Input, Manifest
 from regplug.weights import dtype_name
@@ -42,10 +42,11 @@ class LoadedProgram:
         return self.manifest.cond_dim
 
     def __call__(self, given: Tensor) -> Tensor | list[tuple[Tensor, Tensor]]:
-        """Run the program.
+        """Run the program. The result is an inference tensor, without gradient: ``clone()`` it before autograd sees it.
 
         Raises:
             ShapeError: Rank, R, D, T, batch, dtype or device is not what the program takes.
+            BundleError: The program fails while it runs.
         """
         outputs = self.run_flat(given)
         if self.manifest.holds == "readout":
@@ -55,8 +56,13 @@ class LoadedProgram:
     def run_flat(self, given: Tensor) -> list[Tensor]:
         """As a call, with the outputs as one list in the manifest's order."""
         check_input(self._owner, self.manifest.input, given)
-        with torch.inference_mode():
-            outputs = self._run(given.contiguous())
+        try:
+            with torch.inference_mode():
+                outputs = self._run(given.contiguous())
+        except RegplugError:
+            raise
+        except Exception as error:  # a program fails in whatever way its runtime does
+            raise BundleError(f"{self._owner}: {told(error)}") from error
         check_outputs(self._owner, self.manifest, outputs, given.shape[0])
         taken = given.untyped_storage().data_ptr()
         # a module may give back a view of its input; the caller's next write there must not change it

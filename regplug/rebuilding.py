@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regplug.conditioner import Conditioner
 from regplug.entries import FiLMEntry, load_reference, reference_of
-from regplug.errors import BundleError, ExportError
+from regplug.errors import BundleError, ExportError, SpecError
 from regplug.manifest import FiLMRecord, Manifest
 from regplug.options import bind
 from regplug.pairing import film_family
@@ -35,9 +35,17 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
     Raises:
         NameLookupError: The strategy or the FiLM generator is not installed.
         PluginError: The plugin that offers it is broken.
-        SpecError: The installed class refuses the sizes or options.
-        BundleError: The installed class has other weights, or another width.
+        BundleError: The installed class refuses the sizes or options, or has other weights or another width.
     """
+    try:
+        module = _build(path, manifest, registry)
+    except SpecError as error:
+        raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {error}") from error
+    load_state(f"bundle {path}: weights.safetensors", module, state)
+    return module.eval()
+
+
+def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
     entry = registry.readout_entry(manifest.strategy)
     spec = specify(entry, manifest.num_registers, manifest.hidden_dim, manifest.options)
     if spec.cond_dim != manifest.cond_dim:
@@ -51,9 +59,7 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
             family = registry.film_entry(manifest.film.generator)
             film = _build_film(family, manifest)
             module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order)
-        module = module.to(getattr(torch, manifest.input.dtype))
-    load_state(f"bundle {path}: weights.safetensors", module, state)
-    return module.eval()
+        return module.to(getattr(torch, manifest.input.dtype))
 
 
 def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:

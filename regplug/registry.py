@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from regplug.discovery import PROTOCOL, Found, discover, normalise
 from regplug.entries import (
+    NAME_PATTERN,
     BackboneEntry,
     Entry,
     ExportBackendEntry,
@@ -71,6 +72,8 @@ class Registry:
             PluginError: The name is taken, or the plugin is broken; nothing of it is kept then.
         """
         name = normalise(distribution)
+        if not NAME_PATTERN.fullmatch(name):  # a bundle writes it down as a part of the strategy's name
+            raise PluginError(f"plugin {distribution!r}: expected letters, digits, '.', '_' and '-' in its name.")
         with self._lock:
             if name in self._pending or name in self._records:
                 raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
@@ -154,7 +157,7 @@ class Registry:
         """The entry of an export backend; raises as ``readout_entry`` does."""
         return self._find("export backend", "regplug_export_backends", ExportBackendEntry, name)
 
-    def resolve(self, strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
+    def resolve(self, /, strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
         """Check a choice and find its ``cond_dim``; nothing is allocated.
 
         Args:
@@ -173,6 +176,8 @@ class Registry:
     # ---- inside
 
     def _find(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
+        if not isinstance(name, str):
+            raise NameLookupError(f"{word}: expected a name, got {name!r}.")
         distribution, _, bare = name.rpartition(":")
         if distribution:
             return self._find_owned(word, hook, wanted, normalise(distribution), bare)

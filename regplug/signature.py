@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from regplug.errors import ExportError
+from regplug.errors import ExportError, told
 from regplug.golden import flatten
 from regplug.layout import TokenLayout
 from regplug.manifest import Input, Output
@@ -78,7 +78,7 @@ def _run(owner: str, module: nn.Module, dtype: str, length: int, width: int) -> 
     """Dtype and shape without batch of each output, and the smallest batch that runs."""
 
     def forward(batch: int) -> list[tuple[str, list[int]]]:
-        given = torch.zeros(batch, length, width, dtype=getattr(torch, dtype))
+        given = torch.zeros(batch, length, width, dtype=getattr(torch, dtype), device="cpu")
         with torch.no_grad():
             outputs = flatten(module(given))
         if any(output.dim() < 1 or output.shape[0] != batch for output in outputs):
@@ -89,11 +89,16 @@ def _run(owner: str, module: nn.Module, dtype: str, length: int, width: int) -> 
 
     try:
         given = forward(1)
-    except (RuntimeError, TypeError, IndexError, NotImplementedError, ValueError) as error:
-        raise ExportError(f"{owner}: expected a forward of [1, {length}, {width}] in {dtype}, got: {error}") from error
+    except ExportError:
+        raise
+    except Exception as error:  # whatever a forward raises means: not this input
+        raise ExportError(
+            f"{owner}: expected a forward of [1, {length}, {width}] in {dtype}, "
+            f"got {type(error).__name__}: {told(error)}"
+        ) from error
     try:
         min_batch = 0 if forward(0) == given else 1
-    except (RuntimeError, TypeError, IndexError, ValueError):  # an unchanged module may refuse an empty batch
+    except Exception:  # an unchanged module may refuse an empty batch, by an assert too
         min_batch = 1
     return given, min_batch
 

@@ -12,6 +12,7 @@ from regplug.entries import ReadoutEntry, load_reference
 from regplug.errors import SpecError
 from regplug.layout import is_int
 from regplug.options import bind
+from regplug.strict import LARGEST
 from regplug.widths import check_width, construct, measure, probe_in_place
 
 if TYPE_CHECKING:
@@ -107,10 +108,12 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
     for word, size in (("num_registers", num_registers), ("hidden_dim", hidden_dim)):
         if not (is_int(size) and size >= 1):
             raise SpecError(f"{owner}: {word}: expected a positive integer, got {size!r}.")
+        _check_storable(owner, word, size)
     build = load_reference(owner, entry.build)
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
     arguments = bind(owner, build, sizes, options, entry.sizes)
     cond_dim, measured = measure(owner, build, arguments, num_registers, hidden_dim)
+    _check_storable(owner, "cond_dim", cond_dim)
     return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured)
 
 
@@ -133,6 +136,11 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _owner(entry: ReadoutEntry) -> str:
     return f"strategy {entry.name!r}"
+
+
+def _check_storable(owner: str, word: str, size: int) -> None:
+    if size >= LARGEST:
+        raise SpecError(f"{owner}: {word}: expected less than 2^53, got {size}.")
 
 
 def _refuse_other_keys(value: object) -> None:

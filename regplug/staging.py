@@ -11,7 +11,7 @@ import pluggy
 
 from regplug import hookspecs
 from regplug.entries import Entry, Provenance, ReadoutEntry
-from regplug.errors import PluginError
+from regplug.errors import PluginError, told
 from regplug.hookspecs import HOOKS, hookimpl
 
 
@@ -86,7 +86,8 @@ def stage(
         raise
     except (Exception, SystemExit) as error:  # whatever a plugin raises is its own affair, not its host's
         raise PluginError(
-            f"{owner}: expected hooks that return entries, got {type(error).__name__}: {error}"
+            f"{owner}: expected hooks that return entries, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"  # pluggy says what is wrong below its first line
         ) from error
     return {hook: tuple(replace(entry, provenance=provenance) for entry in some) for hook, some in entries.items()}
 
@@ -104,7 +105,7 @@ def import_plugin(distribution: str, reference: str) -> object:
             target = getattr(target, part)
     except (Exception, SystemExit) as error:  # SystemExit at import would end the host with success and no word
         raise PluginError(
-            f"plugin {distribution!r}: expected to import {reference!r}, got {type(error).__name__}: {error}"
+            f"plugin {distribution!r}: expected to import {reference!r}, got {type(error).__name__}: {told(error)}"
         ) from error
     return target
 

@@ -50,11 +50,14 @@ def parse_json(data: bytes) -> Any:
     def refuse(text: str) -> Any:
         raise ValueError(text)  # NaN and Infinity, which are no JSON
 
+    def number(text: str) -> Number:
+        return Number(text) if abs(float(text)) < float("inf") else refuse(text)  # nor what no float64 holds
+
     if data.startswith(b"\xef\xbb\xbf"):
         raise WrongValueError("not JSON: begins with a byte order mark")
     try:
         value = json.loads(
-            data.decode(), object_pairs_hook=once, parse_int=Number, parse_float=Number, parse_constant=refuse
+            data.decode(), object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=refuse
         )
     except (ValueError, RecursionError):
         raise WrongValueError("not JSON") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regplug.errors import ExportError, NameLookupError, ShapeError
-from regplug.golden import GoldenSet, compare
+from regplug.errors import ExportError, NameLookupError, ShapeError, told
+from regplug.golden import GoldenSet, compare, flatten
 from regplug.installed import default_registry
 from regplug.loading import golden_of, load_program, module_run, tolerance_factor, weights_of
 from regplug.manifest import Input, Manifest
@@ -113,12 +114,13 @@ def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
     width = int(width)
     dtype = getattr(torch, signature.dtype)
     other = torch.float32 if dtype == torch.float64 else torch.float64
-    yield "wrong R" if middle != "T" else "too few tokens", torch.zeros(2, length - 1, width, dtype=dtype)
+    zeros = functools.partial(torch.zeros, device="cpu")  # a caller's default device is no wrong input of these
+    yield "wrong R" if middle != "T" else "too few tokens", zeros(2, length - 1, width, dtype=dtype)
     if middle != "T":
-        yield "wrong R, more", torch.zeros(2, length + 1, width, dtype=dtype)
-    yield "wrong D", torch.zeros(2, length, width + 1, dtype=dtype)
-    yield "wrong rank", torch.zeros(length, width, dtype=dtype)
-    yield "wrong dtype", torch.zeros(2, length, width, dtype=other)
+        yield "wrong R, more", zeros(2, length + 1, width, dtype=dtype)
+    yield "wrong D", zeros(2, length, width + 1, dtype=dtype)
+    yield "wrong rank", zeros(length, width, dtype=dtype)
+    yield "wrong dtype", zeros(2, length, width, dtype=other)
 
 
 def _check_program(files: BundleFiles, backend: str, registry: Registry, golden: GoldenSet) -> Iterator[Check]:
@@ -148,15 +150,16 @@ def _run_cases(
 def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     """``torch.compile(fullgraph=True)`` of the module, the batch marked as the one size that varies."""
     torch.compiler.reset()  # or programs of an earlier module would count against the recompile limit
-    run = module_run(torch.compile(module, fullgraph=True))  # type: ignore[arg-type]
+    compiled = torch.compile(module, fullgraph=True)
 
     def call(given: Tensor) -> list[Tensor]:
         if given.shape[0] > 1:
             mark_dynamic_batch(given)
         try:
-            return run(given)
+            return flatten(compiled(given))
         except RuntimeError as error:  # every error of Dynamo and Inductor is one
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ExportError(f"torch.compile: expected a program of {type(module).__name__}, got: {first}") from error
+            raise ExportError(
+                f"torch.compile: expected a program of {type(module).__name__}, got: {told(error)}"
+            ) from error
 
     return call

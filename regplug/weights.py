@@ -151,7 +151,7 @@ def read_metadata(owner: str, data: bytes) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise BundleError(f"{owner}: metadata: expected a JSON object under {METADATA_KEY!r}.")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
+from regplug.conditioner import Conditioner
 from regplug.errors import BundleError
+from regplug.folder import read_lone_file
+from regplug.installed import default_registry
+from regplug.rebuilding import describe_film
 from regplug.spec import ReadoutSpec
 from regplug.weights import load_state, load_tensors, read_metadata
 
@@ -19,14 +24,11 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
         BundleError: The file is malformed, says that it is of another strategy, or does not fit.
     """
     owner = f"weights {path}"
-    data = Path(path).read_bytes()
+    data = read_lone_file(owner, path)
     said = read_metadata(owner, data)
-    wanted = spec.as_dict()
-    for key in ("strategy", "num_registers", "hidden_dim", "options"):
-        if key in said and said[key] != wanted[key]:
-            raise BundleError(
-                f"{owner}: {key}: expected {wanted[key]!r}, got {said[key]!r}, as the file says of itself."
-            )
+    for key, wanted in _description(module, spec).items():
+        if key in said and said[key] != wanted:
+            raise BundleError(f"{owner}: {key}: expected {wanted!r}, got {said[key]!r}, as the file says of itself.")
     load_state(owner, module, load_tensors(owner, data))
 
 
@@ -39,7 +41,7 @@ def describe(path: str) -> dict[str, Any]:
     from regplug.weights import read_header
 
     owner = f"weights {path}"
-    data = Path(path).read_bytes()
+    data = read_lone_file(owner, path)
     tensors, _ = read_header(owner, data)
     return {
         "weights": path,
@@ -49,3 +51,12 @@ def describe(path: str) -> dict[str, Any]:
             for name, info in sorted(tensors.items())
         ],
     }
+
+
+def _description(module: nn.Module, spec: ReadoutSpec) -> dict[str, Any]:
+    """What a weights file for the module may not contradict; a readout's layout is only a note."""
+    wanted = {key: value for key, value in spec.as_dict().items() if key != "cond_dim"}
+    if not isinstance(module, Conditioner):
+        return {**wanted, "holds": "readout"}
+    film = json.loads(json.dumps(asdict(describe_film(module, default_registry()))))
+    return {**wanted, "holds": "conditioner", "layout": module.layout.as_dict(), "film": film}

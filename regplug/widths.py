@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import SpecError
+from regplug.errors import SpecError, told
 from regplug.layout import is_int
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any
 
     try:
         module = build(**arguments)
-    except Exception as error:  # whatever a constructor raises means: not with these arguments
+    except (Exception, SystemExit) as error:  # whatever a constructor raises means: not with these arguments
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise SpecError(
-            f"{owner}: expected sizes and options that its constructor takes, got {given}: {error}"
+            f"{owner}: expected sizes and options that its constructor takes, got {given}: {told(error)}"
         ) from error
     if not isinstance(module, nn.Module):
         raise SpecError(f"{owner}: expected an nn.Module, got {type(module).__name__}.")
@@ -63,11 +63,11 @@ def measure(
         width = probe(owner, module, num_registers, hidden_dim, device="meta")
     except SpecError:
         raise
-    except Exception as error:  # no meta forward: any operation may lack one, and may say so in any way
+    except (Exception, SystemExit) as error:  # no meta forward: any operation may lack one, and may say so in any way
         if stated is None:
             raise SpecError(
                 f"{owner}: expected an integer attribute out_dim or a forward that runs on the meta device, "
-                f"got neither ({type(error).__name__}: {error})."
+                f"got neither ({type(error).__name__}: {told(error)})."
             ) from error
         return stated, False
     check_width(owner, stated, width)
@@ -122,10 +122,10 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
         return probe(owner, module, num_registers, hidden_dim, device)
     except SpecError:
         raise
-    except Exception as error:  # whatever a forward raises means: not these registers
+    except (Exception, SystemExit) as error:  # whatever a forward raises means: not these registers
         raise SpecError(
             f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
-            f"got {type(error).__name__}: {error}"
+            f"got {type(error).__name__}: {told(error)}"
         ) from error
 
 

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from regplug.errors import ExportError
@@ -66,17 +66,18 @@ def write_folder(directory: Path, files: Mapping[str, bytes], force: bool) -> No
             if directory.exists():
                 _carry_over(directory, folder)
             _sync(folder)
-            _put_in_place(folder, directory)
-            _sync(directory.parent)
+            _put_in_place(folder, directory, force)
     except OSError as error:
         raise ExportError(
             f"bundle {directory}: cannot be written: {error.strerror or error}; nothing was changed."
         ) from error
+    with suppress(OSError):  # it stands there whole; not every file system syncs a folder
+        _sync(directory.parent)
 
 
-def _put_in_place(folder: Path, directory: Path) -> None:
-    if not directory.exists():
-        folder.rename(directory)  # never replaces a folder that holds something
+def _put_in_place(folder: Path, directory: Path, force: bool) -> None:
+    if not (force and directory.exists()):
+        folder.rename(directory)  # never replaces a folder that holds something, one that came just now included
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
@@ -94,17 +95,29 @@ def _sibling(directory: Path) -> Iterator[Path]:
     while True:
         folder = directory.parent / f".{directory.name}.regplug-{secrets.token_hex(6)}"
         folder.mkdir()
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:  # another exporter took it for a stale one
-            os.close(descriptor)
+        if (descriptor := _locked(folder)) is not None:
+            break  # else another exporter took it for a stale one
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # after an exchange the old bundle stands here
         os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None where another holds it, or has deleted the folder meanwhile."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _sweep(directory: Path) -> None:

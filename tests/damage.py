@@ -11,6 +11,14 @@ from regplug.weights import load_tensors, save_tensors
 
 PROGRAM = "program.torchscript.pt"
 WEIGHTS = "weights.safetensors"
+LAYOUT = {
+    "num_registers": 4,
+    "hidden_dim": 24,
+    "start": None,
+    "indices": None,
+    "num_tokens": None,
+    "normalized": None,
+}
 
 
 def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
@@ -181,6 +189,28 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (
         lambda f: (f / "manifest.json").write_text('{"bundle_format": 1, "holds": NaN}'),
         "bundle DIR: manifest.json: not JSON.",
+    ),
+    "a NUL behind the manifest": (
+        lambda f: (f / "manifest.json").write_bytes((f / "manifest.json").read_bytes() + b"\0"),
+        "bundle DIR: manifest.json: not JSON.",
+    ),
+    "a number beyond float64": (
+        set_value("options", value={"compressed_dim": 10**400}),
+        "bundle DIR: manifest.json: not JSON.",
+    ),
+    "a layout that does not fit its length": (
+        set_value("layout", value={**LAYOUT, "start": 5, "num_tokens": 8}),
+        "bundle DIR: manifest.json: layout: expected positions that agree with its sizes, got "
+        '{"hidden_dim":24,"indices":null,"normalized":null,"num_regis....',
+    ),
+    "a layout with a start and indices": (
+        set_value("layout", value={**LAYOUT, "start": 5, "indices": []}),
+        "bundle DIR: manifest.json: layout: expected positions that agree with its sizes, got "
+        '{"hidden_dim":24,"indices":[],"normalized":null,"num_registe....',
+    ),
+    "a least number of tokens for a readout": (
+        set_value("input", "min_tokens", value=3),
+        "bundle DIR: manifest.json: input.min_tokens: expected null, got 3.",
     ),
     "golden outputs of another dtype": (
         set_value("golden", "truth", value="eager"),

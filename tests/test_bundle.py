@@ -39,6 +39,55 @@ class ScaledMean(nn.Module):
         return registers.mean(1) * self.scale.to(registers.dtype) * self.factor
 
 
+class Random(ScaledMean):
+    """Draws at random in eval mode too."""
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(registers.mean(1) * self.scale, 0.5, True)
+
+
+class WritesIntoItsInput(ScaledMean):
+    """Another answer each time, and a caller's tensor that is no longer the caller's."""
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return registers.add_(1.0).mean(1) * self.scale
+
+
+class Asserting(ScaledMean):
+    """Refuses an empty batch and float64 as research code does."""
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        assert registers.shape[0] > 0
+        assert registers.dtype == torch.float32
+        return registers.mean(1) * self.scale
+
+
+class FailsInScript(ScaledMean):
+    """Compiles to a program that fails when it runs."""
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            raise ValueError("not in a script")
+        return registers.mean(1) * self.scale
+
+
+class GivesItsWeight(ScaledMean):
+    """Its output is a view of a parameter."""
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return self.scale.expand(registers.shape[0], -1)
+
+
+class TakesAnything(nn.Module):
+    """Has an option of any kind."""
+
+    def __init__(self, option=None):
+        super().__init__()
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return registers.mean(1)
+
+
 class Unscriptable(ScaledMean):
     """Uses what TorchScript does not know."""
 
@@ -85,6 +134,11 @@ class IgnoresStrides(GoodBackend):
         return lambda given: flatten(module(torch.as_strided(given, given.shape, torch.empty(given.shape).stride())))
 
 
+class Escapes(GoodBackend):
+    def export(self, module, example, signature, outputs):
+        return [Program("program.escapes/../../evil", b"")]
+
+
 class WrongFile(GoodBackend):
     def export(self, module, example, signature, outputs):
         return [Program("../evil", b"")]
@@ -92,7 +146,8 @@ class WrongFile(GoodBackend):
 
 kept = {}
 NAMES = {
-    cls: cls.__name__.lower() for cls in (GoodBackend, OffByLittle, IsNaN, IgnoresWeights, IgnoresStrides, WrongFile)
+    cls: cls.__name__.lower()
+    for cls in (GoodBackend, OffByLittle, IsNaN, IgnoresWeights, IgnoresStrides, Escapes, WrongFile)
 }
 
 
@@ -102,6 +157,12 @@ class Plugin:
         return [
             regplug.ReadoutEntry("scaled", ScaledMean),
             regplug.ReadoutEntry("unscriptable", Unscriptable),
+            regplug.ReadoutEntry("random", Random),
+            regplug.ReadoutEntry("writes-into-its-input", WritesIntoItsInput),
+            regplug.ReadoutEntry("asserting", Asserting),
+            regplug.ReadoutEntry("fails-in-script", FailsInScript),
+            regplug.ReadoutEntry("gives-its-weight", GivesItsWeight),
+            regplug.ReadoutEntry("takes-anything", TakesAnything),
         ]
 
     @hookimpl
@@ -305,6 +366,7 @@ def test_a_case_too_large_for_any_golden_file_is_refused_with_its_size(tmp_path)
         ("isnan", "program 'isnan': case 'batch_7': error nan is above the tolerance"),
         ("ignoresweights", "program 'ignoresweights': case 'batch_1': error"),
         ("wrongfile", "expected a file program.wrongfile"),
+        ("escapes", "expected a file program.escapes"),
     ],
 )
 def test_one_program_that_is_wrong_and_nothing_is_written(tmp_path, registry, backend, message):
@@ -512,3 +574,108 @@ def test_a_program_refuses_what_it_would_answer_wrongly(tmp_path_factory, given,
     regplug.export(spec, spec.build(), folder)
     with pytest.raises(regplug.ShapeError, match=f"program 'torchscript': {message}"):
         regplug.load(folder, program="torchscript")(given)
+
+
+@pytest.mark.parametrize("strategy", ["random", "writes-into-its-input"])
+def test_a_readout_whose_answer_changes_is_refused_for_its_noise_would_be_the_tolerance(tmp_path, registry, strategy):
+    spec = registry.resolve(strategy, **SIZES)
+    with pytest.raises(regplug.ExportError, match="expected the same outputs for the same input, got .* apart"):
+        regplug.export(spec, spec.build(), tmp_path / "b", backends=[], registry=registry)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_readout_that_asserts_may_refuse_an_empty_batch_and_float64(tmp_path, registry):
+    spec = registry.resolve("asserting", **SIZES)
+    done = regplug.export(spec, trained(spec), tmp_path / "b", backends=[], registry=registry)
+    assert done.manifest.input.min_batch == 1
+    assert done.manifest.golden.truth == "eager"
+
+
+def test_a_program_that_fails_as_it_runs_is_refused_with_what_it_says(tmp_path, registry):
+    spec = registry.resolve("fails-in-script", **SIZES)
+    with pytest.raises(regplug.ExportError, match="expected a program that runs, got: .*not in a script") as error:
+        regplug.export(spec, spec.build(), tmp_path / "b", registry=registry)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
+    spec = registry.resolve("gives-its-weight", **SIZES)
+    regplug.export(spec, spec.build(), tmp_path / "b", registry=registry)
+    program = regplug.load(tmp_path / "b", program="torchscript")
+    given = torch.zeros(1, 4, 24)
+    with torch.inference_mode():
+        program(given).zero_()
+    assert torch.equal(program(given), torch.ones(1, 24))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (list(range(300_000)), "manifest.json: expected at most 1048576 bytes"),
+        (10**400, "manifest.json: not JSON"),
+        ("\udc00", "manifest.json: not JSON"),
+    ],
+    ids=["large", "beyond float64", "half a character"],
+)
+def test_nothing_is_written_that_no_reader_would_take(tmp_path, registry, option, message):
+    spec = registry.resolve("takes-anything", **SIZES, option=option)
+    with pytest.raises(regplug.ExportError, match=f"expected a bundle that can be read, got: .*{message}"):
+        regplug.export(spec, spec.build(), tmp_path / "b", registry=registry)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_names_the_argument_that_is_of_a_wrong_type(tmp_path):
+    spec = regplug.resolve("mean", **SIZES)
+    with pytest.raises(regplug.SpecError, match=r"backends: expected a list of names, got 'torchscript'"):
+        regplug.export(spec, spec.build(), tmp_path / "b", backends="torchscript")
+    with pytest.raises(regplug.ExportError, match=r"layout: expected a TokenLayout, got \{'start': 1\}"):
+        regplug.export(spec, spec.build(), tmp_path / "b", layout={"start": 1})
+
+
+def test_options_that_the_installed_class_refuses_are_the_bundles_fault(tmp_path):
+    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
+    regplug.export(spec, spec.build(), tmp_path / "b")
+    values = json.loads((tmp_path / "b" / "manifest.json").read_bytes())
+    values["options"] = {"compressed_dim": "six"}
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(regplug.BundleError, match="the installed regplug:compress-concat: .*expected int, got 'six'"):
+        regplug.load(tmp_path / "b")
+
+
+def test_an_installed_class_that_fails_now_is_a_bundle_error(tmp_path, registry, monkeypatch):
+    spec = registry.resolve("scaled", **SIZES)
+    regplug.export(spec, trained(spec), tmp_path / "b", backends=[], registry=registry)
+    # two samples are what the width is measured with
+    monkeypatch.setattr(ScaledMean, "forward", lambda self, registers: registers.mean(1 if len(registers) == 2 else 7))
+    with pytest.raises(regplug.BundleError, match=r"ScaledMean: expected outputs for \[1, 4, 24\], got IndexError"):
+        regplug.load(tmp_path / "b", registry=registry)
+
+
+def test_the_default_device_of_the_caller_changes_nothing(tmp_path):
+    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
+    module = trained(spec)
+    with torch.device("meta"):
+        regplug.export(spec, module, tmp_path / "b")
+        assert regplug.load(tmp_path / "b").compress.weight.device.type == "cpu"
+    assert regplug.verify(tmp_path / "b").ok
+
+
+def test_the_same_command_gives_the_same_digest_in_any_process(tmp_path):
+    code = (
+        "import sys, torch, regplug\n"
+        "spec = regplug.resolve('compress-concat', num_registers=4, hidden_dim=24, compressed_dim=6)\n"
+        "torch.manual_seed(0)\n"
+        "print(regplug.export(spec, spec.build(), sys.argv[1]).digest)"
+    )
+    digests = set()
+    for seed in "123":
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / seed],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(done.stdout)
+    assert len(digests) == 1

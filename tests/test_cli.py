@@ -1,10 +1,14 @@
 """The command line: what it prints, and its exit codes."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from damage import replace_weights
 
 import regplug
 from regplug.cli import main
@@ -122,6 +126,29 @@ WRONG_USAGE = {
         "-o",
         "x",
     ],
+    "option 'self': expected a known option": ["cond-dim", "mean", *SIZES, "-O", "self=3"],
+    "--film: spec: expected an option of the generator": [
+        "export",
+        *COMPRESS,
+        "--layout",
+        "start=1",
+        "--film",
+        "spec=7",
+        "-o",
+        "x",
+    ],
+    "--film: width: expected an option of the generator": [
+        "export",
+        *COMPRESS,
+        "--layout",
+        "start=1",
+        "--film",
+        "width=7",
+        "-o",
+        "x",
+    ],
+    "Invalid value for '--seed'": ["export", *COMPRESS, "--seed", 10**30, "-o", "x"],
+    "expected a strategy, a backbone or a path, got ''": ["info", ""],
     "Path 'nowhere' does not exist": ["verify", "nowhere"],
     "path './nowhere': expected a bundle's folder or a weights file": ["info", "./nowhere"],
     "strategy 'nothing': not registered": ["info", "nothing"],
@@ -274,3 +301,45 @@ def test_an_interrupt_ends_with_exit_code_130(run, monkeypatch):
 
 def test_the_version_is_the_headers(run):
     assert run("--version")[1].strip().endswith(regplug.__version__)
+
+
+def test_a_fifo_in_place_of_a_weights_file_is_refused_without_waiting_for_its_writer(run, tmp_path):
+    os.mkfifo(tmp_path / "w.safetensors")
+    for command in (
+        ["export", *COMPRESS, "--weights", tmp_path / "w.safetensors", "-o", tmp_path / "b"],
+        ["info", tmp_path / "w.safetensors"],
+    ):
+        code, _, err = run(*command)
+        assert code == 1
+        assert err == f"error: weights {tmp_path / 'w.safetensors'}: not a regular file.\n"
+
+
+def test_weights_of_a_conditioner_with_another_layout_or_film_generator_are_refused(run, tmp_path):
+    film = ["--film", "kernel_hidden_dim=5", "--film", "num_film_layers=2"]
+    assert run("export", *COMPRESS, *film, "--layout", "start=1", "-o", tmp_path / "b")[0] == 0
+    weights = ["--weights", tmp_path / "b" / "weights.safetensors", "-o", tmp_path / "c"]
+    code, _, err = run("export", *COMPRESS, *film, "--layout", "start=2", *weights)
+    assert code == 1
+    assert "layout: expected {" in err
+    code, _, err = run("export", *COMPRESS, *weights)
+    assert code == 1
+    assert "holds: expected 'readout', got 'conditioner', as the file says of itself" in err
+    assert run("export", *COMPRESS, *film, "--layout", "start=1", *weights)[0] == 0
+
+
+def test_an_error_that_is_no_number_is_null_in_json(run, bundle):
+    replace_weights(bundle, lambda state: {name: tensor * float("nan") for name, tensor in state.items()})
+    code, out, _ = run("verify", bundle, "--json")
+    checks = json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))["checks"]
+    assert code == 1
+    assert {check["error"] for check in checks if check["verdict"] == "failed"} == {None}
+
+
+def test_a_full_disk_behind_stdout_is_one_message(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "regplug", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ import torch
 from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
 from torch import Tensor, nn
 
+import regplug
 from regplug import Conditioner, KernelFiLMGenerator, ShapeError, SpecError, TokenLayout
 from regplug.pairing import Convention
 from regplug.readouts.averages import RegisterMean, RegisterPooling
@@ -321,3 +322,15 @@ def test_other_tokens_are_refused_eager_and_scripted_with_both_shapes(shape: tup
     with pytest.raises(torch.jit.Error) as scripted:
         torch.jit.script(conditioner)(torch.zeros(shape))
     assert text in str(scripted.value)
+
+
+def test_a_class_or_a_spec_in_place_of_a_module_is_refused_with_the_arguments_name() -> None:
+    film = KernelFiLMGenerator(D, 3, 1)
+    spec = regplug.resolve("mean", num_registers=R, hidden_dim=D)
+    with pytest.raises(SpecError, match="^Conditioner: layout: expected a TokenLayout, got None"):
+        Conditioner(None, RegisterMean(R, D), film)  # type: ignore[arg-type]
+    for readout in (spec, RegisterMean):
+        with pytest.raises(SpecError, match="^Conditioner: readout: expected a Module, got "):
+            Conditioner(LAYOUTS["front"], readout, film)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="^Conditioner: film: expected a Module, got "):
+        Conditioner(LAYOUTS["front"], RegisterMean(R, D), KernelFiLMGenerator)  # type: ignore[arg-type]

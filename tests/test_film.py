@@ -251,3 +251,9 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(word: str, value:
     with pytest.raises(SpecError) as caught:
         KernelFiLMGenerator(**SIZES | {word: value})
     assert str(caught.value) == f"KernelFiLMGenerator: {word}: expected a positive integer, got {value!r}."
+
+
+@pytest.mark.parametrize("layers", [None, "2", 2.0])
+def test_a_number_of_layers_that_is_no_integer_is_refused(layers: Any) -> None:
+    with pytest.raises(SpecError, match="num_film_layers: expected a positive integer"):
+        KernelFiLMGenerator(12, 3, layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -260,3 +261,21 @@ def test_the_word_of_a_third_party_family_serves_its_class_and_its_instance(spec
     assert regplug.pair(spec, made) is made
     assert "expected conditioning of width 9, got 12" in refusal(spec, Styled(9))
     assert convention_of(made) == Convention("1+gamma", "shift-first")
+
+
+@pytest.mark.parametrize("film", [None, 3, "nosuch", "", dict, int])
+def test_what_is_no_class_with_a_signature_is_refused_as_a_film_generator(film: Any) -> None:
+    with pytest.raises(SpecError, match="^FiLM generator"):
+        regplug.pair(regplug.resolve("mean", num_registers=4, hidden_dim=12), film)
+
+
+@pytest.mark.parametrize(("word", "stated"), [("form", "1+gamma"), ("order", "shift-first")])
+def test_what_a_known_family_means_cannot_be_stated_otherwise(word: str, stated: str) -> None:
+    film = KernelFiLMGenerator(12, 3, 1)
+    with pytest.raises(SpecError, match=f"{word}: expected '.*', which its family means, got '{re.escape(stated)}'"):
+        convention_of(film, **{word: stated})
+
+    class Derived(KernelFiLMGenerator):
+        """May mean something else."""
+
+    assert getattr(convention_of(Derived(12, 3, 1), **{word: stated}), word) == stated

@@ -9,12 +9,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distribution, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 import regplug
-from regplug import BackboneEntry, ExportBackendEntry, FiLMEntry, NameLookupError, PluginError, ReadoutEntry, Registry
+from regplug import (
+    BackboneEntry,
+    ExportBackendEntry,
+    FiLMEntry,
+    NameLookupError,
+    PluginError,
+    ReadoutEntry,
+    Registry,
+    SpecError,
+)
 from regplug.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, normalise
 from regplug.hookspecs import HOOKS, hookimpl
 
@@ -588,3 +598,20 @@ def test_the_default_registry_is_made_once_and_only_a_default() -> None:
     assert regplug.strategies() == regplug.default_registry().strategies()
     assert regplug.backbones() == regplug.default_registry().backbones()
     assert type(regplug.create("mean", num_registers=2, hidden_dim=3)).__name__ == "RegisterMean"
+
+
+@pytest.mark.parametrize("name", [None, 4, b"mean", ["mean"]])
+def test_a_name_that_is_no_text_is_a_lookup_error(name: Any) -> None:
+    with pytest.raises(NameLookupError, match="^strategy: expected a name, got "):
+        Registry({"regplug": BUILTIN}).resolve(name, num_registers=4, hidden_dim=8)
+
+
+def test_an_option_may_be_called_self_and_is_then_unknown() -> None:
+    with pytest.raises(SpecError, match="option 'self': expected a known option"):
+        Registry({"regplug": BUILTIN}).resolve("mean", num_registers=4, hidden_dim=8, self=3)
+
+
+@pytest.mark.parametrize("name", ["", "my plugin", "a:b"])
+def test_a_plugin_needs_a_name_that_a_bundle_can_write_down(name: str) -> None:
+    with pytest.raises(PluginError, match="expected letters, digits"):
+        Registry({"regplug": BUILTIN}).register(object(), name)

@@ -446,3 +446,25 @@ def test_an_option_whose_dictionary_has_other_than_text_keys_has_no_json_form() 
     for value in ({1: 2}, [{"a": {2: 3}}]):
         with pytest.raises(SpecError, match="option 'table': expected a JSON value"):
             json_options("strategy 'x'", {"table": value})
+
+
+def test_a_size_or_a_width_that_no_manifest_can_hold_is_refused() -> None:
+    with pytest.raises(SpecError, match="num_registers: expected less than 2.53, got 1000000000000000000000"):
+        regplug.resolve("mean", num_registers=10**21, hidden_dim=8)
+    with pytest.raises(SpecError, match="cond_dim: expected less than 2.53, got 1000000000000000000"):
+        regplug.resolve("concat", num_registers=10**9, hidden_dim=10**9)
+
+
+def test_a_refusal_of_torch_is_told_in_one_line() -> None:
+    with pytest.raises(SpecError) as error:
+        regplug.resolve("compress-concat", num_registers=4, hidden_dim=8, compressed_dim=10**30)
+    assert "\n" not in str(error.value)
+
+
+def test_a_constructor_that_exits_does_not_end_its_host() -> None:
+    class Exits(torch.nn.Module):
+        def __init__(self) -> None:
+            raise SystemExit(0)
+
+    with pytest.raises(SpecError, match="expected sizes and options that its constructor takes"):
+        specify(regplug.ReadoutEntry("exits", Exits), 4, 8, {})

@@ -57,7 +57,7 @@ def test_a_file_that_says_nothing_of_itself_has_empty_metadata():
     assert read_metadata("file", save_tensors({"w": torch.zeros(2)})) == {}
 
 
-@pytest.mark.parametrize("text", ["[1]", "no json", "3"])
+@pytest.mark.parametrize("text", ["[1]", "no json", "3", "[" * 100_000])
 def test_metadata_that_is_no_json_object_is_refused(text):
     data = file_of({"__metadata__": {"regplug": text}, "w": tensor()}, bytes(8))
     with pytest.raises(BundleError, match=r"^file: metadata: expected a JSON object"):

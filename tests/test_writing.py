@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from regplug import writing
 from regplug.errors import ExportError
 from regplug.writing import write_folder
 
@@ -185,3 +186,48 @@ def test_a_living_exporters_folder_is_not_swept(tmp_path):
         write_folder(tmp_path / "b", NEW, force=False)
         assert (folder / "half").exists()
     assert stale(tmp_path) == []
+
+
+def test_a_bundle_that_came_into_being_at_the_last_moment_is_not_replaced_without_force(tmp_path, monkeypatch):
+    put_in_place = writing._put_in_place
+
+    def late(folder, directory, force):
+        monkeypatch.undo()
+        write_folder(directory, OLD, force=False)
+        put_in_place(folder, directory, force)
+
+    monkeypatch.setattr(writing, "_put_in_place", late)
+    with pytest.raises(ExportError, match="nothing was changed"):
+        write_folder(tmp_path / "b", NEW, force=False)
+    assert content(tmp_path / "b") == OLD
+    assert stale(tmp_path) == []
+
+
+def test_an_exporter_whose_folder_was_swept_before_it_was_locked_takes_another(tmp_path, monkeypatch):
+    flock, swept = writing.fcntl.flock, []
+
+    def sweep_first(descriptor, operation):
+        if not swept:
+            swept.extend(tmp_path.glob(".b.regplug-*"))
+            swept[0].rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(writing.fcntl, "flock", sweep_first)
+    write_folder(tmp_path / "b", NEW, force=False)
+    assert content(tmp_path / "b") == NEW
+    assert len(swept) == 1
+
+
+def test_a_file_system_that_cannot_sync_the_parent_folder_does_not_make_a_written_bundle_an_error(
+    tmp_path, monkeypatch
+):
+    sync = writing._sync
+
+    def refuse(folder):
+        if folder == tmp_path:
+            raise OSError(22, "Invalid argument")
+        sync(folder)
+
+    monkeypatch.setattr(writing, "_sync", refuse)
+    write_folder(tmp_path / "b", NEW, force=False)
+    assert content(tmp_path / "b") == NEW

@@ -54,6 +54,8 @@ class ExportBackend(ABC):
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
         """Make a program runnable with these weights. The bytes are checked; their maker is not.
 
+        What it gives may share memory with its input, never with the weights.
+
         Args:
             owner: The program's weights file, for messages.
             program: What ``export`` gave, read back.

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from regplug.backends.interface import ExportBackend, Program, Run
-from regplug.errors import BundleError, ExportError
+from regplug.errors import BundleError, ExportError, told
 from regplug.golden import flatten
 from regplug.manifest import Input, Output
 from regplug.torch_private import torchscript_without_warnings
 from regplug.weights import check_state
 
 FILE = "program.torchscript.pt"
+FINAL = re.compile(rb"  \w+ : Final\[")
 # torch's loaders keep process-wide state
 _loading = threading.Lock()
 
@@ -37,8 +40,7 @@ class TorchScriptBackend(ExportBackend):
                 # into memory: torch.jit.save to a path ends the process when the disk is full
                 torch.jit.save(torch.jit.script(module), archive)
         except Exception as error:  # the TorchScript compiler raises nearly every built-in exception
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ExportError(f"program 'torchscript': expected a scriptable module, got: {first.strip()}") from error
+            raise ExportError(f"program 'torchscript': expected a scriptable module, got: {told(error)}") from error
         return [Program(FILE, _without_debug_records(archive.getvalue()))]
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
@@ -51,15 +53,21 @@ class TorchScriptBackend(ExportBackend):
             with _loading, torchscript_without_warnings():
                 module = torch.jit.load(io.BytesIO(program.data), map_location="cpu")
         except Exception as error:  # torch raises RuntimeError, ValueError, EOFError, ... for a bad archive
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {first}") from error
+            raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
         state = module.state_dict()
         check_state(owner, state, weights)
         with torch.no_grad():
             for name, tensor in state.items():
                 tensor.copy_(weights[name])
         module.eval()
-        return lambda given: flatten(module(given))
+        own = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+
+        def run(given: Tensor) -> list[Tensor]:
+            outputs = flatten(module(given))
+            # a module may give back a weight; the caller's next write there must not change the program
+            return [out.clone() if out.untyped_storage().data_ptr() in own else out for out in outputs]
+
+        return run
 
 
 def _without_debug_records(archive: bytes) -> bytes:
@@ -69,5 +77,16 @@ def _without_debug_records(archive: bytes) -> bytes:
         for member in source.infolist():
             if not member.filename.endswith(".debug_pkl"):
                 # a fresh ZipInfo has the fixed date of 1980: the same module gives the same bytes
-                target.writestr(zipfile.ZipInfo(member.filename), source.read(member))
+                target.writestr(zipfile.ZipInfo(member.filename), _in_order(member.filename, source.read(member)))
     return cleaned.getvalue()
+
+
+def _in_order(name: str, data: bytes) -> bytes:
+    """A member's bytes, without what torch lets the process's hash seed decide: the order of ``Final`` attributes."""
+    if name.endswith("/.data/serialization_id"):
+        return b"0" * len(data)  # a checksum of the members as torch wrote them; nothing reads it
+    if not name.endswith(".py"):
+        return data
+    lines = data.splitlines(keepends=True)
+    blocks = groupby(lines, key=lambda line: FINAL.match(line) is not None)
+    return b"".join(line for final, block in blocks for line in (sorted(block) if final else block))

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -77,22 +78,28 @@ inline Provenance read_provenance(const Fields& fields) {
           fields.text("torch"),        fields.text("python"),  fields.text("cpu")};
 }
 
+// The shortest sequence that holds the registers; not set where the layout contradicts itself.
+inline std::optional<std::int64_t> least_tokens(const Json& json, const Layout& layout) {
+  if (layout.start.has_value() != json["indices"].is_null()) return std::nullopt;
+  std::int64_t least = 0;
+  if (layout.start) {
+    if (*layout.start < 0 && *layout.start > -layout.num_registers) return std::nullopt;
+    least = *layout.start < 0 ? -*layout.start : *layout.start + layout.num_registers;
+  } else {
+    const std::vector<std::int64_t>& indices = layout.indices;
+    const bool rising = std::adjacent_find(indices.begin(), indices.end(), std::greater_equal<>()) == indices.end();
+    if (!rising || static_cast<std::int64_t>(indices.size()) != layout.num_registers) return std::nullopt;
+    if (!layout.num_tokens) return std::nullopt;
+    least = indices.back() + 1;
+  }
+  if (layout.num_tokens && *layout.num_tokens < least) return std::nullopt;
+  return layout.num_tokens.value_or(least);
+}
+
 inline void check_layout(const Json& json, const Manifest& manifest, const Layout& layout) {
-  const auto refuse = [&](const std::string& expected) { wrong("layout", expected, json); };
-  if (layout.start.has_value() == !layout.indices.empty()) refuse("either start or indices");
-  if (layout.start && *layout.start < 0 && *layout.start > -layout.num_registers) {
-    refuse("a start of at most -num_registers from the end");
-  }
-  if (!layout.start) {
-    if (std::adjacent_find(layout.indices.begin(), layout.indices.end(), std::greater_equal<>()) !=
-        layout.indices.end()) {
-      refuse("increasing indices");
-    }
-    if (static_cast<std::int64_t>(layout.indices.size()) != layout.num_registers) refuse("num_registers indices");
-    if (!layout.num_tokens || *layout.num_tokens <= layout.indices.back()) refuse("num_tokens beyond the last index");
-  }
+  if (!least_tokens(json, layout)) wrong("layout", "positions that agree with its sizes", json);
   if (layout.num_registers != manifest.num_registers || layout.hidden_dim != manifest.hidden_dim) {
-    refuse("the num_registers and hidden_dim of the manifest");
+    wrong("layout", "the num_registers and hidden_dim of the manifest", json);
   }
 }
 
@@ -106,6 +113,9 @@ inline void check_signature(const Json& json, const Manifest& manifest) {
   Json middle = manifest.num_registers;
   if (conditioner) middle = manifest.layout->num_tokens ? Json(*manifest.layout->num_tokens) : Json("T");
   same("input.shape", {"B", middle, manifest.hidden_dim}, json["input"]["shape"]);
+  Json least;  // null for a readout
+  if (conditioner) least = *least_tokens(json["layout"], *manifest.layout);
+  same("input.min_tokens", least, json["input"]["min_tokens"]);
 
   const std::size_t count = manifest.outputs.size();
   if (conditioner ? count == 0 || count % 2 != 0 : count != 1) {
