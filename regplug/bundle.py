@@ -32,7 +32,7 @@ from regplug.manifest import (
     FileRecord,
     LayoutRecord,
     Manifest,
-    PluginRecord,
+    PluginVersion,
     ProgramRecord,
     parse_manifest,
 )
@@ -227,7 +227,7 @@ def _describe(
         programs=(),
         files={},
         provenance=BundleProvenance(
-            plugin=PluginRecord(provenance.distribution, provenance.version),
+            plugin=PluginVersion(provenance.distribution, provenance.version),
             regplug=version("regplug"),
             torch=torch.__version__,
             python=platform.python_version(),

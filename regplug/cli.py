@@ -269,6 +269,9 @@ def verify_command(bundle: str, programs: bool, digest: str | None, follow_links
     else:
         rows = [(c.program, c.case, _number(c.error), _number(c.tolerance), c.verdict) for c in found.checks]
         print_columns(("program", "case", "largest error", "tolerance", "verdict"), rows)
+        for check in found.checks:
+            if check.detail:
+                click.echo(check.detail)
         click.echo(f"digest {found.digest}")
     if not found.ok:
         sys.exit(EXIT_FAILED)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from regplug.errors import SpecError
 from regplug.layout import TokenLayout
 from regplug.pairing import Convention, check_film_width, convention_of
+from regplug.registry import Registry
 from regplug.selection import SelectRegisters
 from regplug.widths import check_width, probe_in_place, stated_width
 
@@ -24,6 +25,7 @@ class Conditioner(nn.Module):
         film: ``[B, cond_dim] -> [(gamma, beta), ...]``.
         form: ``"gamma"`` or ``"1+gamma"``; None for what the generator's family is known to mean.
         order: ``"gamma-first"`` or ``"shift-first"``; None likewise.
+        registry: Where families are looked up; the installed plugins when None.
 
     Raises:
         SpecError: The readout does not take the layout's sizes, the generator wants another width than the
@@ -48,6 +50,7 @@ class Conditioner(nn.Module):
         film: nn.Module,
         form: str | None = None,
         order: str | None = None,
+        registry: Registry | None = None,
     ) -> None:
         super().__init__()
         for word, given, wanted in (
@@ -57,8 +60,8 @@ class Conditioner(nn.Module):
         ):
             if not isinstance(given, wanted):
                 raise SpecError(f"Conditioner: {word}: expected a {wanted.__name__}, got {given!r}.")
-        check_film_width(film, _width_of(readout, layout), type(readout).__name__)
-        stated = convention_of(film, form, order)
+        check_film_width(film, _width_of(readout, layout), type(readout).__name__, registry=registry)
+        stated = convention_of(film, form, order, registry)
         self.shift_first = stated.order == "shift-first"
         self.convention = Convention(stated.form, "gamma-first")
         self.layout = layout

@@ -158,7 +158,7 @@ def compare(run: Run, golden: GoldenSet, case: GoldenCase, outputs: Sequence[Out
         outputs: The names of the outputs.
         factor: What the tolerance is multiplied with: 2 on another instruction set.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         got = run(golden.input(case))
     wanted = golden.outputs(case, [output.name for output in outputs])
     return CaseError(case.case, largest_error(got, wanted), case.tolerance * factor)

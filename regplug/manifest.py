@@ -123,7 +123,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class PluginRecord:
+class PluginVersion:
     """The distribution that offers the strategy."""
 
     distribution: str
@@ -134,7 +134,7 @@ class PluginRecord:
 class BundleProvenance:
     """Where a bundle was made; ``cpu`` is ATen's CPU capability there."""
 
-    plugin: PluginRecord
+    plugin: PluginVersion
     regplug: str
     torch: str
     python: str

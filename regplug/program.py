@@ -56,6 +56,9 @@ class LoadedProgram:
     def run_flat(self, given: Tensor) -> list[Tensor]:
         """As a call, with the outputs as one list in the manifest's order."""
         check_input(self._owner, self.manifest.input, given)
+        if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype, whatever surrounds it
+            with torch.autocast("cpu", enabled=False):
+                return self.run_flat(given)
         try:
             with torch.inference_mode():
                 outputs = self._run(given.contiguous())

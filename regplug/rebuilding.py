@@ -58,7 +58,7 @@ def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
         if manifest.film is not None and (layout := manifest.token_layout) is not None:
             family = registry.film_entry(manifest.film.generator)
             film = _build_film(family, manifest)
-            module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order)
+            module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order, registry=registry)
         return module.to(getattr(torch, manifest.input.dtype))
 
 
@@ -70,7 +70,7 @@ def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
     """
     film = conditioner.film
     owner = f"FiLM generator {type(film).__name__}"
-    family = film_family(film, registry.film_entries())
+    family = film_family(film, registry)
     if family is None or reference_of(type(film)) != reference_of(family.build):
         known = ", ".join(entry.full_name for entry in registry.film_entries())
         raise ExportError(

@@ -178,6 +178,8 @@ class Registry:
     def _find(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
         if not isinstance(name, str):
             raise NameLookupError(f"{word}: expected a name, got {name!r}.")
+        if self._strict:
+            self._load_all()  # one broken plugin is fatal, whatever is asked for
         distribution, _, bare = name.rpartition(":")
         if distribution:
             return self._find_owned(word, hook, wanted, normalise(distribution), bare)

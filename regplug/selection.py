@@ -50,12 +50,12 @@ class SelectRegisters(nn.Module):
         shape = tokens.shape
         if len(shape) != 3 or shape[2] != self.hidden_dim or shape[1] < self.min_tokens:
             raise ShapeError(
-                f"layout: expected tokens [B, T, {self.hidden_dim}] with T >= {self.min_tokens}, "
+                f"TokenLayout: expected tokens [B, T, {self.hidden_dim}] with T >= {self.min_tokens}, "
                 f"got {list(tokens.shape)}."
             )
         if self.fixed_tokens != 0 and shape[1] != self.fixed_tokens:
             raise ShapeError(
-                f"layout: expected tokens [B, {self.fixed_tokens}, {self.hidden_dim}], got {list(tokens.shape)}."
+                f"TokenLayout: expected tokens [B, {self.fixed_tokens}, {self.hidden_dim}], got {list(tokens.shape)}."
             )
         if self.step == 0:
             return torch.stack([tokens[:, index] for index in self.indices], dim=1)

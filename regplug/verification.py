@@ -29,7 +29,7 @@ class Check:
 
     ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse) or
     ``not installed``.
-    ``error`` and ``tolerance`` are None where nothing was compared.
+    ``error`` and ``tolerance`` are None where nothing was compared; ``detail`` says why a run gave no output.
     """
 
     program: str
@@ -37,6 +37,7 @@ class Check:
     verdict: str
     error: float | None = None
     tolerance: float | None = None
+    detail: str = ""
 
     @property
     def ok(self) -> bool:
@@ -99,7 +100,7 @@ def verify(
         checks += _run_cases("eager", module_run(module), files.manifest, golden)
         if programs:
             progress("torch.compile")
-            checks += _run_cases("torch.compile", _compiled(module), files.manifest, golden)
+            checks += _check_compiled(module, files.manifest, golden)
     if programs:
         for backend in dict.fromkeys(program.backend for program in files.manifest.programs):
             progress(f"program {backend}")
@@ -128,6 +129,13 @@ def _check_program(files: BundleFiles, backend: str, registry: Registry, golden:
     yield from _run_cases(backend, loaded.run_flat, files.manifest, golden)
     for case, given in wrong_inputs(files.manifest.input):
         yield Check(backend, case, "refused" if _refuses(loaded, given) else "accepted")
+
+
+def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) -> list[Check]:
+    try:
+        return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
+    except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
+        return [Check("torch.compile", "-", "failed", detail=str(error))]
 
 
 def _refuses(program: LoadedProgram, given: Tensor) -> bool:

@@ -315,7 +315,7 @@ def test_the_parts_may_be_on_the_meta_device() -> None:
 @pytest.mark.parametrize("shape", [(2, 3, D), (2, 9, D + 1), (9, D)], ids=str)
 def test_other_tokens_are_refused_eager_and_scripted_with_both_shapes(shape: tuple[int, ...]) -> None:
     conditioner = conditioner_for(LAYOUTS["front"], "pool")
-    text = f"layout: expected tokens [B, T, {D}] with T >= {R + 1}, got {list(shape)}."
+    text = f"TokenLayout: expected tokens [B, T, {D}] with T >= {R + 1}, got {list(shape)}."
     with pytest.raises(ShapeError) as eager:
         conditioner(torch.zeros(shape))
     assert str(eager.value) == text

@@ -195,9 +195,20 @@ def test_a_family_is_recognised_along_the_classes_it_is_made_of() -> None:
 def test_the_nearest_family_wins() -> None:
     near = FiLMEntry("near", Derived, form="1+gamma", order="shift-first")
     far = FiLMEntry("far", KernelFiLMGenerator)
+
+    class Plugin:
+        def __init__(self, entries: list[FiLMEntry]) -> None:
+            self.entries = entries
+
+        @regplug.hookimpl
+        def regplug_films(self) -> list[FiLMEntry]:
+            return self.entries
+
     for entries in ([near, far], [far, near]):
-        assert film_family(Derived, entries) is near
-        assert film_family(KernelFiLMGenerator, entries) is far
+        registry = regplug.Registry({})
+        registry.register(Plugin(entries), "acme")
+        assert film_family(Derived, registry).name == "near"
+        assert film_family(KernelFiLMGenerator, registry).name == "far"
 
 
 def test_what_the_pairs_mean_is_known_of_a_family_or_stated() -> None:
@@ -279,3 +290,24 @@ def test_what_a_known_family_means_cannot_be_stated_otherwise(word: str, stated:
         """May mean something else."""
 
     assert getattr(convention_of(Derived(12, 3, 1), **{word: stated}), word) == stated
+
+
+def test_families_are_looked_up_in_the_registry_that_is_given() -> None:
+    class Wide(nn.Module):
+        def __init__(self, breadth: int) -> None:
+            super().__init__()
+            self.breadth = breadth
+
+    class Plugin:
+        @regplug.hookimpl
+        def regplug_films(self) -> list[regplug.FiLMEntry]:
+            return [regplug.FiLMEntry("wide", Wide, width="breadth", order="shift-first")]
+
+    registry = regplug.Registry({})
+    registry.register(Plugin(), "acme")
+    spec = regplug.resolve("mean", num_registers=2, hidden_dim=6)
+    assert regplug.pair(spec, Wide, registry=registry).breadth == 6
+    assert regplug.pair(spec, Wide(6), registry=registry).breadth == 6
+    assert convention_of(Wide(6), registry=registry).order == "shift-first"
+    with pytest.raises(SpecError, match="use width= to name it"):
+        regplug.pair(spec, Wide)

@@ -25,7 +25,7 @@ from regplug import (
     Registry,
     SpecError,
 )
-from regplug.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, normalise
+from regplug.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, discover, normalise
 from regplug.hookspecs import HOOKS, hookimpl
 
 NUMBERS = itertools.count()
@@ -615,3 +615,12 @@ def test_an_option_may_be_called_self_and_is_then_unknown() -> None:
 def test_a_plugin_needs_a_name_that_a_bundle_can_write_down(name: str) -> None:
     with pytest.raises(PluginError, match="expected letters, digits"):
         Registry({"regplug": BUILTIN}).register(object(), name)
+
+
+def test_a_strict_registry_with_a_broken_plugin_answers_nobody_not_even_for_a_built_in() -> None:
+    found = {**discover(), "acme": Found("acme", None, modules=["no_such_module_anywhere"])}
+    assert Registry(found).readout_entry("mean").name == "mean"
+    strict = Registry(found, strict=True)
+    for _ in range(2):
+        with pytest.raises(PluginError, match="plugin 'acme'"):
+            strict.readout_entry("mean")

@@ -150,16 +150,16 @@ def test_other_tokens_are_refused_eager_and_scripted_with_both_shapes(
     select = SelectRegisters(LAYOUTS[name])
     with pytest.raises(ShapeError) as eager:
         select(torch.zeros(shape))
-    assert str(eager.value) == f"layout: expected tokens {text}."
+    assert str(eager.value) == f"TokenLayout: expected tokens {text}."
     with pytest.raises(torch.jit.Error) as scripted:
         torch.jit.script(select)(torch.zeros(shape))
-    assert f"layout: expected tokens {text}." in str(scripted.value)
+    assert f"TokenLayout: expected tokens {text}." in str(scripted.value)
 
 
 def test_other_tokens_are_refused_compiled_and_exported() -> None:
     layout = LAYOUTS["front"]
     torch.compiler.reset()
-    with pytest.raises(RuntimeError, match=r"layout: expected tokens \[B, T, 3\] with T >= 5"):
+    with pytest.raises(RuntimeError, match=r"TokenLayout: expected tokens \[B, T, 3\] with T >= 5"):
         torch.compile(SelectRegisters(layout), backend="eager", fullgraph=True)(torch.zeros(2, 4, D))
     dynamic = ({0: torch.export.Dim("batch", min=0), 1: torch.export.Dim("length", min=5)},)
     exported = torch.export.export(SelectRegisters(layout), (tokens_for(layout),), dynamic_shapes=dynamic).module()

@@ -109,3 +109,41 @@ def test_a_bundle_whose_strategy_is_not_installed_still_has_its_programs_verifie
     assert [check.verdict for check in verified.checks if check.program == "eager"] == ["not installed"]
     with pytest.raises(regplug.NameLookupError, match="strategy 'elsewhere:compress-concat'"):
         regplug.verify(folder, registry=bare)
+
+
+class Chatty(torch.nn.Module):
+    """Breaks the graph."""
+
+    def __init__(self, hidden_dim: int):
+        super().__init__()
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return registers.mean(1)
+
+
+def test_a_graph_break_is_a_failed_row_with_its_reason_beside_the_other_programs(tmp_path):
+    from regplug.discovery import discover
+
+    class Plugin:
+        @regplug.hookimpl
+        def regplug_readouts(self):
+            return [regplug.ReadoutEntry("chatty", Chatty)]
+
+    registry = regplug.Registry(discover())
+    registry.register(Plugin(), "test-plugin")
+    spec = registry.resolve("chatty", **SIZES)
+    regplug.export(spec, spec.build(), tmp_path / "b", backends=[], registry=registry)
+    found = regplug.verify(tmp_path / "b", programs=True, registry=registry)
+    assert not found.ok
+    assert [check.verdict for check in found.checks if check.program == "torch.compile"] == ["failed"]
+    assert "torch.compile: expected a program of Chatty, got" in found.checks[-1].detail
+    assert all(check.ok for check in found.checks if check.program == "eager")
+
+
+def test_a_program_keeps_its_dtype_under_autocast(bundles):
+    registers = torch.randn(2, 4, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        program = regplug.load(bundles / "readout", program="torchscript")
+        assert program(registers).dtype == torch.float32
+        assert regplug.verify(bundles / "readout").ok
