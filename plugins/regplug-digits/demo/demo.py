@@ -1,0 +1,182 @@
+"""The main job, start to end: from the installed plugin to a C++ program that reads real registers.
+
+Lists what is installed, resolves the FiLM width, exports the trained readout and its conditioner, verifies both, builds
+the C++ program, and compares what each way of running them gives on the held-out digits.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import regplug
+from regplug_digits import load_pretrained
+from regplug_digits.data import load
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent.parent.parent / "build" / "demo"
+TOOLS = Path(sys.executable).parent
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way of running readout and conditioner gave on the held-out digits."""
+
+    name: str
+    conditioning: Tensor
+    pairs: Sequence[Tensor]
+    microseconds: dict[str, float]
+
+
+def run(*command: object, quiet: bool = False) -> str:
+    """Run a command as a user would, and show it."""
+    words = [str(word) for word in command]
+    print(f"\n$ {' '.join([Path(words[0]).name, *words[1:]])}", flush=True)
+    with console.status(Path(words[0]).name):
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}demo: this command failed")
+    if not quiet:
+        print(done.stdout, end="", flush=True)
+    return done.stdout
+
+
+def flat(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """``[gamma_0, beta_0, gamma_1, ...]``."""
+    return [tensor for pair in pairs for tensor in pair]
+
+
+def median_microseconds(call: Callable[[], object]) -> float:
+    """The median time of one call, after warming up."""
+    taken = []
+    for _ in range(3000):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(taken[1000:])
+
+
+def outcome(name: str, readout: Callable, conditioner: Callable, registers: Tensor, tokens: Tensor) -> Outcome:
+    """Run both on all digits, and time both with one."""
+    with torch.inference_mode():
+        conditioning, pairs = readout(registers), flat(conditioner(tokens))
+        one, first = registers[:1], tokens[:1]
+        times = {
+            "readout": median_microseconds(lambda: readout(one)),
+            "conditioner": median_microseconds(lambda: conditioner(first)),
+        }
+    return Outcome(name, conditioning, pairs, times)
+
+
+def largest_error(got: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest absolute difference to the float64 truth; NaN and wrong shapes are infinitely far."""
+    if [tensor.shape for tensor in got] != [tensor.shape for tensor in truth]:
+        return float("inf")
+    errors = [(a.double() - b).abs().max().item() for a, b in zip(got, truth, strict=True)]
+    return max(errors) if all(error == error for error in errors) else float("inf")
+
+
+def compiled(module: nn.Module) -> Callable:
+    """``torch.compile`` of a loaded module."""
+    return torch.compile(module, fullgraph=True)
+
+
+def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> Outcome:
+    """Build the C++ program with the installed package, and run it."""
+    root = subprocess.run([TOOLS / "regplug", "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
+    prefix = f"{root};{Path(torch.__file__).parent.parent}"
+    ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}"]
+    release = ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    run(TOOLS / "cmake", "-S", HERE, "-B", BUILD / "cpp", *ninja, *release, quiet=True)
+    run(TOOLS / "cmake", "--build", BUILD / "cpp", quiet=True)
+    save_file({"tokens": tokens.contiguous()}, BUILD / "tokens.safetensors")
+    arguments = (bundles["readout"], bundles["conditioner"], BUILD / "tokens.safetensors", BUILD / "out.safetensors")
+    times = json.loads(run(BUILD / "cpp" / "digits", *arguments, quiet=True))
+    out = load_file(BUILD / "out.safetensors")
+    layers = range((len(out) - 1) // 2)
+    pairs = [out[f"{word}_{layer}"] for layer in layers for word in ("gamma", "beta")]
+    return Outcome("C++, TorchScript", out["conditioning"], pairs, times)
+
+
+def main() -> None:
+    """Do it all, and print one table."""
+    torch.set_num_threads(1)
+    run(TOOLS / "regplug", "list")
+    run(TOOLS / "regplug", "cond-dim", "--backbone", "digits-vit")
+
+    model = load_pretrained()
+    last, layout = model.blocks[-1], model.layout
+    spec = regplug.resolve(
+        model.options["readout"],
+        num_registers=layout.num_registers,
+        hidden_dim=layout.hidden_dim,
+        **model.options["readout_options"],
+    )
+    trained = {"readout": last.readout, "conditioner": regplug.Conditioner(layout, last.readout, last.film)}
+    bundles = {name: BUILD / name for name in trained}
+    print()
+    for name, module in trained.items():
+        done = regplug.export(spec, module, bundles[name], layout=layout, force=True)
+        print(f"exported the trained {name}: {done.directory}, digest {done.digest}", flush=True)
+    for folder in bundles.values():
+        run(TOOLS / "regplug", "verify", "--programs", folder)
+
+    _, test = load()
+    with torch.inference_mode():
+        tokens = model.last_tokens(test.images)
+        registers = tokens[:, list(layout.positions(tokens.shape[1]))]
+    double = {name: regplug.load(folder).double() for name, folder in bundles.items()}
+    with torch.inference_mode():
+        true_conditioning = double["readout"](registers.double())
+        true_pairs = flat(double["conditioner"](tokens.double()))
+    loaded = {name: regplug.load(folder) for name, folder in bundles.items()}
+    programs = {name: regplug.load(folder, program="torchscript") for name, folder in bundles.items()}
+    with console.status("torch.compile"):
+        fast = {name: compiled(module) for name, module in loaded.items()}
+        with torch.inference_mode():
+            fast["readout"](registers), fast["conditioner"](tokens)
+    outcomes = [
+        outcome("Python, eager", loaded["readout"], loaded["conditioner"], registers, tokens),
+        outcome("Python, TorchScript", programs["readout"], programs["conditioner"], registers, tokens),
+        outcome("Python, torch.compile", fast["readout"], fast["conditioner"], registers, tokens),
+        run_in_cpp(bundles, tokens),
+    ]
+
+    table = Table(title=f"\n{len(test)} held-out digits, {spec.strategy}, cond_dim {spec.cond_dim}; one thread")
+    table.add_column("program")
+    for column in ("error, conditioning", "error, FiLM pairs", "accuracy", "us, readout B=1", "us, conditioner B=1"):
+        table.add_column(column, justify="right")
+    worst = 0.0
+    for one in outcomes:
+        with torch.inference_mode():
+            right = (model(test.images, conditioning=one.conditioning).argmax(-1) == test.labels).sum().item()
+        errors = largest_error([one.conditioning], [true_conditioning]), largest_error(one.pairs, true_pairs)
+        worst = max(worst, *errors)
+        table.add_row(
+            one.name,
+            *(f"{error:.1e}" for error in errors),
+            f"{100 * right / len(test):.2f} %",
+            *(f"{one.microseconds[name]:.1f}" for name in trained),
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print("errors are the largest, against a float64 forward; the accuracy is what the network reaches when it goes on")
+    print("from each one's conditioning vector in its last block")
+    if worst > 1e-4:
+        sys.exit(f"demo: expected errors below 1e-4, got {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

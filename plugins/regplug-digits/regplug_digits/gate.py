@@ -1,0 +1,63 @@
+"""The readout that this plugin brings: ``digits-gate``."""
+
+# TorchScript reads Final[...] only when annotations are not postponed
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from regplug import ShapeError, SpecError
+
+
+class DigitsGate(nn.Module):
+    """Each register decides, feature by feature, how much of itself to pass on; then they are averaged.
+
+    ``c = (1 / R) sum_r sigmoid(W x_r + b_r) * x_r``: one projection W for all registers, one bias b_r for
+    each. ``pool`` weighs its registers alike for every sample; here the weight depends on what they hold.
+    Source: the gated linear unit (Dauphin et al., 2017, "Language Modeling with Gated Convolutional
+    Networks"), with the register itself as the linear branch.
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D >= 1; ``out_dim`` is D.
+
+    Raises:
+        SpecError: A size is not positive.
+
+    Example:
+        >>> DigitsGate(num_registers=4, hidden_dim=48)(torch.zeros(2, 4, 48)).shape
+        torch.Size([2, 48])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    out_dim: Final[int]
+
+    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+        super().__init__()
+        for word, size in (("num_registers", num_registers), ("hidden_dim", hidden_dim)):
+            if size < 1:
+                raise SpecError(f"readout 'digits-gate': {word}: expected a positive integer, got {size!r}.")
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.out_dim = hidden_dim
+        self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.bias = nn.Parameter(torch.zeros(num_registers, hidden_dim))
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` into a conditioning vector ``[B, D]``.
+
+        Raises:
+            ShapeError: ``registers`` has other sizes than the readout was built for.
+        """
+        shape = registers.shape
+        if len(shape) != 3 or shape[1] != self.num_registers or shape[2] != self.hidden_dim:
+            raise ShapeError(
+                f"readout 'digits-gate': expected registers [B, {self.num_registers}, {self.hidden_dim}], "
+                f"got {list(registers.shape)}."
+            )
+        return (torch.sigmoid(self.gate(registers) + self.bias) * registers).mean(dim=1)
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"

@@ -1,0 +1,37 @@
+"""What this package tells regplug. Imports neither torch nor scikit-learn: listing stays fast."""
+
+from __future__ import annotations
+
+import regplug
+
+READOUT = "compress-concat"
+READOUT_OPTIONS = {"compressed_dim": 12}
+
+
+@regplug.hookimpl
+def regplug_readouts() -> list[regplug.ReadoutEntry]:
+    """Offer the strategy ``digits-gate``."""
+    return [
+        regplug.ReadoutEntry(
+            "digits-gate",
+            build="regplug_digits.gate:DigitsGate",
+            summary="average of registers, each gated feature by feature by what it holds",
+        )
+    ]
+
+
+@regplug.hookimpl
+def regplug_backbones() -> list[regplug.BackboneEntry]:
+    """Offer the backbone ``digits-vit``."""
+    return [
+        regplug.BackboneEntry(
+            "digits-vit",
+            build="regplug_digits.model:DigitsViT",
+            layout="regplug_digits.model:layout_of",
+            film_sites="regplug_digits.model:film_sites",
+            readouts=("compress-concat", "pool", "mean", "concat", "digits-gate"),
+            default=READOUT,
+            options=READOUT_OPTIONS,
+            summary="classifier of 8x8 digits; registers shape its convolution kernels",
+        )
+    ]
