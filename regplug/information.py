@@ -11,8 +11,11 @@ from typing import Any
 from regplug.choices import chosen_backbone, chosen_spec
 from regplug.entries import ReadoutEntry, load_reference, reference_of
 from regplug.errors import NameLookupError
+from regplug.folder import read_lone_file
 from regplug.installed import default_registry
 from regplug.options import describe as describe_options
+from regplug.reading import read_bundle
+from regplug.weights import read_header, read_metadata
 
 
 def inform(
@@ -50,8 +53,6 @@ def inform(
 def _inform_path(what: str, follow_links: bool) -> dict[str, Any]:
     path = Path(what)
     if path.is_dir():
-        from regplug.reading import read_bundle
-
         files = read_bundle(what, follow_links=follow_links)
         manifest = asdict(files.manifest)
         programs = [f"{one['backend']} ({one['file']})" for one in manifest.pop("programs")]
@@ -66,10 +67,22 @@ def _inform_path(what: str, follow_links: bool) -> dict[str, Any]:
             "golden_cases": cases,
         }
     if path.exists():
-        from regplug.weightsfile import describe
-
-        return describe(what)
+        return _inform_weights(what)
     raise NameLookupError(f"path {what!r}: expected a bundle's folder or a weights file, got nothing there.")
+
+
+def _inform_weights(what: str) -> dict[str, Any]:
+    owner = f"weights {what}"
+    data = read_lone_file(owner, what)
+    tensors, _ = read_header(owner, data)
+    return {
+        "weights": what,
+        **read_metadata(owner, data),
+        "tensors": [
+            {"name": name, "dtype": info.dtype, "shape": list(info.shape), "bytes": info.end - info.begin}
+            for name, info in sorted(tensors.items())
+        ],
+    }
 
 
 def _inform_backbone(what: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A lone weights file: says what it is, and fills a module that it fits."""
+"""Sets a module's weights from a lone weights file that fits it."""
 
 from __future__ import annotations
 
@@ -30,27 +30,6 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
         if key in said and said[key] != wanted:
             raise BundleError(f"{owner}: {key}: expected {wanted!r}, got {said[key]!r}, as the file says of itself.")
     load_state(owner, module, load_tensors(owner, data))
-
-
-def describe(path: str) -> dict[str, Any]:
-    """What the file says of itself, and its tensors.
-
-    Raises:
-        BundleError: The file is malformed.
-    """
-    from regplug.weights import read_header
-
-    owner = f"weights {path}"
-    data = read_lone_file(owner, path)
-    tensors, _ = read_header(owner, data)
-    return {
-        "weights": path,
-        **read_metadata(owner, data),
-        "tensors": [
-            {"name": name, "dtype": info.dtype, "shape": list(info.shape), "bytes": info.end - info.begin}
-            for name, info in sorted(tensors.items())
-        ],
-    }
 
 
 def _description(module: nn.Module, spec: ReadoutSpec) -> dict[str, Any]:

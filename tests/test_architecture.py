@@ -99,3 +99,17 @@ def test_private_torch_names_stand_in_one_file():
     private = re.compile(r"torch(\.\w+)*\._(?!_)|_orig_mod")
     found = {name for name, path in MODULES.items() if private.search(path.read_text())}
     assert found == {"regplug.torch_private"}
+
+
+def test_saying_what_a_bundle_or_a_weights_file_is_needs_no_torch(run_python, tmp_path):
+    import regplug
+
+    spec = regplug.resolve("mean", num_registers=2, hidden_dim=3)
+    regplug.export(spec, spec.build(), tmp_path / "b")
+    for path in (tmp_path / "b", tmp_path / "b" / "weights.safetensors"):
+        done = run_python(
+            f"import sys, atexit; sys.argv = ['regplug', 'info', {str(path)!r}]\n"
+            "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+            "from regplug.cli import main; main()"
+        )
+        assert (done.returncode, done.stderr.strip()) == (0, "False")
