@@ -135,10 +135,12 @@ def test_of_exporters_to_one_new_place_one_wins_whole_and_the_others_are_told(tm
 
 
 WRITER = """
+import signal
 import sys
 from pathlib import Path
 from regplug.writing import write_folder
 versions = [{"manifest.json": mark, "golden.safetensors": mark * 300_000} for mark in (b"a", b"b")]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it, and we inherit that
 print("ready", flush=True)
 turn = 0
 while True:
@@ -174,7 +176,7 @@ def test_an_interrupted_export_cleans_up_behind_itself(tmp_path):
     assert writer.stdout.readline() == "ready\n"
     time.sleep(0.05)
     writer.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in writer.communicate()[1]
+    assert "KeyboardInterrupt" in writer.communicate(timeout=60)[1]
     assert stale(tmp_path) == []
 
 
