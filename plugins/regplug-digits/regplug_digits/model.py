@@ -53,7 +53,7 @@ class RegisterGather(nn.Module):
 class KernelMixer(nn.Module):
     """Mix patches by a convolution over their grid, ``y = W_out conv(W_in x, k)``, with a drawn kernel k.
 
-    Linear in x, and without Hyena's gates: with products of patches here, the network names nearly as many
+    Linear in x, and so without Hyena's gates: with products of patches here, the network names nearly as many
     digits from its patches alone, and its registers hardly matter.
     """
 
@@ -73,8 +73,8 @@ class KernelMixer(nn.Module):
 class Block(nn.Module):
     """Registers gather, are read into a conditioning vector, and with it the patches are mixed.
 
-    Patch tokens never attend to registers, so what registers know reaches the patches, and with them the
-    class, through the kernel alone.
+    Patch tokens never attend to registers, and nothing but the mixer acts on them: what registers know
+    reaches the class through the kernel alone, and for one conditioning vector the patches' way is linear.
 
     Args:
         spec: The readout's choice.
@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.select = regplug.SelectRegisters(layout)
         self.readout = spec.build()
-        # not the identity: kernels that differ from image to image at the start are learned from sooner
+        # not the identity, which would give the readout no gradient in the first step
         self.film = regplug.pair(
             spec,
             regplug.KernelFiLMGenerator,
@@ -113,11 +113,10 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, conditioning: Tensor | None = None) -> Tensor:
         """Map ``[B, T, D]`` to ``[B, T, D]``; ``conditioning`` stands in for the readout's output."""
         tokens = self.gather(tokens)
-        normed = self.norm(tokens)
         if conditioning is None:
-            conditioning = self.readout(self.select(normed))
+            conditioning = self.readout(self.select(self.norm(tokens)))
         patches, registers = tokens[:, :NUM_PATCHES], tokens[:, NUM_PATCHES:]
-        patches = patches + self.mixer(normed[:, :NUM_PATCHES], self.film(conditioning))
+        patches = patches + self.mixer(patches, self.film(conditioning))
         return torch.cat([patches, registers + self.mlp(registers)], dim=1)
 
     def read_tokens(self, tokens: Tensor) -> Tensor:
@@ -129,7 +128,9 @@ class Block(nn.Module):
 class DigitsViT(nn.Module):
     """Classify 8x8 digits by kernels that register tokens draw for each image.
 
-    The sequence is ``[16 patches of 2x2 pixels, R registers]``. The class is read from the patches' mean.
+    The sequence is ``[16 patches, R registers]``; a patch is 2x2 pixels and the ring of pixels around them. The
+    class is read from the mean of the patches. With all conditioning vectors held, the way from pixels to
+    that mean is linear: the registers choose, image by image, which linear classifier reads the image.
     Without arguments it is the shipped configuration.
 
     Args:
@@ -214,7 +215,7 @@ class DigitsViT(nn.Module):
                 f"got {list(conditioning.shape)}."
             )
         tokens = self.blocks[-1](self._before_last(images), conditioning)
-        logits: Tensor = self.head(self.norm(tokens[:, :NUM_PATCHES]).mean(dim=1))
+        logits: Tensor = self.head(self.norm(tokens[:, :NUM_PATCHES].mean(dim=1)))
         return logits
 
     def last_tokens(self, images: Tensor) -> Tensor:

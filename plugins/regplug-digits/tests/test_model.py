@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 import regplug
+from regplug_digits.controls import registers_read, replaced_registers
 from regplug_digits.data import MEAN, STD, Digits, augment, plain_accuracies, split_indices
 from regplug_digits.kernel import SirenKernel, convolve
 from regplug_digits.model import DigitsViT, layout_of
@@ -53,6 +56,28 @@ def test_conditioning_of_another_width_is_refused(shipped: DigitsViT) -> None:
     with pytest.raises(regplug.ShapeError) as caught:
         shipped(torch.zeros(2, 8, 8), torch.zeros(2, 36))
     assert str(caught.value) == "backbone 'digits-vit': expected conditioning [2, 48], got [2, 36]."
+
+
+def test_with_the_conditioning_held_the_way_of_the_patches_is_linear(shipped: DigitsViT, parts: Parts) -> None:
+    first, second = parts[1].images[:40].double(), parts[1].images[40:80].double()
+    model = copy.deepcopy(shipped).double()
+    held = [registers[:1] for registers in registers_read(model, first[:1])]
+    means: list[torch.Tensor] = []
+    model.norm.register_forward_pre_hook(lambda module, inputs: means.append(inputs[0]))
+
+    def hold(index: int, registers: torch.Tensor) -> torch.Tensor:
+        return held[index].expand_as(registers)
+
+    with torch.no_grad():
+        for images in (first, second, 0.3 * first + 0.7 * second):
+            with replaced_registers(model, hold):
+                model(images)
+        torch.testing.assert_close(means[2], 0.3 * means[0] + 0.7 * means[1])
+        # and without holding it is not: the registers see the images
+        means.clear()
+        for images in (first, second, 0.3 * first + 0.7 * second):
+            model(images)
+        assert not torch.allclose(means[2], 0.3 * means[0] + 0.7 * means[1], atol=0.1)
 
 
 def test_an_answer_does_not_depend_on_the_rest_of_the_batch(shipped: DigitsViT, parts: Parts) -> None:
