@@ -169,14 +169,19 @@ def test_an_exporter_killed_at_any_moment_loses_nothing_and_leaves_nothing_for_l
     assert stale(tmp_path) == []
 
 
-def test_an_interrupted_export_cleans_up_behind_itself(tmp_path):
+def test_an_interrupted_export_leaves_a_whole_bundle_and_what_it_leaves_beside_is_swept(tmp_path):
+    place = tmp_path / "b"
+    whole = [{"manifest.json": mark, "golden.safetensors": mark * 300_000} for mark in (b"a", b"b")]
+    write_folder(place, whole[0], force=False)
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, tmp_path / "b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, place], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert writer.stdout.readline() == "ready\n"
     time.sleep(0.05)
     writer.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in writer.communicate(timeout=60)[1]
+    assert content(place) in whole
+    write_folder(place, whole[0], force=True)  # an interrupt may come while the folder beside is being deleted
     assert stale(tmp_path) == []
 
 
