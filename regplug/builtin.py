@@ -42,5 +42,10 @@ def regplug_export_backends() -> list[ExportBackendEntry]:
             "torchscript",
             "regplug.backends.torchscript:TorchScriptBackend",
             summary="legacy: runs wherever libtorch does, deprecated by PyTorch",
-        )
+        ),
+        ExportBackendEntry(
+            "aotinductor",
+            "regplug.backends.aotinductor:AOTInductorBackend",
+            summary="compiled for an instruction set; weights are inputs, so new ones need no compiler",
+        ),
     ]

@@ -6,7 +6,8 @@ import copy
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.backends.interface import ExportBackend, Program
 from regplug.conditioner import Conditioner
-from regplug.errors import BundleError, ExportError, PluginError, RegplugError, SpecError, told
-from regplug.folder import FILE_NAME, MANIFEST, MAX_MANIFEST
-from regplug.golden import SEED, CaseError, GoldenSet, compare, make_golden
+from regplug.errors import BundleError, ExportError, RegplugError, SpecError, told
+from regplug.folder import MANIFEST, MAX_MANIFEST
+from regplug.gate import make_programs
+from regplug.golden import GoldenSet, compare, make_golden
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.loading import load_module, load_program, module_run, open_backend
@@ -28,15 +29,12 @@ from regplug.manifest import (
     GOLDEN,
     WEIGHTS,
     BundleProvenance,
-    CaseResult,
     FileRecord,
     LayoutRecord,
     Manifest,
     PluginVersion,
-    ProgramRecord,
     parse_manifest,
 )
-from regplug.program import LoadedProgram
 from regplug.reading import read_bundle
 from regplug.rebuilding import describe_film, rebuild
 from regplug.registry import Registry
@@ -62,6 +60,7 @@ def export(
     directory: str | os.PathLike[str],
     *,
     backends: Sequence[str] = ("torchscript",),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     layout: TokenLayout | None = None,
     force: bool = False,
     registry: Registry | None = None,
@@ -77,6 +76,7 @@ def export(
         module: The trained readout that ``spec.build()`` made, or a ``Conditioner`` around it.
         directory: The folder to make.
         backends: Names of export backends; none for a bundle of data only.
+        settings: By backend, the keywords of its constructor: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
         layout: Where a readout's registers sit in the backbone's tokens, to be noted; a conditioner has its own.
         force: Replace the bundle that stands there, in one step.
         registry: Where names are looked up; the installed plugins when None.
@@ -91,8 +91,11 @@ def export(
     directory = Path(directory)
     if isinstance(backends, str):
         raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
+    settings = dict(settings or {})
     check_place(directory, force)
-    makers = {name: open_backend(registry, name) for name in backends}
+    makers = {name: open_backend(registry, name, settings.pop(name, {})) for name in backends}
+    if settings:
+        raise SpecError(f"settings: expected those of the backends, got some of {', '.join(sorted(settings))}.")
     owner = f"strategy {spec.entry.name!r}"
     module = _copy_of(owner, spec, module)
     state = state_of(owner, module)
@@ -105,20 +108,22 @@ def export(
         WEIGHTS: save_tensors(state, manifest.describe()),
         GOLDEN: save_tensors(golden.tensors),
     }
-    weighted = [(state, golden), _other_weights(owner, module, state, signature)] if makers else []
+    with _readable(owner):
+        read_header(f"bundle to be: {WEIGHTS}", files[WEIGHTS])
     records = []
-    for name, maker in makers.items():
-        progress(f"program {name}")
-        for program in _make_programs(name, maker, module, signature, golden):
-            records.append(_gate(name, maker, program, manifest, weighted))
-            files[program.file] = program.data
+    for program, record in make_programs(makers, module, files[WEIGHTS], manifest, golden, signature, progress):
+        files[program.file] = program.data
+        records.append(record)
     manifest = replace(
         manifest,
         programs=tuple(records),
         files={name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
     )
     text = manifest.to_bytes()
-    _check_readable(owner, text, files[WEIGHTS])
+    with _readable(owner):
+        if len(text) > MAX_MANIFEST:
+            raise BundleError(f"{MANIFEST}: expected at most {MAX_MANIFEST} bytes, got {len(text)}.")
+        parse_manifest("to be", text)
     progress("writing")
     write_folder(directory, {**files, MANIFEST: text}, force)
     return Exported(directory, hashlib.sha256(text).hexdigest(), manifest)
@@ -253,69 +258,10 @@ def _check_rebuilt(
             )
 
 
-def _check_readable(owner: str, manifest: bytes, weights: bytes) -> None:
+@contextmanager
+def _readable(owner: str) -> Iterator[None]:
     """Refuse to write what no reader would take: options too large or too deep, thousands of weights."""
     try:
-        if len(manifest) > MAX_MANIFEST:
-            raise BundleError(f"{MANIFEST}: expected at most {MAX_MANIFEST} bytes, got {len(manifest)}.")
-        parse_manifest("to be", manifest)
-        read_header(f"bundle to be: {WEIGHTS}", weights)
+        yield
     except BundleError as error:
         raise ExportError(f"{owner}: expected a bundle that can be read, got: {error}") from error
-
-
-def _make_programs(
-    name: str, maker: ExportBackend, module: nn.Module, signature: Signature, golden: GoldenSet
-) -> list[Program]:
-    case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
-    programs = maker.export(copy.deepcopy(module), golden.input(case), signature.input, signature.outputs)
-    for program in programs:
-        if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
-            raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
-    return programs
-
-
-def _gate(
-    name: str,
-    maker: ExportBackend,
-    program: Program,
-    manifest: Manifest,
-    weighted: Sequence[tuple[Mapping[str, Tensor], GoldenSet]],
-) -> ProgramRecord:
-    """Hold a program to the parity gate with each set of weights, opened as a user will open it."""
-    recorded: list[CaseError] = []
-    for state, golden in weighted:
-        try:
-            loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
-            results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
-        except BundleError as error:
-            raise ExportError(f"program {name!r}: expected a program that runs, got: {error}") from error
-        for result in results:
-            if not result.ok:
-                raise ExportError(
-                    f"program {name!r}: case '{result.case}': error {result.error:.3g} is above the tolerance "
-                    f"{result.tolerance:.3g}; nothing was written."
-                )
-        recorded = recorded or results
-    cases = {result.case: CaseResult(result.error, result.tolerance) for result in recorded}
-    return ProgramRecord(name, program.file, dict(program.properties), cases)
-
-
-def _other_weights(
-    owner: str, module: nn.Module, state: Mapping[str, Tensor], signature: Signature
-) -> tuple[Mapping[str, Tensor], GoldenSet]:
-    """A second set of weights, and its golden cases: shows a program that has baked weights in.
-
-    It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something
-    to be wrong about. Only upwards, so that a variance stays positive.
-    """
-    generator = torch.Generator().manual_seed(SEED)
-    other = copy.deepcopy(module)
-    moved = {
-        key: value + 0.05 * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for key, value in state.items()
-    }
-    other.load_state_dict(moved)
-    return moved, make_golden(owner, other, signature.input, signature.outputs, signature.lengths)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,26 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from regplug.bundle_commands import export_command, verify_command
+from regplug.cache_commands import cache_command
 from regplug.choices import (
-    KeyValue,
     chosen_spec,
     complete_strategy,
-    digest_option,
     follow_links_option,
     json_option,
     size_options,
 )
-from regplug.errors import ExportError, NameLookupError, PluginError, RegplugError, SpecError
-from regplug.printing import print_columns, print_json, progress
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
+from regplug.printing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PLUGIN, EXIT_USAGE, print_columns, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from regplug.backbone import BackboneSizes
     from regplug.entries import Entry
-    from regplug.layout import TokenLayout
 
-EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
 HERE = Path(__file__).resolve().parent
 
 
@@ -38,6 +34,10 @@ HERE = Path(__file__).resolve().parent
 @click.version_option(package_name="regplug")
 def group() -> None:
     """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
+
+
+for command in (export_command, verify_command, cache_command):
+    group.add_command(command)
 
 
 def main() -> None:
@@ -164,119 +164,6 @@ def info_command(what: str, follow_links: bool, as_json: bool, **choice: Any) ->
             click.echo(f"{key}: {_spell(value)}")
 
 
-@group.command("export")
-@click.argument("strategy", required=False, shell_complete=complete_strategy)
-@size_options
-@click.option(
-    "--weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Trained weights, safetensors."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Of the initial weights, without --weights.",
-)
-@click.option("--backend", "backends", multiple=True, default=("torchscript",), show_default=True, help="Repeatable.")
-@click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
-@click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
-@click.option("--layout", type=KeyValue(), multiple=True, help="Where the registers sit: start=1, num_tokens=201, ...")
-@click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
-)
-@json_option
-def export_command(
-    strategy: str | None,
-    num_registers: int | None,
-    hidden_dim: int | None,
-    backbone: str | None,
-    options: Any,
-    weights: str | None,
-    seed: int,
-    backends: tuple[str, ...],
-    no_programs: bool,
-    film: Any,
-    layout: Any,
-    force: bool,
-    output: Path,
-    as_json: bool,
-) -> None:
-    """Write a bundle: weights, golden cases, and programs proven equal to eager."""
-    from regplug.writing import check_place
-
-    try:
-        check_place(output, force)  # before torch is imported and anything is computed
-    except ExportError as error:
-        raise click.UsageError(str(error)) from error
-    spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options)
-    film_options = dict(film)
-    clashes = sorted({"spec", "film", "width"} & set(film_options))
-    if clashes:
-        raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
-    place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
-    if film and place is None:
-        raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
-    import torch
-
-    from regplug.bundle import export
-    from regplug.conditioner import Conditioner
-    from regplug.film import KernelFiLMGenerator
-    from regplug.pairing import pair
-    from regplug.weightsfile import fill
-
-    torch.manual_seed(seed)
-    module: Any = spec.build()
-    if film and place is not None:
-        module = Conditioner(place, module, pair(spec, KernelFiLMGenerator, **film_options))
-    if weights is not None:
-        fill(module, weights, spec)
-    with progress("export") as step:
-        done = export(
-            spec,
-            module,
-            output,
-            backends=() if no_programs else tuple(dict.fromkeys(backends)),
-            layout=place,
-            force=force,
-            progress=step,
-        )
-    if as_json:
-        print_json("export", {"directory": str(done.directory), "digest": done.digest, **spec.as_dict()})
-        return
-    click.echo(f"bundle {done.directory}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
-    click.echo(f"digest {done.digest}")
-    if weights is None:
-        click.echo(f"weights are initial, from seed {seed}; use --weights FILE for trained ones", err=True)
-
-
-@group.command("verify")
-@click.argument("bundle", type=click.Path(exists=True))
-@click.option("--programs", is_flag=True, help="Run every program too; a program is code of whoever made the bundle.")
-@digest_option
-@follow_links_option
-@json_option
-def verify_command(bundle: str, programs: bool, digest: str | None, follow_links: bool, as_json: bool) -> None:
-    """Check files, digests, and eager against the golden cases; with --programs, every program on every case."""
-    from regplug.verification import verify
-
-    with progress("verify") as step:
-        found = verify(bundle, programs=programs, digest=digest, follow_links=follow_links, progress=step)
-    if as_json:
-        # JSON has no NaN and no infinity
-        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
-        print_json("verify", {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks})
-    else:
-        rows = [(c.program, c.case, _number(c.error), _number(c.tolerance), c.verdict) for c in found.checks]
-        print_columns(("program", "case", "largest error", "tolerance", "verdict"), rows)
-        for check in found.checks:
-            if check.detail:
-                click.echo(check.detail)
-        click.echo(f"digest {found.digest}")
-    if not found.ok:
-        sys.exit(EXIT_FAILED)
-
-
 @group.command("cmake-dir")
 def cmake_dir_command() -> None:
     """Print the folder for CMAKE_PREFIX_PATH, under which find_package(regplug) looks."""
@@ -287,24 +174,6 @@ def cmake_dir_command() -> None:
 def include_dir_command() -> None:
     """Print the folder of the C++ headers."""
     click.echo(HERE / "include")
-
-
-def _layout(
-    given: dict[str, Any], num_registers: int, hidden_dim: int, sizes: BackboneSizes | None
-) -> TokenLayout | None:
-    from regplug.layout import TokenLayout
-
-    if not given:
-        return sizes.layout if sizes else None
-    return TokenLayout.from_dict({"num_registers": num_registers, "hidden_dim": hidden_dim, **given})
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
 
 
 def _spell(value: Any) -> str:

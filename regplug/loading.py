@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from regplug.backends.interface import ExportBackend, Program
+from regplug.cpu import fitting
 from regplug.entries import load_reference
 from regplug.errors import BundleError, ExportError, PluginError, RegplugError, told
 from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set
-from regplug.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest
+from regplug.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest, ProgramRecord
+from regplug.options import bind
 from regplug.program import LoadedProgram
 from regplug.reading import BundleFiles
 from regplug.rebuilding import rebuild
@@ -37,23 +40,30 @@ def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
 
 
 def load_program(files: BundleFiles, backend: str, registry: Registry) -> LoadedProgram:
-    """A program of a bundle that was read; raises as ``load`` does."""
-    record = next((one for one in files.manifest.programs if one.backend == backend), None)
-    if record is None:
+    """A program of a bundle that was read, the one that suits this CPU best; raises as ``load`` does."""
+    owner = f"bundle {files.path}: program {backend!r}"
+    records = [one for one in files.manifest.programs if one.backend == backend]
+    if not records:
         known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
-        raise BundleError(f"bundle {files.path}: program '{backend}': not in this bundle; known: {known}.")
-    maker = open_backend(registry, backend)
+        raise BundleError(f"{owner}: not in this bundle; known: {known}.")
+    return open_program(files, fitting(owner, records, [one.properties for one in records]), registry)
+
+
+def open_program(files: BundleFiles, record: ProgramRecord, registry: Registry) -> LoadedProgram:
+    """One program of a bundle that was read, its case ``batch_1`` run; raises as ``load`` does."""
+    maker = open_backend(registry, record.backend)
     program = Program(record.file, files.files[record.file], record.properties)
     run = maker.open(f"bundle {files.path}: {WEIGHTS}", program, weights_of(files))
-    loaded = LoadedProgram(backend, files.manifest, files.digest, run)
+    loaded = LoadedProgram(record.backend, files.manifest, files.digest, run)
     loaded.check(files.path, golden_of(files), tolerance_factor(files.manifest))
     return loaded
 
 
-def open_backend(registry: Registry, name: str) -> ExportBackend:
-    """An export backend by name.
+def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | None = None) -> ExportBackend:
+    """An export backend by name, with its constructor's keywords.
 
     Raises:
+        SpecError: A setting is unknown, or has a value that it may not have.
         NameLookupError: No plugin offers it.
         PluginError: It is no ``ExportBackend``.
         ExportError: Programs do not exist for this platform.
@@ -64,9 +74,11 @@ def open_backend(registry: Registry, name: str) -> ExportBackend:
             f"program {name!r}: expected Linux on x86-64, got {sys.platform} on {platform.machine()}; "
             "use a bundle's data only, regplug.load(directory)."
         )
-    backend = load_reference(f"export backend {name!r}", entry.build)()
+    owner = f"export backend {name!r}"
+    build = load_reference(owner, entry.build)
+    backend = build(**bind(owner, build, {}, settings or {}))
     if not isinstance(backend, ExportBackend):
-        raise PluginError(f"export backend {name!r}: expected an ExportBackend, got {type(backend).__name__}.")
+        raise PluginError(f"{owner}: expected an ExportBackend, got {type(backend).__name__}.")
     return backend
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
+
 
 def print_json(command: str, values: Mapping[str, Any]) -> None:
     """One JSON object on stdout; ``schema`` names its form and the form's version."""

@@ -6,11 +6,12 @@ Checked against torch 2.10 and 2.13; an earlier or later name would be guarded h
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 
 def mark_dynamic_batch(tensor: Tensor) -> None:
@@ -42,3 +43,43 @@ def torchscript_without_warnings() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", category)
         yield
+
+
+def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | None, output: str) -> None:
+    """Compile a graph to a bare AOTInductor model library, in a process that does nothing else.
+
+    ``torch._inductor.aot_compile``; ``aoti_compile_and_package`` would wrap the library in an archive that is to be
+    unpacked before every use.
+
+    Args:
+        graph: The graph; its inputs are all there is, no weights are in it.
+        inputs: An input for each, of which only sizes and dtypes matter.
+        vector: Inductor's class of vectors to compile for; None for none.
+        output: The library's path.
+    """
+    from torch._inductor import aot_compile, config, cpu_vec_isa
+
+    # or Inductor takes the best that this CPU has
+    known = cpu_vec_isa.supported_vec_isa_list
+    known[:] = [one for one in known if type(one).__name__ == vector]
+    options = {
+        "aot_inductor.output_path": output,
+        "aot_inductor.allow_stack_allocation": True,  # what is small and does not grow with B needs no allocator
+        "aot_inductor.check_lowerbound": False,  # or B = 0 and 1 are refused, for the example has two samples
+        "aot_inductor.precompile_headers": False,
+        "cpp.simdlen": {"VecAVX512": 512, "VecAVX2": 256, None: 1}[vector],
+        "cpp.vec_isa_ok": True,
+        "cpp.threads": 1,  # the number would be built in
+    }
+    if hasattr(config.aot_inductor, "enable_line_tables"):  # torch 2.10 has none, and writes none
+        options["aot_inductor.enable_line_tables"] = False
+    aot_compile(graph.module(), tuple(inputs), options=options)
+
+
+def open_library(path: str) -> Callable[[list[Tensor]], list[Tensor]]:
+    """An AOTInductor model library as a function: ``torch._C._aoti.AOTIModelContainerRunnerCpu``.
+
+    ``aoti_load_package`` wants an archive, and calls the C++ compiler to look at the CPU: 10 s the first time.
+    """
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
+    return runner.run

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from regplug.cpu import missing_flags
 from regplug.errors import ExportError, NameLookupError, ShapeError, told
 from regplug.golden import GoldenSet, compare, flatten
 from regplug.installed import default_registry
-from regplug.loading import golden_of, load_program, module_run, tolerance_factor, weights_of
-from regplug.manifest import Input, Manifest
+from regplug.loading import golden_of, module_run, open_program, tolerance_factor, weights_of
+from regplug.manifest import Input, Manifest, ProgramRecord
 from regplug.program import LoadedProgram
 from regplug.reading import BundleFiles, read_bundle
 from regplug.rebuilding import rebuild
@@ -27,8 +28,8 @@ from regplug.torch_private import mark_dynamic_batch
 class Check:
     """One row: what was run, on which case, and what came of it.
 
-    ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse) or
-    ``not installed``.
+    ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse),
+    ``not installed``, or ``other CPU`` (compiled for one that this is not).
     ``error`` and ``tolerance`` are None where nothing was compared; ``detail`` says why a run gave no output.
     """
 
@@ -102,9 +103,10 @@ def verify(
             progress("torch.compile")
             checks += _check_compiled(module, files.manifest, golden)
     if programs:
-        for backend in dict.fromkeys(program.backend for program in files.manifest.programs):
-            progress(f"program {backend}")
-            checks += _check_program(files, backend, registry, golden)
+        for record in files.manifest.programs:
+            name = " ".join(filter(None, (record.backend, record.properties.get("isa"))))
+            progress(f"program {name}")
+            checks += _check_program(name, files, record, registry, golden)
     return Verification(Path(files.path), files.digest, files.manifest, tuple(checks))
 
 
@@ -124,11 +126,16 @@ def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
     yield "wrong dtype", zeros(2, length, width, dtype=other)
 
 
-def _check_program(files: BundleFiles, backend: str, registry: Registry, golden: GoldenSet) -> Iterator[Check]:
-    loaded = load_program(files, backend, registry)
-    yield from _run_cases(backend, loaded.run_flat, files.manifest, golden)
+def _check_program(
+    name: str, files: BundleFiles, record: ProgramRecord, registry: Registry, golden: GoldenSet
+) -> Iterator[Check]:
+    if missing := missing_flags(record.properties):
+        yield Check(name, "-", "other CPU", detail=f"program '{name}': not run here, wants {' '.join(missing)}.")
+        return
+    loaded = open_program(files, record, registry)
+    yield from _run_cases(name, loaded.run_flat, files.manifest, golden)
     for case, given in wrong_inputs(files.manifest.input):
-        yield Check(backend, case, "refused" if _refuses(loaded, given) else "accepted")
+        yield Check(name, case, "refused" if _refuses(loaded, given) else "accepted")
 
 
 def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) -> list[Check]:

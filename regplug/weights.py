@@ -20,7 +20,21 @@ MAX_TENSORS = 4096
 MAX_RANK = 8
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 METADATA_KEY = "regplug"
+
+TensorType = tuple[str, tuple[int, ...]]  # dtype in torch's words, sizes
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,16 @@ class TensorInfo:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes stand in a safetensors file, counted from the file's begin."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
 
 
 class _Malformed(Exception):
@@ -117,6 +141,20 @@ def _integers(values: object) -> list[int] | None:
         return None
     numbers = [number for value in values if (number := plain_digits(value)) is not None and number >= 0]
     return numbers if len(numbers) == len(values) else None
+
+
+def stored_tensors(owner: str, data: bytes) -> dict[str, StoredTensor]:
+    """Where each tensor of a safetensors file stands, sorted by name; dtypes in torch's words (``float32``).
+
+    Raises:
+        BundleError: The file breaks a rule of ``docs/bundle.md``.
+    """
+    tensors, _ = read_header(owner, data)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    return {
+        name: StoredTensor(DTYPE_NAMES[info.dtype], info.shape, begin + info.begin, info.end - info.begin)
+        for name, info in sorted(tensors.items())
+    }
 
 
 def load_tensors(owner: str, data: bytes) -> dict[str, Tensor]:
@@ -207,31 +245,60 @@ def load_state(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> No
     Raises:
         BundleError: They do not fit.
     """
-    check_state(owner, module.state_dict(), state)
+    check_state(owner, types_of(module.state_dict()), state)
     module.load_state_dict(dict(state), strict=True)
 
 
-def check_state(owner: str, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def types_of(state: Mapping[str, Tensor]) -> dict[str, TensorType]:
+    """Dtype and sizes of each tensor, sorted by name."""
+    return {name: (dtype_name(tensor), tuple(tensor.shape)) for name, tensor in sorted(state.items())}
+
+
+def check_state(owner: str, wanted: Mapping[str, TensorType], state: Mapping[str, Tensor]) -> None:
     """Refuse weights whose names, shapes or dtypes are not those that are wanted.
 
     Raises:
         BundleError: The first difference.
     """
-    if set(wanted) != set(state):
-        raise BundleError(f"{owner}: expected tensors {_names(wanted)}, got {_names(state)}.")
+    got = types_of(state)
+    if set(wanted) != set(got):
+        raise BundleError(f"{owner}: expected tensors {_names(wanted)}, got {_names(got)}.")
     for name in sorted(wanted):
-        if wanted[name].shape != state[name].shape or wanted[name].dtype != state[name].dtype:
-            raise BundleError(
-                f"{owner}: tensor '{name}': expected {_describe(wanted[name])}, got {_describe(state[name])}."
-            )
+        if wanted[name] != got[name]:
+            raise BundleError(f"{owner}: tensor '{name}': expected {_spell(wanted[name])}, got {_spell(got[name])}.")
 
 
-def _names(state: Mapping[str, Any]) -> str:
-    return f"[{', '.join(sorted(state))}]"
+def write_types(types: Mapping[str, TensorType]) -> str:
+    """The types as the JSON text of a program's property ``weights``."""
+    return json.dumps(types, sort_keys=True, separators=(",", ":"))
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{dtype_name(tensor)} {list(tensor.shape)}"
+def read_types(owner: str, text: str) -> dict[str, TensorType]:
+    """What ``write_types`` wrote.
+
+    Raises:
+        BundleError: It is something else.
+    """
+    wrong = BundleError(f"{owner}: weights: expected the JSON text of {{name: [dtype, sizes]}}.")
+    try:
+        values = parse_json(text.encode())
+    except WrongValueError:
+        raise wrong from None
+    types: dict[str, TensorType] = {}
+    for name, value in values.items() if isinstance(values, dict) else [("", values)]:
+        sizes = _integers(value[1]) if isinstance(value, list) and len(value) == 2 else None
+        if sizes is None or value[0] not in DTYPE_NAMES.values():
+            raise wrong
+        types[name] = (value[0], tuple(sizes))
+    return types
+
+
+def _names(types: Mapping[str, TensorType]) -> str:
+    return f"[{', '.join(sorted(types))}]"
+
+
+def _spell(kind: TensorType) -> str:
+    return f"{kind[0]} {list(kind[1])}"
 
 
 def dtype_name(tensor: Tensor) -> str:

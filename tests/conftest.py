@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,14 @@ from hypothesis import settings
 # a shared machine is slow at times, and a slow answer is no wrong one
 settings.register_profile("regplug", deadline=None)
 settings.load_profile("regplug")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests compile each program once, and leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGPLUG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +72,7 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpro
         inherited = {
             word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_", "COV_"))
         }
+        inherited["REGPLUG_CACHE_DIR"] = os.environ["REGPLUG_CACHE_DIR"]
         variables = inherited | {"PYTHONPATH": os.pathsep.join(map(str, path_folders))} | dict(env or {})
         return subprocess.run(
             [sys.executable, "-c", code],

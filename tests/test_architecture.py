@@ -26,6 +26,10 @@ LIGHT += [
     "weights",
     "printing",
     "choices",
+    "cpu",
+    "cache",
+    "bundle_commands",
+    "cache_commands",
     "cli",
 ]
 

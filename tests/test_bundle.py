@@ -98,8 +98,8 @@ class Unscriptable(ScaledMean):
 class GoodBackend(ExportBackend):
     """Runs a copy of the module: no artifact, but an honest program; the wrong backends below change one thing."""
 
-    def export(self, module, example, signature, outputs):
-        kept[type(self).__name__] = module
+    def export(self, source):
+        kept[type(self).__name__] = source.module
         return [Program(f"program.{NAMES[type(self)]}", b"bytes")]
 
     def open(self, owner, program, weights):
@@ -135,12 +135,12 @@ class IgnoresStrides(GoodBackend):
 
 
 class Escapes(GoodBackend):
-    def export(self, module, example, signature, outputs):
+    def export(self, source):
         return [Program("program.escapes/../../evil", b"")]
 
 
 class WrongFile(GoodBackend):
-    def export(self, module, example, signature, outputs):
+    def export(self, source):
         return [Program("../evil", b"")]
 
 
@@ -612,11 +612,12 @@ def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (list(range(300_000)), "manifest.json: expected at most 1048576 bytes"),
+        (list(range(300_000)), "weights.safetensors: size: expected a header inside the file and within 1048576 bytes"),
+        ([0] * 200_000, "manifest.json: expected at most 1048576 bytes"),  # a line each there
         (10**400, "manifest.json: not JSON"),
         ("\udc00", "manifest.json: not JSON"),
     ],
-    ids=["large", "beyond float64", "half a character"],
+    ids=["larger", "large", "beyond float64", "half a character"],
 )
 def test_nothing_is_written_that_no_reader_would_take(tmp_path, registry, option, message):
     spec = registry.resolve("takes-anything", **SIZES, option=option)

@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from damage import replace_weights
+from damage import edit_manifest, replace_weights
 
 import regplug
+from regplug import cache
 from regplug.cli import main
 from regplug.weights import save_tensors
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24"]
+MEAN = ["mean", *SIZES]
 COMPRESS = ["compress-concat", *SIZES, "-O", "compressed_dim=6"]
 
 
@@ -153,7 +156,7 @@ WRONG_USAGE = {
     "path './nowhere': expected a bundle's folder or a weights file": ["info", "./nowhere"],
     "strategy 'nothing': not registered": ["info", "nothing"],
     "No such command 'exprt'": ["exprt"],
-    "export backend 'flash': not registered; known: torchscript": [
+    "export backend 'flash': not registered; known: aotinductor, ": [
         "export",
         *COMPRESS,
         "--backend",
@@ -252,7 +255,14 @@ def test_a_conditioner_is_exported_by_naming_its_film_generator_and_layout(run, 
 def test_verify_prints_a_table_and_fails_with_exit_code_one(run, bundle):
     code, out, _ = run("verify", bundle)
     assert code == 0
-    assert out.splitlines()[0].split() == ["program", "case", "largest", "error", "tolerance", "verdict"]
+    assert out.splitlines()[0].split() == ["largest", "error", "tolerance", "eager"]
+    assert [line.split()[0] for line in out.splitlines()[1:6]] == [
+        "batch_0",
+        "batch_1",
+        "batch_2",
+        "batch_7",
+        "batch_64",
+    ]
     code, out, _ = run("verify", bundle, "--json")
     assert json.loads(out)["ok"] is True
     weights = bundle / "weights.safetensors"
@@ -343,3 +353,59 @@ def test_a_full_disk_behind_stdout_is_one_message(tmp_path):
     assert done.returncode != 0
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_verify_shows_program_against_case_and_marks_what_failed(run, tmp_path):
+    both = ["--backend", "torchscript", "--backend", "aotinductor", "-o", tmp_path / "b"]
+    assert run("export", *COMPRESS, *both)[0] == 0
+    code, out, _ = run("verify", tmp_path / "b", "--programs")
+    assert code == 0
+    head, *rows = (re.split(r" {2,}", line) for line in out.splitlines())
+    assert head[2:] == ["eager", "torch.compile", "torchscript", "aotinductor x86-64-v3"]
+    assert [row[-1] for row in rows if row[0].startswith("wrong")] == ["refused"] * 5
+    assert [row[0] for row in rows if len(row) == 6] == [
+        *("batch_0", "batch_1", "batch_2", "batch_7", "batch_64", "slice")
+    ]
+    edit_manifest(tmp_path / "b", lambda m: m["golden"]["cases"][2].update(tolerance=0.0))
+    code, out, _ = run("verify", tmp_path / "b")
+    assert code == 1
+    [row] = [line.split() for line in out.splitlines() if line.startswith("batch_2 ")]
+    assert (row[1], row[3]) == ("0", "failed")
+
+
+def test_an_instruction_set_is_chosen_by_name_and_stands_in_the_files_name(run, tmp_path):
+    compiled = ["--backend", "aotinductor", "--isa", "x86-64-v2", "--time-limit", "500"]
+    assert run("export", *MEAN, *compiled, "-o", tmp_path / "b")[0] == 0
+    assert "program.aotinductor.x86-64-v2.so" in {path.name for path in (tmp_path / "b").iterdir()}
+    code, _, err = run("export", *MEAN, "--isa", "native", "-o", tmp_path / "c")
+    assert code == 2
+    assert "--isa, --time-limit: expected --backend aotinductor, got another." in err
+
+
+def test_cache_lists_and_prunes(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
+    assert run("cache")[:2] == (0, f"0 entries, 0 kB in {tmp_path / 'cache'}\n")
+    said = {"backend": "aotinductor", "holds": "readout", "strategy": "regplug:mean", "num_registers": 4}
+    said |= {"hidden_dim": 24, "settings": {"isa": "x86-64-v3"}, "torch": "2.13.0"}
+    cache.keep("a" * 64, said, {"program.x": bytes(5000)})
+    code, out, _ = run("cache")
+    assert code == 0
+    assert out.splitlines()[1].split()[:7] == [
+        "aotinductor",
+        "readout",
+        "regplug:mean",
+        "4",
+        "24",
+        "isa=x86-64-v3",
+        "2.13.0",
+    ]
+    listed = json.loads(run("cache", "--json")[1])
+    assert listed["schema"] == "regplug.cache/1"
+    assert listed["entries"][0]["is"]["strategy"] == "regplug:mean"
+    assert run("cache", "prune")[1] == "deleted 0 entries, 0 kB\n"
+    (tmp_path / "cache" / listed["entries"][0]["file"]).write_bytes(b"damaged")
+    assert run("cache")[1].splitlines()[1].split()[0] == "damaged"
+    assert json.loads(run("cache", "prune", "--json")[1])["bytes"] == 7
+    cache.keep("a" * 64, said, {"program.x": bytes(5000)})
+    assert run("cache", "prune", "--days", "0")[1].startswith("deleted 1 entries, ")
+    assert run("cache", "prune", "--days", "-1")[0] == 2

@@ -10,66 +10,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from consumer import LAYOUTS, SITE, build, built, check_golden, conditioner, installed, readout, run, tool
 from damage import DAMAGES, PROGRAM, to_link
 
 import regplug
 from regplug.weights import save_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSUMER = ROOT / "tests" / "cpp"
-SITE = Path(torch.__file__).parent.parent
-SIZES = {"num_registers": 4, "hidden_dim": 24}
-
-
-def tool(name):
-    """A tool that pip put beside this Python."""
-    path = Path(sys.executable).with_name(name)
-    assert path.exists(), f"{name} is not installed; `make test` installs it"
-    return str(path)
-
-
-def build(folder, standard, prefix, env=None):
-    configure = [tool("cmake"), "-S", CONSUMER, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    configure += [f"-DCMAKE_CXX_STANDARD={standard}", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}"]
-    for command in (configure, [tool("cmake"), "--build", folder]):
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return folder
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """The consumer's programs, C++17, against the installed wheel."""
-    root = subprocess.run([tool("regplug"), "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
-    return build(tmp_path_factory.mktemp("cpp17"), 17, f"{root};{SITE}")
+def programs():
+    return built()
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    regplug.export(spec, spec.build(), folder)
+    regplug.export(*readout("compress-concat"), folder)
     return folder
-
-
-def run(program, *arguments):
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout
-
-
-def check_golden(programs, folder):
-    code, out = run(programs / "regplug_golden", folder)
-    report = json.loads(out)
-    assert code == 0, report
-    return report
 
 
 @pytest.mark.parametrize("strategy", ["mean", "concat", "pool", "compress-concat"])
 def test_every_readout_gives_its_golden_outputs_in_cpp_and_refuses_wrong_inputs(programs, tmp_path, strategy):
-    spec = regplug.resolve(strategy, **SIZES, **({"compressed_dim": 6} if strategy == "compress-concat" else {}))
-    regplug.export(spec, spec.build(), tmp_path / "b")
-    report = check_golden(programs, tmp_path / "b")
+    spec, module = readout(strategy)
+    regplug.export(spec, module, tmp_path / "b")
+    report = check_golden(programs / "regplug_golden", tmp_path / "b")
     assert sorted(report["cases"]) == ["batch_0", "batch_1", "batch_2", "batch_64", "batch_7", "slice"]
     assert report["cond_dim"] == spec.cond_dim
     program = regplug.load(tmp_path / "b", program="torchscript")
@@ -81,37 +47,19 @@ def test_every_readout_gives_its_golden_outputs_in_cpp_and_refuses_wrong_inputs(
         assert report["refused"][what] == str(error.value)
 
 
-LAYOUTS = {
-    "prefix": regplug.TokenLayout(**SIZES, start=1),
-    "suffix": regplug.TokenLayout(**SIZES, start=-6),
-    "indices": regplug.TokenLayout(**SIZES, indices=(0, 2, 3, 9), num_tokens=11),
-    "interleaved": regplug.TokenLayout.interleaved(**SIZES, num_patches=14),
-}
-
-
 @pytest.mark.parametrize("place", LAYOUTS)
 def test_every_layouts_conditioner_gives_its_golden_pairs_in_cpp(programs, tmp_path, place):
-    spec = regplug.resolve("pool", **SIZES)
-    film = regplug.pair(
-        spec,
-        regplug.KernelFiLMGenerator,
-        kernel_hidden_dim=5,
-        num_film_layers=2,
-        init_type="small_random",
-        init_std=0.5,
-    )
-    conditioner = regplug.Conditioner(LAYOUTS[place], spec.build(), film)
-    regplug.export(spec, conditioner, tmp_path / "b")
-    report = check_golden(programs, tmp_path / "b")
+    regplug.export(*conditioner(place), tmp_path / "b")
+    report = check_golden(programs / "regplug_golden", tmp_path / "b")
     least = LAYOUTS[place].num_tokens or f"T, 24] with T >= {LAYOUTS[place].min_tokens}"
     assert str(least) in report["refused"]["T"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_run_in_cpp_too(programs, tmp_path, dtype):
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    regplug.export(spec, spec.build().to(dtype), tmp_path / "b")
-    check_golden(programs, tmp_path / "b")
+    spec, module = readout("compress-concat")
+    regplug.export(spec, module.to(dtype), tmp_path / "b")
+    check_golden(programs / "regplug_golden", tmp_path / "b")
 
 
 def test_the_golden_check_in_cpp_sees_a_wrong_value(programs, bundle, tmp_path):
@@ -132,14 +80,14 @@ def test_a_damaged_bundle_is_refused_in_cpp_with_the_same_words(programs, bundle
     folder = shutil.copytree(bundle, tmp_path / "b")
     damage, message = DAMAGES[case]
     damage(folder)
-    assert run(programs / "regplug_open", folder) == (1, message.replace("DIR", str(folder)) + "\n")
+    assert run(programs / "regplug_open", folder, "--torchscript") == (1, message.replace("DIR", str(folder)) + "\n")
 
 
 def test_a_good_bundle_opens_in_cpp_pinned_and_through_links(programs, bundle, tmp_path):
     digest = regplug.verify(bundle).digest
-    assert run(programs / "regplug_open", bundle) == (0, "ok\n")
-    assert run(programs / "regplug_open", bundle, "--data", "--pin", digest) == (0, "ok\n")
-    code, out = run(programs / "regplug_open", bundle, "--pin", "0" * 64)
+    assert run(programs / "regplug_open", bundle, "--torchscript") == (0, "ok\n")
+    assert run(programs / "regplug_open", bundle, "--pin", digest) == (0, "ok\n")
+    code, out = run(programs / "regplug_open", bundle, "--torchscript", "--pin", "0" * 64)
     assert (code, out) == (1, f"bundle {bundle}: manifest.json: sha256 is {digest}, pinned is {'0' * 64}.\n")
     folder = shutil.copytree(bundle, tmp_path / "b")
     to_link(folder)
@@ -152,7 +100,7 @@ def test_an_archive_that_is_none_is_one_line_in_both_languages(programs, bundle,
     folder = shutil.copytree(bundle, tmp_path / "b")
     (folder / PROGRAM).write_bytes(b"PK\5\6" + bytes(18))
     repin(folder)
-    code, out = run(programs / "regplug_open", folder)
+    code, out = run(programs / "regplug_open", folder, "--torchscript")
     assert code == 1
     assert out.startswith(f"bundle {folder}: ")
     assert out.count("\n") == 1
@@ -187,7 +135,7 @@ print(type(regplug.load({str(tmp_path / "b")!r})).__module__, spec.cond_dim)
 """
     done = run_python(code, [folder])
     assert done.stdout.split() == ["nvsubquadratic.modules.film", "24"], done.stderr
-    report = check_golden(programs, tmp_path / "b")
+    report = check_golden(programs / "regplug_golden", tmp_path / "b")
     assert report["cond_dim"] == 24
 
 
@@ -203,6 +151,27 @@ def test_the_wheel_unzipped_builds_as_cpp20_with_no_python_on_the_path(bundle, t
             (tools / name).symlink_to(path)
     env = {"PATH": str(tools), "HOME": str(tmp_path)}
     assert shutil.which("python3", path=env["PATH"]) is None
-    folder = build(tmp_path / "build", 20, f"{tmp_path / 'unzipped' / 'regplug'};{SITE}", env)
-    check_golden(folder, bundle)
+    prefix = f"{tmp_path / 'unzipped' / 'regplug'};{SITE}"
+    folder = build(tmp_path / "build", settings={"CMAKE_CXX_STANDARD": 20, "CMAKE_PREFIX_PATH": prefix}, env=env)
+    check_golden(folder / "regplug_golden", bundle)
     assert os.access(folder / "regplug_open", os.X_OK)
+    assert os.access(folder / "regplug-run" / "regplug-run", os.X_OK)
+
+
+@pytest.mark.parametrize("kernels", ["", "default", "avx2", "avx512"])
+def test_the_torch_free_parts_hold_and_name_atens_cpu_capability(programs, run_python, tmp_path, kernels):
+    env = {"ATEN_CPU_CAPABILITY": kernels} if kernels else {}
+    code, out = run(programs / "regplug_units", tmp_path, env={**os.environ, **env})
+    assert code == 0, out
+    assert out == run_python("import torch; print(torch.backends.cpu.get_cpu_capability())", env=env).stdout
+
+
+def test_the_cmake_package_names_a_component_that_it_does_not_know(tmp_path):
+    lines = ["cmake_minimum_required(VERSION 3.23)", "project(x LANGUAGES CXX)"]
+    lines += ["find_package(regplug REQUIRED COMPONENTS onnx)"]
+    (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
+    configure = [tool("cmake"), "-S", tmp_path, "-B", tmp_path / "b", "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DCMAKE_PREFIX_PATH={installed()}"]
+    done = subprocess.run(configure, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "onnx: no such component; known: aotinductor, torchscript." in " ".join(done.stderr.split())

@@ -15,14 +15,17 @@ import regplug
 ROOT = Path(__file__).resolve().parent.parent
 
 PYTHON = """
-__init__ __main__ backbone builtin bundle choices cli conditioner discovery entries errors film folder golden hookspecs
-information installed layout loading manifest options pairing printing program reading rebuilding registry selection
-signature spec staging strict torch_private verification weights weightsfile widths writing
-backends/__init__ backends/interface backends/torchscript
+__init__ __main__ backbone builtin bundle bundle_commands cache cache_commands choices cli conditioner cpu discovery
+entries errors film folder gate golden hookspecs information installed layout loading manifest options pairing printing
+program reading rebuilding registry selection signature spec staging strict torch_private verification weights
+weightsfile widths writing
+backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/graph backends/interface
+backends/reuse backends/torchscript
 readouts/__init__ readouts/averages readouts/check readouts/concatenations
 """.split()  # noqa: SIM905
 HEADERS = """
-archive bundle error fields folder golden json manifest read_manifest safetensors sha256 tensor torchscript version
+aoti_shim aotinductor archive aten_handle bundle bytes checks cpu dtype error fields folder golden held_weights json
+manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights write_safetensors
 """.split()  # noqa: SIM905
 
 
@@ -43,6 +46,8 @@ def test_the_wheel_holds_exactly_the_package(wheel):
         *(f"regplug/include/regplug/{name}.h" for name in HEADERS),
         "regplug/share/cmake/regplug/regplug-config.cmake",
         "regplug/share/cmake/regplug/regplug-config-version.cmake",
+        "regplug/share/regplug-run/CMakeLists.txt",
+        "regplug/share/regplug-run/main.cpp",
         "regplug/py.typed",
         *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")),
     }

@@ -90,7 +90,7 @@ def test_the_built_in_strategies_come_by_a_plugin_like_any_other() -> None:
     registry.register(builtin, "regplug", "7.1")
     assert registry.strategies() == ["compress-concat", "concat", "mean", "pool"]
     assert [entry.name for entry in registry.film_entries()] == ["kernel-film"]
-    assert [entry.name for entry in registry.export_backend_entries()] == ["torchscript"]
+    assert [entry.name for entry in registry.export_backend_entries()] == ["aotinductor", "torchscript"]
     assert registry.readout_entry("pool").full_name == "regplug:pool"
     assert registry.readout_entry("pool").provenance.version == "7.1"
     registry.unregister("regplug")

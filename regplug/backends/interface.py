@@ -5,13 +5,38 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from regplug.manifest import Input, Output
+from regplug.weights import StoredTensor
 
 # the flat outputs for one input: [c], or [gamma_0, beta_0, gamma_1, ...]
 Run = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a program is made of.
+
+    Args:
+        module: In eval mode, on the CPU; a copy that may be changed.
+        example: A contiguous input of two samples.
+        input: What the module takes: what varies ("B", "T") and what does not.
+        outputs: What it gives.
+        weights: Where each tensor of the module's state dict stands in the bundle's ``weights.safetensors``.
+        description: What the module is, as the weights file says it: strategy, sizes, options, layout, FiLM.
+        progress: Called with a word on each step that takes a while.
+    """
+
+    module: nn.Module
+    example: Tensor
+    input: Input
+    outputs: Sequence[Output]
+    weights: Mapping[str, StoredTensor]
+    description: Mapping[str, Any]
+    progress: Callable[[str], None] = lambda step: None
 
 
 @dataclass(frozen=True)
@@ -21,7 +46,8 @@ class Program:
     Args:
         file: Its name in the bundle, ``program.BACKEND...``.
         data: Its bytes.
-        properties: What the backend wants to find again when it opens the program.
+        properties: What the backend wants to find again when it opens the program. ``cpu_flags``, if there, lists
+            what the CPU must have, in the words of ``/proc/cpuinfo``; loaders check it for every backend.
     """
 
     file: str
@@ -32,19 +58,14 @@ class Program:
 class ExportBackend(ABC):
     """Makes programs out of modules, and opens them.
 
-    regplug holds every program to the parity gate, writes it, checks its digest before it is opened, and checks
-    every input before it is run; a backend does none of that.
+    The constructor's keywords are the backend's settings: ``export(..., settings={NAME: {...}})``. regplug holds every
+    program to the parity gate, writes it, checks its digest before it is opened, and checks every input before it is
+    run; a backend does none of that.
     """
 
     @abstractmethod
-    def export(self, module: nn.Module, example: Tensor, signature: Input, outputs: Sequence[Output]) -> list[Program]:
+    def export(self, source: Source) -> list[Program]:
         """Make the programs.
-
-        Args:
-            module: In eval mode, on the CPU; a copy that may be changed.
-            example: A contiguous input of two samples.
-            signature: What varies ("B", "T") and what does not.
-            outputs: What the module gives.
 
         Raises:
             ExportError: The module cannot be made a program; says why.

@@ -6,18 +6,17 @@ import io
 import re
 import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from regplug.backends.interface import ExportBackend, Program, Run
+from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.errors import BundleError, ExportError, told
 from regplug.golden import flatten
-from regplug.manifest import Input, Output
 from regplug.torch_private import torchscript_without_warnings
-from regplug.weights import check_state
+from regplug.weights import check_state, types_of
 
 FILE = "program.torchscript.pt"
 FINAL = re.compile(rb"  \w+ : Final\[")
@@ -28,7 +27,7 @@ _loading = threading.Lock()
 class TorchScriptBackend(ExportBackend):
     """Scripts the module; the archive carries its weights, and ``open`` sets them from ``weights.safetensors``."""
 
-    def export(self, module: nn.Module, example: Tensor, signature: Input, outputs: Sequence[Output]) -> list[Program]:
+    def export(self, source: Source) -> list[Program]:
         """One program, ``program.torchscript.pt``.
 
         Raises:
@@ -38,7 +37,7 @@ class TorchScriptBackend(ExportBackend):
         try:
             with torchscript_without_warnings():
                 # into memory: torch.jit.save to a path ends the process when the disk is full
-                torch.jit.save(torch.jit.script(module), archive)
+                torch.jit.save(torch.jit.script(source.module), archive)
         except Exception as error:  # the TorchScript compiler raises nearly every built-in exception
             raise ExportError(f"program 'torchscript': expected a scriptable module, got: {told(error)}") from error
         return [Program(FILE, _without_debug_records(archive.getvalue()))]
@@ -55,7 +54,7 @@ class TorchScriptBackend(ExportBackend):
         except Exception as error:  # torch raises RuntimeError, ValueError, EOFError, ... for a bad archive
             raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
         state = module.state_dict()
-        check_state(owner, state, weights)
+        check_state(owner, types_of(state), weights)
         with torch.no_grad():
             for name, tensor in state.items():
                 tensor.copy_(weights[name])

@@ -1,5 +1,6 @@
 // regplug_golden BUNDLE: runs every golden case, and inputs that must be refused; one JSON object on stdout.
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 #include <regplug/torchscript.h>
 
 #include <exception>
@@ -28,19 +29,28 @@ std::string refusal(const regplug::TorchScriptBundle& program, const at::Tensor&
 }
 
 bool check(const std::string& dir, regplug::Json& report) {
-  const regplug::Bundle bundle = regplug::Bundle::open(dir);
+  const regplug::Bundle bundle = regplug::Bundle::open(dir, {}, "torchscript");
   const regplug::TorchScriptBundle program = regplug::TorchScriptBundle::open(dir, bundle.digest());
   const regplug::Manifest& manifest = program.manifest();
+  const regplug::Program& record = bundle.program();
   bool all = true;
   for (const regplug::GoldenCase& golden : manifest.cases) {
-    const at::Tensor input = regplug::golden_input(bundle, golden);
+    const at::Tensor input = regplug::to_tensor(regplug::golden_input(bundle, golden));
     const std::vector<at::Tensor> outputs = run_flat(program, input);
-    const double error = regplug::golden_error(bundle, golden, outputs);
-    const double tolerance = regplug::golden_tolerance(*manifest.program("torchscript"), golden, manifest);
-    bool owned = true;  // what comes back shares memory with nothing
-    for (const at::Tensor& output : outputs) {
-      owned = owned && output.is_contiguous() && output.use_count() == 1 && output.storage().use_count() == 1;
+    std::vector<regplug::TensorView> views;
+    for (const at::Tensor& output : outputs) views.push_back(regplug::view_of(output));
+    const double error = regplug::golden_error(bundle, golden, views);
+    const double tolerance = regplug::golden_tolerance(record, golden, manifest);
+    // What comes back shares memory with no input, weight or later result.
+    std::vector<at::Tensor> kept;
+    for (const at::Tensor& output : outputs) kept.push_back(output.clone());
+    {
+      const c10::InferenceMode inference;
+      for (at::Tensor output : outputs) output.fill_(7);
     }
+    const std::vector<at::Tensor> again = run_flat(program, input);
+    bool owned = true;
+    for (std::size_t i = 0; i < kept.size(); ++i) owned = owned && again[i].allclose(kept[i]);
     const bool ok = error <= tolerance && owned && (!golden.start || !input.is_contiguous());
     report["cases"][golden.name] = {{"error", error}, {"tolerance", tolerance}, {"ok", ok}};
     all = all && ok;

@@ -1,17 +1,21 @@
-// regplug_open BUNDLE [--data] [--pin HEX] [--follow-links]: prints "ok", or the message of the error (exit 1).
+// regplug_open BUNDLE [--torchscript | --aotinductor] [--pin HEX] [--follow-links]: opens it, without a program unless
+// one is named; prints "ok", or the message of the error (exit 1). Built without torch's headers it knows aotinductor.
+#ifdef WITH_TORCHSCRIPT
 #include <regplug/torchscript.h>
+#endif
+#include <regplug/aotinductor.h>
 
 #include <iostream>
 #include <string>
 
 int main(int argc, char** argv) {
   std::string dir;
+  std::string backend;
   regplug::Options options;
-  bool data = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument == "--data") {
-      data = true;
+    if (argument == "--torchscript" || argument == "--aotinductor") {
+      backend = argument;
     } else if (argument == "--follow-links") {
       options.follow_links = true;
     } else if (argument == "--pin" && i + 1 < argc) {
@@ -21,10 +25,14 @@ int main(int argc, char** argv) {
     }
   }
   try {
-    if (data) {
-      regplug::Bundle::open(dir, options);
-    } else {
+    if (backend == "--aotinductor") {
+      regplug::AOTInductorBundle::open(dir, options);
+#ifdef WITH_TORCHSCRIPT
+    } else if (backend == "--torchscript") {
       regplug::TorchScriptBundle::open(dir, options);
+#endif
+    } else {
+      regplug::Bundle::open(dir, options);
     }
   } catch (const regplug::Error& error) {
     std::cout << error.what() << "\n";

@@ -12,18 +12,18 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <vector>
+#include <string_view>
 
-#include "regplug/error.h"
 #include "regplug/safetensors.h"
 #include "regplug/tensor.h"
+#include "regplug/weights.h"
 
 namespace regplug::detail {
 
 // Gives torch's zip reader bytes that are in memory already.
 class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
  public:
-  explicit MemoryReader(const std::string& bytes) : bytes_(bytes) {}
+  explicit MemoryReader(std::string_view bytes) : bytes_(bytes) {}
   size_t size() const override { return bytes_.size(); }
   size_t read(uint64_t position, void* place, size_t count, const char*) const override {
     if (position >= bytes_.size()) return 0;
@@ -31,10 +31,10 @@ class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
   }
 
  private:
-  const std::string& bytes_;
+  std::string_view bytes_;
 };
 
-inline torch::jit::Module load_archive(const std::string& bytes) {
+inline torch::jit::Module load_archive(std::string_view bytes) {
   static std::mutex one_at_a_time;  // torch's loaders share state that they do not lock
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   return torch::jit::load(std::make_shared<MemoryReader>(bytes), at::kCPU, /*load_debug_files=*/false);
@@ -47,21 +47,21 @@ inline std::map<std::string, at::Tensor> state_of(const torch::jit::Module& modu
   return state;
 }
 
+// The weights that a module wants.
+inline WeightSignatures signatures_of(const torch::jit::Module& module) {
+  WeightSignatures wanted;
+  for (const auto& [name, tensor] : state_of(module)) {
+    wanted[name] = {dtype_name(tensor.scalar_type()), tensor.sizes().vec(), {}};
+  }
+  return wanted;
+}
+
 // Copies the weights into a module nobody runs yet. All names, shapes and dtypes are compared first: torch itself
 // takes a tensor of another shape without a word.
 inline void set_weights(const torch::jit::Module& module, const SafeTensors& weights, const std::string& label) {
-  const std::map<std::string, at::Tensor> state = state_of(module);
-  const std::vector<std::string> wanted = names_of(state);
-  const std::vector<std::string> got = names_of(weights.tensors());
-  if (wanted != got) throw Error(label + ": expected tensors " + listed(wanted) + ", got " + listed(got) + ".");
-  for (const auto& [name, tensor] : state) {
-    const std::string found = weights.at(name).signature();
-    if (found != signature(tensor)) {
-      throw Error(label + ": tensor '" + name + "': expected " + signature(tensor) + ", got " + found + ".");
-    }
-  }
+  check_weights(signatures_of(module), weights, label);
   const at::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : state) tensor.copy_(to_tensor(weights.at(name)));
+  for (const auto& [name, tensor] : state_of(module)) tensor.copy_(to_tensor(weights.at(name)));
 }
 
 }  // namespace regplug::detail

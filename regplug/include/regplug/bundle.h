@@ -6,9 +6,10 @@
 #include <map>
 #include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "regplug/bytes.h"
+#include "regplug/cpu.h"
 #include "regplug/error.h"
 #include "regplug/folder.h"
 #include "regplug/manifest.h"
@@ -38,7 +39,9 @@ class Bundle {
   const std::string& digest() const { return digest_; }  // sha256 of manifest.json: it pins everything else
   const SafeTensors& weights() const { return weights_; }
   const SafeTensors& golden() const { return golden_; }
-  const std::string& program() const { return program_; }  // bytes; empty unless open() named the backend
+  // Of the backend that open() named, the program that suits this CPU best, and its file.
+  const Program& program() const { return program_; }
+  const Bytes& program_bytes() const { return program_bytes_; }
 
  private:
   static constexpr std::uint64_t kManifest = std::uint64_t{1} << 20;
@@ -52,20 +55,28 @@ class Bundle {
       if (name.front() == '.' || name == "README.md" || name == "manifest.json") continue;
       if (manifest_.files.count(name) == 0) throw Error(label + name + ": not listed in the manifest; remove it.");
     }
-    const Program* program = manifest_.program(backend);
-    const std::set<std::string> needed{kWeights, kGolden, program == nullptr ? "" : program->file};
-    std::map<std::string, std::string> kept;
+    const Program* chosen = nullptr;
+    std::string refusal;
+    if (!backend.empty()) {
+      try {
+        chosen = &detail::fitting(label + "program '" + backend + "'", manifest_, backend);
+      } catch (const Error& error) {
+        refusal = error.what();  // said when the folder is known to be whole
+      }
+    }
+    const std::set<std::string> needed{kWeights, kGolden, chosen == nullptr ? "" : chosen->file};
+    std::map<std::string, Bytes> kept;
     for (const auto& [name, entry] : manifest_.files) {
-      std::string bytes = read_file(folder, name, entry, needed.count(name) != 0);
-      if (needed.count(name) != 0) kept[name] = std::move(bytes);
+      const Bytes bytes = read_file(folder, name, entry, needed.count(name) != 0);
+      if (needed.count(name) != 0) kept[name] = bytes;
     }
-    if (program != nullptr) {
-      program_ = std::move(kept[program->file]);
-    } else if (!backend.empty()) {
-      throw Error(label + "program '" + backend + "': not in this bundle; known: " + known_backends() + ".");
+    if (!refusal.empty()) throw Error(refusal);
+    if (chosen != nullptr) {
+      program_ = *chosen;
+      program_bytes_ = kept[chosen->file];
     }
-    weights_ = SafeTensors(std::move(kept[kWeights]), label + kWeights);
-    golden_ = SafeTensors(std::move(kept[kGolden]), label + kGolden);
+    weights_ = SafeTensors(kept[kWeights], label + kWeights);
+    golden_ = SafeTensors(kept[kGolden], label + kGolden);
     check_golden(label + kGolden);
   }
 
@@ -74,19 +85,18 @@ class Bundle {
     if (file.size() > kManifest) {
       throw Error(file.label() + ": expected at most 1048576 bytes, got " + std::to_string(file.size()) + ".");
     }
-    const std::string text = file.read_all();
-    digest_ = detail::sha256_hex(text);
+    const Bytes text = file.read_all();
+    digest_ = detail::sha256_hex(text.view());
     std::string wanted = pin;
     for (char& digit : wanted) digit = digit >= 'A' && digit <= 'F' ? static_cast<char>(digit - 'A' + 'a') : digit;
     if (!wanted.empty() && wanted != digest_) {
       throw Error(file.label() + ": sha256 is " + digest_ + ", pinned is " + wanted + ".");
     }
-    manifest_ = detail::read_manifest(text, file.label());
+    manifest_ = detail::read_manifest(text.view(), file.label());
   }
 
   // Every listed file is read to its end and compared; only one that is needed stays in memory.
-  static std::string read_file(const detail::Folder& folder, const std::string& name, const FileEntry& entry,
-                               bool keep) {
+  static Bytes read_file(const detail::Folder& folder, const std::string& name, const FileEntry& entry, bool keep) {
     const std::string again = "; export the bundle again.";
     const detail::File file = folder.open(name, again);
     const auto check_size = [&](std::uint64_t size) {
@@ -95,12 +105,12 @@ class Bundle {
                   again);
     };
     check_size(file.size());
-    std::string bytes;
+    Bytes bytes;
     detail::Sha256 hash;
     if (keep) {
       bytes = file.read_all();
       check_size(bytes.size());
-      hash.update(bytes);
+      hash.update(bytes.view());
     } else {
       std::vector<char> chunk(std::size_t{1} << 20);
       std::uint64_t total = 0;
@@ -148,18 +158,12 @@ class Bundle {
     }
   }
 
-  std::string known_backends() const {
-    std::set<std::string> names;
-    for (const Program& program : manifest_.programs) names.insert(program.backend);
-    const std::string text = detail::listed(names);
-    return names.empty() ? "none" : text.substr(1, text.size() - 2);
-  }
-
   Manifest manifest_;
   std::string digest_;
   SafeTensors weights_;
   SafeTensors golden_;
-  std::string program_;
+  Program program_;
+  Bytes program_bytes_;
 };
 
 }  // namespace regplug

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "regplug/bytes.h"
 #include "regplug/error.h"
 
 namespace regplug::detail {
@@ -34,6 +35,7 @@ class Descriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -80,10 +82,9 @@ class File {
   }
 
   // The whole file, of the size it had when it was opened.
-  std::string read_all() const {
-    std::string bytes(static_cast<std::size_t>(size_), '\0');
-    bytes.resize(read(bytes.data(), bytes.size()));
-    return bytes;
+  Bytes read_all() const {
+    return Bytes::filled(static_cast<std::size_t>(size_),
+                         [&](char* place, std::size_t count) { return read(place, count); });
   }
 
  private:

@@ -93,13 +93,6 @@ struct Manifest {
   Json json;  // as it was written
 
   bool is_conditioner() const { return holds == "conditioner"; }
-
-  const Program* program(const std::string& backend) const {
-    for (const Program& one : programs) {
-      if (one.backend == backend) return &one;
-    }
-    return nullptr;
-  }
 };
 
 namespace detail {

@@ -2,23 +2,23 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "regplug/bytes.h"
+#include "regplug/dtype.h"
 #include "regplug/error.h"
 #include "regplug/json.h"
 
 namespace regplug {
 
-// One tensor inside the bytes of a SafeTensors, in C order, little-endian; not aligned.
+// One tensor inside the bytes of a SafeTensors, in C order, little-endian; they need not be aligned.
 struct TensorBytes {
   std::string dtype;  // torch's name: "float32"
   std::vector<std::int64_t> shape;
@@ -33,9 +33,8 @@ class SafeTensors {
   SafeTensors() = default;
 
   // Throws Error, "RULE: DETAIL.", after `label` ("bundle DIR: weights.safetensors").
-  SafeTensors(std::string bytes, const std::string& label)
-      : bytes_(std::make_shared<const std::string>(std::move(bytes))), label_(label) {
-    const std::string_view all(*bytes_);
+  SafeTensors(Bytes bytes, const std::string& label) : bytes_(std::move(bytes)), label_(label) {
+    const std::string_view all = bytes_.view();
     if (all.size() < 8) fail("size: expected at least 8 bytes, got " + std::to_string(all.size()));
     std::uint64_t length = 0;
     for (std::size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(all[i]);
@@ -45,6 +44,8 @@ class SafeTensors {
     const Json header = parse_header(all.substr(8, static_cast<std::size_t>(length)));
     read(header, all.substr(8 + static_cast<std::size_t>(length)));
   }
+
+  SafeTensors(std::string bytes, const std::string& label) : SafeTensors(Bytes(std::move(bytes)), label) {}
 
   // What a file may have beside its data: the header and the eight bytes of its length.
   static constexpr std::uint64_t kOverhead = (std::uint64_t{1} << 20) + 8;
@@ -65,22 +66,6 @@ class SafeTensors {
   static constexpr std::size_t kRank = 8;
   static constexpr std::size_t kName = 256;
   static constexpr std::uint64_t kLargest = std::uint64_t{std::numeric_limits<std::int64_t>::max()};
-
-  struct Dtype {
-    const char* name;
-    const char* torch;
-    std::uint64_t size;
-  };
-  static constexpr std::array<Dtype, 10> kDtypes{{{"F64", "float64", 8},
-                                                  {"F32", "float32", 4},
-                                                  {"F16", "float16", 2},
-                                                  {"BF16", "bfloat16", 2},
-                                                  {"I64", "int64", 8},
-                                                  {"I32", "int32", 4},
-                                                  {"I16", "int16", 2},
-                                                  {"I8", "int8", 1},
-                                                  {"U8", "uint8", 1},
-                                                  {"BOOL", "bool", 1}}};
 
   // `text` is "RULE: DETAIL".
   [[noreturn]] void fail(const std::string& text) const { throw Error(label_ + ": " + text + "."); }
@@ -141,12 +126,12 @@ class SafeTensors {
         !entry.contains("data_offsets")) {
       fail("tensor" + who + "expected exactly dtype, shape and data_offsets");
     }
-    const auto dtype = std::find_if(kDtypes.begin(), kDtypes.end(),
-                                    [&](const Dtype& known) { return entry["dtype"] == known.name; });
-    if (dtype == kDtypes.end()) {
+    const auto dtype = std::find_if(detail::kDtypes.begin(), detail::kDtypes.end(),
+                                    [&](const detail::DtypeNames& known) { return entry["dtype"] == known.stored; });
+    if (dtype == detail::kDtypes.end()) {
       fail("dtype" + who + "expected one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL");
     }
-    TensorBytes tensor{dtype->torch, {}, {}};
+    TensorBytes tensor{dtype->name, {}, {}};
     const Json& shape = entry["shape"];
     std::uint64_t size = dtype->size;
     std::uint64_t counted = dtype->size;  // without the sizes that are 0: torch multiplies the others for its strides
@@ -185,7 +170,7 @@ class SafeTensors {
                std::string::npos;
   }
 
-  std::shared_ptr<const std::string> bytes_;
+  Bytes bytes_;
   std::string label_;
   std::map<std::string, TensorBytes> tensors_;
   std::map<std::string, std::string> metadata_;

@@ -1,4 +1,4 @@
-// Between safetensors bytes and at::Tensor, and torch's faults as ours.
+// Between our tensors and at::Tensor, and torch's faults as ours.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,8 +11,10 @@
 #include <new>
 #include <string>
 
+#include "regplug/dtype.h"
 #include "regplug/error.h"
 #include "regplug/safetensors.h"
+#include "regplug/view.h"
 
 namespace regplug {
 namespace detail {
@@ -58,6 +60,25 @@ auto guarded(const std::string& object, Call call) -> decltype(call()) {
 }
 
 }  // namespace detail
+
+// A copy in memory of its own, with the strides of the view, on the CPU.
+inline at::Tensor to_tensor(const TensorView& view) {
+  const at::IntArrayRef sizes(view.sizes().data(), view.sizes().size());
+  const at::IntArrayRef strides(view.strides().data(), view.strides().size());
+  at::Tensor tensor = at::empty_strided(sizes, strides, detail::to_dtype(dtype_name(view.dtype())));
+  if (tensor.numel() == 0) return tensor;
+  std::size_t last = 0;  // item; the memory between the items is copied with them
+  for (std::size_t i = 0; i < sizes.size(); ++i) last += static_cast<std::size_t>((sizes[i] - 1) * strides[i]);
+  std::memcpy(tensor.data_ptr(), view.data(), (last + 1) * item_size(view.dtype()));
+  return tensor;
+}
+
+// The tensor stays the owner.
+inline TensorView view_of(const at::Tensor& tensor) {
+  return TensorView(dtype_named(detail::dtype_name(tensor.scalar_type())), tensor.const_data_ptr(),
+                    Sizes(tensor.sizes().data(), tensor.sizes().size()),
+                    Sizes(tensor.strides().data(), tensor.strides().size()));
+}
 
 // A copy in memory of its own, on the CPU.
 inline at::Tensor to_tensor(const TensorBytes& entry) {

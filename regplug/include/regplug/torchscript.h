@@ -3,10 +3,15 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/core/stack.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/passes/freeze_module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,12 +22,14 @@
 
 #include "regplug/archive.h"
 #include "regplug/bundle.h"
+#include "regplug/checks.h"
 #include "regplug/error.h"
-#include "regplug/folder.h"
 #include "regplug/golden.h"
 #include "regplug/manifest.h"
 #include "regplug/safetensors.h"
 #include "regplug/tensor.h"
+#include "regplug/view.h"
+#include "regplug/weights.h"
 
 namespace regplug {
 
@@ -40,7 +47,13 @@ class TorchScriptBundle {
   static TorchScriptBundle open(const std::string& dir, const Options& options) {
     const Bundle bundle = Bundle::open(dir, options, kBackend);
     TorchScriptBundle opened(dir, options, bundle);
-    opened.check_golden(bundle);
+    detail::check_golden("bundle " + dir + ": " + kProgram, bundle, [&](const TensorView& input) {
+      std::vector<Tensor> outputs;
+      for (const at::Tensor& output : opened.forward(to_tensor(input))) {
+        outputs.push_back(Tensor::copy_of(view_of(output)));
+      }
+      return outputs;
+    });
     return opened;
   }
 
@@ -57,6 +70,7 @@ class TorchScriptBundle {
     if (!manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a readout; use run.");
     std::vector<at::Tensor> flat = forward(tokens);
     std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
+    pairs.reserve(flat.size() / 2);
     for (std::size_t i = 0; i + 1 < flat.size(); i += 2) pairs.emplace_back(std::move(flat[i]), std::move(flat[i + 1]));
     return pairs;
   }
@@ -71,15 +85,8 @@ class TorchScriptBundle {
     const std::string label = "weights " + file;
     detail::guarded(label, [&] {
       const std::shared_ptr<const Loaded> old = current();
-      const detail::File opened(AT_FDCWD, file, label, follow_links_, ".");
-      std::uint64_t most = SafeTensors::kOverhead;
-      for (const auto& item : detail::state_of(old->module)) most += item.second.nbytes();
-      if (opened.size() > most) {
-        throw Error(label + ": expected at most " + std::to_string(most) + " bytes, got " +
-                    std::to_string(opened.size()) + ".");
-      }
-      const SafeTensors weights(opened.read_all(), label);
-      check_metadata(weights, label);
+      const SafeTensors weights =
+          detail::read_weights(file, follow_links_, detail::signatures_of(old->module), manifest_);
       const torch::jit::Module fresh = old->module.deepcopy();
       detail::set_weights(fresh, weights, label);
       auto loaded = std::make_shared<const Loaded>(fresh);
@@ -92,30 +99,33 @@ class TorchScriptBundle {
   static constexpr const char* kBackend = "torchscript";
   static constexpr const char* kProgram = "program 'torchscript'";
 
-  // A weights file of this package says what it is; weights of another strategy may have the same shapes.
-  void check_metadata(const SafeTensors& weights, const std::string& label) const {
-    const auto found = weights.metadata().find("regplug");
-    if (found == weights.metadata().end()) return;
-    Json said;
-    try {
-      said = detail::parse_json(found->second);
-    } catch (const Error& error) {
-      throw Error(label + ": metadata: " + error.what() + ".");
+  // One set of weights and the code that runs them; never changed once others can see it.
+  struct Loaded {
+    explicit Loaded(torch::jit::Module filled) : module(std::move(filled)) {
+      const torch::jit::Module constant = frozen(module);
+      object = constant._ivalue();
+      // The profiling executor costs 30 to 110 ms at the first call and gains nothing here. The guard is for this
+      // thread: the host's own setting stays.
+      const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
+      torch::jit::Stack nothing;  // which this plan does not look at
+      const torch::jit::Method forward = constant.get_method("forward");
+      code = torch::jit::toGraphFunction(forward.function()).get_executor().getPlanFor(nothing).code;
     }
-    if (!said.is_object()) throw Error(label + ": metadata: expected a JSON object under 'regplug'.");
-    for (const char* key : {"holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout"}) {
-      if (!said.contains(key) || said[key] == manifest_.json[key]) continue;
-      throw Error(label + ": " + key + ": expected " + detail::shown(manifest_.json[key]) + ", got " +
-                  detail::shown(said[key]) + ".");
+
+    torch::jit::Module module;  // for the next weights
+    c10::IValue object;
+    torch::jit::Code code;
+  };
+
+  // With weights and options as constants: what follows from them alone is computed once.
+  static torch::jit::Module frozen(const torch::jit::Module& module) {
+    try {
+      return torch::jit::freeze_module(module);
+    } catch (const c10::Error&) {  // it has an interface, or forks: it runs as it is
+      return module;
     }
   }
 
-  // One set of weights and the code that runs them; never changed once others can see it.
-  struct Loaded {
-    explicit Loaded(torch::jit::Module filled) : module(std::move(filled)), forward(module.get_method("forward")) {}
-    torch::jit::Module module;
-    torch::jit::Method forward;
-  };
   struct Shared {
     std::mutex mutex;
     std::shared_ptr<const Loaded> loaded;
@@ -129,8 +139,8 @@ class TorchScriptBundle {
         dtype_(detail::to_dtype(manifest_.input.dtype)),
         shared_(std::make_unique<Shared>()) {
     const std::string label = "bundle " + dir + ": ";
-    detail::guarded(label + manifest_.program(kBackend)->file, [&] {
-      const torch::jit::Module module = detail::load_archive(bundle.program());
+    detail::guarded(label + bundle.program().file, [&] {
+      const torch::jit::Module module = detail::load_archive(bundle.program_bytes().view());
       detail::set_weights(module, bundle.weights(), label + "weights.safetensors");
       shared_->loaded = std::make_shared<const Loaded>(module);
     });
@@ -146,49 +156,49 @@ class TorchScriptBundle {
       check_input(input);
       const std::shared_ptr<const Loaded> loaded = current();
       const c10::InferenceMode inference;
-      // The profiling executor costs 30 to 110 ms at the first call and gains nothing here. The guard is for this
-      // thread and this call alone: the host's own setting stays.
-      const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
-      std::vector<at::Tensor> outputs = flatten(loaded->forward({input.contiguous()}));
+      // Not Module::forward: it finds the method by name, compares the arguments with its schema and asks the executor
+      // for a plan, each time anew, which takes longer than the checks here.
+      torch::jit::Stack stack;
+      stack.reserve(2);
+      stack.push_back(loaded->object);
+      stack.emplace_back(input.contiguous());
+      torch::jit::InterpreterState(loaded->code).run(stack);
+      std::vector<at::Tensor> outputs = flatten(torch::jit::pop(stack));
       check_outputs(outputs, input.size(0));
-      for (at::Tensor& output : outputs) {
-        // A module may return its input, a weight, or views of one tensor: whoever calls gets memory of his own.
-        const bool owned = output.use_count() == 1 && output.storage().use_count() == 1 && output.is_contiguous();
-        if (!owned) output = output.clone(at::MemoryFormat::Contiguous);
-      }
+      own(outputs);
       return outputs;
     });
   }
 
-  [[noreturn]] static void fail(const std::string& text) { throw Error(std::string(kProgram) + ": " + text); }
+  // A module may return its input, a weight, or a view of them: whoever calls gets memory of his own. Pairs may lie in
+  // one block, as views of it.
+  static void own(std::vector<at::Tensor>& outputs) {
+    const c10::StorageImpl* const block = outputs.front().storage().unsafeGetStorageImpl();
+    const auto in_block = [&](const at::Tensor& one) { return one.storage().unsafeGetStorageImpl() == block; };
+    const std::size_t sharing = std::all_of(outputs.begin(), outputs.end(), in_block) ? outputs.size() : 1;
+    const auto owned = [&](const at::Tensor& one) {
+      return one.use_count() == 1 && one.storage().use_count() == sharing;
+    };
+    if (std::all_of(outputs.begin(), outputs.end(), owned)) return;
+    for (at::Tensor& output : outputs) output = output.clone();
+  }
+
+  [[noreturn]] static void fail(const std::string& text) { detail::refuse(kProgram, text); }
 
   void check_input(const at::Tensor& input) const {
-    const Signature& wanted = manifest_.input;
-    const auto misfit = [&](const std::string& least, const std::string& got) {
-      fail("expected " + wanted.name + " " + detail::word(wanted.shape) + least + ", got " + got + ".");
-    };
-    if (!input.defined()) misfit("", "no tensor");
-    bool fits = input.dim() == 3;
-    for (std::size_t i = 0; fits && i < 3; ++i) {
-      fits = wanted.shape[i] == kFree || wanted.shape[i] == input.size(static_cast<std::int64_t>(i));
-    }
-    if (!fits) misfit("", detail::listed(input.sizes()));
-    if (input.size(0) < manifest_.min_batch) {
-      misfit(" with B >= " + std::to_string(manifest_.min_batch), detail::listed(input.sizes()));
-    }
-    if (input.size(1) < manifest_.min_tokens) {
-      misfit(" with T >= " + std::to_string(manifest_.min_tokens), detail::listed(input.sizes()));
-    }
+    if (!input.defined()) detail::refuse_input(kProgram, manifest_.input, "", "no tensor");
+    detail::check_shape(kProgram, manifest_, input.sizes().data(), input.sizes().size());
     if (input.scalar_type() != dtype_) {
-      fail("expected dtype " + wanted.dtype + ", got " + detail::dtype_name(input.scalar_type()) + ".");
+      detail::refuse_dtype(kProgram, manifest_, detail::dtype_name(input.scalar_type()));
     }
     if (!input.device().is_cpu()) fail("expected device cpu, got " + input.device().str() + ".");
     if (input.layout() != at::kStrided) fail("expected a dense tensor, got another layout.");
   }
 
   // A tensor, or a list of (gamma, beta). Tensors leave their containers, so that their counts say who else holds them.
-  static std::vector<at::Tensor> flatten(c10::IValue result) {
+  std::vector<at::Tensor> flatten(c10::IValue result) const {
     std::vector<at::Tensor> outputs;
+    outputs.reserve(manifest_.outputs.size());
     const auto take = [&](const c10::IValue& value) {
       if (!value.isTensor()) fail("expected a tensor or a list of pairs, got " + value.tagKind() + ".");
       outputs.push_back(value.toTensor());
@@ -214,29 +224,9 @@ class TorchScriptBundle {
       if (output.layout() != at::kStrided) fail("expected dense outputs, got another layout.");
     }
     if (fits) return;
-    std::vector<std::string> wanted;
     std::vector<std::string> got;
-    for (const Signature& output : manifest_.outputs) {
-      wanted.push_back(output.dtype + " " + detail::listed(std::vector<std::int64_t>{batch, output.shape[1]}));
-    }
     for (const at::Tensor& output : outputs) got.push_back(detail::signature(output));
-    fail("expected outputs " + detail::listed(wanted) + ", got " + detail::listed(got) + ".");
-  }
-
-  // The one case that every loader runs: an archive that loads may still compute something else here.
-  void check_golden(const Bundle& bundle) const {
-    const std::string object = "bundle " + dir_ + ": " + kProgram;
-    for (const GoldenCase& golden : manifest_.cases) {
-      if (golden.name != "batch_1") continue;
-      const double error = golden_error(bundle, golden, forward(golden_input(bundle, golden)));
-      const double tolerance = golden_tolerance(*manifest_.program(kBackend), golden, manifest_);
-      if (!(error <= tolerance)) {  // so that a NaN is never within
-        throw Error(object + ": case 'batch_1': error " + detail::number(error) + " is above the tolerance " +
-                    detail::number(tolerance) + ".");
-      }
-      return;
-    }
-    throw Error(object + ": case 'batch_1': not in the manifest.");
+    detail::refuse_outputs(kProgram, manifest_, batch, got);
   }
 
   std::string dir_;

@@ -1,7 +1,10 @@
-# find_package(regplug [COMPONENTS torchscript])
+# find_package(regplug [COMPONENTS aotinductor torchscript])
 #
 #   regplug::regplug      headers and nlohmann/json; needs no torch
-#   regplug::torchscript  the same and libtorch, for <regplug/torchscript.h>; there when torch is found
+#   regplug::aotinductor  the same and libtorch to link, for <regplug/aotinductor.h>: no header of torch, so what is built
+#                         runs with other versions of torch too
+#   regplug::torchscript  the same and libtorch with its headers, for <regplug/torchscript.h>
+# The last two are there when torch is found.
 #
 # Both are looked for along CMAKE_PREFIX_PATH, where each of these entries will do:
 #   .../site-packages          where pip put torch and nlohmann-json
@@ -54,12 +57,18 @@ if(NOT TARGET regplug::regplug AND TARGET nlohmann_json::nlohmann_json)
   target_link_libraries(regplug::regplug INTERFACE nlohmann_json::nlohmann_json)
 endif()
 
-if(NOT TARGET regplug::torchscript AND TARGET regplug::regplug
+if(NOT TARGET regplug::torch_cpu AND TARGET regplug::regplug
    AND regplug_TORCH_ROOT AND regplug_TORCH_CPU AND regplug_C10)
   add_library(regplug::torch_cpu SHARED IMPORTED)
   set_target_properties(regplug::torch_cpu PROPERTIES IMPORTED_LOCATION "${regplug_TORCH_CPU}")
   add_library(regplug::c10 SHARED IMPORTED)
   set_target_properties(regplug::c10 PROPERTIES IMPORTED_LOCATION "${regplug_C10}")
+
+  find_package(Threads REQUIRED)
+  add_library(regplug::aotinductor INTERFACE IMPORTED)
+  target_link_libraries(regplug::aotinductor INTERFACE regplug::regplug regplug::torch_cpu regplug::c10
+                                                       Threads::Threads ${CMAKE_DL_LIBS})
+
   add_library(regplug::torchscript INTERFACE IMPORTED)
   target_include_directories(regplug::torchscript INTERFACE "${regplug_TORCH_ROOT}/include")
   # torch 2.10 is the least this package takes, and its wheels are built with the new std::string
@@ -67,17 +76,20 @@ if(NOT TARGET regplug::torchscript AND TARGET regplug::regplug
   target_link_libraries(regplug::torchscript INTERFACE regplug::regplug regplug::torch_cpu regplug::c10)
 endif()
 
-set(regplug_torchscript_FOUND FALSE)
-if(TARGET regplug::torchscript)
-  set(regplug_torchscript_FOUND TRUE)
-elseif(regplug_FIND_REQUIRED_torchscript AND NOT (regplug_TORCH_ROOT AND regplug_TORCH_CPU AND regplug_C10))
-  string(APPEND _regplug_missing
-         "torchscript: libtorch not found: add the site-packages that holds torch to CMAKE_PREFIX_PATH, or pass "
-         "-DTORCH_DIR=.../site-packages/torch. ")
-endif()
+foreach(_regplug_component IN ITEMS aotinductor torchscript)
+  set(regplug_${_regplug_component}_FOUND FALSE)
+  if(TARGET regplug::${_regplug_component})
+    set(regplug_${_regplug_component}_FOUND TRUE)
+  elseif(regplug_FIND_REQUIRED_${_regplug_component}
+         AND NOT (regplug_TORCH_ROOT AND regplug_TORCH_CPU AND regplug_C10))
+    string(APPEND _regplug_missing
+           "${_regplug_component}: libtorch not found: add the site-packages that holds torch to CMAKE_PREFIX_PATH, or "
+           "pass -DTORCH_DIR=.../site-packages/torch. ")
+  endif()
+endforeach()
 foreach(_regplug_component IN LISTS regplug_FIND_COMPONENTS)
   if(NOT DEFINED regplug_${_regplug_component}_FOUND AND regplug_FIND_REQUIRED_${_regplug_component})
-    string(APPEND _regplug_missing "${_regplug_component}: no such component; known: torchscript. ")
+    string(APPEND _regplug_missing "${_regplug_component}: no such component; known: aotinductor, torchscript. ")
   endif()
 endforeach()
 

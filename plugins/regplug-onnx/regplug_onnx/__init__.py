@@ -1,0 +1,1 @@
+"""An export backend for regplug: ONNX programs that share the bundle's weights file."""

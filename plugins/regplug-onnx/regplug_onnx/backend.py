@@ -1,0 +1,75 @@
+"""The ``onnx`` backend: a program without weights, which ONNX Runtime runs on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import onnx
+from torch import Tensor
+
+from regplug.backends.graph import export_graph
+from regplug.backends.interface import ExportBackend, Program, Run, Source
+from regplug.backends.reuse import reused
+from regplug.errors import ExportError, SpecError
+from regplug.weights import write_types
+from regplug_onnx.making import LEAST_OPSET, make_model
+from regplug_onnx.opening import open_model
+
+FILE = "program.onnx"
+# Gelu is one operator from 20 on; onnxruntime knows it since 1.17
+OPSET = 20
+MAKERS = ("onnx", "onnx-ir", "onnxscript")
+
+
+class OnnxBackend(ExportBackend):
+    """Exports through ``torch.onnx``; weights stay in ``weights.safetensors``, which the program points into.
+
+    Args:
+        opset: The version of ONNX's operators to use, at least 18: a lower one for an older runtime.
+
+    Raises:
+        SpecError: No such opset.
+    """
+
+    def __init__(self, opset: int = OPSET) -> None:
+        newest = onnx.defs.onnx_opset_version()
+        if type(opset) is not int or not LEAST_OPSET <= opset <= newest:
+            raise SpecError(f"program 'onnx': opset: expected {LEAST_OPSET} to {newest}, got {opset!r}.")
+        self.opset = opset
+
+    def export(self, source: Source) -> list[Program]:
+        """One program, ``program.onnx``.
+
+        Raises:
+            ExportError: ONNX cannot express the module, or its weights are not there as they are stored.
+        """
+        _check_dtypes(source)
+        source.progress("graph")
+        graph = export_graph("onnx", source.module, source)
+
+        def make() -> list[Program]:
+            source.progress("ONNX model")
+            weights = {name: (stored.dtype, stored.shape) for name, stored in source.weights.items()}
+            properties = {"weights": write_types(weights), "opset": str(self.opset)}
+            return [Program(FILE, make_model(graph, source, self.opset), properties)]
+
+        settings = {"opset": self.opset, **{name: version(name) for name in MAKERS}}
+        return reused("onnx", source, graph, settings, make)
+
+    def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
+        """Make a session of the program's bytes and these weights; no file is opened.
+
+        Raises:
+            BundleError: It is no ONNX program of this backend, or wants other weights.
+        """
+        return open_model(owner, program, weights)
+
+
+def _check_dtypes(source: Source) -> None:
+    """Refuse early what the CPU provider has no kernels for."""
+    if "bfloat16" in {source.input.dtype, *(stored.dtype for stored in source.weights.values())}:
+        raise ExportError(
+            "program 'onnx': expected float32, float64 or float16 weights, got bfloat16; "
+            "onnxruntime has no kernels for it on the CPU: export module.float()."
+        )

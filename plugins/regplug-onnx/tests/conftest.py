@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import regplug
+from regplug.backends.interface import Program, Source
+from regplug.manifest import Input, Output
+from regplug.weights import save_tensors, stored_tensors
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    # tensors this small wait for each other when the machine is busy
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No program of an earlier test, nor of the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def offer() -> Iterator[Callable[..., regplug.ReadoutSpec]]:
+    """Register a class as somebody's readout, and resolve it for 4 registers of width 24."""
+    registry = regplug.default_registry()
+    names: list[str] = []
+
+    def register(cls: type[nn.Module]) -> regplug.ReadoutSpec:
+        class Plugin:
+            @regplug.hookimpl
+            def regplug_readouts(self) -> list[regplug.ReadoutEntry]:
+                return [regplug.ReadoutEntry(cls.__name__, build=cls)]
+
+        names.append(f"somebody-{len(names)}")
+        registry.register(Plugin(), names[-1], "1.0")
+        return regplug.resolve(cls.__name__, num_registers=4, hidden_dim=24)
+
+    yield register
+    for name in names:
+        registry.unregister(name)
+
+
+@pytest.fixture(scope="session")
+def readout() -> Callable[..., tuple[regplug.ReadoutSpec, nn.Module]]:
+    """A readout by strategy with weights that are not at their start."""
+
+    def make(strategy: str, dtype: torch.dtype = torch.float32) -> tuple[regplug.ReadoutSpec, nn.Module]:
+        options = {"compressed_dim": 6} if strategy == "compress-concat" else {}
+        spec = regplug.resolve(strategy, num_registers=4, hidden_dim=24, **options)
+        module = spec.build()
+        generator = torch.Generator().manual_seed(1)
+        for weight in module.parameters():
+            nn.init.normal_(weight, generator=generator)
+        return spec, module.to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def conditioner(readout) -> Callable[..., tuple[regplug.ReadoutSpec, nn.Module]]:  # type: ignore[no-untyped-def]
+    """A conditioner by strategy and layout."""
+
+    def make(
+        strategy: str, layout: regplug.TokenLayout, dtype: torch.dtype = torch.float32
+    ) -> tuple[regplug.ReadoutSpec, nn.Module]:
+        spec, module = readout(strategy)
+        film = regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=8, num_film_layers=2)
+        nn.init.normal_(film.mlp[2].weight, std=0.1, generator=torch.Generator().manual_seed(2))
+        return spec, regplug.Conditioner(layout, module, film).to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def source_of() -> Callable[..., Source]:
+    """What a backend is given for a readout of 4 registers of width 24."""
+
+    def make(module: nn.Module, width: int) -> Source:
+        return Source(
+            module.eval(),
+            torch.randn(2, 4, 24, generator=torch.Generator().manual_seed(3)),
+            Input("registers", "float32", ("B", 4, 24), 0, None),
+            (Output("conditioning", "float32", ("B", width)),),
+            stored_tensors("weights", save_tensors(module.state_dict(), {})),
+            {"holds": "readout", "strategy": "somebody:s", "num_registers": 4, "hidden_dim": 24},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def program_in() -> Callable[[Path], Program]:
+    """The ONNX program of a bundle."""
+
+    def read(bundle: Path) -> Program:
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        properties = manifest["programs"][0]["properties"]
+        return Program("program.onnx", (bundle / "program.onnx").read_bytes(), properties)
+
+    return read

@@ -1,0 +1,150 @@
+"""The ``aotinductor`` backend: a model library that C++ runs through torch's stable C interface, weights as inputs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from regplug.backends.compiling import compile_in_child, compiler_of, flags_of
+from regplug.backends.graph import WeightsAsInputs, export_graph
+from regplug.backends.interface import ExportBackend, Program, Run, Source
+from regplug.backends.reuse import reused
+from regplug.cache import key_of
+from regplug.cpu import CPU_FLAGS, cpu_flags
+from regplug.errors import BundleError, ExportError, SpecError, told
+from regplug.torch_private import open_library
+from regplug.weights import TensorType, check_state, read_types, types_of, write_types
+
+OWNER = "program 'aotinductor'"
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+ISA = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+# Libraries stay loaded, each with its descriptor: the loader knows a library by its path, and a path that is used
+# again would give the old one. torch's loaders keep process-wide state, so one at a time.
+_loaded: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {}
+_loading = threading.Lock()
+
+
+class AOTInductorBackend(ExportBackend):
+    """Compiles the module, one program per instruction set.
+
+    Args:
+        isa: Instruction sets, as the compiler's ``-march`` names them, or ``"native"`` for this CPU's own.
+        time_limit: Seconds that each may compile.
+
+    Raises:
+        SpecError: A setting has a value that it may not have.
+    """
+
+    def __init__(self, isa: Sequence[str] = ("x86-64-v3",), time_limit: float = 600.0) -> None:
+        names = [isa] if isinstance(isa, str) else list(dict.fromkeys(isa))
+        for name in names:
+            if not ISA.fullmatch(name):
+                raise SpecError(f"{OWNER}: isa: expected a name as x86-64-v3 or native, got {name!r}.")
+        if not names:
+            raise SpecError(f"{OWNER}: isa: expected at least one name, got none.")
+        if not time_limit > 0:
+            raise SpecError(f"{OWNER}: time_limit: expected seconds > 0, got {time_limit!r}.")
+        self._isa = names
+        self._time_limit = time_limit
+
+    def export(self, source: Source) -> list[Program]:
+        """One ``program.aotinductor.ISA.so`` for each instruction set.
+
+        Raises:
+            ExportError: torch.export or the compiler does not take the module, there is no compiler, it takes too
+                long, or this CPU lacks what the instruction set asks for: a program is run before it is written.
+        """
+        state = dict(sorted(source.module.state_dict().items()))
+        weighted = WeightsAsInputs(source.module, list(state))
+        graph = export_graph("aotinductor", weighted, source, list(state.values()))
+        weights = types_of(state)
+
+        def make(isa: str) -> list[Program]:
+            source.progress(f"compiling for {isa}")
+            return [_compile(graph, isa, weights, self._time_limit)]
+
+        return [
+            program
+            for isa in self._isa
+            for program in reused("aotinductor", source, graph, _settings(isa), lambda isa=isa: make(isa))  # type: ignore[misc]
+        ]
+
+    def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
+        """Load the library, and give it these weights at every run.
+
+        Raises:
+            BundleError: It does not load, or wants other weights.
+        """
+        where = f"{owner.rpartition(': ')[0]}: {program.file}"
+        check_state(owner, read_types(where, program.properties.get("weights", "")), weights)
+        run_library = _load(where, program.data)
+        held = [_own(weights[name]) for name in sorted(weights)]
+        begins = {tensor.untyped_storage().data_ptr() for tensor in held}
+
+        def run(given: Tensor) -> list[Tensor]:
+            outputs = run_library([given, *held])
+            return [out.clone() if out.untyped_storage().data_ptr() in begins else out for out in outputs]
+
+        return run
+
+
+def _settings(isa: str) -> dict[str, object]:
+    # a cache folder may be shared by machines; 'native' is another on each
+    return {"isa": isa, "cpu": key_of(sorted(cpu_flags()))[:12]} if isa == "native" else {"isa": isa}
+
+
+def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType], time_limit: float) -> Program:
+    compiler = compiler_of(OWNER)
+    flags = flags_of(OWNER, compiler, isa)
+    if missing := sorted(flags - cpu_flags()):
+        raise ExportError(
+            f"{OWNER}: isa: expected a CPU with {' '.join(missing)} for {isa!r}, got one without; a program is run "
+            "before it is written: export on such a machine, or with --isa x86-64-v3."
+        )
+    data = compile_in_child(OWNER, graph, compiler, isa, flags, time_limit)
+    properties = {
+        "isa": isa,
+        CPU_FLAGS: " ".join(sorted(flags)),
+        "weights": write_types(weights),
+    }
+    return Program(f"program.aotinductor.{isa}.so", data, properties)
+
+
+def _load(where: str, data: bytes) -> Callable[[list[Tensor]], list[Tensor]]:
+    digest = hashlib.sha256(data).hexdigest()
+    with _loading:
+        if digest not in _loaded:
+            try:
+                descriptor = _sealed(data)
+            except OSError as error:
+                raise BundleError(f"{where}: in memory: {error.strerror}.") from error
+            try:
+                _loaded[digest] = open_library(f"/proc/self/fd/{descriptor}")
+            except RuntimeError as error:  # no library, or one of another torch
+                os.close(descriptor)
+                raise BundleError(f"{where}: {told(error)}") from error
+        return _loaded[digest]
+
+
+def _sealed(data: bytes) -> int:
+    """A descriptor of the checked bytes, as a file in memory that nobody can change any more."""
+    descriptor = os.memfd_create("regplug-program", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    return descriptor
+
+
+def _own(weight: Tensor) -> Tensor:
+    """As the library takes it: contiguous, outside autograd."""
+    with torch.inference_mode():
+        return weight.detach().contiguous()

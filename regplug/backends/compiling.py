@@ -1,0 +1,178 @@
+"""Runs the compiler that makes a model library in a child process, which may hang or die; its settings are its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from regplug.errors import ExportError
+
+# what a compiler defines when it may use an instruction set, and the word of /proc/cpuinfo for it; those that
+# compilers use unasked
+FLAGS = {
+    "__SSE3__": "pni",
+    "__SSSE3__": "ssse3",
+    "__SSE4_1__": "sse4_1",
+    "__SSE4_2__": "sse4_2",
+    "__POPCNT__": "popcnt",
+    "__AVX__": "avx",
+    "__AVX2__": "avx2",
+    "__FMA__": "fma",
+    "__F16C__": "f16c",
+    "__BMI__": "bmi1",
+    "__BMI2__": "bmi2",
+    "__LZCNT__": "abm",
+    "__MOVBE__": "movbe",
+    "__FMA4__": "fma4",
+    "__XOP__": "xop",
+    "__TBM__": "tbm",
+    "__SSE4A__": "sse4a",
+    "__AVX512F__": "avx512f",
+    "__AVX512BW__": "avx512bw",
+    "__AVX512CD__": "avx512cd",
+    "__AVX512DQ__": "avx512dq",
+    "__AVX512VL__": "avx512vl",
+    "__AVX512IFMA__": "avx512ifma",
+    "__AVX512VBMI__": "avx512vbmi",
+    "__AVX512VBMI2__": "avx512_vbmi2",
+    "__AVX512VNNI__": "avx512_vnni",
+    "__AVX512BITALG__": "avx512_bitalg",
+    "__AVX512VPOPCNTDQ__": "avx512_vpopcntdq",
+    "__AVX512BF16__": "avx512_bf16",
+    "__AVX512FP16__": "avx512_fp16",
+    "__AVX512ER__": "avx512er",
+    "__AVX512PF__": "avx512pf",
+    "__AVXVNNI__": "avx_vnni",
+    "__AVXIFMA__": "avx_ifma",
+    "__AMX_TILE__": "amx_tile",
+    "__AMX_BF16__": "amx_bf16",
+    "__AMX_INT8__": "amx_int8",
+}
+# Inductor's vector classes, and what their code uses
+VECTORS = {
+    "VecAVX512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+    "VecAVX2": {"avx2", "fma", "f16c"},
+}
+# whatever configures torch's compiler from outside would make another library than the settings say
+CONFIGURING = re.compile(r"TORCH_|TORCHINDUCTOR_|TORCHDYNAMO_|AOT_INDUCTOR_|AOTINDUCTOR_|ATEN_CPU_CAPABILITY|CXX$")
+GRAPH, LIBRARY, COMPILER = "graph.pt2", "program.so", "c++"
+
+
+def compiler_of(owner: str) -> str:
+    """The C++ compiler: ``$CXX``, else ``c++``.
+
+    Raises:
+        ExportError: There is none.
+    """
+    name = os.environ.get("CXX") or "c++"
+    found = shutil.which(name)
+    if found is None:
+        raise ExportError(
+            f"{owner}: expected a C++ compiler, got none ({name}); install one, as `apt-get install g++` does."
+        )
+    return found
+
+
+def flags_of(owner: str, compiler: str, isa: str) -> frozenset[str]:
+    """What a CPU must have for code of this ``-march``, in the words of ``/proc/cpuinfo``.
+
+    Raises:
+        ExportError: The compiler does not know the name.
+    """
+    command = [compiler, f"-march={isa}", "-dM", "-E", "-x", "c++", "/dev/null"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(
+            f"{owner}: isa: expected a name that {compiler} takes for -march, or 'native', got {isa!r}; "
+            "known: x86-64-v2, x86-64-v3, x86-64-v4, native, haswell, icelake-server, znver3, ..."
+        )
+    defined = {words[1] for line in done.stdout.splitlines() if len(words := line.split()) > 1}
+    return frozenset(flag for macro, flag in FLAGS.items() if macro in defined)
+
+
+def compile_in_child(
+    owner: str, graph: ExportedProgram, compiler: str, isa: str, flags: frozenset[str], limit: float
+) -> bytes:
+    """The bytes of the model library, without symbols, paths of this machine, or a wish for an executable stack.
+
+    Raises:
+        ExportError: It cannot be compiled, or takes longer than ``limit`` seconds.
+    """
+    vector = next((name for name, used in VECTORS.items() if used <= flags), "")
+    graph.example_inputs = None  # the weights: only sizes and dtypes matter, and those are in the graph
+    with tempfile.TemporaryDirectory(prefix="regplug-compile-") as name:
+        folder = Path(name)
+        torch.export.save(graph, folder / GRAPH)
+        _write_wrapper(folder, compiler, isa)
+        command = [sys.executable, "-m", "regplug.backends.compile_child", name, vector]
+        with (folder / "output").open("wb") as output:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(folder),
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = child.wait(limit)
+            except subprocess.TimeoutExpired:
+                raise ExportError(
+                    f"{owner}: expected the compiler to end within {limit:g} s, got no end; use a longer time_limit."
+                ) from None
+            finally:
+                _end(child)
+        if code or not (folder / LIBRARY).exists():
+            raise ExportError(f"{owner}: the compiler failed: {_reason(folder / 'output', code)}")
+        return (folder / LIBRARY).read_bytes()
+
+
+def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
+    """A compiler that names no folder of this machine, keeps no symbols, and asks for no executable stack."""
+    places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
+    words = [compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
+    words += ["-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"]
+    path = folder / COMPILER
+    # Inductor names a source by a hash of its command line, folders and all; it says -march=native, and the last counts
+    path.write_text(
+        "#!/bin/sh\n"
+        'for word in "$@"; do\n'
+        '  case "$word" in -*) ;; *.cpp) source="$word" ;; esac\n'
+        "done\n"
+        f'exec {shlex.join(words)} ${{source:+"-ffile-prefix-map=$source=program.cpp"}} "$@" -march={isa}\n'
+    )
+    path.chmod(0o700)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not CONFIGURING.match(name)}
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "CXX": str(folder / COMPILER),
+        "TMPDIR": str(folder),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and the compilers that it started, if they still run."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _reason(output: Path, code: int) -> str:
+    """What the child said of its end, on one line."""
+    lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if " error: " in line] or [line for line in lines if "Error: " in line][-1:]
+    told = told or lines[-1:]
+    return told[0] if told else f"exit code {code}, and not a word."

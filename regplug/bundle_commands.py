@@ -1,0 +1,183 @@
+"""The commands that make and check bundles. Importing this module imports neither torch nor a plugin."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regplug.choices import (
+    KeyValue,
+    chosen_spec,
+    complete_strategy,
+    digest_option,
+    follow_links_option,
+    json_option,
+    size_options,
+)
+from regplug.errors import ExportError, SpecError
+from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
+
+if TYPE_CHECKING:
+    from regplug.backbone import BackboneSizes
+    from regplug.layout import TokenLayout
+    from regplug.verification import Check
+
+
+@click.command("export")
+@click.argument("strategy", required=False, shell_complete=complete_strategy)
+@size_options
+@click.option(
+    "--weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Trained weights, safetensors."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the initial weights, without --weights.",
+)
+@click.option("--backend", "backends", multiple=True, default=("torchscript",), show_default=True, help="Repeatable.")
+@click.option(
+    "--isa", multiple=True, help="What aotinductor compiles for; x86-64-v3 by default, native, ... Repeatable."
+)
+@click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take; 600 by default.")
+@click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
+@click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
+@click.option("--layout", type=KeyValue(), multiple=True, help="Where the registers sit: start=1, num_tokens=201, ...")
+@click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
+)
+@json_option
+def export_command(
+    strategy: str | None,
+    num_registers: int | None,
+    hidden_dim: int | None,
+    backbone: str | None,
+    options: Any,
+    weights: str | None,
+    seed: int,
+    backends: tuple[str, ...],
+    isa: tuple[str, ...],
+    time_limit: float | None,
+    no_programs: bool,
+    film: Any,
+    layout: Any,
+    force: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write a bundle: weights, golden cases, and programs proven equal to eager."""
+    from regplug.writing import check_place
+
+    try:
+        check_place(output, force)  # before torch is imported and anything is computed
+    except ExportError as error:
+        raise click.UsageError(str(error)) from error
+    compiled = {"isa": isa or None, "time_limit": time_limit}
+    compiled = {name: value for name, value in compiled.items() if value is not None}
+    if compiled and "aotinductor" not in backends:
+        raise click.UsageError("--isa, --time-limit: expected --backend aotinductor, got another.")
+    spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options)
+    film_options = dict(film)
+    clashes = sorted({"spec", "film", "width"} & set(film_options))
+    if clashes:
+        raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
+    place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
+    if film and place is None:
+        raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
+    import torch
+
+    from regplug.bundle import export
+    from regplug.conditioner import Conditioner
+    from regplug.film import KernelFiLMGenerator
+    from regplug.pairing import pair
+    from regplug.weightsfile import fill
+
+    torch.manual_seed(seed)
+    module: Any = spec.build()
+    if film and place is not None:
+        module = Conditioner(place, module, pair(spec, KernelFiLMGenerator, **film_options))
+    if weights is not None:
+        fill(module, weights, spec)
+    with progress("export") as step:
+        done = export(
+            spec,
+            module,
+            output,
+            backends=() if no_programs else tuple(dict.fromkeys(backends)),
+            settings={"aotinductor": compiled} if compiled else None,
+            layout=place,
+            force=force,
+            progress=step,
+        )
+    if as_json:
+        print_json("export", {"directory": str(done.directory), "digest": done.digest, **spec.as_dict()})
+        return
+    click.echo(f"bundle {done.directory}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
+    click.echo(f"digest {done.digest}")
+    if weights is None:
+        click.echo(f"weights are initial, from seed {seed}; use --weights FILE for trained ones", err=True)
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path(exists=True))
+@click.option("--programs", is_flag=True, help="Run every program too; a program is code of whoever made the bundle.")
+@digest_option
+@follow_links_option
+@json_option
+def verify_command(bundle: str, programs: bool, digest: str | None, follow_links: bool, as_json: bool) -> None:
+    """Check files, digests, and eager against the golden cases; with --programs, every program on every case."""
+    from regplug.verification import verify
+
+    with progress("verify") as step:
+        found = verify(bundle, programs=programs, digest=digest, follow_links=follow_links, progress=step)
+    if as_json:
+        # JSON has no NaN and no infinity
+        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
+        print_json("verify", {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks})
+    else:
+        cases = dict.fromkeys(c.case for c in found.checks)
+        programs_run = dict.fromkeys(c.program for c in found.checks)
+        cells = {(c.case, c.program): _outcome(c) for c in found.checks}
+        tolerances = {c.case: c.tolerance for c in found.checks}
+        rows = [
+            (case, _number(tolerances[case]), *(cells.get((case, program), "") for program in programs_run))
+            for case in cases
+        ]
+        print_columns(("largest error", "tolerance", *programs_run), rows)
+        for check in found.checks:
+            if check.detail:
+                click.echo(check.detail)
+        click.echo(f"digest {found.digest}")
+    if not found.ok:
+        sys.exit(EXIT_FAILED)
+
+
+def _layout(
+    given: dict[str, Any], num_registers: int, hidden_dim: int, sizes: BackboneSizes | None
+) -> TokenLayout | None:
+    from regplug.layout import TokenLayout
+
+    if not given:
+        return sizes.layout if sizes else None
+    return TokenLayout.from_dict({"num_registers": num_registers, "hidden_dim": hidden_dim, **given})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _outcome(check: Check) -> str:
+    if check.error is None:
+        return check.verdict
+    return _number(check.error) if check.ok else f"{_number(check.error)} {check.verdict}"

@@ -1,0 +1,110 @@
+"""The parity gate: makes the programs of a bundle, and lets none through that is further from the truth than it may."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regplug.backends.interface import ExportBackend, Program, Source
+from regplug.cpu import fitting
+from regplug.errors import BundleError, ExportError, PluginError
+from regplug.folder import FILE_NAME
+from regplug.golden import SEED, CaseError, GoldenSet, compare, make_golden
+from regplug.manifest import WEIGHTS, CaseResult, Manifest, ProgramRecord
+from regplug.program import LoadedProgram
+from regplug.signature import Signature
+from regplug.weights import load_tensors, stored_tensors
+
+
+def make_programs(
+    makers: Mapping[str, ExportBackend],
+    module: nn.Module,
+    weights: bytes,
+    manifest: Manifest,
+    golden: GoldenSet,
+    signature: Signature,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[Program, ProgramRecord]]:
+    """Every backend's programs, each proven equal to eager with the trained weights and with others.
+
+    Args:
+        makers: The backends, by name.
+        module: In eval mode, on the CPU.
+        weights: The bundle's weights file.
+        manifest: What the module is.
+        golden: Its golden cases.
+        signature: What it takes and gives.
+        progress: Called with a word on each step.
+
+    Raises:
+        ExportError: A backend cannot make a program of it, or the program leaves its tolerance.
+        PluginError: A backend names its file otherwise than it must.
+    """
+    if not makers:
+        return
+    owner = f"bundle to be: {WEIGHTS}"
+    case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
+    sets = [(load_tensors(owner, weights), golden), _other_weights(manifest.strategy, module, signature)]
+    for name, maker in makers.items():
+        progress(f"program {name}")
+        source = Source(
+            copy.deepcopy(module),
+            golden.input(case),
+            signature.input,
+            signature.outputs,
+            stored_tensors(owner, weights),
+            manifest.describe(),
+            lambda step, name=name: progress(f"program {name}: {step}"),  # type: ignore[misc]
+        )
+        for program in maker.export(source):
+            if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
+                raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
+            yield program, _gate(name, maker, program, manifest, sets)
+
+
+def _gate(
+    name: str,
+    maker: ExportBackend,
+    program: Program,
+    manifest: Manifest,
+    sets: Sequence[tuple[Mapping[str, Tensor], GoldenSet]],
+) -> ProgramRecord:
+    """Hold a program to the parity gate with each set of weights, opened as a user will open it."""
+    recorded: list[CaseError] = []
+    for state, golden in sets:
+        try:
+            fitting(f"program {name!r}", [program], [program.properties])
+            loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
+            results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
+        except BundleError as error:
+            raise ExportError(f"program {name!r}: expected a program that runs, got: {error}") from error
+        for result in results:
+            if not result.ok:
+                raise ExportError(
+                    f"program {name!r}: case '{result.case}': error {result.error:.3g} is above the tolerance "
+                    f"{result.tolerance:.3g}; nothing was written."
+                )
+        recorded = recorded or results
+    cases = {result.case: CaseResult(result.error, result.tolerance) for result in recorded}
+    return ProgramRecord(name, program.file, dict(program.properties), cases)
+
+
+def _other_weights(owner: str, module: nn.Module, signature: Signature) -> tuple[Mapping[str, Tensor], GoldenSet]:
+    """A second set of weights, and its golden cases: shows a program that has baked weights in.
+
+    It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something
+    to be wrong about. Only upwards, so that a variance stays positive.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    other = copy.deepcopy(module)
+    moved = {
+        key: value + 0.05 * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for key, value in module.state_dict().items()
+    }
+    other.load_state_dict(moved)
+    return moved, make_golden(owner, other, signature.input, signature.outputs, signature.lengths)

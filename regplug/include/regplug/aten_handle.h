@@ -1,0 +1,173 @@
+// Torch's tensors as the C shim has them: opaque handles, made from our views and looked at through them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "regplug/aoti_shim.h"
+#include "regplug/dtype.h"
+#include "regplug/error.h"
+#include "regplug/view.h"
+
+namespace regplug::detail {
+
+// What torch or a model library reports; it names no object yet.
+class Reported : public Error {
+ public:
+  using Error::Error;
+};
+
+// Calls `call()`; what is reported inside comes out as Error, "OBJECT: LINE".
+template <typename Call>
+auto reported(const std::string& object, Call call) -> decltype(call()) {
+  try {
+    return call();
+  } catch (const Reported& error) {
+    throw Error(object + ": " + error.what());
+  }
+}
+
+// Throws what the call into torch that just failed in this thread threw there.
+[[noreturn]] inline void shim_failed() {
+  const char* text = nullptr;
+  if (torch_exception_get_what_without_backtrace != nullptr) text = torch_exception_get_what_without_backtrace();
+  const std::string told = text == nullptr ? "" : first_line(text);
+  throw Reported(told.empty() ? "the library reported an error, see stderr" : told);
+}
+
+inline void shim(AOTITorchError code) {
+  if (code != 0) shim_failed();
+}
+
+struct DeleteAten {
+  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+};
+using AtenTensor = std::unique_ptr<AtenTensorOpaque, DeleteAten>;
+
+// The shim's number of a dtype; not part of its binary interface, so torch is asked.
+inline std::int32_t aten_dtype(Dtype dtype) {
+  static const std::array<std::int32_t, 10> numbers{
+      aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_float16(), aoti_torch_dtype_bfloat16(),
+      aoti_torch_dtype_int64(),   aoti_torch_dtype_int32(),   aoti_torch_dtype_int16(),   aoti_torch_dtype_int8(),
+      aoti_torch_dtype_uint8(),   aoti_torch_dtype_bool()};  // in the order of the enumeration
+  return numbers[static_cast<std::size_t>(dtype)];
+}
+
+// A torch tensor in the memory of a contiguous view; neither copies nor owns it.
+inline AtenTensor to_aten(const TensorView& view) {
+  static const std::int32_t cpu = aoti_torch_device_type_cpu();
+  static const std::int32_t strided = aoti_torch_layout_strided();
+  const Sizes strides = strides_of(view.sizes());  // in place of the view's own, which may be odd where a size is 1
+  AtenTensorHandle made = nullptr;
+  // torch takes memory it may write; a program writes to no input
+  shim(aoti_torch_create_tensor_from_blob_v2(const_cast<char*>(view.data()),
+                                             static_cast<std::int64_t>(view.sizes().size()), view.sizes().data(),
+                                             strides.data(), 0, aten_dtype(view.dtype()), cpu, 0, &made, strided,
+                                             nullptr, 0));
+  return AtenTensor(made);
+}
+
+inline AtenTensor another_handle(const AtenTensor& tensor) {
+  AtenTensorHandle made = nullptr;
+  shim(aoti_torch_new_tensor_handle(tensor.get(), &made));
+  return AtenTensor(made);
+}
+
+// The handles of one call, in place unless they are many; those left in it are deleted.
+template <std::size_t kInPlace>
+class Handles {
+ public:
+  explicit Handles(std::size_t count) : count_(count) {
+    if (count > kInPlace) {
+      many_.resize(count);
+      first_ = many_.data();
+    } else {
+      std::fill_n(first_, count, nullptr);
+    }
+  }
+  Handles(const Handles&) = delete;
+  Handles& operator=(const Handles&) = delete;
+  ~Handles() {
+    for (std::size_t i = 0; i < count_; ++i) AtenTensor(first_[i]).reset();
+  }
+
+  AtenTensorHandle* data() { return first_; }
+  AtenTensorHandle& operator[](std::size_t i) { return first_[i]; }
+  AtenTensorHandle operator[](std::size_t i) const { return first_[i]; }
+
+  // For a call that takes all of them over.
+  AtenTensorHandle* release() {
+    count_ = 0;
+    return first_;
+  }
+
+  // One of them, as the owner of what it shows.
+  std::shared_ptr<const void> share(std::size_t i) {
+    return std::shared_ptr<AtenTensorOpaque>(std::exchange(first_[i], nullptr), DeleteAten());
+  }
+
+ private:
+  AtenTensorHandle few_[kInPlace];
+  std::vector<AtenTensorHandle> many_;
+  AtenTensorHandle* first_ = few_;
+  std::size_t count_;
+};
+
+// A block of memory: [begin, end).
+struct Block {
+  const char* begin;
+  const char* end;
+  bool overlaps(const Block& other) const { return begin < other.end && other.begin < end; }
+};
+
+// What a torch tensor is; not set where it is none of ours: another device, layout, dtype, or more sizes.
+struct AtenShown {
+  bool ours = false;
+  TensorView view;
+  Block storage{};
+};
+
+inline AtenShown shown_of(AtenTensorHandle tensor) {
+  static const std::int32_t cpu = aoti_torch_device_type_cpu();
+  static const std::int32_t strided = aoti_torch_layout_strided();
+  AtenShown shown;
+  std::int32_t number = 0;
+  std::int32_t device = 0;
+  std::int32_t layout = 0;
+  std::int64_t rank = 0;
+  shim(aoti_torch_get_layout(tensor, &layout));
+  shim(aoti_torch_get_device_type(tensor, &device));
+  shim(aoti_torch_get_dtype(tensor, &number));
+  shim(aoti_torch_get_dim(tensor, &rank));
+  if (layout != strided || device != cpu || rank > static_cast<std::int64_t>(Sizes::kMost)) return shown;
+  for (const DtypeNames& known : kDtypes) {
+    if (aten_dtype(known.dtype) != number) continue;
+    void* data = nullptr;
+    std::int64_t* sizes = nullptr;
+    std::int64_t* strides = nullptr;
+    std::int64_t offset = 0;
+    std::int64_t size = 0;
+    shim(aoti_torch_get_data_ptr(tensor, &data));
+    shim(aoti_torch_get_sizes(tensor, &sizes));
+    shim(aoti_torch_get_strides(tensor, &strides));
+    shim(aoti_torch_get_storage_offset(tensor, &offset));
+    shim(aoti_torch_get_storage_size(tensor, &size));
+    const auto length = static_cast<std::size_t>(rank);
+    shown.view = TensorView(known.dtype, data, Sizes(sizes, length), Sizes(strides, length));
+    if (data != nullptr) {  // null where there are no items
+      const char* begin = static_cast<const char*>(data) - offset * static_cast<std::int64_t>(known.size);
+      shown.storage = {begin, begin + size};
+    }
+    shown.ours = true;
+    return shown;
+  }
+  return shown;
+}
+
+}  // namespace regplug::detail

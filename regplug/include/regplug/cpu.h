@@ -1,0 +1,95 @@
+// What this machine's CPU can do, and which program suits it best.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "regplug/error.h"
+#include "regplug/manifest.h"
+
+namespace regplug::detail {
+
+// The words of a text, in its order.
+inline std::vector<std::string> words(const std::string& text) {
+  std::istringstream stream(text);
+  std::vector<std::string> found;
+  for (std::string word; stream >> word;) found.push_back(word);
+  return found;
+}
+
+// The words of the first `flags` line of /proc/cpuinfo; none where there is no such line.
+inline const std::set<std::string>& cpu_flags() {
+  static const std::set<std::string> flags = [] {
+    std::ifstream file("/proc/cpuinfo");
+    for (std::string line; std::getline(file, line);) {
+      if (line.compare(0, 5, "flags") != 0) continue;
+      const std::vector<std::string> found = words(line.substr(line.find(':') + 1));
+      return std::set<std::string>(found.begin(), found.end());
+    }
+    return std::set<std::string>();
+  }();
+  return flags;
+}
+
+// ATen's CPU capability, as at::get_cpu_capability() spells it: which of its own kernels torch runs here. The C shim
+// has no call for it; this is the rule of ATen/native/DispatchStub.cpp, its environment variable included.
+inline const std::string& cpu_capability() {
+  static const std::string capability = [] {
+    const char* chosen = std::getenv("ATEN_CPU_CAPABILITY");
+    const std::string asked = chosen == nullptr ? "" : chosen;
+    if (asked == "default") return "DEFAULT";
+    if (asked == "avx2") return "AVX2";
+    if (asked == "avx512") return "AVX512";
+    const auto all = [](const std::vector<std::string>& wanted) {
+      for (const std::string& flag : wanted) {
+        if (cpu_flags().count(flag) == 0) return false;
+      }
+      return true;
+    };
+    if (all({"avx512vl", "avx512bw", "avx512dq", "fma"})) return "AVX512";
+    return all({"avx2", "fma"}) ? "AVX2" : "DEFAULT";
+  }();
+  return capability;
+}
+
+// Of the programs of a backend that this CPU can run, the one that makes most of it. `owner` begins every message.
+inline const Program& fitting(const std::string& owner, const Manifest& manifest, const std::string& backend) {
+  std::set<std::string> known;
+  const Program* best = nullptr;
+  std::size_t most = 0;
+  std::vector<std::string> nearest;  // what the program lacks that lacks least
+  for (const Program& program : manifest.programs) {
+    known.insert(program.backend);
+    if (program.backend != backend) continue;
+    const auto property = program.properties.find("cpu_flags");
+    const std::vector<std::string> list = words(property == program.properties.end() ? "" : property->second);
+    const std::set<std::string> wanted(list.begin(), list.end());
+    std::vector<std::string> missing;
+    std::set_difference(wanted.begin(), wanted.end(), cpu_flags().begin(), cpu_flags().end(),
+                        std::back_inserter(missing));
+    if (!missing.empty()) {
+      if (nearest.empty() || missing.size() < nearest.size()) nearest = missing;
+    } else if (best == nullptr || wanted.size() > most) {
+      best = &program;
+      most = wanted.size();
+    }
+  }
+  if (best != nullptr) return *best;
+  if (nearest.empty()) {
+    const std::string names = listed(known);
+    throw Error(owner + ": not in this bundle; known: " +
+                (known.empty() ? "none" : names.substr(1, names.size() - 2)) + ".");
+  }
+  std::string flags;
+  for (const std::string& flag : nearest) flags += (flags.empty() ? "" : " ") + flag;
+  throw Error(owner + ": expected a CPU with " + flags + ", got one without; export with --isa x86-64-v3.");
+}
+
+}  // namespace regplug::detail

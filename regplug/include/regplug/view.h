@@ -1,0 +1,204 @@
+// Tensors of our own: a view of memory that somebody else owns, and one that owns what it shows. Includes no torch.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "regplug/dtype.h"
+#include "regplug/error.h"
+#include "regplug/safetensors.h"
+
+namespace regplug {
+
+// The sizes of a tensor, or its strides, in items; in place, so that a call with tensors allocates nothing.
+class Sizes {
+ public:
+  static constexpr std::size_t kMost = 8;
+
+  Sizes() = default;
+  Sizes(std::initializer_list<std::int64_t> sizes) : Sizes(sizes.begin(), sizes.size()) {}
+  Sizes(const std::vector<std::int64_t>& sizes) : Sizes(sizes.data(), sizes.size()) {}
+  Sizes(const std::int64_t* sizes, std::size_t count) : count_(count) {
+    if (count > kMost) throw Error("tensor: expected at most 8 sizes, got " + std::to_string(count) + ".");
+    std::copy_n(sizes, count, sizes_.begin());
+  }
+
+  std::size_t size() const { return count_; }
+  const std::int64_t* data() const { return sizes_.data(); }
+  const std::int64_t* begin() const { return sizes_.data(); }
+  const std::int64_t* end() const { return sizes_.data() + count_; }
+  std::int64_t operator[](std::size_t i) const { return sizes_[i]; }
+  std::int64_t& operator[](std::size_t i) { return sizes_[i]; }
+
+  std::int64_t product() const {
+    std::int64_t items = 1;
+    for (const std::int64_t size : *this) items *= size;
+    return items;
+  }
+
+ private:
+  std::array<std::int64_t, kMost> sizes_{};
+  std::size_t count_ = 0;
+};
+
+namespace detail {
+
+// The strides of a contiguous tensor.
+inline Sizes strides_of(const Sizes& sizes) {
+  Sizes strides = sizes;
+  std::int64_t items = 1;
+  for (std::size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = items;
+    items *= sizes[i];
+  }
+  return strides;
+}
+
+template <typename Number>
+constexpr Dtype dtype_of() {
+  static_assert(std::is_arithmetic_v<Number>, "a number that C++ has; for the others name the dtype");
+  if constexpr (std::is_same_v<Number, bool>) return Dtype::boolean;
+  if constexpr (std::is_same_v<Number, double>) return Dtype::float64;
+  if constexpr (std::is_same_v<Number, float>) return Dtype::float32;
+  if constexpr (std::is_integral_v<Number> && !std::is_same_v<Number, bool>) {
+    static_assert(std::is_signed_v<Number> || sizeof(Number) == 1, "no unsigned integers but bytes");
+    if constexpr (std::is_unsigned_v<Number>) return Dtype::uint8;
+    return sizeof(Number) == 8   ? Dtype::int64
+           : sizeof(Number) == 4 ? Dtype::int32
+           : sizeof(Number) == 2 ? Dtype::int16
+                                 : Dtype::int8;
+  }
+}
+
+}  // namespace detail
+
+// Shows a tensor in CPU memory that stays its owner's, and must stay as it is while the view is used.
+class TensorView {
+ public:
+  TensorView() = default;  // no tensor
+
+  TensorView(Dtype dtype, const void* data, const Sizes& sizes)
+      : TensorView(dtype, data, sizes, detail::strides_of(sizes)) {}
+  // Strides in items, not bytes; as many as there are sizes.
+  TensorView(Dtype dtype, const void* data, const Sizes& sizes, const Sizes& strides)
+      : data_(static_cast<const char*>(data)), sizes_(sizes), strides_(strides), dtype_(dtype), defined_(true) {
+    if (sizes.size() != strides.size()) throw Error("tensor: expected one stride for each size.");
+  }
+
+  // The dtype is that of the numbers: TensorView(registers.data(), {batch, 4, 384}).
+  template <typename Number, typename = std::enable_if_t<std::is_arithmetic_v<Number>>>
+  TensorView(const Number* data, const Sizes& sizes) : TensorView(detail::dtype_of<Number>(), data, sizes) {}
+
+  // A tensor of a safetensors file, in the bytes of that file.
+  TensorView(const TensorBytes& entry) : TensorView(dtype_named(entry.dtype), entry.bytes.data(), entry.shape) {}
+
+  bool defined() const { return defined_ && (data_ != nullptr || items() == 0); }
+  Dtype dtype() const { return dtype_; }
+  const Sizes& sizes() const { return sizes_; }
+  const Sizes& strides() const { return strides_; }
+  const char* data() const { return data_; }
+  std::int64_t items() const { return sizes_.product(); }
+  std::size_t nbytes() const { return static_cast<std::size_t>(items()) * item_size(dtype_); }
+  std::string signature() const { return dtype_name(dtype_) + " " + detail::listed(sizes_); }
+
+  bool is_contiguous() const {
+    std::int64_t stride = 1;
+    for (std::size_t i = sizes_.size(); i-- > 0;) {
+      if (sizes_[i] == 0) return true;
+      if (sizes_[i] != 1 && strides_[i] != stride) return false;
+      stride *= sizes_[i];
+    }
+    return true;
+  }
+
+  // Whether the memory begins where an item may: bytes out of a file need not.
+  bool is_aligned() const { return reinterpret_cast<std::uintptr_t>(data_) % item_size(dtype_) == 0; }
+
+  // The part [start, start + length) along one dimension.
+  TensorView narrow(std::size_t dimension, std::int64_t start, std::int64_t length) const {
+    if (dimension >= sizes_.size() || start < 0 || length < 0 || start > sizes_[dimension] - length) {
+      throw Error("tensor: expected a part of " + signature() + ", got " + std::to_string(length) + " from " +
+                  std::to_string(start) + " along dimension " + std::to_string(dimension) + ".");
+    }
+    TensorView part = *this;
+    part.sizes_[dimension] = length;
+    if (items() != 0) part.data_ += start * strides_[dimension] * static_cast<std::int64_t>(item_size(dtype_));
+    return part;
+  }
+
+  // Writes the items to `place` in C order, whatever the strides and the alignment.
+  void copy_to(char* place) const {
+    if (items() != 0) copy_from(data_, 0, place);
+  }
+
+ private:
+  char* copy_from(const char* from, std::size_t dimension, char* place) const {
+    std::size_t whole = item_size(dtype_);  // what one memcpy takes: the innermost dimensions that lie together
+    std::size_t last = sizes_.size();
+    while (last > dimension && strides_[last - 1] * static_cast<std::int64_t>(item_size(dtype_)) ==
+                                   static_cast<std::int64_t>(whole)) {
+      whole *= static_cast<std::size_t>(sizes_[--last]);
+    }
+    if (last == dimension) {
+      std::memcpy(place, from, whole);
+      return place + whole;
+    }
+    const std::int64_t step = strides_[dimension] * static_cast<std::int64_t>(item_size(dtype_));
+    for (std::int64_t i = 0; i < sizes_[dimension]; ++i) place = copy_from(from + i * step, dimension + 1, place);
+    return place;
+  }
+
+  const char* data_ = nullptr;
+  Sizes sizes_;
+  Sizes strides_;
+  Dtype dtype_ = Dtype::float32;
+  bool defined_ = false;
+};
+
+// A contiguous tensor and the memory it lies in; copies share it.
+class Tensor {
+ public:
+  Tensor() = default;
+  // `owner` keeps the memory at `data` alive.
+  Tensor(Dtype dtype, const Sizes& sizes, const void* data, std::shared_ptr<const void> owner)
+      : view_(dtype, data, sizes), owner_(std::move(owner)) {}
+
+  // A copy in memory of its own.
+  static Tensor copy_of(const TensorView& from) {
+    const std::shared_ptr<char> room(new char[std::max<std::size_t>(from.nbytes(), 1)], std::default_delete<char[]>());
+    from.copy_to(room.get());
+    return Tensor(from.dtype(), from.sizes(), room.get(), room);
+  }
+
+  Dtype dtype() const { return view_.dtype(); }
+  const Sizes& sizes() const { return view_.sizes(); }
+  std::int64_t items() const { return view_.items(); }
+  std::size_t nbytes() const { return view_.nbytes(); }
+  const void* data() const { return view_.data(); }
+  const TensorView& view() const { return view_; }
+  operator const TensorView&() const { return view_; }
+
+  // The numbers. Throws Error when the tensor's are of another type.
+  template <typename Number>
+  const Number* data() const {
+    if (detail::dtype_of<Number>() != dtype()) {
+      throw Error("tensor: expected " + dtype_name(detail::dtype_of<Number>()) + ", got " + dtype_name(dtype()) + ".");
+    }
+    return reinterpret_cast<const Number*>(view_.data());
+  }
+
+ private:
+  TensorView view_;
+  std::shared_ptr<const void> owner_;
+};
+
+}  // namespace regplug

@@ -1,0 +1,131 @@
+"""The cache: what is kept comes back the same or not at all, whoever else reads and writes."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from regplug import cache
+
+DESCRIPTION = {"backend": "b", "strategy": "s", "settings": {}}
+KEY = "a" * 64
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_is_kept_comes_back_with_its_description():
+    assert cache.find(KEY) is None
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one", "program.b.2": bytes(range(256))})
+    description, files = cache.find(KEY)
+    assert files == {"program.b": b"one", "program.b.2": bytes(range(256))}
+    assert DESCRIPTION.items() <= description.items()
+    assert cache.find("b" * 64) is None
+
+
+def test_the_folder_is_the_users_alone(folder):
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.iterdir()) == list(folder.glob(f"{KEY}-*.safetensors"))
+
+
+def test_nothing_is_taken_from_a_folder_into_which_others_may_write(folder, caplog):
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
+    folder.chmod(0o777)
+    assert cache.find(KEY) is None
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
+    assert caplog.messages == [
+        f"cache {folder}: not written: the folder is not this user's alone; the next export compiles again."
+    ]
+
+
+@pytest.mark.parametrize("where", [0, 9, 300, -1])
+def test_one_changed_byte_anywhere_is_seen_and_the_entry_deleted(folder, where):
+    cache.keep(KEY, DESCRIPTION, {"program.b": bytes(500)})
+    [path] = folder.iterdir()
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    assert cache.find(KEY) is None
+    assert list(folder.iterdir()) == []
+
+
+def test_a_truncated_entry_is_seen_by_find_and_shown_as_damaged(folder):
+    cache.keep(KEY, DESCRIPTION, {"program.b": bytes(500)})
+    [path] = folder.iterdir()
+    os.truncate(path, 100)
+    [entry] = cache.entries()
+    assert (entry.description, entry.size) == (None, 100)
+    assert cache.prune(days=30) == [entry]
+    assert cache.entries() == []
+
+
+def test_prune_deletes_what_was_not_used_and_what_was_left_half_written(folder):
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"old"})
+    [old] = folder.iterdir()
+    cache.keep("b" * 64, DESCRIPTION, {"program.b": b"new"})
+    (folder / ".0123.writing").write_bytes(b"half")
+    (folder / ".4567.writing").write_bytes(b"being written")
+    (folder / "notes.txt").write_text("not ours")
+    for path, days in ((old, 31), (folder / ".0123.writing", 2)):
+        os.utime(path, (time.time() - days * cache.DAY,) * 2)
+    assert [one.path for one in cache.prune(days=30)] == [old]
+    assert {path.name[:5] for path in folder.iterdir()} == {"bbbbb", ".4567", "notes"}
+
+
+def test_finding_an_entry_counts_as_using_it(folder):
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"old"})
+    [path] = folder.iterdir()
+    os.utime(path, (0, 0))
+    cache.find(KEY)
+    assert cache.prune(days=1) == []
+
+
+def test_the_place_follows_the_environment(monkeypatch, tmp_path):
+    assert cache.cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("REGPLUG_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert str(cache.cache_folder()) == "/xdg/regplug"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home-of-someone")
+    assert str(cache.cache_folder()) == "/home-of-someone/.cache/regplug"
+
+
+WRITER = """
+import sys
+from regplug import cache
+while True:
+    cache.keep("a" * 64, {"who": sys.argv[1]}, {"program.b": sys.argv[1].encode() * 100_000})
+"""
+READER = """
+import sys
+from regplug import cache
+seen = 0
+while seen < 100:
+    found = cache.find("a" * 64)
+    if found is not None:
+        description, files = found
+        assert files == {"program.b": description["who"].encode() * 100_000}, "a mixture"
+        seen += 1
+    if len(sys.argv) > 1:
+        cache.prune(days=0)
+"""
+
+
+def test_processes_that_write_read_prune_and_die_at_once_see_whole_entries_only(folder):
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, who]) for who in "xy"]
+    readers = [
+        subprocess.Popen([sys.executable, "-c", READER, *words], stderr=subprocess.PIPE) for words in ([], ["prune"])
+    ]
+    for reader in readers:
+        _, complaint = reader.communicate(timeout=120)
+        assert reader.returncode == 0, complaint.decode()
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+    assert all(entry.description for entry in cache.entries())
