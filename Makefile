@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: test demo lint clean compiler
+.PHONY: test demo bench lint clean compiler
 .DELETE_ON_ERROR:
 
 test: $(VENV)/tested-tools $(VENV)/installed lint
@@ -15,6 +15,10 @@ test: $(VENV)/tested-tools $(VENV)/installed lint
 
 demo: $(VENV)/installed
 	$(BIN)/python plugins/regplug-digits/demo/demo.py
+
+# times in C++, beside raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
+bench: $(VENV)/installed
+	$(BIN)/python tests/bench/bench.py $(LARGE)
 
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .

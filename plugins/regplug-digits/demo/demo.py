@@ -28,6 +28,7 @@ from regplug_digits.data import load
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent.parent.parent / "build" / "demo"
 TOOLS = Path(sys.executable).parent
+PROGRAMS = {"torchscript": "TorchScript", "aotinductor": "AOTInductor", "onnx": "ONNX Runtime"}
 console = Console(stderr=True)
 
 
@@ -94,8 +95,8 @@ def compiled(module: nn.Module) -> Callable:
     return torch.compile(module, fullgraph=True)
 
 
-def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> Outcome:
-    """Build the C++ program with the installed package, and run it."""
+def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> list[Outcome]:
+    """Build the C++ program with the installed package, and run it with each kind of program."""
     root = subprocess.run([TOOLS / "regplug", "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
     prefix = f"{root};{Path(torch.__file__).parent.parent}"
     ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}"]
@@ -103,12 +104,15 @@ def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> Outcome:
     run(TOOLS / "cmake", "-S", HERE, "-B", BUILD / "cpp", *ninja, *release, quiet=True)
     run(TOOLS / "cmake", "--build", BUILD / "cpp", quiet=True)
     save_file({"tokens": tokens.contiguous()}, BUILD / "tokens.safetensors")
-    arguments = (bundles["readout"], bundles["conditioner"], BUILD / "tokens.safetensors", BUILD / "out.safetensors")
-    times = json.loads(run(BUILD / "cpp" / "digits", *arguments, quiet=True))
-    out = load_file(BUILD / "out.safetensors")
-    layers = range((len(out) - 1) // 2)
-    pairs = [out[f"{word}_{layer}"] for layer in layers for word in ("gamma", "beta")]
-    return Outcome("C++, TorchScript", out["conditioning"], pairs, times)
+    outcomes = []
+    for kind, title in (("torchscript", "C++, TorchScript"), ("aotinductor", "C++, AOTInductor")):
+        arguments = (*bundles.values(), BUILD / "tokens.safetensors", BUILD / "out.safetensors")
+        times = json.loads(run(BUILD / "cpp" / "digits", kind, *arguments, quiet=True))
+        out = load_file(BUILD / "out.safetensors")
+        layers = range((len(out) - 1) // 2)
+        pairs = [out[f"{word}_{layer}"] for layer in layers for word in ("gamma", "beta")]
+        outcomes.append(Outcome(title, out["conditioning"], pairs, times))
+    return outcomes
 
 
 def main() -> None:
@@ -129,7 +133,8 @@ def main() -> None:
     bundles = {name: BUILD / name for name in trained}
     print()
     for name, module in trained.items():
-        done = regplug.export(spec, module, bundles[name], layout=layout, force=True)
+        with console.status(f"exporting the {name}"):
+            done = regplug.export(spec, module, bundles[name], backends=list(PROGRAMS), layout=layout, force=True)
         print(f"exported the trained {name}: {done.directory}, digest {done.digest}", flush=True)
     for folder in bundles.values():
         run(TOOLS / "regplug", "verify", "--programs", folder)
@@ -143,16 +148,16 @@ def main() -> None:
         true_conditioning = double["readout"](registers.double())
         true_pairs = flat(double["conditioner"](tokens.double()))
     loaded = {name: regplug.load(folder) for name, folder in bundles.items()}
-    programs = {name: regplug.load(folder, program="torchscript") for name, folder in bundles.items()}
+    programs = {backend: [regplug.load(folder, program=backend) for folder in bundles.values()] for backend in PROGRAMS}
     with console.status("torch.compile"):
         fast = {name: compiled(module) for name, module in loaded.items()}
         with torch.inference_mode():
             fast["readout"](registers), fast["conditioner"](tokens)
     outcomes = [
         outcome("Python, eager", loaded["readout"], loaded["conditioner"], registers, tokens),
-        outcome("Python, TorchScript", programs["readout"], programs["conditioner"], registers, tokens),
         outcome("Python, torch.compile", fast["readout"], fast["conditioner"], registers, tokens),
-        run_in_cpp(bundles, tokens),
+        *(outcome(f"Python, {PROGRAMS[backend]}", *pair, registers, tokens) for backend, pair in programs.items()),
+        *run_in_cpp(bundles, tokens),
     ]
 
     table = Table(title=f"\n{len(test)} held-out digits, {spec.strategy}, cond_dim {spec.cond_dim}; one thread")

@@ -1,10 +1,14 @@
-// digits READOUT CONDITIONER TOKENS.safetensors OUT.safetensors: reads the registers of every image with both bundles,
-// writes what they gave, and prints the microseconds of one call with one image, the median of many.
+// digits KIND READOUT CONDITIONER TOKENS.safetensors OUT.safetensors: reads the registers of every image with both
+// bundles, by their program of that KIND, writes what they gave, and prints the microseconds of one call with one image,
+// the median of many.
 #include <ATen/Parallel.h>
+#include <regplug/aotinductor.h>
 #include <regplug/torchscript.h>
+#include <regplug/write_safetensors.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -19,23 +23,8 @@ std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// A safetensors file: the header's length, the header, the bytes.
-void write_file(const std::string& path, const std::map<std::string, at::Tensor>& tensors) {
-  regplug::Json header = regplug::Json::object();
-  std::string data;
-  for (const auto& [name, tensor] : tensors) {
-    const at::Tensor plain = tensor.contiguous();
-    const std::size_t begin = data.size();
-    data.append(static_cast<const char*>(plain.data_ptr()), plain.nbytes());
-    header[name] = {{"dtype", "F32"}, {"shape", plain.sizes().vec()}, {"data_offsets", {begin, data.size()}}};
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  const std::uint64_t length = text.size();
-  std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(&length), sizeof length);
-  file << text << data;
-}
+regplug::TensorView view(const regplug::Tensor& tensor) { return tensor; }
+regplug::TensorView view(const at::Tensor& tensor) { return regplug::view_of(tensor); }
 
 template <typename Call>
 double median_microseconds(Call call) {
@@ -49,35 +38,47 @@ double median_microseconds(Call call) {
   return taken[1500];
 }
 
+// The tokens are whatever tensor the bundle's class takes; both know narrow().
+template <typename Bundle, typename Tokens>
+void run(const Bundle& readout, const Bundle& conditioner, const Tokens& tokens, std::int64_t count,
+         const std::string& out) {
+  const regplug::Layout& layout = *conditioner.manifest().layout;
+  // a strided view, as a program has it at hand: the loader takes care of that
+  const auto registers = tokens.narrow(1, count + *layout.start, layout.num_registers);
+  const auto conditioning = readout.run(registers);
+  const auto pairs = conditioner.run_film(tokens);
+  std::map<std::string, regplug::TensorView> given{{"conditioning", view(conditioning)}};
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    given["gamma_" + std::to_string(i)] = view(pairs[i].first);
+    given["beta_" + std::to_string(i)] = view(pairs[i].second);
+  }
+  regplug::write_safetensors(out, given);
+  const auto one = registers.narrow(0, 0, 1);
+  const auto first = tokens.narrow(0, 0, 1);
+  std::cout << regplug::Json{{"readout", median_microseconds([&] { readout.run(one); })},
+                             {"conditioner", median_microseconds([&] { conditioner.run_film(first); })}}
+            << "\n";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
-    std::cerr << "usage: digits READOUT CONDITIONER TOKENS.safetensors OUT.safetensors\n";
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  if (words.size() != 5 || (words[0] != "torchscript" && words[0] != "aotinductor")) {
+    std::cerr << "usage: digits torchscript|aotinductor READOUT CONDITIONER TOKENS.safetensors OUT.safetensors\n";
     return 2;
   }
   try {
     at::set_num_threads(1);
-    const auto readout = regplug::TorchScriptBundle::open(argv[1]);
-    const auto conditioner = regplug::TorchScriptBundle::open(argv[2]);
-    const std::string bytes = read_file(argv[3]);
-    const at::Tensor tokens = regplug::to_tensor(regplug::SafeTensors(bytes, argv[3]).at("tokens"));
-    const regplug::Layout& layout = *conditioner.manifest().layout;
-    // a strided view, as a program has it at hand: the loader takes care of that
-    const at::Tensor registers = tokens.narrow(1, tokens.size(1) + *layout.start, layout.num_registers);
-
-    std::map<std::string, at::Tensor> given{{"conditioning", readout.run(registers)}};
-    int layer = 0;
-    for (const auto& [gamma, beta] : conditioner.run_film(tokens)) {
-      given["gamma_" + std::to_string(layer)] = gamma;
-      given["beta_" + std::to_string(layer++)] = beta;
+    const regplug::SafeTensors file(read_file(words[3]), words[3]);
+    const regplug::TensorBytes& tokens = file.at("tokens");
+    if (words[0] == "torchscript") {
+      using Bundle = regplug::TorchScriptBundle;
+      run(Bundle::open(words[1]), Bundle::open(words[2]), regplug::to_tensor(tokens), tokens.shape[1], words[4]);
+    } else {
+      using Bundle = regplug::AOTInductorBundle;
+      run(Bundle::open(words[1]), Bundle::open(words[2]), regplug::TensorView(tokens), tokens.shape[1], words[4]);
     }
-    write_file(argv[4], given);
-    const at::Tensor one = registers.narrow(0, 0, 1);
-    const at::Tensor first = tokens.narrow(0, 0, 1);
-    std::cout << regplug::Json{{"readout", median_microseconds([&] { readout.run(one); })},
-                               {"conditioner", median_microseconds([&] { conditioner.run_film(first); })}}
-              << "\n";
   } catch (const regplug::Error& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;
