@@ -11,14 +11,14 @@ SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') py
 .DELETE_ON_ERROR:
 
 test: $(VENV)/tested-tools $(VENV)/installed lint
-	$(BIN)/pytest tests plugins
+	$(BIN)/pytest -n auto --dist loadfile tests plugins
 
 demo: $(VENV)/installed
 	$(BIN)/python plugins/regplug-digits/demo/demo.py
 
 # times in C++, beside raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
 bench: $(VENV)/installed
-	$(BIN)/python tests/bench/bench.py $(LARGE)
+	$(BIN)/python tests/bench.py $(LARGE)
 
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ $(VENV)/tools: | compiler
 
 # nvsubquadratic is the oracle of the readout tests; its film.py runs without the packages that it asks for
 $(VENV)/tested-tools: $(VENV)/tools
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' hypothesis ruff==0.17.6 mypy==2.4.1
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf
 	touch $@

@@ -19,9 +19,11 @@ settings.load_profile("regplug")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests compile each program once, and leave the user's cache alone."""
+    """The tests compile each program once, all processes that run them together, and leave the user's cache alone."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REGPLUG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("REGPLUG_CACHE_DIR", str(shared / "cache"))
         yield
 
 

@@ -1,12 +1,11 @@
 """A consumer's CMake project, built with the tools that pip put beside this Python, and its programs run."""
 
-import atexit
+import fcntl
 import functools
 import json
-import shutil
+import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ def build(folder, source=CONSUMER, settings=(), target="all", env=None):
     settings = {"CMAKE_BUILD_TYPE": "Release", "CMAKE_MAKE_PROGRAM": tool("ninja"), **dict(settings)}
     configure = [tool("cmake"), "-S", source, "-B", folder, "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in settings.items()]
-    for command in (configure, [tool("cmake"), "--build", folder, "--target", target]):
+    for command in (configure, [tool("cmake"), "--build", folder, "--target", *target.split()]):
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return folder
@@ -49,10 +48,12 @@ def installed():
 
 @functools.cache
 def built():
-    """The consumer's programs, C++17, against the installed wheel; built once for all tests."""
-    folder = Path(tempfile.mkdtemp(prefix="regplug-cpp17-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return build(folder, settings={"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()})
+    """The consumer's programs, C++17, against the installed wheel; built once for all processes that run tests."""
+    shared = Path(os.environ["REGPLUG_CACHE_DIR"]).parent
+    with (shared / "cpp17.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds nothing left to build
+        settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
+        return build(shared / "cpp17", settings=settings)
 
 
 def run(program, *arguments, env=None, timeout=120):

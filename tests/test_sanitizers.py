@@ -20,11 +20,11 @@ OPTIONS = {
 }
 
 
-def built_with(folder, sanitizers):
+def built_with(folder, sanitizers, target):
     flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1"
     settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
     settings |= {"CMAKE_CXX_FLAGS": flags, "CMAKE_BUILD_TYPE": "None"}
-    return build(folder, settings=settings, target="without_torchscript")
+    return build(folder, settings=settings, target=target)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def bundles(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     """The programs with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    return built_with(tmp_path_factory.mktemp("asan"), "address,undefined")
+    return built_with(tmp_path_factory.mktemp("asan"), "address,undefined", "without_torchscript")
 
 
 def run(program, *arguments):
@@ -91,7 +91,7 @@ def test_runs_reloads_and_opens_side_by_side_leak_nothing(checked, bundles):
 
 
 def test_runs_reloads_and_opens_side_by_side_do_not_race(bundles, tmp_path):
-    programs = built_with(tmp_path / "tsan", "thread")
+    programs = built_with(tmp_path / "tsan", "thread", "regplug_aoti_reload")
     arguments = [bundles / "one", bundles / "weights.safetensors", 20, bundles / "film"]
     code, out = run(programs / "regplug_aoti_reload", *arguments)
     assert code == 0, out

@@ -72,7 +72,7 @@ def _longer(source: Source) -> Tensor:
     if source.input.shape[1] != "T":
         return source.example
     batch, _, width = source.example.shape
-    more = torch.zeros(batch, 5, width, dtype=source.example.dtype)
+    more = torch.zeros(batch, 5, width, dtype=source.example.dtype, device="cpu")
     return torch.cat([source.example, more], dim=1)
 
 

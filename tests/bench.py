@@ -1,7 +1,7 @@
 """``make bench``: what guards and loading cost in C++, beside raw ATen operations and plain ``torch::jit::load``.
 
-Exports bundles, builds ``bench.cpp`` against the installed package, runs it, and prints tables of times and ratios. A
-benchmark prints; it asserts nothing, for machines are noisy.
+Exports bundles, builds ``cpp/bench.cpp`` against the installed package, runs it, and prints tables of times and ratios.
+A benchmark prints; it asserts nothing, for machines are noisy.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from consumer import build, installed
 from rich.console import Console
 from rich.table import Table
 
 import regplug
 
-HERE = Path(__file__).resolve().parent
-TOOLS = Path(sys.executable).parent
 SIZES = {"num_registers": 4, "hidden_dim": 384}
 FILM = {"kernel_hidden_dim": 32, "num_film_layers": 3, "init_type": "small_random", "init_std": 0.5}
 BACKENDS = ("torchscript", "aotinductor")
@@ -56,18 +55,6 @@ def bundles(folder: Path) -> dict[str, Path]:
         "pool": export(pool, pool.build(), folder / "pool"),
         "chain with FiLM": export(compress, chain, folder / "chain"),
     }
-
-
-def build(folder: Path) -> Path:
-    """The benchmark program."""
-    root = subprocess.run([TOOLS / "regplug", "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
-    prefix = f"-DCMAKE_PREFIX_PATH={root};{Path(torch.__file__).parent.parent}"
-    ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release"]
-    for command in ([TOOLS / "cmake", "-S", HERE, "-B", folder, *ninja, prefix], [TOOLS / "cmake", "--build", folder]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stdout + done.stderr)
-    return folder / "regplug_bench"
 
 
 def run(*words: object) -> dict:
@@ -135,7 +122,8 @@ def main() -> None:
             spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=2048, compressed_dim=128)
             small = export(spec, spec.build(), folder / "small")
         with said("building"):
-            program = build(folder / "build")
+            settings = {"CMAKE_PREFIX_PATH": installed()}
+            program = build(folder / "build", settings=settings, target="regplug_bench") / "regplug_bench"
         with said("timing"):
             times = run(program, "latency", *made.values())
         show_latency({what: times[str(path)] for what, path in made.items()})
