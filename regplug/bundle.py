@@ -93,7 +93,7 @@ def export(
         raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     settings = dict(settings or {})
     check_place(directory, force)
-    makers = {name: open_backend(registry, name, settings.pop(name, {})) for name in backends}
+    makers = {name: open_backend(registry, name, settings.pop(name, {})) for name in dict.fromkeys(backends)}
     if settings:
         raise SpecError(f"settings: expected those of the backends, got some of {', '.join(sorted(settings))}.")
     owner = f"strategy {spec.entry.name!r}"

@@ -127,11 +127,12 @@ def _load(where: str, data: bytes) -> Callable[[list[Tensor]], list[Tensor]]:
                 descriptor = _sealed(data)
             except OSError as error:
                 raise BundleError(f"{where}: in memory: {error.strerror}.") from error
+            path = f"/proc/self/fd/{descriptor}"
             try:
-                _loaded[digest] = open_library(f"/proc/self/fd/{descriptor}")
+                _loaded[digest] = open_library(path)
             except RuntimeError as error:  # no library, or one of another torch
                 os.close(descriptor)
-                raise BundleError(f"{where}: {told(error)}") from error
+                raise BundleError(f"{where}: {told(error).replace(f'{path}: ', '')}") from error
         return _loaded[digest]
 
 

@@ -139,11 +139,14 @@ def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
     words = [compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
     words += ["-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"]
     path = folder / COMPILER
-    # Inductor names a source by a hash of its command line, folders and all; it says -march=native, and the last counts
+    # Inductor names a source by a hash of its command line, folders and all; it says -march=native, and the last one
+    # counts; torch 2.10 links libtorch too, which a C++ host that has libtorch_cpu alone would not find
     path.write_text(
         "#!/bin/sh\n"
-        'for word in "$@"; do\n'
-        '  case "$word" in -*) ;; *.cpp) source="$word" ;; esac\n'
+        "for word; do\n"
+        "  shift\n"
+        '  case "$word" in -ltorch) continue ;; -*) ;; *.cpp) source="$word" ;; esac\n'
+        '  set -- "$@" "$word"\n'
         "done\n"
         f'exec {shlex.join(words)} ${{source:+"-ffile-prefix-map=$source=program.cpp"}} "$@" -march={isa}\n'
     )
