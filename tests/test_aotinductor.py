@@ -167,6 +167,8 @@ def executable_stack(library: bytes) -> bool:
 def test_a_library_wants_no_executable_stack_and_names_nothing_of_this_machine(bundle):
     library = (bundle / LIBRARY).read_bytes()
     assert not executable_stack(library)
+    assert b"\0libtorch_cpu.so\0" in library
+    assert b"\0libtorch.so\0" not in library  # a CUDA build's; a C++ host has libtorch_cpu alone
     broken = bytearray(library)
     offset = struct.unpack_from("<Q", library, 32)[0]
     while struct.unpack_from("<I", library, offset)[0] != 0x6474E551:
