@@ -117,10 +117,10 @@ class TorchScriptBundle {
     torch::jit::Code code;
   };
 
-  // With weights and options as constants: what follows from them alone is computed once.
+  // With options as constants. The weights stay parameters: as constants they made the chain with FiLM slower.
   static torch::jit::Module frozen(const torch::jit::Module& module) {
     try {
-      return torch::jit::freeze_module(module);
+      return torch::jit::freeze_module(module, {}, /*freezeInterfaces=*/true, /*preserveParameters=*/true);
     } catch (const c10::Error&) {  // it has an interface, or forks: it runs as it is
       return module;
     }
