@@ -20,18 +20,8 @@ MAX_TENSORS = 4096
 MAX_RANK = 8
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-DTYPE_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+TORCH_WORDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+DTYPE_NAMES = dict(zip(ITEM_SIZES, TORCH_WORDS, strict=True))
 METADATA_KEY = "regplug"
 
 TensorType = tuple[str, tuple[int, ...]]  # dtype in torch's words, sizes
