@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.errors import SpecError
+from regplug.entries import check_reference, load_reference
+from regplug.errors import PluginError, SpecError
 
 if TYPE_CHECKING:
     from regplug.backbone import BackboneSizes
@@ -116,3 +118,22 @@ def chosen_spec(
     if clashes:
         raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")
     return resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **given), sizes
+
+
+def named_by_user(word: str, reference: str) -> Callable[..., Any]:
+    """What the user's ``module:attr`` names; the module may lie in the working directory.
+
+    Args:
+        word: The option or argument that it was given for.
+        reference: ``module:attr``.
+
+    Raises:
+        SpecError: It cannot be imported.
+    """
+    check_reference(word, "value", reference)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # where `python -m` would look too
+    try:
+        return load_reference(word, reference)
+    except PluginError as error:  # no plugin's fault: the user's own word
+        raise SpecError(str(error)) from error

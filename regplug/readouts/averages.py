@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.readouts.check import check_registers, check_sizes
+from regplug.readouts.check import check_registers, check_sizes, in_dtype_of
 
 
 class RegisterMean(nn.Module):
@@ -92,6 +92,7 @@ class RegisterPooling(nn.Module):
         if hidden_dim is None:
             hidden_dim = registers.shape[-1] if registers.dim() > 0 else 0
         check_registers(registers, "readout 'pool'", self.num_registers, hidden_dim)
+        registers = in_dtype_of(self.logits, registers)
         weights = torch.softmax(self.logits, dim=0)
         # a batched product is 1.1 to 3.5 times faster than einsum("r,brc->bc") and gives the same bits
         return torch.bmm(weights.expand(registers.shape[0], 1, self.num_registers), registers).squeeze(1)

@@ -4,7 +4,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from regplug.readouts.check import check_registers, check_sizes
+from regplug.readouts.check import check_registers, check_sizes, in_dtype_of
 
 
 class RegisterConcat(nn.Module):
@@ -96,7 +96,7 @@ class RegisterCompressConcat(nn.Module):
         """Read ``registers`` ``[B, R, D]`` as ``[B, R * c]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'compress-concat'", self.num_registers, self.hidden_dim)
         # on a strided register slice the linear layer takes a slow path, 1.5 times the cost of copying first
-        compressed: Tensor = self.compress(registers.contiguous())
+        compressed: Tensor = self.compress(in_dtype_of(self.compress.weight, registers).contiguous())
         return compressed.flatten(1)
 
     def extra_repr(self) -> str:
