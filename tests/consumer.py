@@ -51,9 +51,12 @@ def built():
     """The consumer's programs, C++17, against the installed wheel; built once for all processes that run tests."""
     shared = Path(os.environ["REGPLUG_CACHE_DIR"]).parent
     with (shared / "cpp17.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds nothing left to build
-        settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
-        return build(shared / "cpp17", settings=settings)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / "cpp17" / "built"
+        if not done.exists():  # a second call of CMake may link a program again that others run by now
+            build(shared / "cpp17", settings={"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()})
+            done.touch()
+        return done.parent
 
 
 def run(program, *arguments, env=None, timeout=120):
