@@ -39,11 +39,13 @@ $(VENV)/tools: | compiler
 	$(BIN)/pip install --quiet --disable-pip-version-check 'hatchling>=1.25' cmake ninja nlohmann-json numpy
 	touch $@
 
-# nvsubquadratic is the oracle of the readout tests; its film.py runs without the packages that it asks for
+# Oracles of the tests: what they ask for besides, and another torch, is not needed for what is compared.
 $(VENV)/tested-tools: $(VENV)/tools
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0
-	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
+	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1
+	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
+	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@
 
 compiler:

@@ -18,19 +18,126 @@ def regplug_readouts() -> list[ReadoutEntry]:
             "regplug.readouts.concatenations:RegisterCompressConcat",
             summary="each register through one shared projection, then flat",
         ),
+        ReadoutEntry(
+            "select-concat",
+            "regplug.readouts.concatenations:RegisterSelectConcat",
+            summary="chosen registers, flat",
+        ),
+        ReadoutEntry(
+            "mamba-reg",
+            "regplug.readouts.concatenations:MambaRegReadout",
+            summary="compressed, flat, normalised, as Mamba-Reg reads its registers",
+        ),
+        ReadoutEntry(
+            "gated-abmil",
+            "regplug.readouts.attentions:RegisterGatedABMIL",
+            summary="weighted sum by a small gated network",
+        ),
+        ReadoutEntry(
+            "attention",
+            "regplug.readouts.attentions:RegisterAttention",
+            summary="learned queries attend over the registers (MAP head)",
+        ),
     ]
 
 
 @hookimpl
 def regplug_films() -> list[FiLMEntry]:
-    """The built-in FiLM generator, and the module whose names it shares."""
+    """The built-in FiLM generator, and the public families that are known by name; docs/film.md shows them."""
+    norms, diffusion = "diffusers.models.normalization", "policies.diffusion.modeling_diffusion"
     return [
         FiLMEntry(
             "kernel-film",
             "regplug.film:KernelFiLMGenerator",
+            width_at="mlp.0.in_features",
             classes=("nvsubquadratic.modules.film:KernelFiLMGenerator",),
             summary="conditioning vector -> (gamma, beta) for each hidden layer of a kernel network",
-        )
+        ),
+        FiLMEntry(
+            "dit",
+            "models:DiTBlock",
+            width="hidden_size",
+            width_at="adaLN_modulation.1.in_features",
+            form="1+gamma",
+            order="shift-first",
+            gives_pairs=False,
+            classes=("models:FinalLayer",),
+            summary="adaLN-zero: shift, scale, gate, of the attention, then of the MLP; tokens are cond_dim wide too",
+        ),
+        FiLMEntry(
+            "diffusers-zero",
+            f"{norms}:AdaLayerNormZero",
+            width="embedding_dim",
+            width_at="linear.in_features",
+            form="1+gamma",
+            order="shift-first",
+            gives_pairs=False,
+            classes=(f"{norms}:AdaLayerNormZeroSingle", f"{norms}:SD35AdaLayerNormZeroX"),
+            summary="adaLN-zero: shift, scale, gate, as dit; gives the gates back; tokens are cond_dim wide too",
+        ),
+        FiLMEntry(
+            "diffusers-norm",
+            f"{norms}:AdaLayerNorm",
+            width="embedding_dim",
+            width_at="linear.in_features",
+            form="1+gamma",
+            order="shift-first",
+            gives_pairs=False,
+            summary="with chunk_dim=1 (0 is for one vector, unbatched, gamma first); output_dim is twice the features'",
+        ),
+        FiLMEntry(
+            "diffusers-continuous",
+            f"{norms}:AdaLayerNormContinuous",
+            width="conditioning_embedding_dim",
+            width_at="linear.in_features",
+            form="1+gamma",
+            gives_pairs=False,
+            summary="embedding_dim is the width of the features",
+        ),
+        FiLMEntry(
+            "diffusers-group",
+            f"{norms}:AdaGroupNorm",
+            width="embedding_dim",
+            width_at="linear.in_features",
+            form="1+gamma",
+            gives_pairs=False,
+            summary="out_dim is the width of the features",
+        ),
+        FiLMEntry(
+            "diffusion-policy",
+            "diffusion_policy.model.diffusion.conditional_unet1d:ConditionalResidualBlock1D",
+            width_at="cond_encoder.1.in_features",
+            gives_pairs=False,
+            summary="with cond_predict_scale=True; without, beta alone is added",
+        ),
+        FiLMEntry(
+            "lerobot",
+            f"lerobot.{diffusion}:DiffusionConditionalResidualBlock1d",
+            width_at="cond_encoder.1.in_features",
+            gives_pairs=False,
+            classes=(f"lerobot.common.{diffusion}:DiffusionConditionalResidualBlock1d",),
+            summary="with use_film_scale_modulation=True; without, beta alone is added",
+        ),
+        FiLMEntry(
+            "rt1",
+            "film_efficientnet.film_conditioning_layer:FilmConditioning",
+            width="text_vector_size",
+            width_at="_projection_add.in_features",
+            form="1+gamma",
+            order="shift-first",
+            gives_pairs=False,
+            classes=("pytorch_robotics_transformer.film_efficientnet.film_conditioning_layer:FilmConditioning",),
+            summary="two layers that start at zero, that of beta first",
+        ),
+        FiLMEntry(
+            "rt1-lucidrains",
+            "classifier_free_guidance_pytorch.classifier_free_guidance_pytorch:FiLM",
+            width="dim",
+            width_at="net.0.in_features",
+            form="1+gamma",
+            gives_pairs=False,
+            summary="forward(conditions, hiddens); hidden_dim is the width of the features",
+        ),
     ]
 
 

@@ -1,4 +1,7 @@
-"""The built-in readouts: their formulas, nvSubquadratic's as the oracle, every way to run them, what they refuse."""
+"""The built-in readouts: their formulas, the modules of others as oracles, what their options refuse.
+
+What every readout owes alike, in every way to run it, is in test_strategies.py.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,39 @@ import importlib
 import io
 import math
 import pkgutil
-import re
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
+import torchvision_ops  # noqa: F401  # before timm
 from nvsubquadratic.modules import film as upstream
 from torch import Tensor, nn
 
 import regplug
-from regplug import ShapeError, SpecError
+from regplug import SpecError
+from regplug.readouts.attentions import RegisterAttention, RegisterGatedABMIL
 from regplug.readouts.averages import RegisterMean, RegisterPooling
-from regplug.readouts.concatenations import RegisterCompressConcat, RegisterConcat
+from regplug.readouts.concatenations import (
+    MambaRegReadout,
+    RegisterCompressConcat,
+    RegisterConcat,
+    RegisterSelectConcat,
+)
 
-R, D, C = 5, 7, 3
+R, D, C = 5, 6, 3
 MAKE: dict[str, Callable[[], nn.Module]] = {
     "mean": lambda: RegisterMean(R, D),
     "pool": lambda: RegisterPooling(R, D),
     "pool of any width": lambda: RegisterPooling(R),
     "concat": lambda: RegisterConcat(R, D),
     "compress-concat": lambda: RegisterCompressConcat(R, D, C),
+    "select-concat": lambda: RegisterSelectConcat(R, D, (3, 0)),
+    "mamba-reg": lambda: MambaRegReadout(R, D, ratio=2),
+    "gated-abmil": lambda: RegisterGatedABMIL(R, D, attention_dim=2),
+    "attention": lambda: RegisterAttention(R, D, num_queries=2, num_heads=3, mlp_ratio=1.5),
 }
-WIDTHS = {"mean": D, "pool": D, "pool of any width": D, "concat": R * D, "compress-concat": R * C}
 every_readout = pytest.mark.parametrize("name", MAKE)
 
 
@@ -64,57 +77,99 @@ def test_the_comparison_notices_one_wrong_bit_and_another_dtype() -> None:
 # ---- formulas
 
 
-def plain_answer(name: str, readout: nn.Module, sample: list[list[float]]) -> list[float]:
-    """The formula for one sample, in plain Python numbers."""
-    if name == "concat":
-        return [value for register in sample for value in register]
-    if name == "compress-concat":
-        rows = readout.compress.weight.tolist()
-        return [sum(w * x for w, x in zip(row, register, strict=True)) for register in sample for row in rows]
-    raised = [1.0] * R if name == "mean" else [math.exp(logit) for logit in readout.logits.tolist()]
-    weights = [one / sum(raised) for one in raised]
-    return [sum(weights[r] * sample[r][d] for r in range(R)) for d in range(D)]
+def linear(layer: nn.Linear, values: list[float]) -> list[float]:
+    biases = [0.0] * layer.out_features if layer.bias is None else layer.bias.tolist()
+    rows = zip(layer.weight.tolist(), biases, strict=True)
+    return [sum(w * x for w, x in zip(row, values, strict=True)) + bias for row, bias in rows]
+
+
+def softmax(values: list[float]) -> list[float]:
+    raised = [math.exp(value) for value in values]
+    return [one / sum(raised) for one in raised]
+
+
+def average(weights: list[float], sample: list[list[float]]) -> list[float]:
+    return [sum(w * x for w, x in zip(weights, column, strict=True)) for column in zip(*sample, strict=True)]
+
+
+def gated_abmil(readout: RegisterGatedABMIL, sample: list[list[float]]) -> list[float]:
+    scores = []
+    for register in sample:
+        value, gate = linear(readout.value, register), linear(readout.gate, register)
+        hidden = [math.tanh(v) / (1 + math.exp(-u)) for v, u in zip(value, gate, strict=True)]
+        scores += linear(readout.score, hidden)
+    return average(softmax(scores), sample)
+
+
+def attention(readout: RegisterAttention, sample: list[list[float]]) -> list[float]:
+    width, answer = D // 3, []
+    both = [linear(readout.kv, register) for register in sample]
+    for latent in readout.latent[0].tolist():
+        query, found = linear(readout.q, latent), []
+        for at in range(0, D, width):
+            keys = [register[at : at + width] for register in both]
+            scores = [sum(q * k for q, k in zip(query[at : at + width], key, strict=True)) for key in keys]
+            weights = softmax([score / math.sqrt(width) for score in scores])
+            found += average(weights, [register[D + at : D + at + width] for register in both])
+        attended = linear(readout.proj, found)
+        mean = sum(attended) / D
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in attended) / D + 1e-6)
+        scaled = zip(attended, readout.norm.weight.tolist(), readout.norm.bias.tolist(), strict=True)
+        normed = [(x - mean) / deviation * weight + bias for x, weight, bias in scaled]
+        hidden = [0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in linear(readout.mlp.fc1, normed)]
+        answer += [x + y for x, y in zip(attended, linear(readout.mlp.fc2, hidden), strict=True)]
+    return answer
+
+
+def mamba_reg(readout: MambaRegReadout, sample: list[list[float]]) -> list[float]:
+    flat = [x for register in sample for x in linear(readout.neck, register)]
+    size = math.sqrt(sum(x * x for x in flat) / len(flat) + 1e-5)
+    return [x / size * weight for x, weight in zip(flat, readout.norm_neck.weight.tolist(), strict=True)]
+
+
+FORMULAS = {
+    "mean": lambda readout, sample: average([1 / R] * R, sample),
+    "pool": lambda readout, sample: average(softmax(readout.logits.tolist()), sample),
+    "pool of any width": lambda readout, sample: average(softmax(readout.logits.tolist()), sample),
+    "concat": lambda readout, sample: [x for register in sample for x in register],
+    "compress-concat": lambda readout, sample: [x for one in sample for x in linear(readout.compress, one)],
+    "select-concat": lambda readout, sample: sample[3] + sample[0],
+    "mamba-reg": mamba_reg,
+    "gated-abmil": gated_abmil,
+    "attention": attention,
+}
 
 
 @every_readout
 def test_a_readout_computes_its_formula(name: str) -> None:
     readout, given = trained(name, torch.float64), registers(dtype=torch.float64)
-    expected = torch.tensor([plain_answer(name, readout, sample) for sample in given.tolist()], dtype=torch.float64)
+    expected = torch.tensor([FORMULAS[name](readout, sample) for sample in given.tolist()], dtype=torch.float64)
     torch.testing.assert_close(readout(given), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(readout(given.flip(2)), expected, rtol=1e-12, atol=1e-12)
-
-
-@every_readout
-def test_a_readout_states_the_width_it_gives(name: str) -> None:
-    readout = MAKE[name]()
-    assert readout(registers()).shape == (3, WIDTHS[name])
-    assert readout.out_dim == (None if name == "pool of any width" else WIDTHS[name])
-
-
-@every_readout
-def test_a_strategy_of_the_registry_is_the_class_itself(name: str) -> None:
-    options = {"compressed_dim": C} if name == "compress-concat" else {}
-    strategy = name.partition(" ")[0]
-    made = regplug.create(strategy, num_registers=R, hidden_dim=D, **options)
-    assert type(made) is type(MAKE[name]())
-    assert made.out_dim == WIDTHS[name]
-    assert (made.num_registers, made.hidden_dim) == (R, D)
 
 
 def test_the_learned_average_starts_as_the_plain_one() -> None:
     torch.testing.assert_close(RegisterPooling(R, D)(registers()), RegisterMean(R, D)(registers()))
 
 
-@pytest.mark.parametrize("name", ["mean", "pool"])
-def test_an_average_does_not_depend_on_the_other_samples(name: str) -> None:
-    readout = trained(name)
-    torch.testing.assert_close(readout(registers())[1:2], readout(registers()[1:2]))
-
-
-def test_pooling_of_any_width_takes_any_width() -> None:
+def test_pooling_of_any_width_takes_any_width_in_every_mode() -> None:
     readout = RegisterPooling(R)
-    assert [readout(torch.zeros(2, R, width)).shape[1] for width in (1, 7, 384)] == [1, 7, 384]
+    assert readout.out_dim is None
+    torch.compiler.reset()
+    for run in (readout, torch.jit.script(readout), torch.compile(readout, backend="eager", fullgraph=True)):
+        assert [run(torch.zeros(2, R, width)).shape[1] for width in (1, 7, 384)] == [1, 7, 384]
+        for wrong in (torch.zeros(2, R + 1, D), torch.zeros(R, D)):
+            with pytest.raises(
+                (ValueError, RuntimeError, torch.jit.Error), match=rf"readout 'pool': expected registers \[B, {R}, "
+            ):
+                run(wrong)
+
+
+@pytest.mark.parametrize("strategy", ["attention", "gated-abmil"])
+def test_what_attends_does_not_ask_in_which_order_the_registers_come(strategy: str) -> None:
+    readout = trained(strategy)
+    torch.testing.assert_close(readout(registers().flip(1)), readout(registers()), rtol=1e-5, atol=1e-6)
 
 
 # ---- nvSubquadratic as the oracle
@@ -191,13 +246,6 @@ def test_weight_decay_tags_and_flop_counts_are_those_of_upstream(name: str) -> N
     assert [ours.flop_count(dim) for dim in (1, D, 384)] == [theirs.flop_count(dim) for dim in (1, D, 384)]
 
 
-def test_flop_counts_follow_their_formulas() -> None:
-    assert RegisterPooling(4, 384).flop_count(384) == 3 * 4 + 2 * 4 * 384
-    assert RegisterCompressConcat(4, 384, 96).flop_count(384) == 4 * 2 * 384 * 96
-    assert RegisterMean(4, 384).flop_count(384) == 4 * 384
-    assert RegisterConcat(4, 384).flop_count(384) == 0
-
-
 def test_compress_concat_keeps_the_attributes_of_upstream() -> None:
     ours, theirs = oracles("compress-concat")
     for word in ("num_registers", "hidden_dim", "compressed_dim", "out_dim"):
@@ -207,65 +255,64 @@ def test_compress_concat_keeps_the_attributes_of_upstream() -> None:
     assert repr(ours) == repr(theirs)
 
 
-# ---- every way to run it
-
-BATCHES = (0, 1, 2, 7)
+# ---- timm and transformers as oracles
 
 
-@pytest.fixture
-def compiled() -> Callable[[nn.Module], Callable[[Tensor], Tensor]]:
-    torch.compiler.reset()
-    return lambda module: torch.compile(module, backend="eager", fullgraph=True)
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("gelu", ["exact", "tanh"])
+def test_attention_answers_as_that_of_timm_with_the_same_weights(queries: int, gelu: str) -> None:
+    from timm.layers import AttentionPoolLatent
+
+    ours = RegisterAttention(R, 48, num_queries=queries, num_heads=4, gelu=gelu)
+    activation = partial(nn.GELU, approximate="none" if gelu == "exact" else "tanh")
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    theirs = AttentionPoolLatent(
+        48, num_heads=4, latent_len=queries, pool_type="", norm_layer=norm, act_layer=activation
+    )
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    given = torch.randn(3, R, 48)
+    torch.testing.assert_close(ours(given), theirs(given).flatten(1), rtol=1e-6, atol=1e-6)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ours(given.flip(2)), theirs(given).flatten(1), rtol=1e-6, atol=1e-6)
 
 
-@every_readout
-def test_a_scripted_readout_answers_as_the_eager_one(name: str) -> None:
-    readout = trained(name)
-    scripted = torch.jit.script(readout)
-    for batch in BATCHES:
-        identical(scripted(registers(batch)), readout(registers(batch)))
+def test_attention_answers_as_the_head_of_siglip_with_the_same_weights() -> None:
+    from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
+    from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
+
+    config = SiglipVisionConfig(hidden_size=48, num_attention_heads=4, intermediate_size=96)
+    theirs = SiglipMultiheadAttentionPoolingHead(config).eval()
+    ours = RegisterAttention(R, 48, num_heads=4, mlp_ratio=2.0, gelu="tanh")
+    state = theirs.state_dict()
+    query, *key_value = state.pop("attention.in_proj_weight").chunk(3)
+    query_bias, *key_value_bias = state.pop("attention.in_proj_bias").chunk(3)
+    ours.load_state_dict(
+        {
+            "latent": state["probe"],
+            "q.weight": query,
+            "q.bias": query_bias,
+            "kv.weight": torch.cat(key_value),
+            "kv.bias": torch.cat(key_value_bias),
+            **{f"proj.{word}": state[f"attention.out_proj.{word}"] for word in ("weight", "bias")},
+            **{f"norm.{word}": state[f"layernorm.{word}"] for word in ("weight", "bias")},
+            **{key: value for key, value in state.items() if key.startswith("mlp.")},
+        },
+        strict=True,
+    )
+    given = torch.randn(3, R, 48)
+    torch.testing.assert_close(ours(given), theirs(given), rtol=1e-5, atol=1e-6)
 
 
-@every_readout
-def test_a_compiled_readout_answers_as_the_eager_one(
-    name: str, compiled: Callable[[nn.Module], Callable[[Tensor], Tensor]]
-) -> None:
-    readout = trained(name)
-    fast = compiled(readout)
-    for batch in BATCHES:
-        identical(fast(registers(batch)), readout(registers(batch)))
+def test_mamba_reg_keeps_the_keys_and_the_start_of_its_source() -> None:
+    torch.manual_seed(0)
+    readout = MambaRegReadout(12, 384, ratio=2)
+    shapes = {key: tuple(value.shape) for key, value in readout.state_dict().items()}
+    assert shapes == {"neck.weight": (192, 384), "norm_neck.weight": (2304,)}
+    assert readout.neck.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert readout.norm_neck.weight.unique().tolist() == [1.0]
 
 
-@every_readout
-def test_an_exported_readout_takes_any_batch_and_answers_as_the_eager_one(name: str) -> None:
-    readout = trained(name)
-    batch_size = torch.export.Dim("batch", min=0)
-    exported = torch.export.export(readout, (registers(),), dynamic_shapes=({0: batch_size},)).module()
-    for batch in BATCHES:
-        identical(exported(registers(batch)), readout(registers(batch)))
-
-
-@every_readout
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_a_readout_works_in_each_dtype_and_keeps_it(name: str, dtype: torch.dtype, tolerance: float) -> None:
-    readout = trained(name, dtype)
-    given = registers(dtype=dtype)
-    exact = trained(name, dtype).double()(given.double())
-    answer = readout(given)
-    assert answer.dtype == dtype
-    torch.testing.assert_close(answer.double(), exact, rtol=tolerance, atol=tolerance)
-    identical(torch.jit.script(readout)(given), answer)
-
-
-@every_readout
-@pytest.mark.parametrize("start", [0, 1, 4])
-def test_a_register_slice_of_the_tokens_is_read_as_its_contiguous_copy(name: str, start: int) -> None:
-    readout = trained(name)
-    tokens = torch.randn(3, R + 4, D)
-    strided = tokens[:, start : start + R]
-    assert not strided.is_contiguous()
-    for run in (readout, torch.jit.script(readout)):
-        torch.testing.assert_close(run(strided), readout(strided.contiguous()), rtol=1e-6, atol=1e-6)
+# ---- as a module among others
 
 
 @every_readout
@@ -289,76 +336,33 @@ def test_a_readout_moves_and_trains_as_any_module() -> None:
     assert readout.to("meta")(torch.zeros(9, R, D, device="meta")).shape == (9, R * C)
 
 
-# ---- refusals
-
-WRONG_SHAPES = {
-    "one register too many": (2, R + 1, D),
-    "one register too few": (2, R - 1, D),
-    "another width": (2, R, D + 1),
-    "registers and width exchanged": (2, D, R),
-    "no batch": (R, D),
-    "a fourth size": (2, R, D, 1),
-    "no size at all": (),
-}
-wrong_shapes = pytest.mark.parametrize("why", WRONG_SHAPES)
+# ---- options
 
 
-def refusal(name: str, shape: tuple[int, ...]) -> str:
-    wanted = D if name != "pool of any width" else (shape[-1] if shape else 0)
-    strategy = name.partition(" ")[0]
-    return f"readout {strategy!r}: expected registers [B, {R}, {wanted}], got {list(shape)}."
-
-
-def fits_any_width(name: str, why: str) -> bool:
-    return name == "pool of any width" and why == "another width"
-
-
-refused = [(name, why) for name in MAKE for why in WRONG_SHAPES if not fits_any_width(name, why)]
-
-
-@pytest.mark.parametrize(("name", "why"), refused)
-def test_a_wrong_shape_is_refused_eager_and_scripted_with_both_shapes(name: str, why: str) -> None:
-    shape = WRONG_SHAPES[why]
-    readout = MAKE[name]()
-    with pytest.raises(ShapeError) as eager:
-        readout(torch.zeros(shape))
-    assert str(eager.value) == refusal(name, shape)
-    assert isinstance(eager.value, ValueError)
-    with pytest.raises(torch.jit.Error) as scripted:
-        torch.jit.script(readout)(torch.zeros(shape))
-    assert refusal(name, shape) in str(scripted.value)
-
-
-@every_readout
-@pytest.mark.parametrize("why", ["one register too many", "registers and width exchanged", "no batch"])
-def test_a_wrong_shape_is_refused_compiled_with_the_text_inside(
-    name: str, why: str, compiled: Callable[[nn.Module], Callable[[Tensor], Tensor]]
-) -> None:
-    with pytest.raises(RuntimeError) as caught:
-        compiled(MAKE[name]())(torch.zeros(WRONG_SHAPES[why]))
-    strategy = name.partition(" ")[0]
-    assert f"readout {strategy!r}: expected registers [B, {R}, " in str(caught.value)
-
-
-@every_readout
-def test_an_exported_readout_refuses_another_number_of_registers(name: str) -> None:
-    exported = torch.export.export(MAKE[name](), (registers(),)).module()
-    assert exported(registers()).shape == (3, WIDTHS[name])
-    with pytest.raises(AssertionError, match=re.escape(f"{R}")):
-        exported(torch.zeros(3, R + 1, D))
-
-
-@pytest.mark.parametrize("word", ["num_registers", "hidden_dim", "compressed_dim"])
-@pytest.mark.parametrize("value", [0, -1, 2.0, True, "4"])
-def test_a_size_that_is_no_positive_integer_is_refused_by_name(word: str, value: object) -> None:
-    sizes = {"num_registers": R, "hidden_dim": D, "compressed_dim": C, word: value}
-    classes = {RegisterCompressConcat: 3, RegisterConcat: 2, RegisterMean: 2, RegisterPooling: 2}
-    for readout, count in classes.items():
-        given = dict(list(sizes.items())[:count])
-        if word in given:
-            with pytest.raises(SpecError) as caught:
-                readout(**given)
-            assert str(caught.value) == f"{readout.__name__}: {word}: expected a positive integer, got {value!r}."
+@pytest.mark.parametrize(
+    ("strategy", "options", "text"),
+    [
+        ("compress-concat", {"compressed_dim": 0}, "compressed_dim: expected a positive integer, got 0"),
+        ("select-concat", {"indices": ()}, "expected different integers from 0 to 4, at least one, got []"),
+        ("select-concat", {"indices": (0, 5)}, "expected different integers from 0 to 4, at least one, got [0, 5]"),
+        ("select-concat", {"indices": (-1,)}, "expected different integers from 0 to 4, at least one, got [-1]"),
+        ("select-concat", {"indices": (1, 1)}, "expected different integers from 0 to 4, at least one, got [1, 1]"),
+        ("select-concat", {"indices": (0, True)}, "option 'indices': expected tuple[int, ...], got (0, True)"),
+        ("mamba-reg", {"ratio": 1}, "MambaRegReadout: ratio: expected 2 or more, got 1; use 'concat'"),
+        ("mamba-reg", {"ratio": 4}, "MambaRegReadout: hidden_dim: expected a multiple of ratio=4, got 6"),
+        ("gated-abmil", {"attention_dim": -1}, "attention_dim: expected a positive integer, got -1"),
+        ("attention", {"num_queries": 0}, "RegisterAttention: num_queries: expected a positive integer, got 0"),
+        ("attention", {}, "RegisterAttention: hidden_dim: expected a multiple of num_heads=8, got 6"),
+        ("attention", {"num_heads": 3, "mlp_ratio": math.nan}, "expected a positive, finite number, got nan"),
+        ("attention", {"num_heads": 3, "mlp_ratio": 0.1}, "mlp_ratio: expected at least 1 / 6, got 0.1"),
+        ("attention", {"num_heads": 3, "gelu": "fast"}, "option 'gelu': expected Literal['exact', 'tanh'], got 'fast'"),
+        ("attention", {"num_head": 3}, "option 'num_head': expected a known option, got 3"),
+    ],
+)  # fmt: skip
+def test_an_option_that_does_not_fit_is_refused_when_it_is_asked_for(strategy: str, options: dict, text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        regplug.resolve(strategy, num_registers=R, hidden_dim=D, **options)
+    assert text in str(caught.value)
 
 
 # ---- examples in docstrings
@@ -374,13 +378,3 @@ def modules_of(package: ModuleType) -> list[str]:
 def test_the_examples_in_the_docstrings_run(module: str) -> None:
     report = doctest.testmod(importlib.import_module(module))
     assert report.failed == 0
-
-
-@pytest.mark.parametrize(
-    "public", [RegisterMean, RegisterPooling, RegisterConcat, RegisterCompressConcat, regplug.KernelFiLMGenerator]
-)
-def test_each_module_of_the_data_path_shows_a_shape_in_its_docstring(public: type) -> None:
-    (example,) = (test for test in doctest.DocTestFinder(recurse=False).find(public) if test.examples)
-    assert "torch.Size" in example.examples[-1].want
-    example.examples[-1].want = "torch.Size([2, 5])\n"
-    assert doctest.DocTestRunner(verbose=False).run(example, out=lambda text: None).failed == 1

@@ -2,9 +2,12 @@
 
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
-from regplug.readouts.check import check_registers, check_sizes, in_dtype_of
+from regplug.errors import SpecError
+from regplug.layout import is_int
+from regplug.readouts.check import check_multiple, check_registers, check_sizes, in_dtype_of
 
 
 class RegisterConcat(nn.Module):
@@ -18,7 +21,6 @@ class RegisterConcat(nn.Module):
         SpecError: A size is not a positive integer.
 
     Example:
-        >>> import torch
         >>> RegisterConcat(4, 384)(torch.zeros(2, 4, 384)).shape
         torch.Size([2, 1536])
     """
@@ -64,7 +66,6 @@ class RegisterCompressConcat(nn.Module):
         SpecError: A size is not a positive integer.
 
     Example:
-        >>> import torch
         >>> RegisterCompressConcat(4, 384, compressed_dim=96)(torch.zeros(2, 4, 384)).shape
         torch.Size([2, 384])
     """
@@ -104,4 +105,116 @@ class RegisterCompressConcat(nn.Module):
         return (
             f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, "
             f"compressed_dim={self.compressed_dim}, out_dim={self.out_dim}"
+        )
+
+
+class RegisterSelectConcat(nn.Module):
+    """Some of the registers side by side: ``c = [x_i1 || ... || x_ik]`` for given indices. No parameters.
+
+    Source: RADIO's summary (Ranzinger et al., 2024, arXiv:2312.06709), which reads the class tokens of chosen teachers.
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D; ``cond_dim`` is k * D.
+        indices: Which registers, in the order in which they stand in the output; each from 0 to R - 1, none twice.
+
+    Raises:
+        SpecError: A size is not a positive integer, or an index is none, stands twice or lies outside the registers.
+
+    Example:
+        >>> RegisterSelectConcat(4, 384, indices=(0, 2))(torch.zeros(2, 4, 384)).shape
+        torch.Size([2, 768])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    indices: Final[tuple[int, ...]]
+    out_dim: Final[int]
+
+    def __init__(self, num_registers: int, hidden_dim: int, indices: tuple[int, ...]) -> None:
+        check_sizes("RegisterSelectConcat", num_registers=num_registers, hidden_dim=hidden_dim)
+        in_range = [index for index in indices if is_int(index) and 0 <= index < num_registers]
+        if not in_range or len(set(in_range)) != len(indices):
+            raise SpecError(
+                f"RegisterSelectConcat: indices: expected different integers from 0 to {num_registers - 1}, "
+                f"at least one, got {list(indices)}."
+            )
+        super().__init__()
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.indices = tuple(indices)
+        self.out_dim = len(self.indices) * hidden_dim
+
+    def flop_count(self, hidden_dim: int) -> int:
+        """No FLOPs: it only moves numbers."""
+        return 0
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Lay the chosen of ``registers`` ``[B, R, D]`` side by side as ``[B, k * D]``; else a ShapeError."""
+        check_registers(registers, "readout 'select-concat'", self.num_registers, self.hidden_dim)
+        return torch.cat([registers[:, index] for index in self.indices], dim=1)
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, indices={self.indices}"
+
+
+class MambaRegReadout(nn.Module):
+    """Compress each register, lay them side by side, normalise: ``c = RMSNorm([W x_1 || ... || W x_R])``.
+
+    W, without bias, keeps D / ratio of each register; the norm has a weight and eps 1e-5. W starts from a normal
+    distribution of deviation 0.02, cut at 2, the norm's weight at 1.
+    Source: Mamba-Reg (Wang et al., 2024, arXiv:2405.14858), models_mamba.py, whose keys ``neck`` and ``norm_neck``
+    it keeps. There the width is written three times, ``R * (D // ratio)``, ``R * D // ratio`` and ``D * (R // ratio)``,
+    which agree only where ratio divides both; here it is the first, and ratio must divide D.
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D, a multiple of ``ratio``; ``cond_dim`` is R * D / ratio.
+        ratio: How much of each register is given up, >= 2. (With 1 the source has neither layer: that is ``concat``.)
+
+    Raises:
+        SpecError: A size is not a positive integer, ``ratio`` is below 2 or does not divide D.
+
+    Example:
+        >>> MambaRegReadout(12, 384, ratio=2)(torch.zeros(2, 12, 384)).shape
+        torch.Size([2, 2304])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    ratio: Final[int]
+    out_dim: Final[int]
+
+    def __init__(self, num_registers: int, hidden_dim: int, ratio: int = 2) -> None:
+        check_sizes("MambaRegReadout", num_registers=num_registers, hidden_dim=hidden_dim, ratio=ratio)
+        if ratio == 1:
+            raise SpecError("MambaRegReadout: ratio: expected 2 or more, got 1; use 'concat'.")
+        check_multiple("MambaRegReadout", "hidden_dim", hidden_dim, ratio, f"ratio={ratio}")
+        super().__init__()
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.ratio = ratio
+        self.out_dim = num_registers * (hidden_dim // ratio)
+        self.neck = nn.Linear(hidden_dim, hidden_dim // ratio, bias=False)
+        self.norm_neck = nn.RMSNorm(self.out_dim, eps=1e-5)
+        nn.init.trunc_normal_(self.neck.weight, std=0.02)
+
+    def flop_count(self, hidden_dim: int) -> int:
+        """FLOPs for one sample: 2 per multiply-add of the compression, 4 per channel of the norm."""
+        return self.num_registers * (hidden_dim // self.ratio) * (2 * hidden_dim + 4)
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, R * D / ratio]``; another shape is a ShapeError."""
+        check_registers(registers, "readout 'mamba-reg'", self.num_registers, self.hidden_dim)
+        compressed: Tensor = self.neck(in_dtype_of(self.neck.weight, registers).contiguous())
+        # under autocast it comes as bfloat16, for which the norm has no fast path beside a float32 weight
+        normed: Tensor = self.norm_neck(in_dtype_of(self.norm_neck.weight, compressed.flatten(1)))
+        return normed
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return (
+            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, "
+            f"ratio={self.ratio}, out_dim={self.out_dim}"
         )

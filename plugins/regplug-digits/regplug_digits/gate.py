@@ -56,6 +56,7 @@ class DigitsGate(nn.Module):
                 f"readout 'digits-gate': expected registers [B, {self.num_registers}, {self.hidden_dim}], "
                 f"got {list(registers.shape)}."
             )
+        registers = registers.to(self.bias.dtype)
         return (torch.sigmoid(self.gate(registers) + self.bias) * registers).mean(dim=1)
 
     def extra_repr(self) -> str:

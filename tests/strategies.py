@@ -1,0 +1,42 @@
+"""Every strategy that is installed for the tests, with options that fit R = 4 and D = 24."""
+
+import functools
+
+import torch
+
+import regplug
+
+R, D = 4, 24
+# strategy -> its options, and the FLOPs for one sample that torch's counter does not see: those by element
+EVERY = {
+    "regplug:mean": ({}, R * D),
+    "regplug:pool": ({}, 3 * R),
+    "regplug:concat": ({}, 0),
+    "regplug:compress-concat": ({"compressed_dim": 6}, 0),
+    "regplug:select-concat": ({"indices": (2, 0)}, 0),
+    "regplug:mamba-reg": ({"ratio": 3}, 4 * R * 8),
+    "regplug:gated-abmil": ({"attention_dim": 5}, R * (3 * 5 + 3)),
+    "regplug:attention": ({"num_queries": 2, "num_heads": 3}, 2 * (3 * R * 3 + 4 * D + 7 * D)),
+    "regplug-digits:digits-gate": ({}, 0),
+}
+
+
+@functools.cache
+def spec_of(strategy):
+    """The strategy's spec at R = 4 and D = 24."""
+    return regplug.resolve(strategy, num_registers=R, hidden_dim=D, **EVERY[strategy][0])
+
+
+def trained(strategy, dtype=torch.float32):
+    """A readout whose parameters are no longer the initial ones."""
+    torch.manual_seed(0)
+    readout = spec_of(strategy).build().to(dtype)
+    with torch.no_grad():
+        for parameter in readout.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return readout
+
+
+def registers(batch=3, dtype=torch.float32):
+    """Registers ``[batch, R, D]``, the same every time."""
+    return torch.randn(batch, R, D, generator=torch.Generator().manual_seed(batch)).to(dtype)
