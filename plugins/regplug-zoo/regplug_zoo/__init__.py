@@ -1,0 +1,1 @@
+"""More register readouts for regplug, one family a file; importing this imports no torch."""

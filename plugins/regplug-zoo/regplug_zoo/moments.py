@@ -1,0 +1,191 @@
+"""Readouts without parameters: sum, maximum and moments over the registers, channel by channel."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from regplug.readouts.check import check_positive, check_registers, check_sizes
+
+
+class RegisterSum(nn.Module):
+    """The sum of the registers: ``c = sum_r x_r``. No parameters.
+
+    Unlike the mean it grows with R.
+    Source: Deep Sets (Zaheer et al., 2017), with the identity inside and outside.
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D; ``cond_dim`` is D.
+
+    Raises:
+        SpecError: A size is not a positive integer.
+
+    Example:
+        >>> RegisterSum(4, 384)(torch.zeros(2, 4, 384)).shape
+        torch.Size([2, 384])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    out_dim: Final[int]
+
+    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+        check_sizes("RegisterSum", num_registers=num_registers, hidden_dim=hidden_dim)
+        super().__init__()
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.out_dim = hidden_dim
+
+    def flop_count(self, dim: int) -> int:
+        """FLOPs for one sample of width ``dim``: R - 1 additions per channel; no matrix part."""
+        return (self.num_registers - 1) * dim
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Add ``registers`` ``[B, R, D]`` up to ``[B, D]``; another shape is a ShapeError."""
+        check_registers(registers, "readout 'sum'", self.num_registers, self.hidden_dim)
+        return registers.sum(dim=1)
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+
+
+class RegisterMax(nn.Module):
+    """The largest value of each channel: ``c = max_r x_r``. No parameters.
+
+    Registers that tie for the maximum share its gradient evenly (``torch.amax``; ``torch.max`` gives it to one).
+    Source: PointNet (Qi et al., 2017).
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D; ``cond_dim`` is D.
+
+    Raises:
+        SpecError: A size is not a positive integer.
+
+    Example:
+        >>> RegisterMax(4, 384)(torch.zeros(2, 4, 384)).shape
+        torch.Size([2, 384])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    out_dim: Final[int]
+
+    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+        check_sizes("RegisterMax", num_registers=num_registers, hidden_dim=hidden_dim)
+        super().__init__()
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.out_dim = hidden_dim
+
+    def flop_count(self, dim: int) -> int:
+        """FLOPs for one sample of width ``dim``: R - 1 comparisons per channel; no matrix part."""
+        return (self.num_registers - 1) * dim
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+        check_registers(registers, "readout 'max'", self.num_registers, self.hidden_dim)
+        return registers.amax(dim=1)
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+
+
+class RegisterAvgMax(nn.Module):
+    """Half of mean plus maximum: ``c = (mean_r x_r + max_r x_r) / 2``. No parameters.
+
+    Registers that tie for the maximum share its gradient evenly (``torch.amax``).
+    Source: timm, layers/pool1d.py, ``global_pool_nlc`` with ``pool_type="avgmax"``.
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D; ``cond_dim`` is D.
+
+    Raises:
+        SpecError: A size is not a positive integer.
+
+    Example:
+        >>> RegisterAvgMax(4, 384)(torch.zeros(2, 4, 384)).shape
+        torch.Size([2, 384])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    out_dim: Final[int]
+
+    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+        check_sizes("RegisterAvgMax", num_registers=num_registers, hidden_dim=hidden_dim)
+        super().__init__()
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.out_dim = hidden_dim
+
+    def flop_count(self, dim: int) -> int:
+        """FLOPs for one sample of width ``dim``: R for the mean, R - 1 for the maximum, 2 to join; no matrix part."""
+        return (2 * self.num_registers + 1) * dim
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+        check_registers(registers, "readout 'avgmax'", self.num_registers, self.hidden_dim)
+        return 0.5 * (registers.amax(dim=1) + registers.mean(dim=1))
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+
+
+class RegisterMeanStd(nn.Module):
+    """Mean and standard deviation side by side: ``c = [m || sqrt(mean_r (x_r - m)^2 + eps)], m = mean_r x_r``.
+
+    The deviation is the biased one and eps stands under the root: R = 1 and equal registers have finite
+    gradients. No parameters; 16-bit registers are computed in float32, in which eps does not vanish.
+    Source: x-vectors' statistics pooling (Snyder et al., 2018).
+
+    Args:
+        num_registers: Registers per sample, R >= 1.
+        hidden_dim: Width of a register token, D; ``cond_dim`` is 2 * D.
+        eps: What is added to the variance, positive.
+
+    Raises:
+        SpecError: A size is not a positive integer, or eps is not positive and finite.
+
+    Example:
+        >>> RegisterMeanStd(4, 384)(torch.zeros(2, 4, 384)).shape
+        torch.Size([2, 768])
+    """
+
+    num_registers: Final[int]
+    hidden_dim: Final[int]
+    out_dim: Final[int]
+    eps: Final[float]
+
+    def __init__(self, num_registers: int, hidden_dim: int, eps: float = 1e-6) -> None:
+        check_sizes("RegisterMeanStd", num_registers=num_registers, hidden_dim=hidden_dim)
+        check_positive("RegisterMeanStd", eps=eps)
+        super().__init__()
+        self.num_registers = num_registers
+        self.hidden_dim = hidden_dim
+        self.out_dim = 2 * hidden_dim
+        self.eps = float(eps)
+
+    def flop_count(self, dim: int) -> int:
+        """FLOPs for one sample of width ``dim``: per channel R, then 3 for each register and 2; no matrix part."""
+        return (4 * self.num_registers + 2) * dim
+
+    def forward(self, registers: Tensor) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, 2 * D]``; another shape is a ShapeError."""
+        check_registers(registers, "readout 'mean-std'", self.num_registers, self.hidden_dim)
+        wide = registers.to(torch.promote_types(registers.dtype, torch.float32))
+        mean = wide.mean(dim=1)
+        # Tensor.var over a middle dimension is several times slower
+        deviation = ((wide - mean.unsqueeze(1)).square().mean(dim=1) + self.eps).sqrt()
+        return torch.cat([mean, deviation], dim=1).to(registers.dtype)
+
+    def extra_repr(self) -> str:
+        """The sizes, as ``print(module)`` shows them."""
+        return (
+            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, out_dim={self.out_dim}, eps={self.eps}"
+        )
