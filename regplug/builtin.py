@@ -62,7 +62,7 @@ def regplug_films() -> list[FiLMEntry]:
             order="shift-first",
             gives_pairs=False,
             classes=("models:FinalLayer",),
-            summary="adaLN-zero: shift, scale, gate, of the attention, then of the MLP; tokens are cond_dim wide too",
+            summary="facebookresearch/DiT: shift, scale, gate, twice; tokens are cond_dim wide too",
         ),
         FiLMEntry(
             "diffusers-zero",
@@ -73,7 +73,7 @@ def regplug_films() -> list[FiLMEntry]:
             order="shift-first",
             gives_pairs=False,
             classes=(f"{norms}:AdaLayerNormZeroSingle", f"{norms}:SD35AdaLayerNormZeroX"),
-            summary="adaLN-zero: shift, scale, gate, as dit; gives the gates back; tokens are cond_dim wide too",
+            summary="shift, scale, gate; gives back the gates; tokens are cond_dim wide too",
         ),
         FiLMEntry(
             "diffusers-norm",
@@ -127,7 +127,7 @@ def regplug_films() -> list[FiLMEntry]:
             order="shift-first",
             gives_pairs=False,
             classes=("pytorch_robotics_transformer.film_efficientnet.film_conditioning_layer:FilmConditioning",),
-            summary="two layers that start at zero, that of beta first",
+            summary="maruya24/pytorch_robotics_transformer: two layers that start at zero, that of beta first",
         ),
         FiLMEntry(
             "rt1-lucidrains",
@@ -136,7 +136,7 @@ def regplug_films() -> list[FiLMEntry]:
             width_at="net.0.in_features",
             form="1+gamma",
             gives_pairs=False,
-            summary="forward(conditions, hiddens); hidden_dim is the width of the features",
+            summary="lucidrains/robotic-transformer-pytorch: hidden_dim is the width of the features",
         ),
     ]
 

@@ -121,19 +121,25 @@ class ReadoutEntry(Entry):
 
 @dataclass(frozen=True)
 class FiLMEntry(Entry):
-    """A family of FiLM generators: what it calls its width, and what its pairs mean.
+    """A family of FiLM modules: what it calls its width, and what its pairs mean.
 
     Args:
         width: The constructor's word for ``cond_dim``.
         form: ``"gamma"`` (``gamma * h + beta``) or ``"1+gamma"`` (``(1 + gamma) * h + beta``).
         order: ``"gamma-first"`` or ``"shift-first"``: which of a pair comes first.
         classes: Other classes of the same family, recognised by the names along a class's MRO.
+        width_at: Where an instance has its width, as dotted attributes (``"mlp.0.in_features"``); None for the
+            attribute that is named as ``width``.
+        gives_pairs: False for a module that applies FiLM to features itself: it pairs, but a ``Conditioner`` has no
+            use for it; form and order are then those inside it.
     """
 
     width: str = "cond_dim"
     form: str = "gamma"
     order: str = "gamma-first"
     classes: Sequence[str] = ()
+    width_at: str | None = None
+    gives_pairs: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from regplug.entries import FiLMEntry, Reference, check_convention, check_reference, load_reference, reference_of
 from regplug.errors import SpecError
 from regplug.installed import default_registry
+from regplug.layout import is_int
 from regplug.options import bind, parameters_of
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
@@ -41,8 +43,8 @@ def pair(
     Args:
         spec: The readout's choice; its ``cond_dim`` is passed on.
         film: A class, or ``"module:Class"``, that is then built; or an instance, that is then checked.
-        width: The constructor's (or the instance's) own word for ``cond_dim``; found among the known families
-            and words when None.
+        width: The constructor's own word for ``cond_dim``; for an instance the attribute that has it, dotted where
+            a layer does (``"mlp.0.in_features"``). Found among the known families and words when None.
         registry: Where families are looked up; the installed plugins when None.
         **options: The other arguments of the constructor.
 
@@ -92,13 +94,20 @@ def check_film_width(
         SpecError: The widths differ, or the generator does not say what it wants.
     """
     owner = f"FiLM generator {type(film).__name__}"
-    wanted = _wanted_width(film, width, registry)
+    wanted = wanted_width(film, width, registry)
     if wanted is None:
+        places = (width,) if width else _width_places(film, registry)
         raise SpecError(
-            f"{owner}: expected an integer attribute {' or '.join(WIDTH_WORDS)}, got none; use width= to name it."
+            f"{owner}: expected an integer attribute {' or '.join(places)}, got none; use width= to name it."
         )
     if wanted != cond_dim:
         raise SpecError(f"{owner}: expected conditioning of width {wanted}, got {cond_dim} from {giver}.")
+
+
+def wanted_width(film: nn.Module, width: str | None = None, registry: Registry | None = None) -> int | None:
+    """The width of conditioning that a generator says it wants, where ``width`` or its family says; else None."""
+    places = (width,) if width else _width_places(film, registry)
+    return next((number for place in places if (number := _integer_at(film, place)) is not None), None)
 
 
 def film_family(film: nn.Module | type, registry: Registry | None = None) -> FiLMEntry | None:
@@ -119,11 +128,17 @@ def convention_of(
     """What the generator's pairs mean: as stated, else as its family is known to mean.
 
     Raises:
-        SpecError: The family is not known and the caller states nothing, or states what its family does not mean;
-            a swapped pair passes every shape check, so nothing is guessed.
+        SpecError: The module applies FiLM itself, so there are no pairs; or its family is not known and the caller
+            states nothing, or states what its family does not mean: a swapped pair passes every shape check, so
+            nothing is guessed.
     """
     owner = f"FiLM generator {type(film).__name__}"
     family = film_family(film, registry)
+    if _applies_itself(film, family):
+        raise SpecError(
+            f"{owner}: expected forward(conditioning) -> [(gamma, beta), ...], got a module that applies FiLM itself; "
+            "use it without a Conditioner, with the readout's output in its own forward."
+        )
     form = form or (family.form if family else None)
     order = order or (family.order if family else None)
     if form is None or order is None:
@@ -144,31 +159,45 @@ def _is_named(name: str, entry: FiLMEntry) -> bool:
     return name == reference_of(entry.build) or name in entry.classes
 
 
+def _applies_itself(film: nn.Module, family: FiLMEntry | None) -> bool:
+    if family is not None and not family.gives_pairs:
+        return True
+    try:
+        parameters = inspect.signature(film.forward).parameters.values()
+    except (TypeError, ValueError):  # a scripted module shows no signature
+        return False
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return len(required) > 1  # features beside the conditioning vector
+
+
 def _width_word(owner: str, build: Callable[..., Any], registry: Registry | None) -> str:
     family = film_family(build, registry) if isinstance(build, type) else None
-    if family is not None:
+    if family is not None and _is_named(reference_of(build), family):
         return family.width
+    # a derived class may have a word of its own, beside its family's
+    known = dict.fromkeys(((family.width,) if family else ()) + WIDTH_WORDS)
     parameters = parameters_of(owner, build)
-    words = [word for word in WIDTH_WORDS if word in parameters]
+    words = [word for word in known if word in parameters]
     if len(words) != 1:
         raise SpecError(
-            f"{owner}: expected one of {', '.join(WIDTH_WORDS)} in its constructor, got {', '.join(words) or 'none'}; "
+            f"{owner}: expected one of {', '.join(known)} in its constructor, got {', '.join(words) or 'none'}; "
             "use width= to name it."
         )
     return words[0]
 
 
-def _wanted_width(film: nn.Module, width: str | None, registry: Registry | None) -> int | None:
+def _width_places(film: nn.Module, registry: Registry | None) -> tuple[str, ...]:
     family = film_family(film, registry)
-    for word in (width,) if width else ((family.width,) if family else ()) + WIDTH_WORDS:
-        value = getattr(film, word, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    if width is None and family is not None:
-        # nvSubquadratic's generator keeps no cond_dim: its first layer does
-        first = next((child for child in film.modules() if isinstance(child, nn.Linear)), None)
-        return None if first is None else first.in_features
-    return None
+    # a layer cannot be wrong about what it takes, an attribute can
+    own = () if family is None else (family.width_at, family.width)
+    return tuple(dict.fromkeys(place for place in own + WIDTH_WORDS if place))
+
+
+def _integer_at(film: nn.Module, place: str) -> int | None:
+    value: Any = film
+    for name in place.split("."):
+        value = getattr(value, name, None)
+    return value if is_int(value) else None
 
 
 def _name(build: Callable[..., Any]) -> str:
