@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from regplug.choices import chosen_backbone, chosen_spec
 from regplug.entries import ReadoutEntry, load_reference, reference_of
-from regplug.errors import NameLookupError
+from regplug.errors import NameLookupError, SpecError
 from regplug.folder import read_lone_file
 from regplug.installed import default_registry
 from regplug.options import describe as describe_options
+from regplug.options import describe_signature
 from regplug.reading import read_bundle
+from regplug.spec import ReadoutSpec
 from regplug.weights import read_header, read_metadata
+
+# what our docstrings have: ``c = ...``, after what it is made of, and a line, to the paragraph's end, with Source:
+EQUATION = re.compile(r"((?:``[^`=]+ = [^`]+``,\s+)*``c = [^`]+``)")
+SOURCE = re.compile(r"^Sources?: (.+?)(?:\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
+# where a strategy is built for its formula when no sizes are given; heads and ratios divide one of these
+TYPICAL_SIZES = ((4, 384), (8, 1024), (16, 27720))
 
 
 def inform(
@@ -103,23 +113,52 @@ def _inform_strategy(
     entry: ReadoutEntry, num_registers: int | None, hidden_dim: int | None, backbone: str | None, options: Any
 ) -> dict[str, Any]:
     build = load_reference(f"strategy {entry.name!r}", entry.build)
+    description = inspect.cleandoc(build.__doc__ or "")  # its own: getdoc would give that of nn.Module
     values: dict[str, Any] = {
         "strategy": entry.full_name,
         "summary": entry.summary,
         "provenance": asdict(entry.provenance) if entry.provenance else None,
         "class": reference_of(entry.build),
+        "signature": describe_signature(build),
         "options": describe_options(build, entry.sizes),
-        "description": inspect.getdoc(build),
+        "equation": _found(EQUATION, description),
+        "source": _found(SOURCE, description),
     }
     if backbone is None and num_registers is None and hidden_dim is None:
-        return values
+        spec = _spec_at_any_size(entry, options)
+        if spec is not None:
+            values |= {"formula": spec.formula, "conditions": spec.conditions}
+    else:
+        spec, _ = chosen_spec(entry.full_name, num_registers, hidden_dim, backbone, options)
+        values |= {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim, "cond_dim": spec.cond_dim}
+        values |= {"formula": spec.formula, "conditions": spec.conditions, **_costs(spec)}
+    return {**values, "description": description}
+
+
+def _spec_at_any_size(entry: ReadoutEntry, options: Any) -> ReadoutSpec | None:
+    """A spec for the sake of its formula; None where options are missing, and none were given."""
+    refusals = []
+    for num_registers, hidden_dim in TYPICAL_SIZES:
+        try:
+            return chosen_spec(entry.full_name, num_registers, hidden_dim, None, options)[0]
+        except SpecError as error:
+            refusals.append(error)
+    if options:
+        raise refusals[0]
+    return None
+
+
+def _costs(spec: ReadoutSpec) -> dict[str, int]:
     import torch
 
-    spec, _ = chosen_spec(entry.full_name, num_registers, hidden_dim, backbone, options)
     with torch.device("meta"):
         module = spec.build()
-    values["cond_dim"] = spec.cond_dim
-    values["parameters"] = sum(parameter.numel() for parameter in module.parameters())
-    if callable(getattr(module, "flop_count", None)):
-        values["flops_per_sample"] = module.flop_count(spec.hidden_dim)  # type: ignore[operator]
-    return values
+    costs = {"parameters": sum(parameter.numel() for parameter in module.parameters())}
+    with suppress(Exception):  # not every class has one, and another's may count something else
+        costs["flops_per_sample"] = int(module.flop_count(spec.hidden_dim))  # type: ignore[operator]
+    return costs
+
+
+def _found(pattern: re.Pattern[str], description: str) -> str | None:
+    match = pattern.search(description)
+    return " ".join(match[1].replace("``", "").split()) if match else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -78,11 +79,21 @@ def bind(
 
 def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) -> dict[str, str]:
     """The options that a constructor takes, each with its type and default as text."""
+    known = {*SIZES, *(words or {})}
+    return {name: text for name, text in _parameters(build).items() if name not in known}
+
+
+def describe_signature(build: Callable[..., Any]) -> str:
+    """How a constructor is called: ``Name(num_registers: int, eps: float = 1e-06)``."""
+    return f"{_name(build)}({', '.join(f'{name}: {text}' for name, text in _parameters(build).items())})"
+
+
+def _parameters(build: Callable[..., Any]) -> dict[str, str]:
     hints = _hints(build)
     return {
         name: _spell(hints.get(name, Any)) + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
-        for name, p in parameters_of(getattr(build, "__name__", repr(build)), build).items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in SIZES and name not in (words or {})
+        for name, p in parameters_of(_name(build), build).items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
 
 
@@ -99,11 +110,15 @@ def fits(value: object, hint: Any) -> bool:
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
             return len(value) == len(arguments) and all(map(fits, value, arguments))
         return not arguments or all(fits(item, arguments[0]) for item in value)
+    if origin in (dict, Mapping) and arguments:
+        key, inner = arguments  # another library's mapping counts, as its lists do
+        return isinstance(value, Mapping) and all(fits(k, key) and fits(v, inner) for k, v in value.items())
     if hint is int:
         return is_int(value)
     if hint is float:
-        return is_int(value) or isinstance(value, float)
-    if hint in (str, bool, dict):
+        # NaN passes what a constructor refuses by `<`, and shows in the output first
+        return is_int(value) or (isinstance(value, float) and not math.isnan(value))
+    if hint in (str, bool, dict, Mapping):
         return isinstance(value, hint)
     if hint is type(None):
         return value is None
@@ -138,6 +153,10 @@ def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:
         return typing.get_type_hints(target)
     except Exception:  # a hint may name what only a type checker imports: then the constructor alone judges
         return {}
+
+
+def _name(build: Callable[..., Any]) -> str:
+    return getattr(build, "__name__", repr(build))
 
 
 def _spell(hint: Any) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from regplug.entries import ReadoutEntry, load_reference
 from regplug.errors import SpecError
+from regplug.formula import WidthFormula, explain
 from regplug.layout import is_int
 from regplug.options import bind
 from regplug.strict import LARGEST
@@ -67,6 +70,35 @@ class ReadoutSpec:
         """The readout's class; imports its module."""
         return load_reference(_owner(self.entry), self.entry.build)
 
+    @property
+    def formula(self) -> str:
+        """``cond_dim`` for all sizes, such as ``"96*R"`` or ``"R*D/4"``, with these options; else ``"unknown"``.
+
+        Fitted to readouts built on the meta device at several R and D, and checked at others.
+        """
+        return self._explained.formula
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What R and D must be with these options, such as ``"4 divides D"``, as sizes that were tried showed.
+
+        Found for one size while the other stays as it is here.
+        """
+        return self._explained.conditions
+
+    @cached_property
+    def _explained(self) -> WidthFormula:
+        return explain(self._width_at, self.num_registers, self.hidden_dim)
+
+    def _width_at(self, num_registers: int, hidden_dim: int) -> int | None:
+        try:
+            with warnings.catch_warnings():  # a size that nobody asked for may draw a warning
+                warnings.simplefilter("ignore")
+                other = specify(self.entry, num_registers, hidden_dim, self.options)
+        except SpecError:
+            return None
+        return other.cond_dim if other.measured or not self.measured else None
+
     def build(self) -> nn.Module:
         """Make the readout: the plugin's own class, no wrapper, on the default device and dtype.
 
@@ -113,6 +145,8 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
     arguments = bind(owner, build, sizes, options, entry.sizes)
     cond_dim, measured = measure(owner, build, arguments, num_registers, hidden_dim)
+    if cond_dim < 1:
+        raise SpecError(f"{owner}: expected a cond_dim of at least 1, got {cond_dim} from its forward.")
     _check_storable(owner, "cond_dim", cond_dim)
     return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured)
 

@@ -278,7 +278,33 @@ def test_info_of_a_strategy_gives_options_width_parameters_and_flops(run):
     values = json.loads(out)
     assert values["options"] == {"compressed_dim": "int"}
     assert (values["cond_dim"], values["parameters"], values["flops_per_sample"]) == (24, 144, 4 * 2 * 24 * 6)
-    assert run("info", "pool")[1].startswith("strategy: regplug:pool\n")
+    assert (values["formula"], values["conditions"]) == ("6*R", [])
+    assert values["signature"] == "RegisterCompressConcat(num_registers: int, hidden_dim: int, compressed_dim: int)"
+    assert values["equation"] == "c = [W x_1 || ... || W x_R]"
+    assert values["source"].startswith("nvSubquadratic, modules/film.py, ")
+    assert values["provenance"] == {"distribution": "regplug", "version": regplug.__version__}
+    assert values["class"] == "regplug.readouts.concatenations:RegisterCompressConcat"
+    assert values["description"].startswith("Compress each register")
+
+
+def test_info_without_sizes_gives_the_formula_where_the_options_are_known(run):
+    code, out, _ = run("info", "mamba-reg", "-O", "ratio=4")
+    assert code == 0
+    assert out.startswith("strategy: regplug:mamba-reg\n")
+    assert {"formula: R*D/4", "conditions: 4 divides D"} <= set(out.splitlines())
+    assert "formula: D\nconditions: none\n" in run("info", "pool")[1]
+    code, out, _ = run("info", "compress-concat", "--json")
+    assert code == 0
+    assert not {"formula", "cond_dim"} & set(json.loads(out))
+    code, out, err = run("info", "compress-concat", "-O", "compressed_dim=0")
+    assert (code, out) == (2, "")
+    assert "compressed_dim: expected a positive integer, got 0" in err
+
+
+def test_info_asks_for_both_sizes_or_none(run):
+    code, _, err = run("info", "pool", "--num-registers", 4)
+    assert code == 2
+    assert "sizes: expected --num-registers R and --hidden-dim D" in err
 
 
 def test_info_of_a_bundle_and_of_its_lone_weights_file(run, bundle):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional, Union
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regplug import SpecError
-from regplug.options import bind, closest, describe, fits
+from regplug.options import bind, closest, describe, describe_signature, fits
 
 SIZES = {"num_registers": 4, "hidden_dim": 8}
 
@@ -148,6 +150,8 @@ REFUSED = [
     ("heads", None, "int"),
     ("scale", True, "float"),
     ("scale", "1", "float"),
+    ("scale", float("nan"), "float"),
+    ("kernel", [3, float("nan")], "tuple[int, float] | None"),
     ("act", "tanh", "Literal['gelu', 'relu']"),
     ("act", None, "Literal['gelu', 'relu']"),
     ("mask", False, "int | None"),
@@ -183,6 +187,9 @@ def test_a_value_of_another_type_is_refused_with_the_hint(option: str, value: ob
         (tuple, [1], 3),
         (tuple[int, int], (1, 2), (1, 2, 3)),
         (dict, {}, []),
+        (list[float], [math.inf], [math.nan]),
+        (dict[str, int], {"a": 1}, {"a": "1"}),
+        (Mapping[str, int], {}, [("a", 1)]),
         (Literal[1, 2], 1, True),
         (Literal[1], 1, 1.0),
         (Literal[True], True, 1),
@@ -200,6 +207,7 @@ def test_a_hint_that_is_not_understood_lets_the_value_through() -> None:
     assert fits(object(), Any)
     assert fits("x", Attend)
     assert fits(3, "a string as hint")
+    assert fits({}, typing.Dict)  # noqa: UP006
 
 
 json_values = st.recursive(
@@ -235,6 +243,11 @@ def test_a_constructor_is_described_without_its_sizes() -> None:
     }
     assert describe(AnotherWord, {"in_features": "hidden_dim", "tokens": "num_registers"}) == {"out": "int = 1"}
     assert describe(Untyped) == {"a": "any value", "b": "any value = 2"}
+
+
+def test_a_signature_shows_the_sizes_too() -> None:
+    assert describe_signature(AnotherWord) == "AnotherWord(in_features: int, tokens: int, out: int = 1)"
+    assert describe_signature(Open) == "Open(hidden_dim: int)"
 
 
 def test_the_end_of_a_message_about_an_unknown_word() -> None:
