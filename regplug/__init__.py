@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regplug.bundle import export as export
     from regplug.bundle import load as load
     from regplug.conditioner import Conditioner as Conditioner
+    from regplug.decay import param_groups as param_groups
     from regplug.entries import BackboneEntry as BackboneEntry
     from regplug.entries import ExportBackendEntry as ExportBackendEntry
     from regplug.entries import FiLMEntry as FiLMEntry
@@ -66,6 +67,7 @@ _HOMES = {
     "load": "bundle",
     "measure_backbone": "backbone",
     "pair": "pairing",
+    "param_groups": "decay",
     "resolve": "installed",
     "strategies": "installed",
     "verify": "verification",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from regplug.audit_commands import audit_command
+from regplug.bench_commands import bench_command
 from regplug.bundle_commands import export_command, verify_command
 from regplug.cache_commands import cache_command
 from regplug.choices import (
@@ -36,7 +38,7 @@ def group() -> None:
     """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
 
 
-for command in (export_command, verify_command, cache_command):
+for command in (export_command, verify_command, audit_command, bench_command, cache_command):
     group.add_command(command)
 
 

@@ -27,7 +27,8 @@ class KernelFiLMGenerator(nn.Module):
         num_film_layers: Pairs to give, one per hidden layer, >= 1.
         film_hidden_dim: Hidden width of the MLP.
         no_weight_decay: Tags for optimizers. Biases always get ``_no_weight_decay = True``. A float puts
-            ``_weight_decay`` on the weights (0.0 too); any other true value tags the weights as the biases.
+            ``_weight_decay`` on the weights (0.0 too); any other true value tags the weights as the biases. Kept, for
+            ``regplug.param_groups``: copies lose tags.
         init_type: ``"identity"``, or ``"small_random"``: the last weight is drawn from normal(0, init_std).
         init_std: Standard deviation for ``"small_random"``.
 
@@ -69,6 +70,7 @@ class KernelFiLMGenerator(nn.Module):
         self.kernel_hidden_dim = kernel_hidden_dim
         self.num_film_layers = num_film_layers
         self.film_hidden_dim = film_hidden_dim
+        self.no_weight_decay = no_weight_decay
         first = nn.Linear(cond_dim, film_hidden_dim)  # made in the source's order, so that one seed gives one start
         last = nn.Linear(film_hidden_dim, num_film_layers * 2 * kernel_hidden_dim)
         self.mlp = nn.Sequential(first, nn.GELU(), last)

@@ -18,6 +18,22 @@ EVERY = {
     "regplug:gated-abmil": ({"attention_dim": 5}, R * (3 * 5 + 3)),
     "regplug:attention": ({"num_queries": 2, "num_heads": 3}, 2 * (3 * R * 3 + 4 * D + 7 * D)),
     "regplug-digits:digits-gate": ({}, 0),
+    "regplug-zoo:sum": ({}, (R - 1) * D),
+    "regplug-zoo:max": ({}, (R - 1) * D),
+    "regplug-zoo:avgmax": ({}, (2 * R + 1) * D),
+    "regplug-zoo:mean-std": ({}, (4 * R + 2) * D),
+    "regplug-zoo:gem": ({}, (6 * R + 4) * D + 2),
+    "regplug-zoo:channel-pool": ({}, 5 * R * D),
+    "regplug-zoo:per-register-compress-concat": ({"compressed_dim": 6}, 0),
+    "regplug-zoo:concat-linear": ({"out_features": 7}, 7),
+    "regplug-zoo:abmil": ({"attention_dim": 5}, R * (5 + 3)),
+    "regplug-zoo:simpool": ({}, 9 * R * D + 4 * R),
+    "regplug-zoo:class-attention": ({"num_heads": 3}, 4 * (R + 1) * 3 + D),
+    "regplug-zoo:pma": (
+        {"num_seeds": 2, "num_heads": 3, "layer_norm": True},
+        4 * 2 * R * 3 + (6 * 2 + R) * D + 16 * 2 * D,
+    ),
+    "regplug-zoo:efficient-probing": ({"num_queries": 3, "d_out": 2}, 3 * D + 3 * R * 3 + 2 * R * 12),
 }
 
 

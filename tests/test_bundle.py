@@ -240,7 +240,12 @@ def test_a_conditioner_comes_back_to_the_bit_and_its_program_agrees(tmp_path, pl
     assert all(torch.equal(a, b) for a, b in zip(flatten(loaded(tokens)), wanted, strict=True))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(flatten(program(tokens)), wanted, strict=True))
     assert [len(pair) for pair in program(tokens)] == [2, 2]
-    assert done.manifest.film.options == {"kernel_hidden_dim": 5, "num_film_layers": 2, "film_hidden_dim": 64}
+    assert done.manifest.film.options == {
+        "kernel_hidden_dim": 5,
+        "num_film_layers": 2,
+        "film_hidden_dim": 64,
+        "no_weight_decay": False,
+    }
     assert done.manifest.input.shape == ("B", layout.num_tokens or "T", 24)
 
 

@@ -13,7 +13,16 @@ import pytest
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]
 
-BUILT_IN = ["compress-concat", "concat", "mean", "pool"]
+BUILT_IN = [
+    "attention",
+    "compress-concat",
+    "concat",
+    "gated-abmil",
+    "mamba-reg",
+    "mean",
+    "pool",
+    "select-concat",
+]
 
 # no import of regplug: two lines of entry points are the whole plugin
 ACME = """

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import readouts_page
+
+import regplug
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -18,6 +21,8 @@ PAGES = {
     "README.md": ("acme_readouts.py", 7),
     "docs/plugins.md": ("acme_model.py", 1),
     "docs/programs.md": (None, 12),
+    "docs/film.md": (None, 1),
+    "docs/readouts.md": (None, 5),
 }
 
 
@@ -77,6 +82,13 @@ def test_the_indented_commands_are_targets_of_the_makefile():
     assert commands == ["demo", "test"]
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(commands) <= set(targets)
+
+
+def test_the_table_of_readouts_is_what_the_registry_says():
+    names = [entry.full_name for entry in regplug.default_registry().readout_entries()]
+    said = readouts_page.TABLE.search(readouts_page.PAGE.read_text())[0]
+    assert said == readouts_page.table(names), "run `python tests/readouts_page.py`"
+    assert readouts_page.table(names[1:]) != said
 
 
 def test_links_lead_to_files():

@@ -31,6 +31,17 @@ from regplug.hookspecs import HOOKS, hookimpl
 NUMBERS = itertools.count()
 BUILTIN = Found("regplug", None, modules=["regplug.builtin"])
 
+BUILT_IN = [
+    "attention",
+    "compress-concat",
+    "concat",
+    "gated-abmil",
+    "mamba-reg",
+    "mean",
+    "pool",
+    "select-concat",
+]
+
 
 class FirstRegister(nn.Module):
     def __init__(self, hidden_dim: int) -> None:
@@ -88,8 +99,8 @@ def test_the_built_in_strategies_come_by_a_plugin_like_any_other() -> None:
     from regplug import builtin
 
     registry.register(builtin, "regplug", "7.1")
-    assert registry.strategies() == ["compress-concat", "concat", "mean", "pool"]
-    assert [entry.name for entry in registry.film_entries()] == ["kernel-film"]
+    assert registry.strategies() == BUILT_IN
+    assert [entry.name for entry in registry.film_entries()] == sorted(one.name for one in builtin.regplug_films())
     assert [entry.name for entry in registry.export_backend_entries()] == ["aotinductor", "torchscript"]
     assert registry.readout_entry("pool").full_name == "regplug:pool"
     assert registry.readout_entry("pool").provenance.version == "7.1"
@@ -184,7 +195,7 @@ def test_the_order_of_discovery_never_decides(order: tuple[str, ...], module: Ca
     registry = Registry({name: installed[name] for name in order})
     assert registry.readout_entry("pool").full_name == "regplug:pool"
     assert registry.readout_entry("acme:pool").build == "acme:Pool"
-    names = ["compress-concat", "concat", "mean", "pool", "own", "acme:pool", "zoo:pool"]
+    names = [*BUILT_IN, "own", "acme:pool", "zoo:pool"]
     assert sorted(registry.strategies()) == sorted(names)
 
 
@@ -193,7 +204,7 @@ def test_a_built_in_name_stays_the_built_in_whoever_else_uses_it() -> None:
     registry.register(Offers("pool", "mean"), "aaa")
     assert registry.readout_entry("pool").full_name == "regplug:pool"
     assert registry.readout_entry("aaa:pool").full_name == "aaa:pool"
-    assert set(registry.strategies()) == {"compress-concat", "concat", "mean", "pool", "aaa:mean", "aaa:pool"}
+    assert set(registry.strategies()) == {*BUILT_IN, "aaa:mean", "aaa:pool"}
 
 
 def test_each_listed_strategy_can_be_asked_for_as_it_is_listed() -> None:
@@ -202,16 +213,14 @@ def test_each_listed_strategy_can_be_asked_for_as_it_is_listed() -> None:
     registry.register(Offers("first", "last"), "zoo")
     listed = registry.strategies()
     assert [registry.readout_entry(name) for name in listed] == registry.readout_entries()
-    assert len(set(listed)) == len(listed) == 8
+    assert len(set(listed)) == len(listed) == len(BUILT_IN) + 4
 
 
 def test_an_unknown_name_is_answered_with_the_known_and_the_closest() -> None:
     registry = Registry({"regplug": BUILTIN})
     with pytest.raises(NameLookupError) as caught:
         registry.resolve("meen", num_registers=4, hidden_dim=8)
-    assert str(caught.value) == (
-        "strategy 'meen': not registered; known: compress-concat, concat, mean, pool (closest: mean)."
-    )
+    assert str(caught.value) == (f"strategy 'meen': not registered; known: {', '.join(BUILT_IN)} (closest: mean).")
     assert isinstance(caught.value, LookupError)
     with pytest.raises(NameLookupError, match=r"^strategy 'regplug:pol': not registered; known: .* \(closest: pool\)"):
         registry.readout_entry("regplug:pol")
@@ -372,7 +381,7 @@ def test_a_broken_plugin_object_is_refused_whole_and_by_name(plugin: object, tex
         registry.register(plugin, "acme")
     assert str(caught.value).startswith("plugin 'acme': ")
     assert text in str(caught.value)
-    assert registry.strategies() == ["compress-concat", "concat", "mean", "pool"]
+    assert registry.strategies() == BUILT_IN
     assert registry.backbones() == []
     assert statuses(registry) == {"regplug": "ok"}
     registry.register(Offers("first"), "acme")  # nothing is left in the way of a repaired one
@@ -417,7 +426,7 @@ def test_a_broken_distribution_is_recorded_and_leaves_the_others_alone(why: str,
     broken = Found("acme", None, readouts=[("attend", "acme_late:Attend")], modules=[module(source)])
     good = Found("zoo", None, readouts=[("sum", "zoo_late:Sum")])
     registry = Registry({"acme": broken, "regplug": BUILTIN, "zoo": good})
-    assert registry.strategies() == ["compress-concat", "concat", "mean", "pool", "sum"]
+    assert registry.strategies() == [*BUILT_IN, "sum"]
     assert statuses(registry) == {"acme": "broken", "regplug": "ok", "zoo": "ok"}
     (record,) = (record for record in registry.plugins() if record.status == "broken")
     assert type(record.error.__cause__) is cause
@@ -489,7 +498,7 @@ def test_a_plugin_that_asks_the_registry_while_it_is_imported_does_not_end_the_h
 
     builtins.regplug_test_registry = registry
     try:
-        assert registry.strategies() == ["compress-concat", "concat", "mean", "pool", "eager"]
+        assert registry.strategies() == [*BUILT_IN, "eager"]
         assert statuses(registry) == {"acme": "ok", "regplug": "ok"}
     finally:
         del builtins.regplug_test_registry
@@ -535,9 +544,7 @@ def test_threads_that_ask_at_once_get_the_same_answer(both_groups: dict[str, Fou
     registry = Registry(both_groups | {"regplug": BUILTIN})
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: registry.strategies(), range(40)))
-    assert all(
-        names == [*sorted(["compress-concat", "concat", "mean", "pool"]), "by-hook", "by-line"] for names in answers
-    )
+    assert all(names == [*BUILT_IN, "by-hook", "by-line"] for names in answers)
 
 
 def test_a_strict_registry_raises_at_the_first_broken_plugin_and_again(module: Callable[[str], str]) -> None:
@@ -547,7 +554,7 @@ def test_a_strict_registry_raises_at_the_first_broken_plugin_and_again(module: C
         with pytest.raises(PluginError, match="OSError: no"):
             registry.strategies()
     registry.block("acme")
-    assert registry.strategies() == ["compress-concat", "concat", "mean", "pool"]
+    assert registry.strategies() == BUILT_IN
 
 
 def test_an_interrupted_import_says_nothing_of_the_plugin(

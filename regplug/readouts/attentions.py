@@ -11,9 +11,11 @@ from regplug.readouts.check import check_multiple, check_positive, check_registe
 
 
 class RegisterGatedABMIL(nn.Module):
-    """A weighted sum by a small gated network: ``c = sum_r a_r x_r``, ``a = softmax_r(w (tanh(V x_r) * sigm(U x_r)))``.
+    """A sum weighted by a small gated network.
 
-    V, U and w are linear layers with biases and torch's initial values; * is by element.
+    ``a = softmax_r(w (tanh(V x_r) * sigm(U x_r)))``, ``c = sum_r a_r x_r``. V, U and w
+    are linear layers with torch's initial values, V and U with biases; the source's w has one too, which the softmax
+    cancels. * is by element.
     Source: Ilse et al., 2018 (arXiv:1802.04712), equation 9; AMLab-Amsterdam/AttentionDeepMIL, model.py.
 
     Args:
@@ -45,7 +47,7 @@ class RegisterGatedABMIL(nn.Module):
         self.out_dim = hidden_dim
         self.value = nn.Linear(hidden_dim, attention_dim)
         self.gate = nn.Linear(hidden_dim, attention_dim)
-        self.score = nn.Linear(attention_dim, 1)
+        self.score = nn.Linear(attention_dim, 1, bias=False)
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample: 2 per multiply-add, 3 per hidden unit (tanh, sigmoid, product) and per weight."""

@@ -100,7 +100,7 @@ class RegisterCompressConcat(nn.Module):
         # at B = 1 a call costs as much as a tenth of the product, so the check is called where it will refuse
         if len(shape) != 3 or shape[1] != self.num_registers or shape[2] != self.hidden_dim:
             check_registers(registers, "readout 'compress-concat'", self.num_registers, self.hidden_dim)
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             weight = self.compress.weight
             flat = in_dtype_of(weight, registers).reshape(-1, self.hidden_dim)
             return torch.mm(flat, weight.t()).view(-1, self.out_dim)
@@ -170,9 +170,11 @@ class MambaRegReadout(nn.Module):
 
     W, without bias, keeps D / ratio of each register; the norm has a weight and eps 1e-5. W starts from a normal
     distribution of deviation 0.02, cut at 2, the norm's weight at 1.
+    The source writes the width three times, as ``R * (D // ratio)``, ``R * D // ratio`` and ``D * (R // ratio)``, which
+    agree only where ratio divides both; here it is the first, and ratio must divide D.
+
     Source: Mamba-Reg (Wang et al., 2024, arXiv:2405.14858), models_mamba.py, whose keys ``neck`` and ``norm_neck``
-    it keeps. There the width is written three times, ``R * (D // ratio)``, ``R * D // ratio`` and ``D * (R // ratio)``,
-    which agree only where ratio divides both; here it is the first, and ratio must divide D.
+    it keeps.
 
     Args:
         num_registers: Registers per sample, R >= 1.
