@@ -33,10 +33,10 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 
 def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
-    """``parent.child(x)`` in the dtype of its weight, by the shortest way where it is a linear layer and nothing else.
+    """``parent.child(x)`` in the dtype of its weights, by the shortest way where it is a linear layer and nothing else.
 
-    Module attributes and calls cost more than the product at B = 1. A layer that something hooks into, or that was
-    replaced (an adapter, a quantized layer, a parametrized one), is called as it is. Not for TorchScript.
+    Module attributes and calls cost more than the product at B = 1. A layer that something hooks into, that was
+    patched or replaced (an adapter, a quantized layer, a parametrized one) is called as it is. Not for TorchScript.
     """
     linear = parent._modules[child]
     if (
@@ -45,15 +45,22 @@ def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
         or linear._forward_pre_hooks
         or linear._backward_hooks
         or linear._backward_pre_hooks
+        or "forward" in linear.__dict__
+        or linear._parameters.get("weight") is None
     ):
-        first = next(linear.parameters(), x)  # type: ignore[union-attr]
-        answer: Tensor = linear(x.to(first.dtype).contiguous())  # type: ignore[misc]
+        floating = (p for p in linear.parameters() if p.is_floating_point())  # type: ignore[union-attr]
+        answer: Tensor = linear(in_compute_dtype(x, next(floating, x)).contiguous())  # type: ignore[misc]
         return answer
     weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-    if x.dtype != weight.dtype:  # type: ignore[union-attr]
-        x = x.to(weight.dtype)  # type: ignore[union-attr]
     # on a strided register slice the product takes a slow path, 1.5 times the cost of copying first
-    return F.linear(x.contiguous(), weight, bias)  # type: ignore[arg-type]
+    return F.linear(in_compute_dtype(x, weight).contiguous(), weight, bias)  # type: ignore[arg-type]
+
+
+def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the dtype of ``weight``; as it is under autocast, which converts both for a matrix product."""
+    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(weight.dtype)
 
 
 def cpu_capability() -> str:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import SpecError
+from regplug.readouts import averages
 from regplug.readouts.attentions import RegisterAttention, RegisterGatedABMIL
-from regplug.readouts.averages import RegisterMean, RegisterPooling
+from regplug.readouts.averages import RegisterMean, RegisterPooling, WeightedSum
 from regplug.readouts.concatenations import (
     MambaRegReadout,
     RegisterCompressConcat,
@@ -227,6 +228,99 @@ def test_gradients_are_those_of_upstream(name: str) -> None:
         found.append([given.grad, *(parameter.grad for parameter in readout.parameters())])
     assert all(gradient.abs().max() > 0 for gradient in found[0])
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_fast_way_back_of_pooling_is_right_to_every_order_and_under_every_transform() -> None:
+    torch.manual_seed(0)
+    weights = torch.rand(R, dtype=torch.float64, requires_grad=True)
+    given = registers(dtype=torch.float64).requires_grad_()
+
+    def plain(weights: Tensor, given: Tensor) -> Tensor:
+        return torch.einsum("r,brc->bc", weights, given)
+
+    fast = WeightedSum.apply
+    batched = {"check_batched_grad": True, "check_forward_ad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(fast, (weights, given), **batched)
+    assert torch.autograd.gradgradcheck(fast, (weights, given))
+    for change in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+        found, wanted = (
+            change(lambda w, run=run: run(w, given.detach()).square().sum())(weights.detach()) for run in (fast, plain)
+        )
+        torch.testing.assert_close(found, wanted)
+
+
+def test_pooling_takes_the_fast_way_back_where_there_is_much_and_gives_the_same() -> None:
+    batch, found = averages.LARGE // (R * D) + 1, []
+    for readout in oracles("pool"):
+        given = registers(batch).requires_grad_()
+        output = readout(given)
+        output.backward(torch.ones_like(output))
+        found.append([output.detach(), given.grad, readout.logits.grad])
+    assert type(oracles("pool")[0](registers(batch)).grad_fn).__name__ == "WeightedSumBackward"
+    assert type(oracles("pool")[0](registers(3)).grad_fn).__name__ != "WeightedSumBackward"
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    ours = oracles("pool")[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = ours(registers(batch, torch.bfloat16).requires_grad_())
+    halved.backward(torch.ones_like(halved))
+    assert (halved.dtype, ours.logits.grad.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(ours.logits.grad, found[0][2], rtol=0.1, atol=0.1 * found[0][2].abs().max().item())
+
+
+class Adapted(nn.Module):
+    """A linear layer with something added, as adapters do it; ``weight`` is that of the layer inside."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.weight = inner.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 1
+
+
+class Quantized(nn.Module):
+    """A linear layer whose weight is kept as small integers, as quantizers do it."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.scale = inner.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((inner.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+@pytest.mark.parametrize(
+    "change", ["adapter", "bias", "hook", "patch", "integers", "parametrization", "a plain tensor"]
+)
+def test_a_changed_projection_is_called_as_it_is_and_not_only_its_weight_read(change: str) -> None:
+    found = []
+    for readout in oracles("compress-concat"):
+        layer = readout.compress
+        if change == "adapter":
+            readout.compress = Adapted(layer)
+        elif change == "bias":
+            readout.compress = nn.Linear(D, C, bias=True)
+            readout.compress.load_state_dict({"weight": layer.weight, "bias": torch.ones(C)})
+        elif change == "hook":
+            layer.register_forward_hook(lambda module, given, output: output + 1)
+        elif change == "patch":
+            layer.forward = lambda x, forward=layer.forward: forward(x) + 1
+        elif change == "integers":
+            readout.compress = Quantized(layer)
+        elif change == "parametrization":
+            nn.utils.parametrizations.weight_norm(layer)
+        else:
+            weight = layer.weight.detach()
+            del layer.weight
+            layer.weight = weight
+        found.append(readout)
+    ours, theirs = found
+    given = registers()
+    torch.testing.assert_close(ours(given), theirs(given))
+    if change in ("adapter", "bias", "integers"):
+        torch.testing.assert_close(torch.jit.script(ours)(given), theirs(given))
 
 
 def test_initial_values_are_those_of_upstream() -> None:

@@ -1,11 +1,13 @@
 """Readouts that average the registers: ``cond_dim`` is D, and which register said what is lost."""
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from regplug.readouts.check import check_registers, check_sizes
+from regplug.readouts.check import check_registers, check_sizes, in_dtype_of
+from regplug.torch_private import in_compute_dtype
 
 
 class RegisterMean(nn.Module):
@@ -46,6 +48,55 @@ class RegisterMean(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, as ``print(module)`` shows them."""
         return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+
+
+# numbers in the registers from which a faster way back is worth the 50 us that Python takes for it
+LARGE = 1 << 20
+
+
+def weighted_sum(weights: Tensor, registers: Tensor) -> Tensor:
+    """``sum_r w_r x_r`` of weights ``[R]`` and registers ``[B, R, D]``: ``[B, D]``."""
+    return torch.bmm(weights.expand(registers.shape[0], 1, -1), registers).squeeze(1)
+
+
+class WeightedSum(torch.autograd.Function):
+    """``weighted_sum`` with a faster way back.
+
+    bmm takes the outer product by x for a matrix product, four times slower than one by element at B = 512.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights: Tensor, registers: Tensor) -> Tensor:
+        """``[B, D]``."""
+        return weighted_sum(weights, registers)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what both ways need."""
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of weights and registers."""
+        weights, registers = ctx.saved_tensors
+        gradient = gradients[0].to(registers.dtype).unsqueeze(1)  # under autocast it comes as bfloat16
+        of_weights, of_registers = ctx.needs_input_grad
+        return (
+            torch.bmm(gradient, registers.transpose(1, 2)).sum((0, 1), dtype=weights.dtype) if of_weights else None,
+            gradient * weights.unsqueeze(1) if of_registers else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """The tangent of the sum."""
+        weights, registers = ctx.saved_tensors
+        by_weights, by_registers = tangents
+        parts = [weighted_sum(by_weights, registers)] if by_weights is not None else []
+        parts += [weighted_sum(weights, by_registers)] if by_registers is not None else []
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 class RegisterPooling(nn.Module):
@@ -97,9 +148,17 @@ class RegisterPooling(nn.Module):
             check_registers(registers, "readout 'pool'", self.num_registers, hidden_dim)
         logits = self.logits
         if registers.dtype != logits.dtype:
-            registers = registers.to(logits.dtype)
-        # a batched product is 1.1 to 3.5 times faster than einsum("r,brc->bc") and gives the same bits
-        return torch.bmm(logits.softmax(0).expand(shape[0], 1, -1), registers).squeeze(1)
+            if is_scripting():  # noqa: SIM108  # TorchScript would compile both sides of an expression
+                registers = in_dtype_of(logits, registers)
+            else:
+                registers = in_compute_dtype(registers, logits)
+        weights = logits.softmax(0)
+        if not is_scripting():  # noqa: SIM102  # TorchScript compiles nothing below, but the rest of a condition
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling() and registers.numel() >= LARGE:
+                pooled: Tensor = WeightedSum.apply(weights, registers)
+                return pooled
+        # a batched product is 1.7 to 3.5 times faster than einsum("r,brc->bc") and gives the same bits
+        return torch.bmm(weights.expand(shape[0], 1, -1), registers).squeeze(1)
 
     def extra_repr(self) -> str:
         """The sizes, as ``print(module)`` shows them."""

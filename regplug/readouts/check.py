@@ -38,6 +38,11 @@ def check_registers(registers: Tensor, owner: str, num_registers: int, hidden_di
 
 
 def in_dtype_of(parameter: Tensor, registers: Tensor) -> Tensor:
-    """``registers`` in the parameter's dtype: a readout computes in that of its parameters, in every mode."""
+    """``registers`` in the parameter's dtype: a readout computes in that of its parameters, in every mode.
+
+    A quantized layer keeps integers, which are no dtype to compute in.
+    """
     # Tensor.to costs 300 ns even where it has nothing to do
-    return registers if registers.dtype == parameter.dtype else registers.to(parameter.dtype)
+    if registers.dtype == parameter.dtype or not parameter.is_floating_point():
+        return registers
+    return registers.to(parameter.dtype)

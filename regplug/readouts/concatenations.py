@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.errors import SpecError
 from regplug.layout import is_int
@@ -100,10 +101,10 @@ class RegisterCompressConcat(nn.Module):
         # at B = 1 a call costs as much as a tenth of the product, so the check is called where it will refuse
         if len(shape) != 3 or shape[1] != self.num_registers or shape[2] != self.hidden_dim:
             check_registers(registers, "readout 'compress-concat'", self.num_registers, self.hidden_dim)
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            weight = self.compress.weight
-            flat = in_dtype_of(weight, registers).reshape(-1, self.hidden_dim)
-            return torch.mm(flat, weight.t()).view(-1, self.out_dim)
+        if is_scripting():
+            flat = in_dtype_of(self.compress.weight, registers).reshape(-1, self.hidden_dim)
+            compressed: Tensor = self.compress(flat)
+            return compressed.view(-1, self.out_dim)
         return project(self, "compress", registers).flatten(1)
 
     def extra_repr(self) -> str:
@@ -215,7 +216,7 @@ class MambaRegReadout(nn.Module):
     def forward(self, registers: Tensor) -> Tensor:
         """Read ``registers`` ``[B, R, D]`` as ``[B, R * D / ratio]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'mamba-reg'", self.num_registers, self.hidden_dim)
-        compressed: Tensor = self.neck(in_dtype_of(self.neck.weight, registers).contiguous())
+        compressed: Tensor = self.neck(in_dtype_of(self.norm_neck.weight, registers).contiguous())
         # under autocast it comes as bfloat16, for which the norm has no fast path beside a float32 weight
         normed: Tensor = self.norm_neck(in_dtype_of(self.norm_neck.weight, compressed.flatten(1)))
         return normed
