@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,13 @@ def audit_command(what: str, num_registers: int | None, hidden_dim: int | None, 
         "hidden_dim": hidden_dim,
         "compressed_dim": given.pop("compressed_dim", None),
     }
-    owner, build, own = _target(what)
     from regplug.audit import audit_network
 
-    with progress(f"auditing {what}"):
-        found = audit_network(
-            owner, build, own | {word: size for word, size in sizes.items() if size is not None}, given
-        )
+    # what a network prints as it is made must not mix with what is reported
+    with progress(f"auditing {what}"), redirect_stdout(sys.stderr):
+        owner, build, own = _target(what)
+        known = own | {word: size for word, size in sizes.items() if size is not None}
+        found = audit_network(owner, build, known, given)
     if as_json:
         print_json("audit", {"network": what, "ok": found.ok, **asdict(found)})
     else:

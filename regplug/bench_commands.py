@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import click
 
 from regplug.bench_page import write_page
-from regplug.bench_report import DEVICES, DTYPES, HEADS, MODES, Plan, cells, circumstances, failures, title
+from regplug.bench_report import DEVICES, DTYPES, HEADS, MODES, Plan, cells, circumstances, failures, title, unlike
 from regplug.choices import KeyValue, chosen_spec, complete_strategy, json_option, named_by_user
 from regplug.printing import print_columns, print_json, progress
 
@@ -53,10 +55,11 @@ def bench_command(
     """Measure how many times faster a readout is than another module, and how sure that is."""
     if html is not None:  # now, not after minutes of measuring
         folder = html.parent
+        if not html.name:
+            raise click.UsageError(f"--html: expected a file, got {str(html)!r}.")
         if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             raise click.UsageError(f"--html: expected a folder that can be written into, got {str(folder)!r}.")
     specs = [chosen_spec(strategy, r, hidden_dim, None, options)[0] for r in dict.fromkeys(num_registers)]
-    other_class = None if against is None else named_by_user("--against", against)
     from regplug.benchmark import bench, build_other
 
     plan = Plan(
@@ -68,8 +71,10 @@ def bench_command(
         threads=threads,
         rounds=rounds,
     )
-    others = None if other_class is None else [build_other(f"--against {against}", other_class, s) for s in specs]
-    with progress("bench") as step:
+    # what the other prints must not mix with what is reported
+    with progress("bench") as step, redirect_stdout(sys.stderr):
+        other_class = None if against is None else named_by_user("--against", against)
+        others = None if other_class is None else [build_other(f"--against {against}", other_class, s) for s in specs]
         report = bench(specs, others, plan, against, step)
     if html is not None:
         write_page(html, report)
@@ -78,5 +83,5 @@ def bench_command(
         return
     click.echo(f"{title(report)}: {circumstances(report)}")
     print_columns(HEADS, [cells(row) for row in report.rows])
-    for line in failures(report):
+    for line in (*failures(report), *unlike(report)):
         click.echo(line)

@@ -11,7 +11,19 @@ from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from regplug.bench_report import HEADS, PLACES, WORKS, Report, Row, cells, circumstances, failed, failures, title
+from regplug.bench_report import (
+    HEADS,
+    PLACES,
+    WORKS,
+    Report,
+    Row,
+    cells,
+    circumstances,
+    failed,
+    failures,
+    title,
+    unlike,
+)
 
 MODE_TITLES = {"eager": "Eager", "torchscript": "TorchScript", "compile": "torch.compile"}
 PLACE_TITLES = {"contiguous": "contiguous", "slice": "register slice"}
@@ -181,7 +193,7 @@ def _table(report: Report) -> Iterator[str]:
     for row in report.rows:
         yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(row))}</tr>"
     yield "</tbody></table></div>"
-    reasons = failures(report)
+    reasons = [*failures(report), *unlike(report)]
     if reasons:
         yield f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>"
 

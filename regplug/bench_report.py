@@ -11,6 +11,7 @@ WORKS = ("forward", "inference", "forward+backward")
 PLACES = ("contiguous", "slice")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
+LIKE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # how far rounding takes equal answers apart
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,14 @@ def failures(report: Report) -> list[str]:
         if side is not None and side.failed is not None
     ]
     return [f"failed: {mode}, {work}, {name}: {reason}" for mode, work, name, reason in dict.fromkeys(sides)]
+
+
+def unlike(report: Report) -> list[str]:
+    """A line where the other computes something else, for then a ratio says little; none where it does not."""
+    apart = max((row.difference for row in report.rows if row.difference is not None), default=0.0)
+    if apart > LIKE[report.plan.dtype]:
+        return [f"not the same: with equal weights the answers differ by up to {apart:.1e} of the largest"]
+    return []
 
 
 def _time(side: Side) -> str:

@@ -113,7 +113,7 @@ def chosen_spec(
     if strategy is None:
         raise click.UsageError("strategy: expected a name, got none.")
     if num_registers is None or hidden_dim is None:
-        raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got neither.")
+        raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.")
     clashes = sorted({"strategy", "num_registers", "hidden_dim"} & set(given))
     if clashes:
         raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")

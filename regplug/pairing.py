@@ -62,6 +62,8 @@ def pair(
         >>> pair(spec, KernelFiLMGenerator, kernel_hidden_dim=32, num_film_layers=3).cond_dim
         48
     """
+    if not isinstance(spec, ReadoutSpec):
+        raise SpecError(f"pair: spec: expected a ReadoutSpec, got {type(spec).__name__}; use regplug.resolve.")
     if isinstance(film, nn.Module):
         return _paired_instance(spec, film, width, registry, options)
     check_reference("FiLM generator", "film", film)

@@ -103,8 +103,8 @@ def nearest_readout(
 ) -> tuple[str | None, str]:
     """The readout under the nearest ancestor of a generator; or None, and why.
 
-    Of several that give different widths, those whose class is a registered strategy's count; if these differ too, or
-    if only another one gives what is ``wanted``, it stays open.
+    Of several, those count that give what is wanted at the network's own sizes, where it runs; of these, those whose
+    class is a registered strategy's. If some of them follow and others do not, it stays open.
     """
     scope = film
     while scope:
@@ -112,11 +112,13 @@ def nearest_readout(
         near = {path: tuple(network.given(path) for network in networks) for path in readouts if inside(path, scope)}
         if not near:
             continue
-        registered = [path for path in near if _is_registered(networks[0].part(path))] or list(near)
-        given = {near[path] for path in registered}
-        if len(given) > 1 or (wanted not in given and wanted in near.values()):
+        fitting = [path for path in near if near[path][0] == wanted[0]] or list(near)
+        candidates = [path for path in fitting if _is_registered(networks[0].part(path))] or fitting
+        given = {near[path] for path in candidates}
+        one_of_them_follows = wanted in near.values() and given != {wanted}
+        if one_of_them_follows or (len(given) > 1 and near[candidates[0]][0] != wanted[0]):
             return None, f"{len(near)} readouts are as near: {', '.join(list(near)[:3])}"
-        return registered[0], ""
+        return candidates[0], ""
     return None, "no module beside it reads registers [B, R, D] into [B, cond_dim]"
 
 

@@ -273,22 +273,34 @@ def test_a_registered_readout_is_taken_before_a_head_that_reads_registers_too() 
     assert (only(audit(build)).readout, only(audit(build)).verdict) == ("readout", "ok")
 
 
-def test_a_registered_readout_beside_the_one_that_fits_leaves_it_open() -> None:
+def test_of_two_readouts_the_one_that_gives_what_is_wanted_is_meant() -> None:
     def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
         other = regplug.create("mean", num_registers=num_registers, hidden_dim=hidden_dim)
-        return Net(Mine(num_registers, hidden_dim, 5), film(5 * num_registers), other=other)
+        return Net(Mine(num_registers, hidden_dim, 5), film(5 * num_registers), other=other, head=head(hidden_dim))
 
-    assert only(audit(build)).reason == "2 readouts are as near: readout, other"
+    assert (only(audit(build)).readout, only(audit(build)).verdict) == ("readout", "ok")
 
 
-def test_two_readouts_that_are_as_near_leave_it_open() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        return Net(Mine(num_registers, hidden_dim, 5), film(5 * num_registers), head=head(hidden_dim))
+def test_two_readouts_that_both_fit_leave_it_open_unless_neither_follows() -> None:
+    def build(num_registers: int = 4, hidden_dim: int = 16, fixed: int | None = None) -> nn.Module:
+        sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
+        readout = regplug.create("compress-concat", **sizes, compressed_dim=4)
+        return Net(readout, film(fixed or hidden_dim), other=regplug.create("mean", **sizes))
 
     one = only(audit(build))
-    assert (one.verdict, one.readout) == ("cannot tell", None)
-    assert one.reason == "2 readouts are as near: readout, head"
+    assert (one.verdict, one.readout, one.reason) == ("cannot tell", None, "2 readouts are as near: readout, other")
     assert audit(build).ok
+    assert only(audit(build, fixed=16)).verdict == "does not follow"
+
+
+@pytest.mark.parametrize("width", [128, 2], ids=["a time embedding", "one register of several"])
+def test_a_generator_that_another_thing_may_feed_is_left_open(width: int) -> None:
+    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
+        return Net(Mine(num_registers, hidden_dim, 4), film(width))
+
+    one = only(audit(build))
+    assert one.verdict == "cannot tell"
+    assert f"wants {width}, is given 4*R by readout; " in one.reason
 
 
 def test_a_projection_between_them_leaves_it_open() -> None:
