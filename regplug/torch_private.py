@@ -52,8 +52,17 @@ def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
         answer: Tensor = linear(in_compute_dtype(x, next(floating, x)).contiguous())  # type: ignore[misc]
         return answer
     weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+    if x.dtype != weight.dtype:  # type: ignore[union-attr]
+        x = in_compute_dtype(x, weight)  # type: ignore[arg-type]
     # on a strided register slice the product takes a slow path, 1.5 times the cost of copying first
-    return F.linear(in_compute_dtype(x, weight).contiguous(), weight, bias)  # type: ignore[arg-type]
+    return F.linear(x.contiguous(), weight, bias)  # type: ignore[arg-type]
+
+
+def parameter_of(module: nn.Module, name: str) -> Tensor:
+    """``module.name``, without the detour of ``nn.Module.__getattr__``; of a parametrized one, what it stands for."""
+    parameter = module._parameters.get(name)
+    found: Tensor = getattr(module, name) if parameter is None else parameter
+    return found
 
 
 def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
