@@ -67,7 +67,11 @@ def parameter_of(module: nn.Module, name: str) -> Tensor:
 
 def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
     """``x`` in the dtype of ``weight``; as it is under autocast, which converts both for a matrix product."""
-    if x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type):
+    if x.dtype == weight.dtype:
+        return x
+    device = x.device.type
+    # the meta device has no autocast, and torch raises where it is asked
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x
     return x.to(weight.dtype)
 

@@ -35,6 +35,7 @@ EVERY = {
     ),
     "regplug-zoo:efficient-probing": ({"num_queries": 3, "d_out": 2}, 3 * D + 3 * R * 3 + 2 * R * 12),
 }
+BUILT_IN = sorted(name.partition(":")[2] for name in EVERY if name.startswith("regplug:"))
 
 
 @functools.cache

@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import BUILT_IN
 
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]
 
-BUILT_IN = [
-    "attention",
-    "compress-concat",
-    "concat",
-    "gated-abmil",
-    "mamba-reg",
-    "mean",
-    "pool",
-    "select-concat",
-]
 
 # no import of regplug: two lines of entry points are the whole plugin
 ACME = """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import BUILT_IN
 from torch import Tensor, nn
 
 import regplug
@@ -30,17 +31,6 @@ from regplug.hookspecs import HOOKS, hookimpl
 
 NUMBERS = itertools.count()
 BUILTIN = Found("regplug", None, modules=["regplug.builtin"])
-
-BUILT_IN = [
-    "attention",
-    "compress-concat",
-    "concat",
-    "gated-abmil",
-    "mamba-reg",
-    "mean",
-    "pool",
-    "select-concat",
-]
 
 
 class FirstRegister(nn.Module):

@@ -121,6 +121,15 @@ def test_registers_of_another_dtype_are_converted_to_that_of_the_parameters_in_e
 
 
 @every_strategy
+def test_on_the_meta_device_registers_of_another_dtype_are_converted_too(strategy):
+    readout = trained(strategy).to("meta")
+    answer = readout(registers(dtype=torch.bfloat16).to("meta"))
+    has_parameters = any(True for _ in readout.parameters())
+    assert answer.dtype == (torch.float32 if has_parameters else torch.bfloat16)
+    assert answer.shape == (3, spec_of(strategy).cond_dim)
+
+
+@every_strategy
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 def test_under_autocast_it_works_in_every_mode(strategy, given):
     readout, asked = trained(strategy), registers(dtype=given)
