@@ -9,12 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regplug.attachment import attach as attach
+    from regplug.backbone import layout_of as layout_of
     from regplug.backbone import measure_backbone as measure_backbone
     from regplug.bundle import export as export
     from regplug.bundle import load as load
     from regplug.conditioner import Conditioner as Conditioner
     from regplug.decay import param_groups as param_groups
     from regplug.entries import BackboneEntry as BackboneEntry
+    from regplug.entries import CheckpointSite as CheckpointSite
     from regplug.entries import ExportBackendEntry as ExportBackendEntry
     from regplug.entries import FiLMEntry as FiLMEntry
     from regplug.entries import FiLMSite as FiLMSite
@@ -38,11 +41,13 @@ if TYPE_CHECKING:
     from regplug.registry import Registry as Registry
     from regplug.selection import SelectRegisters as SelectRegisters
     from regplug.spec import ReadoutSpec as ReadoutSpec
+    from regplug.tokens import read_registers as read_registers
     from regplug.verification import verify as verify
 
 _HOMES = {
     "BackboneEntry": "entries",
     "BundleError": "errors",
+    "CheckpointSite": "entries",
     "Conditioner": "conditioner",
     "ExportBackendEntry": "entries",
     "ExportError": "errors",
@@ -59,15 +64,18 @@ _HOMES = {
     "ShapeError": "errors",
     "SpecError": "errors",
     "TokenLayout": "layout",
+    "attach": "attachment",
     "backbones": "installed",
     "create": "installed",
     "default_registry": "installed",
     "export": "bundle",
     "hookimpl": "hookspecs",
+    "layout_of": "backbone",
     "load": "bundle",
     "measure_backbone": "backbone",
     "pair": "pairing",
     "param_groups": "decay",
+    "read_registers": "tokens",
     "resolve": "installed",
     "strategies": "installed",
     "verify": "verification",

@@ -1,13 +1,19 @@
-"""Answers what a backbone wants, site by site, from a build on the meta device."""
+"""Asks a backbone's plugin: what a model's layout and FiLM sites are, which plugin knows a model, how it is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regplug.entries import BackboneEntry, FiLMSite, Reference, load_reference
-from regplug.errors import PluginError, told
+from regplug.discovery import normalise
+from regplug.entries import BackboneEntry, FiLMSite, Reference, load_reference, reference_of
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, told
+from regplug.installed import default_registry
 from regplug.layout import TokenLayout
+from regplug.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -26,27 +32,147 @@ def measure_backbone(entry: BackboneEntry, model: str | None = None) -> Backbone
         model: Which of its models; None for its default.
 
     Raises:
+        RegplugError: The plugin refuses, for the model's name is unknown or it carries no registers.
         PluginError: The backbone does not build, or its plugin gives something else than was asked.
     """
     import torch
 
-    arguments = () if model is None else (model,)
     with torch.device("meta"):
-        built = _call(entry, "build", entry.build, *arguments)
-    layout = _call(entry, "layout", entry.layout, built)
+        built = build_backbone(entry, model)
+    return BackboneSizes(ask_layout(entry, built), _ask_film_sites(entry, built))
+
+
+def layout_of(model: object, *, backbone: str | None = None, registry: Registry | None = None) -> TokenLayout:
+    """Where the registers of a model sit in its token sequence, and (``normalized``) whether they come normalised.
+
+    Args:
+        model: An instance, on the meta device too, or a configuration if its plugin knows it. Nothing of it is run.
+        backbone: Whose model it is, where several plugins know its class; found by its class when None.
+        registry: Where backbones are looked up; the installed plugins when None.
+
+    Raises:
+        NameLookupError: No plugin knows the model, or several do.
+        SpecError: The model carries no registers.
+    """
+    return ask_layout(recognise(model, backbone, registry), inside(model))
+
+
+def named_backbone(name: str, registry: Registry | None = None) -> tuple[BackboneEntry, str | None]:
+    """The backbone, and the name of the model if there is one, that ``NAME[:MODEL]`` means.
+
+    ``NAME`` may be ``distribution:name``; what is left after the longest registered name is the model.
+
+    Raises:
+        NameLookupError: No backbone has this name, or several plugins offer it.
+    """
+    registry = registry or default_registry()
+    known = {spelling for entry in registry.backbone_entries() for spelling in (entry.name, entry.full_name)}
+    spelling = max((one for one in known if name == one or name.startswith(f"{one}:")), key=len, default=None)
+    if spelling is None:
+        head, _, _ = name.partition(":")
+        plugins = {record.distribution for record in registry.plugins()}
+        # of "tim:vit_base" the backbone is wrong, of "regplug-timm:tim" what the plugin offers
+        spelling = name if normalise(head) in plugins else head
+    return registry.backbone_entry(spelling), name[len(spelling) + 1 :] or None
+
+
+def recognise(model: object, backbone: str | None = None, registry: Registry | None = None) -> BackboneEntry:
+    """The backbone that a model is of, by the names along its class's MRO, importing nothing.
+
+    Raises:
+        NameLookupError: No plugin knows the model, or several do.
+    """
+    registry = registry or default_registry()
+    if backbone is not None:
+        return registry.backbone_entry(backbone)
+    cls = type(inside(model))
+    names = {reference_of(base) for base in cls.__mro__}
+    entries = registry.backbone_entries()
+    found = [entry for entry in entries if names.intersection(entry.classes)]
+    if not found:
+        known = ", ".join(entry.full_name for entry in entries if entry.classes) or "none"
+        raise NameLookupError(
+            f"model {cls.__name__}: carries no registers that an installed plugin knows of; backbones that know their "
+            f"models: {known}; use backbone= if it is one of them."
+        )
+    if len(found) > 1:
+        full = [entry.full_name for entry in found]
+        raise NameLookupError(
+            f"model {cls.__name__}: recognised by {' and '.join(full)}; use backbone={' or '.join(map(repr, full))}."
+        )
+    return found[0]
+
+
+def inside(model: object) -> Any:
+    """The model itself, without what ``torch.compile`` wraps around it."""
+    from torch import nn
+
+    from regplug.torch_private import uncompiled
+
+    return uncompiled(model) if isinstance(model, nn.Module) else model
+
+
+def build_backbone(entry: BackboneEntry, model: str | None = None, **options: Any) -> Any:
+    """The backbone's model with random weights, on the default device.
+
+    Raises:
+        RegplugError: The plugin refuses the name or an option.
+        PluginError: It fails otherwise.
+    """
+    arguments = () if model is None else (model,)
+    return _call(entry, "build", entry.build, *arguments, **options)
+
+
+def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:
+    """The layout that the plugin gives for a model; raises as ``measure_backbone`` does."""
+    layout = _call(entry, "layout", entry.layout, model)
     if not isinstance(layout, TokenLayout):
         raise PluginError(f"backbone {entry.name!r}: layout: expected a TokenLayout, got {type(layout).__name__}.")
-    sites = () if entry.film_sites is None else tuple(_call(entry, "film_sites", entry.film_sites, built))
+    return layout
+
+
+def ask_tokens(entry: BackboneEntry, model: Any, normalized: bool) -> nn.Module:
+    """The plugin's module from a model's inputs to tokens ``[B, T, D]``, with its weights.
+
+    Raises:
+        SpecError: The backbone offers none, or the model cannot give its tokens so.
+    """
+    from torch import nn
+
+    if entry.tokens is None:
+        raise SpecError(f"backbone {entry.name!r}: expected a backbone that says how its tokens are read, got none.")
+    tokens = _call(entry, "tokens", entry.tokens, model, normalized)
+    if not isinstance(tokens, nn.Module):
+        raise PluginError(f"backbone {entry.name!r}: tokens: expected an nn.Module, got {type(tokens).__name__}.")
+    return tokens
+
+
+def ask_description(entry: BackboneEntry, model: Any) -> tuple[str | None, dict[str, Any]]:
+    """The name and the options of which ``build`` makes the same model.
+
+    Raises:
+        SpecError: The plugin cannot tell.
+    """
+    if entry.describe is None:
+        raise SpecError(f"backbone {entry.name!r}: expected a backbone that describes its models, got none.")
+    name, options = _call(entry, "describe", entry.describe, model)
+    return name, dict(options)
+
+
+def _ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
+    sites = () if entry.film_sites is None else tuple(_call(entry, "film_sites", entry.film_sites, model))
     for site in sites:
         if not isinstance(site, FiLMSite):
             raise PluginError(f"backbone {entry.name!r}: film_sites: expected FiLMSite, got {site!r}.")
-    return BackboneSizes(layout, sites)
+    return sites
 
 
-def _call(entry: BackboneEntry, word: str, reference: Reference, *arguments: Any) -> Any:
+def _call(entry: BackboneEntry, word: str, reference: Reference, *arguments: Any, **options: Any) -> Any:
     target = load_reference(f"backbone {entry.name!r}", reference)
     try:
-        return target(*arguments)
+        return target(*arguments, **options)
+    except RegplugError:  # meant for the user: an unknown model, one without registers
+        raise
     except (Exception, SystemExit) as error:  # the plugin's code may fail in any way; say whose it was
         raise PluginError(
             f"backbone {entry.name!r}: expected {word} to answer, got {type(error).__name__}: {told(error)}"

@@ -76,18 +76,11 @@ digest_option = click.option("--digest", metavar="SHA256", help="Refuse any bund
 
 
 def chosen_backbone(name: str) -> tuple[BackboneEntry, BackboneSizes]:
-    """The backbone that ``--backbone NAME[:MODEL]`` names, and its sizes.
+    """The backbone that ``--backbone NAME[:MODEL]`` names, and its sizes."""
+    from regplug.backbone import measure_backbone, named_backbone
 
-    ``NAME`` may be ``distribution:name``; what is left after the longest registered name is the model.
-    """
-    from regplug.backbone import measure_backbone
-    from regplug.installed import default_registry
-
-    registry = default_registry()
-    known = {spelling for entry in registry.backbone_entries() for spelling in (entry.name, entry.full_name)}
-    spelling = max((one for one in known if name == one or name.startswith(f"{one}:")), key=len, default=name)
-    entry = registry.backbone_entry(spelling)
-    return entry, measure_backbone(entry, name[len(spelling) + 1 :] or None)
+    entry, model = named_backbone(name)
+    return entry, measure_backbone(entry, model)
 
 
 def chosen_spec(

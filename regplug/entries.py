@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regplug.errors import PluginError, SpecError, told
+from regplug.layout import TokenLayout
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -164,17 +165,26 @@ class FiLMSite:
 
 @dataclass(frozen=True)
 class BackboneEntry(Entry):
-    """A backbone, and the strategies that make sense on it.
+    """A backbone, or a family of them, and the strategies that make sense on it.
 
-    ``build`` makes the model; it is called with the model's name when one is asked for (``NAME:MODEL``).
+    ``build`` makes the model, with random weights and wherever ``torch.device`` says (the meta device too); it is
+    called with the model's name when one is asked for (``NAME:MODEL``), and with the options that ``describe`` gave.
 
     Args:
-        layout: Callable ``model -> TokenLayout``; the model may be on the meta device.
+        layout: Callable ``model -> TokenLayout``; the model may be on the meta device. Its ``normalized`` says how
+            the registers come by the model's own means. A model without registers is a ``SpecError``.
         film_sites: Callable ``model -> sequence of FiLMSite``; None for a backbone without FiLM.
         readouts: Strategies it offers, best known first.
         default: One of them.
         options: The default strategy's options on this backbone.
         classes: Names (``"module:Class"``) by which a model is recognised along its class's MRO.
+        tokens: Callable ``(model, normalized) -> nn.Module``, a module from the model's inputs to tokens ``[B, T, D]``,
+            the final norm applied or not as the bool says; it shares the model's weights and leaves the model as it
+            is. None for a backbone whose registers nobody can read from outside.
+        describe: Callable ``model -> (name, options)``: what ``build`` makes the same model of, as JSON values. None
+            for a backbone that no bundle can hold.
+        weights: Callable ``shapes -> sequence of CheckpointSite``, which finds readouts in a checkpoint by names and
+            shapes; None for a backbone whose checkpoints hold none.
     """
 
     layout: Reference
@@ -183,16 +193,50 @@ class BackboneEntry(Entry):
     default: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     classes: Sequence[str] = ()
+    tokens: Reference | None = None
+    describe: Reference | None = None
+    weights: Reference | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_reference(self.label, "layout", self.layout)
-        if self.film_sites is not None:
-            check_reference(self.label, "film_sites", self.film_sites)
+        for word in ("film_sites", "tokens", "describe", "weights"):
+            reference = getattr(self, word)
+            if reference is not None:
+                check_reference(self.label, word, reference)
         object.__setattr__(self, "readouts", tuple(self.readouts))
         object.__setattr__(self, "classes", tuple(self.classes))
         if self.default is not None and self.default not in self.readouts:
             raise SpecError(f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {self.default!r}.")
+
+
+@dataclass(frozen=True)
+class CheckpointSite:
+    """A readout that a checkpoint of a whole network holds, as names and shapes tell.
+
+    Args:
+        where: The block, ``"3"``; empty where the network has one readout only.
+        strategy: The strategy whose weights these are, by its registered name.
+        num_registers: R.
+        hidden_dim: D.
+        options: The strategy's options, as the shapes tell them.
+        readout: The readout's state-dict names, each with its name in the checkpoint.
+        layout: Where the registers sit; None if the checkpoint does not tell.
+        film: The registered name of the FiLM generator behind the readout; None for none.
+        film_options: What it was built with, its width apart.
+        film_weights: Its state-dict names, each with its name in the checkpoint.
+    """
+
+    where: str
+    strategy: str
+    num_registers: int
+    hidden_dim: int
+    options: Mapping[str, Any]
+    readout: Mapping[str, str]
+    layout: TokenLayout | None = None
+    film: str | None = None
+    film_options: Mapping[str, Any] = field(default_factory=dict)
+    film_weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

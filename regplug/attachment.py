@@ -1,0 +1,179 @@
+"""A backbone with a readout attached: one module from the model's inputs to a conditioning vector or FiLM pairs."""
+
+# TorchScript compiles forward(), so its annotations are not postponed
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from regplug.backbone import ask_description, build_backbone, inside, named_backbone, recognise
+from regplug.conditioner import Conditioner
+from regplug.entries import BackboneEntry, Reference
+from regplug.errors import SpecError
+from regplug.film import KernelFiLMGenerator
+from regplug.installed import default_registry
+from regplug.layout import TokenLayout
+from regplug.pairing import pair
+from regplug.registry import Registry
+from regplug.selection import SelectRegisters
+from regplug.spec import ReadoutSpec, json_options
+from regplug.tokens import tokens_of
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """The backbone inside an attached module, so that a bundle can name it and load it again.
+
+    Args:
+        entry: The backbone, and which distribution brought it.
+        model: Which of its models; None for its default.
+        options: What else it was built with, as JSON values.
+        normalized: Whether the final norm is applied to the tokens.
+    """
+
+    entry: BackboneEntry
+    model: str | None
+    options: Mapping[str, Any]
+    normalized: bool
+
+
+class AttachedReadout(nn.Module):
+    """Inputs of a model -> conditioning vector ``[B, cond_dim]``; ``attach`` makes it.
+
+    Keys are ``tokens.*``, the model's own weights and not copies, and ``readout.*``.
+
+    Args:
+        tokens: From the model's inputs to tokens ``[B, T, D]``.
+        layout: Where the registers sit in them.
+        readout: ``[B, R, D] -> [B, cond_dim]``.
+        spec: What the readout was built of.
+        source: What the backbone was built of; the reason why not, where that cannot be told.
+    """
+
+    def __init__(
+        self,
+        tokens: nn.Module,
+        layout: TokenLayout,
+        readout: nn.Module,
+        spec: ReadoutSpec,
+        source: BackboneSource | SpecError,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.spec = spec
+        self.source = source
+        self.tokens = tokens
+        self.select = SelectRegisters(layout)
+        self.readout = readout
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The conditioning vector for ``inputs``, images ``[B, C, H, W]`` for most backbones.
+
+        Raises:
+            ShapeError: The tokens are not what the layout says.
+        """
+        conditioning: Tensor = self.readout(self.select(self.tokens(inputs)))
+        return conditioning
+
+
+class AttachedConditioner(nn.Module):
+    """Inputs of a model -> FiLM pairs, gamma first; ``attach`` makes it when it is given a FiLM generator.
+
+    Keys are ``tokens.*``, the model's own weights and not copies, ``conditioner.readout.*`` and ``conditioner.film.*``.
+
+    Args:
+        tokens: From the model's inputs to tokens ``[B, T, D]``.
+        conditioner: ``[B, T, D] -> [(gamma, beta), ...]``.
+        spec: What the readout was built of.
+        source: What the backbone was built of; the reason why not, where that cannot be told.
+    """
+
+    def __init__(
+        self, tokens: nn.Module, conditioner: Conditioner, spec: ReadoutSpec, source: BackboneSource | SpecError
+    ) -> None:
+        super().__init__()
+        self.layout = conditioner.layout
+        self.spec = spec
+        self.source = source
+        self.tokens = tokens
+        self.conditioner = conditioner
+
+    def forward(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """One ``(gamma, beta)`` per FiLM layer, each ``[B, width]``, for ``inputs``.
+
+        Raises:
+            ShapeError: The tokens are not what the layout says.
+        """
+        pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs))
+        return pairs
+
+
+def attach(
+    model: nn.Module | str,
+    strategy: str | None = None,
+    *,
+    film: Reference | nn.Module | None = None,
+    film_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    normalized: bool | None = None,
+    backbone: str | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> AttachedReadout | AttachedConditioner:
+    """A readout, and a FiLM generator if wanted, on top of a model: layout, sizes and width are found.
+
+    The model is neither changed nor copied: what comes back shares its weights and trains them with its own.
+
+    Args:
+        model: A model that an installed plugin knows, or its name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
+            then built with random weights.
+        strategy: The readout, by name; the backbone's default when None.
+        film: A FiLM generator's class, ``"module:Class"`` or an instance, as ``pair`` takes it; None for the
+            conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
+        film_options: What the generator is built with, its width apart.
+        model_options: What a named model is built with besides: ``{"img_size": 224}``.
+        normalized: Whether the model's final norm is applied to the registers; None for as its own features come.
+        backbone: Whose model it is, where several plugins know its class.
+        registry: Where names are looked up; the installed plugins when None.
+        **options: The strategy's own options.
+
+    Raises:
+        NameLookupError: No plugin knows the model, or the strategy is not registered.
+        SpecError: The model carries no registers, an option does not fit, or the generator wants another width.
+    """
+    registry = registry or default_registry()
+    source: BackboneSource | SpecError
+    if isinstance(model, str):
+        entry, name = named_backbone(model if backbone is None else f"{backbone}:{model}", registry)
+        given = json_options(f"backbone {entry.name!r}", model_options or {})
+        network = build_backbone(entry, name, **given)
+        tokens, layout = tokens_of(entry, network, normalized)
+        source = BackboneSource(entry, name, given, bool(layout.normalized))
+    else:
+        if model_options:
+            raise SpecError(f"model_options: expected none with an instance, got {', '.join(model_options)}.")
+        entry, network = recognise(model, backbone, registry), inside(model)
+        tokens, layout = tokens_of(entry, network, normalized)
+        source = _source_of(entry, network, bool(layout.normalized))
+    if strategy is None:
+        if entry.default is None:
+            raise SpecError(f"backbone {entry.name!r}: expected a strategy, got none, and it has no default.")
+        strategy = entry.default
+    if strategy == entry.default:
+        options = {**entry.options, **options}
+    spec = registry.resolve(strategy, num_registers=layout.num_registers, hidden_dim=layout.hidden_dim, **options)
+    readout = spec.build()
+    if film is None and film_options is None:
+        return AttachedReadout(tokens, layout, readout, spec, source)
+    generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
+    return AttachedConditioner(tokens, Conditioner(layout, readout, generator, registry=registry), spec, source)
+
+
+def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | SpecError:
+    """A model that cannot be described can be trained all the same; only a bundle must name it."""
+    try:
+        name, options = ask_description(entry, model)
+        return BackboneSource(entry, name, json_options(f"backbone {entry.name!r}", options), normalized)
+    except SpecError as error:
+        return error
