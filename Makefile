@@ -40,10 +40,12 @@ $(VENV)/tools: | compiler
 	touch $@
 
 # Oracles of the tests: what they ask for besides, and another torch, is not needed for what is compared.
-$(VENV)/tested-tools: $(VENV)/tools
+$(VENV)/tested-tools: $(VENV)/tools tests/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
 	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  cp tests/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
 	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@

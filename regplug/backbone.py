@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regplug.discovery import normalise
-from regplug.entries import BackboneEntry, FiLMSite, Reference, load_reference, reference_of
+from regplug.entries import BackboneEntry, CheckpointSite, FiLMSite, Reference, load_reference, reference_of
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, told
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
@@ -14,6 +16,9 @@ from regplug.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+BLOCK = re.compile(r"[A-Za-z0-9_.-]*")  # it becomes a part of a file's name
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,29 @@ def ask_description(entry: BackboneEntry, model: Any) -> tuple[str | None, dict[
         raise SpecError(f"backbone {entry.name!r}: expected a backbone that describes its models, got none.")
     name, options = _call(entry, "describe", entry.describe, model)
     return name, dict(options)
+
+
+def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, ...]]) -> tuple[CheckpointSite, ...]:
+    """The readouts that the plugin finds among a checkpoint's names and shapes; none, where it finds none.
+
+    Raises:
+        SpecError: The backbone finds none in any checkpoint.
+        RegplugError: The plugin refuses the checkpoint.
+        PluginError: It fails otherwise, or gives something else than sites of this checkpoint.
+    """
+    owner = f"backbone {entry.name!r}"
+    if entry.weights is None:
+        raise SpecError(f"{owner}: expected a backbone that finds readouts in checkpoints, got one that does not.")
+    sites = _call(entry, "weights", entry.weights, dict(shapes))
+    if not isinstance(sites, Sequence) or not all(isinstance(site, CheckpointSite) for site in sites):
+        raise PluginError(f"{owner}: weights: expected a sequence of CheckpointSite, got {sites!r}.")
+    for site in sites:
+        if not BLOCK.fullmatch(site.where) or sum(other.where == site.where for other in sites) > 1:
+            raise PluginError(f"{owner}: weights: expected a block of its own for each site, got {site.where!r}.")
+        unknown = {*site.readout.values(), *site.film_weights.values()} - set(shapes)
+        if unknown:
+            raise PluginError(f"{owner}: weights: expected names of the checkpoint, got {', '.join(sorted(unknown))}.")
+    return tuple(sites)
 
 
 def _ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:

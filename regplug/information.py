@@ -10,14 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from regplug.choices import chosen_backbone, chosen_spec
-from regplug.entries import ReadoutEntry, load_reference, reference_of
+from regplug.backbone import measure_backbone, named_backbone
+from regplug.choices import chosen_spec
+from regplug.discovery import normalise
+from regplug.entries import BackboneEntry, ReadoutEntry, load_reference, reference_of
 from regplug.errors import NameLookupError, SpecError
 from regplug.folder import read_lone_file
 from regplug.installed import default_registry
+from regplug.options import closest, describe_signature
 from regplug.options import describe as describe_options
-from regplug.options import describe_signature
 from regplug.reading import read_bundle
+from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
 from regplug.weights import read_header, read_metadata
 
@@ -52,11 +55,12 @@ def inform(
         entry = registry.readout_entry(what)
     except NameLookupError as no_strategy:
         try:
-            return _inform_backbone(what)
+            backbone_entry, model = named_backbone(what, registry)
         except NameLookupError:
             if Path(what).exists():
                 return _inform_path(what, follow_links)
-            raise no_strategy from None
+            raise _unknown(what, registry, no_strategy) from None
+        return _inform_backbone(backbone_entry, model)
     return _inform_strategy(entry, num_registers, hidden_dim, backbone, options)
 
 
@@ -95,10 +99,20 @@ def _inform_weights(what: str) -> dict[str, Any]:
     }
 
 
-def _inform_backbone(what: str) -> dict[str, Any]:
-    entry, sizes = chosen_backbone(what)
+def _unknown(what: str, registry: Registry, no_strategy: NameLookupError) -> NameLookupError:
+    """What to say of a name that is nobody's; of one with a known plugin in front, what that plugin offers instead."""
+    head, colon, _ = what.partition(":")
+    if colon and normalise(head) in {record.distribution for record in registry.plugins()}:
+        return no_strategy
+    known = [*registry.strategies(), *registry.backbones()]
+    return NameLookupError(f"{what!r}: no strategy, no backbone and no path{closest(head, known)}.")
+
+
+def _inform_backbone(entry: BackboneEntry, model: str | None) -> dict[str, Any]:
+    sizes = measure_backbone(entry, model)
     return {
         "backbone": entry.full_name,
+        "model": model,
         "summary": entry.summary,
         "provenance": asdict(entry.provenance) if entry.provenance else None,
         "strategies": list(entry.readouts),

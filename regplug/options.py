@@ -15,10 +15,16 @@ from regplug.errors import SpecError
 from regplug.layout import is_int
 
 
+MOST_LISTED = 60
+
+
 def closest(word: str, known: Sequence[str]) -> str:
-    """``; known: a, b (closest: a)``, the end of a message about an unknown word."""
+    """``; known: a, b (closest: a)``, the end of a message about an unknown word; of hundreds only the closest."""
     if not known:
         return "; known: none"
+    if len(known) > MOST_LISTED:
+        near = get_close_matches(word, known, n=5)
+        return f"; closest of {len(known)}: {', '.join(near) or 'none'}"
     near = get_close_matches(word, known, n=1)
     return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")
 

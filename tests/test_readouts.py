@@ -16,7 +16,6 @@ from types import ModuleType
 
 import pytest
 import torch
-import torchvision_ops  # noqa: F401  # before timm
 from nvsubquadratic.modules import film as upstream
 from torch import Tensor, nn
 

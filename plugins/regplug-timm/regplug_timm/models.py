@@ -1,0 +1,96 @@
+"""timm's models by name, and the name and options of a model that somebody built."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import regplug
+from regplug.options import closest
+
+from .layouts import name_of
+
+# names of a hub or a folder, which only timm can look up
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def build(name: str | None = None, **options: Any) -> nn.Module:
+    """``timm.create_model(name, **options)`` with random weights: nothing is downloaded but a hub's configuration.
+
+    Raises:
+        NameLookupError: timm knows no such model.
+        SpecError: timm is not installed, no name is given, or the model does not take the options.
+    """
+    timm = _timm()
+    if name is None:
+        raise regplug.SpecError("backbone 'timm': expected a model, as timm:vit_small_patch14_reg4_dinov2, got none.")
+    if not (timm.is_model(name.partition(".")[0]) or name.startswith(ELSEWHERE)):
+        raise regplug.NameLookupError(f"model {name!r}: not known to timm{closest(name, timm.list_models())}.")
+    clashes = sorted({"pretrained", "checkpoint_path"} & set(options))
+    if clashes:
+        raise regplug.SpecError(
+            f"model {name!r}: {clashes[0]}: expected no such option: weights are the caller's to load."
+        )
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # as timm's constructors refuse
+        raise regplug.SpecError(f"model {name!r}: expected options that it takes, got {options}: {error}") from error
+    return model
+
+
+def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The name and the options of which ``build`` makes the same model, so that a bundle can hold it.
+
+    Raises:
+        SpecError: The model is none of ``timm.create_model``, or was built with options that nothing in it tells.
+    """
+    name = name_of(model)
+    if not (getattr(model, "pretrained_cfg", None) and _timm().is_model(name)):
+        raise regplug.SpecError(f"model {name!r}: expected one that timm.create_model made; a bundle names its model.")
+    with torch.device("meta"):
+        plain = build(name)
+        options = {word: got for word, got in _told_by(model).items() if _told_by(plain).get(word) != got}
+        same = build(name, **options) if options else plain
+    differing = _shapes(model).items() ^ _shapes(same).items()
+    if differing:
+        raise regplug.SpecError(
+            f"model {name!r}: expected options that the model tells ({', '.join(_told_by(plain))}), got others: "
+            f"{min(differing)[0]} differs; name the model and its options instead: "
+            f"attach('timm:{name}', model_options={{...}})."
+        )
+    return name, options
+
+
+def _told_by(model: Any) -> dict[str, Any]:
+    """The options of ``create_model`` that a model tells by what it is; ``__init__`` takes them by these words."""
+    told = {
+        "num_classes": model.num_classes,
+        "global_pool": model.global_pool,
+        "depth": len(model.blocks),
+        "embed_dim": model.embed_dim,
+    }
+    embed = getattr(model, "patch_embed", None)
+    if embed is None:
+        return told
+    told |= {"img_size": list(embed.img_size) if embed.img_size else None, "dynamic_img_size": model.dynamic_img_size}
+    if isinstance(getattr(embed, "proj", None), nn.Conv2d):
+        told |= {"in_chans": embed.proj.in_channels, "patch_size": embed.proj.kernel_size[0]}
+    return told
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Every parameter and buffer, those that no state dict keeps too: rotary tables depend on the image's size."""
+    return {name: tuple(one.shape) for name, one in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise regplug.SpecError(
+            f"backbone 'timm': expected the package timm, got none ({error}); use pip install 'regplug-timm[timm]'."
+        ) from error
