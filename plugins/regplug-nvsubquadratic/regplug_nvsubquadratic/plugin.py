@@ -1,0 +1,58 @@
+"""What this package tells regplug. Imports neither torch nor nvsubquadratic: listing stays fast."""
+
+from __future__ import annotations
+
+import regplug
+
+
+@regplug.hookimpl
+def regplug_readouts() -> list[regplug.ReadoutEntry]:
+    """Offer nvSubquadratic's two readouts as they are; ``pool`` and ``compress-concat`` take their weights."""
+    return [
+        regplug.ReadoutEntry(
+            "nvsubquadratic-pool",
+            "nvsubquadratic.modules.film:RegisterPooling",
+            summary="nvSubquadratic's own learned average, which takes any D",
+        ),
+        regplug.ReadoutEntry(
+            "nvsubquadratic-compress-concat",
+            "nvsubquadratic.modules.film:RegisterCompressConcat",
+            summary="nvSubquadratic's own shared projection, then flat, which takes any R",
+        ),
+    ]
+
+
+@regplug.hookimpl
+def regplug_backbones() -> list[regplug.BackboneEntry]:
+    """Offer nvSubquadratic's classification network, and two official networks by their rule alone."""
+    return [
+        regplug.BackboneEntry(
+            "nvsubquadratic",
+            build="regplug_nvsubquadratic.shipped:build",
+            layout="regplug_nvsubquadratic.network:layout_of",
+            film_sites="regplug_nvsubquadratic.network:film_sites",
+            tokens="regplug_nvsubquadratic.network:tokens",
+            weights="regplug_nvsubquadratic.checkpoint:find_readouts",
+            classes=("nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet",),
+            readouts=("pool", "compress-concat", "nvsubquadratic-pool", "nvsubquadratic-compress-concat"),
+            default="pool",
+            summary="ViT5ClassificationNet of attention and Hyena blocks; registers shape its convolution kernels",
+        ),
+        regplug.BackboneEntry(
+            "mamba-reg",
+            build="regplug_nvsubquadratic.official:mamba_reg",
+            layout="regplug_nvsubquadratic.official:layout_of",
+            weights="regplug_nvsubquadratic.checkpoint:find_mamba_reg",
+            readouts=("mamba-reg", "concat"),
+            default="mamba-reg",
+            summary="Mamba-Reg, registers interleaved with the patches; sizes and checkpoints only, no network",
+        ),
+        regplug.BackboneEntry(
+            "vit5",
+            build="regplug_nvsubquadratic.official:vit5",
+            layout="regplug_nvsubquadratic.official:layout_of",
+            readouts=("pool", "compress-concat", "mean", "concat"),
+            default="pool",
+            summary="the official ViT-5, registers last; sizes only, no network",
+        ),
+    ]
