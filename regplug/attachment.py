@@ -13,7 +13,7 @@ from regplug.entries import BackboneEntry, Reference
 from regplug.errors import SpecError
 from regplug.film import KernelFiLMGenerator
 from regplug.installed import default_registry
-from regplug.layout import TokenLayout
+from regplug.layout import TokenLayout, is_int
 from regplug.pairing import pair
 from regplug.registry import Registry
 from regplug.selection import SelectRegisters
@@ -168,6 +168,21 @@ def attach(
         return AttachedReadout(tokens, layout, readout, spec, source)
     generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
     return AttachedConditioner(tokens, Conditioner(layout, readout, generator, registry=registry), spec, source)
+
+
+def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
+    """What the backbone takes, without the batch: ``(C, H, W)``, as its tokens module states it.
+
+    Raises:
+        SpecError: It takes inputs of several sizes, or something else than one tensor.
+    """
+    sizes = getattr(attached.tokens, "input_shape", None)
+    if not (isinstance(sizes, (tuple, list)) and sizes and all(is_int(size) and size > 0 for size in sizes)):
+        raise SpecError(
+            f"{type(attached.tokens).__name__}: expected a backbone that takes images of one size, stated as "
+            f"input_shape (C, H, W), got {sizes!r}; use the readout without its backbone."
+        )
+    return tuple(sizes)
 
 
 def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | SpecError:

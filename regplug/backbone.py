@@ -29,12 +29,13 @@ class BackboneSizes:
     film_sites: tuple[FiLMSite, ...]
 
 
-def measure_backbone(entry: BackboneEntry, model: str | None = None) -> BackboneSizes:
+def measure_backbone(entry: BackboneEntry, model: str | None = None, **options: Any) -> BackboneSizes:
     """Build the backbone on the meta device and ask its plugin for layout and FiLM sites.
 
     Args:
         entry: The backbone.
         model: Which of its models; None for its default.
+        **options: What the model is built with besides.
 
     Raises:
         RegplugError: The plugin refuses, for the model's name is unknown or it carries no registers.
@@ -43,7 +44,7 @@ def measure_backbone(entry: BackboneEntry, model: str | None = None) -> Backbone
     import torch
 
     with torch.device("meta"):
-        built = build_backbone(entry, model)
+        built = build_backbone(entry, model, **options)
     return BackboneSizes(ask_layout(entry, built), _ask_film_sites(entry, built))
 
 

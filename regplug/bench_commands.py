@@ -13,7 +13,15 @@ import click
 
 from regplug.bench_page import write_page
 from regplug.bench_report import DEVICES, DTYPES, HEADS, MODES, Plan, cells, circumstances, failures, title, unlike
-from regplug.choices import KeyValue, chosen_spec, complete_strategy, json_option, named_by_user
+from regplug.choices import (
+    KeyValue,
+    chosen_spec,
+    complete_backbone,
+    complete_strategy,
+    json_option,
+    model_option,
+    named_by_user,
+)
 from regplug.printing import print_columns, print_json, progress
 
 AT_LEAST_ONE = click.IntRange(1)
@@ -22,8 +30,16 @@ AT_LEAST_ONE = click.IntRange(1)
 @click.command("bench")
 @click.argument("strategy", shell_complete=complete_strategy)
 @click.option("--against", metavar="MODULE:CLASS", help="The module to compare with; without, ours in eager mode.")
-@click.option("--num-registers", type=int, metavar="R", multiple=True, required=True, help="Repeatable.")
-@click.option("--hidden-dim", type=int, metavar="D", required=True, help="Width of a register token.")
+@click.option("--num-registers", type=int, metavar="R", multiple=True, help="Repeatable.")
+@click.option("--hidden-dim", type=int, metavar="D", help="Width of a register token.")
+@click.option(
+    "--backbone",
+    metavar="NAME[:MODEL]",
+    shell_complete=complete_backbone,
+    help="Say instead what the readout costs beside this backbone.",
+)
+@model_option
+@click.option("--film", type=KeyValue(), multiple=True, help="With --backbone: an option of a FiLM generator, too.")
 @click.option("-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy; JSON, else text.")
 @click.option("--batch", type=AT_LEAST_ONE, metavar="B", multiple=True, required=True, help="Repeatable.")
 @click.option(
@@ -40,7 +56,10 @@ def bench_command(
     strategy: str,
     against: str | None,
     num_registers: tuple[int, ...],
-    hidden_dim: int,
+    hidden_dim: int | None,
+    backbone: str | None,
+    model_option: Any,
+    film: Any,
     options: Any,
     batch: tuple[int, ...],
     tokens: int,
@@ -52,7 +71,19 @@ def bench_command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how many times faster a readout is than another module, and how sure that is."""
+    """Measure how many times faster a readout is than another module, and how sure that is.
+
+    With --backbone: what it costs beside that backbone, in microseconds and as a share of the whole.
+    """
+    if backbone is not None:
+        meaningless = ("against", "num_registers", "hidden_dim", "tokens", "mode", "dtype", "device", "html")
+        _refuse_beside("--backbone", *meaningless)
+        choice = {"options": dict(options), "model_options": dict(model_option), "film": dict(film)}
+        _bench_beside(backbone, strategy, **choice, batches=batch, threads=threads, rounds=rounds, as_json=as_json)
+        return
+    _refuse_beside("--num-registers", "model_option", "film")
+    if not num_registers or hidden_dim is None:
+        raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.")
     if html is not None:  # now, not after minutes of measuring
         folder = html.parent
         if not html.name:
@@ -85,3 +116,55 @@ def bench_command(
     print_columns(HEADS, [cells(row) for row in report.rows])
     for line in (*failures(report), *unlike(report)):
         click.echo(line)
+
+
+def _refuse_beside(option: str, *others: str) -> None:
+    """Refuse what was given though it means nothing beside another option."""
+    source = click.get_current_context().get_parameter_source
+    given = [word for word in others if source(word) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(f"{option}: expected without --{given[0].replace('_', '-')}, got both.")
+
+
+def _bench_beside(
+    backbone: str,
+    strategy: str,
+    *,
+    options: dict[str, Any],
+    model_options: dict[str, Any],
+    film: dict[str, Any],
+    batches: tuple[int, ...],
+    threads: int,
+    rounds: int | None,
+    as_json: bool,
+) -> None:
+    import torch
+
+    from regplug.attachment import attach, input_shape
+    from regplug.cost import conditioning_cost
+    from regplug.stopwatch import describe_machine
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    with progress("bench") as step, redirect_stdout(sys.stderr):
+        step("building")
+        attached = attach(backbone, strategy, film_options=film or None, model_options=model_options, **options).eval()
+        shape = input_shape(attached)
+        costs = []
+        for size in dict.fromkeys(batches):
+            step(f"B={size}")
+            costs.append((size, conditioning_cost(attached, torch.randn(size, *shape), rounds=rounds)))
+    machine = describe_machine("cpu")
+    if as_json:
+        measured = {"backbone": backbone, **attached.spec.as_dict(), "threads": threads, "machine": machine}
+        print_json("bench-backbone", {**measured, "rows": [{"batch": size, **asdict(cost)} for size, cost in costs]})
+        return
+    click.echo(
+        f"{strategy} beside {backbone}, inputs [B, {', '.join(map(str, shape))}]: {machine['cpu']}, "
+        f"torch {machine['torch']}, threads {threads}, eager, us per call"
+    )
+    rows = [
+        (size, f"{cost.whole.median:.0f}", f"{cost.conditioning.median:.1f}", f"{100 * cost.share:.3g} %")
+        for size, cost in costs
+    ]
+    print_columns(("B", "whole", "readout and FiLM generator" if film else "readout", "share"), rows)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regplug.attachment import AttachedConditioner, AttachedReadout, input_shape
 from regplug.conditioner import Conditioner
 from regplug.errors import BundleError, ExportError, RegplugError, SpecError, told
 from regplug.folder import MANIFEST, MAX_MANIFEST
@@ -27,6 +28,7 @@ from regplug.loading import load_module, load_program, module_run, open_backend
 from regplug.manifest import (
     BUNDLE_FORMAT,
     GOLDEN,
+    IMAGES,
     WEIGHTS,
     BundleProvenance,
     FileRecord,
@@ -36,11 +38,11 @@ from regplug.manifest import (
     parse_manifest,
 )
 from regplug.reading import read_bundle
-from regplug.rebuilding import describe_film, rebuild
+from regplug.rebuilding import ATTACHED, describe_backbone, describe_film, rebuild
 from regplug.registry import Registry
 from regplug.signature import Signature, signature_of_conditioner, signature_of_readout
 from regplug.spec import ReadoutSpec
-from regplug.torch_private import cpu_capability, uncompiled
+from regplug.torch_private import cpu_capability, persist_buffers, uncompiled
 from regplug.weights import read_header, save_tensors, state_of
 from regplug.writing import check_place, write_folder
 
@@ -73,11 +75,12 @@ def export(
 
     Args:
         spec: What ``resolve`` gave.
-        module: The trained readout that ``spec.build()`` made, or a ``Conditioner`` around it.
+        module: The trained readout that ``spec.build()`` made, a ``Conditioner`` around it, or what ``attach`` gave:
+            then the bundle holds the backbone too.
         directory: The folder to make.
         backends: Names of export backends; none for a bundle of data only.
         settings: By backend, the keywords of its constructor: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
-        layout: Where a readout's registers sit in the backbone's tokens, to be noted; a conditioner has its own.
+        layout: Where a readout's registers sit in the backbone's tokens, to be noted; the others have their own.
         force: Replace the bundle that stands there, in one step.
         registry: Where names are looked up; the installed plugins when None.
         progress: Called with a word on each step.
@@ -150,7 +153,7 @@ def load(
         registry: Where names are looked up; the installed plugins when None.
 
     Returns:
-        The readout or ``Conditioner`` itself; with ``program``, a ``LoadedProgram``, which is called likewise.
+        The module that was exported; with ``program``, a ``LoadedProgram``, which is called likewise.
 
     Raises:
         BundleError: The bundle is damaged, does not fit the installed class, or does not reproduce its golden case.
@@ -168,16 +171,25 @@ def load(
 
 def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
     module = uncompiled(module)
-    readout = module.readout if isinstance(module, Conditioner) else module
+    holder = _conditioner_of(module) or module
+    readout = holder.readout if isinstance(holder, (Conditioner, AttachedReadout)) else holder
     wanted = spec.readout_class
     if isinstance(wanted, type) and type(readout) is not wanted:
         raise ExportError(
             f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}."
         )
     try:
-        return copy.deepcopy(module).cpu().eval()
+        copied = copy.deepcopy(module).cpu().eval()
     except RuntimeError as error:  # a weight that is no leaf of the graph has no deep copy
         raise ExportError(f"{owner}: expected a module that can be copied, got: {told(error)}") from error
+    if isinstance(copied, ATTACHED):
+        persist_buffers(copied.tokens)
+    return copied
+
+
+def _conditioner_of(module: nn.Module) -> Conditioner | None:
+    module = module.conditioner if isinstance(module, AttachedConditioner) else module
+    return module if isinstance(module, Conditioner) else None
 
 
 def _signature(
@@ -185,13 +197,17 @@ def _signature(
 ) -> tuple[Signature, TokenLayout | None]:
     if layout is not None and not isinstance(layout, TokenLayout):
         raise ExportError(f"{owner}: layout: expected a TokenLayout, got {layout!r}.")
-    if isinstance(module, Conditioner):
+    if isinstance(module, (Conditioner, *ATTACHED)):
         if layout not in (None, module.layout):
-            raise ExportError(f"{owner}: layout: expected the conditioner's own, got {layout}.")
+            raise ExportError(f"{owner}: layout: expected the module's own, got {layout}.")
         layout = module.layout
-        signature = signature_of_conditioner(owner, module, layout)
+    images = _image_sizes(owner, module) if isinstance(module, ATTACHED) else None
+    if layout is not None and _conditioner_of(module):
+        signature = signature_of_conditioner(owner, module, layout, images)
+    elif images:
+        signature = signature_of_readout(owner, module, images, spec.cond_dim, IMAGES)
     else:
-        signature = signature_of_readout(owner, module, spec.num_registers, spec.hidden_dim, spec.cond_dim)
+        signature = signature_of_readout(owner, module, (spec.num_registers, spec.hidden_dim), spec.cond_dim)
     sizes = (spec.num_registers, spec.hidden_dim)
     if layout is not None and (layout.num_registers, layout.hidden_dim) != sizes:
         raise ExportError(
@@ -199,6 +215,16 @@ def _signature(
             f"and {layout.hidden_dim}."
         )
     return signature, layout
+
+
+def _image_sizes(owner: str, module: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
+    """The sizes of the backbone's inputs, which a program has fixed."""
+    if isinstance(module.source, SpecError):
+        raise ExportError(f"{owner}: expected a backbone that a bundle can name, got: {module.source}")
+    try:
+        return input_shape(module)
+    except SpecError as error:
+        raise ExportError(f"{owner}: {error}") from error
 
 
 def _describe(
@@ -215,7 +241,7 @@ def _describe(
             f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; "
             "a bundle names its strategy."
         )
-    conditioner = isinstance(module, Conditioner)
+    conditioner = _conditioner_of(module)
     return Manifest(
         bundle_format=BUNDLE_FORMAT,
         holds="conditioner" if conditioner else "readout",
@@ -225,7 +251,8 @@ def _describe(
         options=spec.as_dict()["options"],
         cond_dim=spec.cond_dim,
         layout=None if layout is None else LayoutRecord(**vars(layout)),
-        film=describe_film(module, registry) if isinstance(module, Conditioner) else None,
+        film=describe_film(conditioner, registry) if conditioner else None,
+        backbone=describe_backbone(module),
         input=signature.input,
         outputs=signature.outputs,
         golden=golden.golden,

@@ -25,6 +25,7 @@ from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
 if TYPE_CHECKING:
     from regplug.backbone import BackboneSizes
     from regplug.layout import TokenLayout
+    from regplug.spec import ReadoutSpec
     from regplug.verification import Check
 
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 @click.argument("strategy", required=False, shell_complete=complete_strategy)
 @size_options
 @click.option(
-    "--weights", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Trained weights, safetensors."
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Trained weights, safetensors; a file that says what it is of needs no STRATEGY, sizes and options here.",
 )
 @click.option(
     "--seed",
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
 @click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
 @click.option("--layout", type=KeyValue(), multiple=True, help="Where the registers sit: start=1, num_tokens=201, ...")
+@click.option("--whole", is_flag=True, help="Export the backbone too: its inputs in. Needs --backbone NAME:MODEL.")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
@@ -60,6 +65,7 @@ def export_command(
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
+    model_option: Any,
     weights: str | None,
     seed: int,
     backends: tuple[str, ...],
@@ -68,6 +74,7 @@ def export_command(
     no_programs: bool,
     film: Any,
     layout: Any,
+    whole: bool,
     force: bool,
     output: Path,
     as_json: bool,
@@ -83,28 +90,14 @@ def export_command(
     compiled = {name: value for name, value in compiled.items() if value is not None}
     if compiled and "aotinductor" not in backends:
         raise click.UsageError("--isa, --time-limit: expected --backend aotinductor, got another.")
-    spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options)
-    film_options = dict(film)
-    clashes = sorted({"spec", "film", "width"} & set(film_options))
-    if clashes:
-        raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
-    place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
-    if film and place is None:
-        raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
-    import torch
-
+    choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
+    choice |= {"backbone": backbone, "options": options, "model_option": model_option}
+    if whole:
+        spec, module, place = _attached(choice, film, layout, weights, seed)
+    else:
+        spec, module, place = _chosen_module(choice, film, layout, weights, seed)
     from regplug.bundle import export
-    from regplug.conditioner import Conditioner
-    from regplug.film import KernelFiLMGenerator
-    from regplug.pairing import pair
-    from regplug.weightsfile import fill
 
-    torch.manual_seed(seed)
-    module: Any = spec.build()
-    if film and place is not None:
-        module = Conditioner(place, module, pair(spec, KernelFiLMGenerator, **film_options))
-    if weights is not None:
-        fill(module, weights, spec)
     with progress("export") as step:
         done = export(
             spec,
@@ -157,6 +150,74 @@ def verify_command(bundle: str, programs: bool, digest: str | None, follow_links
         click.echo(f"digest {found.digest}")
     if not found.ok:
         sys.exit(EXIT_FAILED)
+
+
+def _attached(
+    choice: dict[str, Any], film: Any, layout: Any, weights: str | None, seed: int
+) -> tuple[ReadoutSpec, Any, None]:
+    """The backbone with the readout, and FiLM generator if any, on top; it has a layout of its own."""
+    if choice["backbone"] is None or choice["num_registers"] is not None or choice["hidden_dim"] is not None or layout:
+        raise click.UsageError("--whole: expected --backbone NAME:MODEL, which tells sizes and layout, got otherwise.")
+    import torch
+
+    from regplug.attachment import attach, input_shape
+    from regplug.weightsfile import fill
+
+    torch.manual_seed(seed)
+    module = attach(
+        choice["backbone"],
+        choice["strategy"],
+        film_options=dict(film) or None,
+        model_options=dict(choice["model_option"]),
+        **dict(choice["options"]),
+    )
+    input_shape(module)  # or it is refused as a wrong choice, before anything is computed
+    if weights is not None:
+        fill(module, weights, module.spec)
+    return module.spec, module, None
+
+
+def _chosen_module(
+    choice: dict[str, Any], film: Any, layout: Any, weights: str | None, seed: int
+) -> tuple[ReadoutSpec, Any, TokenLayout | None]:
+    """What is to be exported, and where its registers sit: as the options say, and where they do not, the weights."""
+    generator = "regplug:kernel-film" if film else None
+    if weights is not None and all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone")):
+        from regplug.weightsfile import read_note
+
+        note = read_note(weights, choice["strategy"])
+        if note is not None:
+            # what was given too comes last and wins, and is compared with the file when the weights are set
+            options = (*note.options.items(), *choice["options"])
+            choice |= {"strategy": note.strategy, "options": options}
+            choice |= {"num_registers": note.num_registers, "hidden_dim": note.hidden_dim}
+            layout = (*(vars(note.layout).items() if note.layout else ()), *layout)
+            if note.film is not None:
+                film, generator = (*note.film.options.items(), *film), note.film.generator
+    spec, sizes = chosen_spec(**choice)
+    film_options = dict(film)
+    clashes = sorted({"spec", "film", "width"} & set(film_options))
+    if clashes:
+        raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
+    place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
+    if generator and place is None:
+        raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
+    import torch
+
+    from regplug.conditioner import Conditioner
+    from regplug.installed import default_registry
+    from regplug.pairing import pair
+    from regplug.weightsfile import fill
+
+    torch.manual_seed(seed)
+    module: Any = spec.build()
+    if generator and place is not None:
+        family = default_registry().film_entry(generator)
+        generated = pair(spec, family.build, width=family.width, **film_options)
+        module = Conditioner(place, module, generated, family.form, family.order)
+    if weights is not None:
+        fill(module, weights, spec)
+    return spec, module, place
 
 
 def _layout(

@@ -54,9 +54,19 @@ def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: st
     return [name for name in backbones() if name.startswith(incomplete)]
 
 
+model_option = click.option(
+    "-M",
+    "--model-option",
+    type=KeyValue(),
+    multiple=True,
+    help="An option of the backbone's model, img_size=224; JSON, else text.",
+)
+
+
 def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--num-registers``, ``--hidden-dim`` or ``--backbone``, and ``-O``."""
+    """``--num-registers``, ``--hidden-dim`` or ``--backbone`` with ``-M``, and ``-O``."""
     for decorate in (
+        model_option,
         click.option(
             "-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy; JSON, else text."
         ),
@@ -75,30 +85,37 @@ follow_links_option = click.option("--follow-links", is_flag=True, help="Allow s
 digest_option = click.option("--digest", metavar="SHA256", help="Refuse any bundle but the one with this digest.")
 
 
-def chosen_backbone(name: str) -> tuple[BackboneEntry, BackboneSizes]:
+def chosen_backbone(name: str, model_options: Any = ()) -> tuple[BackboneEntry, BackboneSizes]:
     """The backbone that ``--backbone NAME[:MODEL]`` names, and its sizes."""
     from regplug.backbone import measure_backbone, named_backbone
 
     entry, model = named_backbone(name)
-    return entry, measure_backbone(entry, model)
+    return entry, measure_backbone(entry, model, **dict(model_options))
 
 
 def chosen_spec(
-    strategy: str | None, num_registers: int | None, hidden_dim: int | None, backbone: str | None, options: Any
+    strategy: str | None,
+    num_registers: int | None,
+    hidden_dim: int | None,
+    backbone: str | None,
+    options: Any,
+    model_option: Any = (),
 ) -> tuple[ReadoutSpec, BackboneSizes | None]:
     """The spec that the shared options choose, and the backbone's sizes when one was named.
 
     Raises:
-        click.UsageError: The sizes are not given, or given twice.
+        click.UsageError: The sizes are not given, or given twice, or there is no backbone for a model's options.
     """
     from regplug.installed import resolve
 
     given = dict(options)
     sizes = None
+    if model_option and backbone is None:
+        raise click.UsageError("--model-option: expected --backbone NAME beside it, got none.")
     if backbone is not None:
         if num_registers is not None or hidden_dim is not None:
             raise click.UsageError("sizes: expected --backbone or --num-registers and --hidden-dim, got both.")
-        entry, sizes = chosen_backbone(backbone)
+        entry, sizes = chosen_backbone(backbone, model_option)
         num_registers, hidden_dim = sizes.layout.num_registers, sizes.layout.hidden_dim
         strategy = strategy or entry.default
         if strategy == entry.default:

@@ -22,6 +22,7 @@ from regplug.choices import (
     size_options,
 )
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
+from regplug.import_commands import import_command
 from regplug.printing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PLUGIN, EXIT_USAGE, print_columns, print_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def group() -> None:
     """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
 
 
-for command in (export_command, verify_command, audit_command, bench_command, cache_command):
+for command in (export_command, verify_command, audit_command, bench_command, cache_command, import_command):
     group.add_command(command)
 
 
@@ -132,10 +133,11 @@ def cond_dim_command(
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
+    model_option: Any,
     as_json: bool,
 ) -> None:
     """Print the width of the conditioning vector; with --backbone, site by site. Allocates no weights."""
-    spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options)
+    spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options, model_option)
     sites = [{**asdict(site), "cond_dim": spec.cond_dim} for site in sizes.film_sites] if sizes else []
     if as_json:
         print_json("cond-dim", {**spec.as_dict(), "film_sites": sites})

@@ -48,7 +48,7 @@ class Folder:
         """
         owner = f"bundle {self.path}: {name}"
         fix = "use a folder that `regplug export` wrote" if name == MANIFEST else "export the bundle again"
-        with _opened_file(owner, name, f"; {fix}", self._follow_links, self._descriptor) as descriptor:
+        with opened_file(owner, name, f"; {fix}", self._follow_links, self._descriptor) as descriptor:
             found = os.fstat(descriptor).st_size
             if size is not None and found != size:
                 raise BundleError(f"{owner}: expected {size} bytes, got {found}; export the bundle again.")
@@ -116,14 +116,19 @@ def read_lone_file(owner: str, path: str) -> bytes:
     Raises:
         BundleError: It is missing, no regular file, or cannot be read.
     """
-    with _opened_file(owner, path, "", follow_links=True) as descriptor:
+    with opened_file(owner, path) as descriptor:
         return _read_all(descriptor, os.fstat(descriptor).st_size)
 
 
 @contextmanager
-def _opened_file(
-    owner: str, path: str, if_missing: str, follow_links: bool, folder: int | None = None
+def opened_file(
+    owner: str, path: str, if_missing: str = "", follow_links: bool = True, folder: int | None = None
 ) -> Iterator[int]:
+    """An open descriptor of a regular file; relative to ``folder``, a descriptor too, if there is one.
+
+    Raises:
+        BundleError: It is missing, no regular file, a link that is not to be followed, or cannot be read.
+    """
     # non-blocking: a FIFO in place of a file would hang the reader
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:

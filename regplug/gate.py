@@ -96,15 +96,21 @@ def _other_weights(owner: str, module: nn.Module, signature: Signature) -> tuple
     """A second set of weights, and its golden cases: shows a program that has baked weights in.
 
     It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something
-    to be wrong about. Only upwards, so that a variance stays positive.
+    to be wrong about. Away from zero, so that a variance stays positive.
     """
     generator = torch.Generator().manual_seed(SEED)
     other = copy.deepcopy(module)
     moved = {
-        key: value + 0.05 * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)
-        if value.is_floating_point()
-        else value
+        key: value + _step(value, generator) if value.is_floating_point() else value
         for key, value in module.state_dict().items()
     }
     other.load_state_dict(moved)
     return moved, make_golden(owner, other, signature.input, signature.outputs, signature.lengths)
+
+
+def _step(value: Tensor, generator: torch.Generator) -> Tensor:
+    """How far each number goes: less in a wide matrix, whose sums would saturate what follows in a deep network."""
+    summed = value[0].numel() if value.dim() > 1 and len(value) > 1 else 1
+    size = min(0.05, 0.4 / summed**0.5) if summed else 0.0
+    drawn = size * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)
+    return torch.where(value < 0, -drawn, drawn)

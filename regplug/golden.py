@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from regplug.errors import BundleError, ExportError, ShapeError
-from regplug.manifest import Golden, GoldenCase, Input, Manifest, Output
+from regplug.manifest import IMAGES, Golden, GoldenCase, Input, Manifest, Output
 from regplug.weights import dtype_name
 
 MAX_BYTES = 4_000_000
+MAX_IMAGE_BYTES = 256_000_000  # with a backbone, for the cases that no file is without
 SEED = 0
 # the sizes of the cases; the last two give way where the file would grow too large
 BATCHES = (0, 1, 2, 7, 64)
@@ -76,21 +78,23 @@ def make_golden(
         module: The module in eval mode, on the CPU.
         signature: What it takes.
         outputs: What it gives.
-        lengths: The sequence lengths to use, one after another: R for a readout, several T for a conditioner.
+        lengths: The input's second sizes to use, one after another: R for a readout, several T for a conditioner, C for
+            images.
 
     Raises:
-        ExportError: The cases do not fit into 4 MB, an output is not finite, or a second run gives other outputs.
+        ExportError: The cases do not fit into the file, an output is not finite, or a second run gives other outputs.
     """
     dtype = getattr(torch, signature.dtype)
-    width = int(signature.shape[2])
+    rest = [int(size) for size in signature.shape[2:]]
     generator = torch.Generator().manual_seed(SEED)
-    double = _double_of(module, dtype, [1, lengths[0], width])
+    plan = _plan(owner, signature, lengths, prod(rest), outputs)
+    double = _double_of(module, dtype, [1, lengths[0], *rest])
     cases: list[GoldenCase] = []
     tensors: dict[str, Tensor] = {}
-    for index, (name, batch, start) in enumerate(_plan(owner, signature, lengths, width, outputs)):
+    for index, (name, batch, start) in enumerate(plan):
         length = lengths[index % len(lengths)]
         around = 0 if start is None else 2 * SLICE_START
-        shape = (batch, length + around, width)
+        shape = (batch, length + around, *rest)
         drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
         given = drawn if start is None else drawn[:, start : start + length]
         with torch.no_grad():
@@ -123,17 +127,18 @@ def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
         BundleError: A tensor is missing, too many, or not of the shape that the case says.
     """
     truth = "float64" if manifest.golden.truth == "float64" else manifest.input.dtype
+    rest = [int(size) for size in manifest.input.shape[2:]]
     wanted: dict[str, tuple[str, list[int]]] = {}
     for case in manifest.golden.cases:
         length = -1 if case.start is not None else case.length  # a slice is stored wider
-        wanted[f"{case.case}.input"] = (manifest.input.dtype, [case.batch, length, manifest.hidden_dim])
+        wanted[f"{case.case}.input"] = (manifest.input.dtype, [case.batch, length, *rest])
         for output in manifest.outputs:
             wanted[f"{case.case}.output.{output.name}"] = (truth, [case.batch, int(output.shape[1])])
     if set(wanted) != set(tensors):
         raise BundleError(f"{owner}: expected tensors {_listed(wanted)}, got {_listed(tensors)}.")
     for name, (dtype, shape) in sorted(wanted.items()):
         got = list(tensors[name].shape)
-        if len(got) == 3 and shape[1] == -1:
+        if len(got) == len(shape) and shape[1] == -1:
             shape[1] = got[1]
         if got != shape or dtype_name(tensors[name]) != dtype:
             raise BundleError(
@@ -142,9 +147,7 @@ def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
     golden = GoldenSet(manifest.golden, tensors)
     for case in manifest.golden.cases:
         if golden.input(case).shape[1] != case.length:
-            raise BundleError(
-                f"{owner}: case '{case.case}': expected a slice of {case.length} tokens inside the input."
-            )
+            raise BundleError(f"{owner}: case '{case.case}': expected a slice of {case.length} inside the input.")
     return golden
 
 
@@ -195,12 +198,14 @@ def _plan(
     itemsize = getattr(torch, signature.dtype).itemsize
     per_sample = max(lengths) * width * itemsize + 8 * sum(int(output.shape[1]) for output in outputs)
     slice_sample = per_sample + 2 * SLICE_START * width * itemsize
-    left = MAX_BYTES - 65_536 - 3 * per_sample - SLICE_BATCH * slice_sample  # the header, batch 1 and 2, the slice
-    if left < 0:
+    needed = 65_536 + 3 * per_sample + SLICE_BATCH * slice_sample  # the header, batch 1 and 2, the slice
+    most = MAX_IMAGE_BYTES if signature.name == IMAGES else MAX_BYTES
+    if needed > most:
+        advice = "a smaller image" if signature.name == IMAGES else "the readout without its layout"
         raise ExportError(
-            f"{owner}: expected golden cases within {MAX_BYTES} bytes, got {per_sample} bytes a sample; "
-            "export the readout without its layout."
+            f"{owner}: expected golden cases within {most} bytes, got {per_sample} bytes a sample; export {advice}."
         )
+    left = max(MAX_BYTES - needed, 0)
     *small, odd, large = (batch for batch in BATCHES if batch >= signature.min_batch)
     odd = min(odd, left // per_sample)
     large = min(large, left // per_sample - odd)

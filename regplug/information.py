@@ -38,6 +38,7 @@ def inform(
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
+    model_option: Any = (),
     follow_links: bool,
 ) -> dict[str, Any]:
     """What ``what`` is, as plain values. A path that exists is meant where it looks like one, or nothing has the name.
@@ -48,9 +49,9 @@ def inform(
     """
     if not what:
         raise NameLookupError("info: expected a strategy, a backbone or a path, got ''.")
-    if os.sep in what or what.endswith(".safetensors"):
-        return _inform_path(what, follow_links)
     registry = default_registry()
+    if (os.sep in what or what.endswith(".safetensors")) and not _names_backbone(what, registry):
+        return _inform_path(what, follow_links)
     try:
         entry = registry.readout_entry(what)
     except NameLookupError as no_strategy:
@@ -60,8 +61,19 @@ def inform(
             if Path(what).exists():
                 return _inform_path(what, follow_links)
             raise _unknown(what, registry, no_strategy) from None
-        return _inform_backbone(backbone_entry, model)
-    return _inform_strategy(entry, num_registers, hidden_dim, backbone, options)
+        return _inform_backbone(backbone_entry, model, model_option)
+    sizes = (num_registers, hidden_dim, backbone)
+    return _inform_strategy(entry, sizes, options, model_option)
+
+
+def _names_backbone(what: str, registry: Registry) -> bool:
+    """Whether it is a backbone's model that is named like a path: ``transformers:OWNER/NAME``, or its folder."""
+    if ":" not in what or Path(what).exists():
+        return False
+    try:
+        return named_backbone(what, registry)[1] is not None
+    except NameLookupError:
+        return False
 
 
 def _inform_path(what: str, follow_links: bool) -> dict[str, Any]:
@@ -108,8 +120,8 @@ def _unknown(what: str, registry: Registry, no_strategy: NameLookupError) -> Nam
     return NameLookupError(f"{what!r}: no strategy, no backbone and no path{closest(head, known)}.")
 
 
-def _inform_backbone(entry: BackboneEntry, model: str | None) -> dict[str, Any]:
-    sizes = measure_backbone(entry, model)
+def _inform_backbone(entry: BackboneEntry, model: str | None, model_options: Any) -> dict[str, Any]:
+    sizes = measure_backbone(entry, model, **dict(model_options))
     return {
         "backbone": entry.full_name,
         "model": model,
@@ -124,7 +136,7 @@ def _inform_backbone(entry: BackboneEntry, model: str | None) -> dict[str, Any]:
 
 
 def _inform_strategy(
-    entry: ReadoutEntry, num_registers: int | None, hidden_dim: int | None, backbone: str | None, options: Any
+    entry: ReadoutEntry, sizes: tuple[int | None, int | None, str | None], options: Any, model_option: Any
 ) -> dict[str, Any]:
     build = load_reference(f"strategy {entry.name!r}", entry.build)
     description = inspect.cleandoc(build.__doc__ or "")  # its own: getdoc would give that of nn.Module
@@ -138,12 +150,12 @@ def _inform_strategy(
         "equation": _found(EQUATION, description),
         "source": _found(SOURCE, description),
     }
-    if backbone is None and num_registers is None and hidden_dim is None:
+    if sizes == (None, None, None):
         spec = _spec_at_any_size(entry, options)
         if spec is not None:
             values |= {"formula": spec.formula, "conditions": spec.conditions}
     else:
-        spec, _ = chosen_spec(entry.full_name, num_registers, hidden_dim, backbone, options)
+        spec, _ = chosen_spec(entry.full_name, *sizes, options, model_option)
         values |= {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim, "cond_dim": spec.cond_dim}
         values |= {"formula": spec.formula, "conditions": spec.conditions, **_costs(spec)}
     return {**values, "description": description}

@@ -18,6 +18,8 @@ BUNDLE_FORMAT = 1
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 SMOKE_CASE = "batch_1"  # the case that every loader runs
+IMAGES = "images"  # the input where the backbone is inside
+MAX_RANK = 8
 
 Positive = Annotated[int, integer(1)]
 Natural = Annotated[int, integer(0)]
@@ -47,10 +49,20 @@ class LayoutRecord:
 
 
 @dataclass(frozen=True)
+class BackboneRecord:
+    """The backbone in front of the readout, by registered name; ``normalized``: whether its final norm is applied."""
+
+    name: FullName
+    model: str | None
+    options: Mapping[str, Any]
+    normalized: bool
+
+
+@dataclass(frozen=True)
 class Input:
     """What a bundle's module takes; ``shape`` has "B" and "T" where a size may vary."""
 
-    name: Annotated[str, one_of("registers", "tokens")]
+    name: Annotated[str, one_of("registers", "tokens", IMAGES)]
     dtype: DType
     shape: Shape
     min_batch: Natural
@@ -154,6 +166,7 @@ class Manifest:
     cond_dim: Positive
     layout: LayoutRecord | None
     film: FiLMRecord | None
+    backbone: BackboneRecord | None
     input: Input
     outputs: tuple[Output, ...]
     golden: Golden
@@ -172,7 +185,7 @@ class Manifest:
 
     def describe(self) -> dict[str, Any]:
         """What the weights file repeats of it, so that a lone one says what it is."""
-        known = ("holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout")
+        known = ("holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout", "backbone")
         return {key: value for key, value in asdict(self).items() if key in known}
 
 
@@ -209,23 +222,37 @@ def _check_agreement(manifest: Manifest) -> None:
     conditioner = manifest.holds == "conditioner"
     if manifest.layout is not None:
         _check_layout(manifest, manifest.layout)
-    elif conditioner:
+    elif conditioner or manifest.backbone is not None:
         raise wrong("layout", "an object", None)
     if conditioner != (manifest.film is not None):
         raise wrong("film", "an object" if conditioner else "null", manifest.film and asdict(manifest.film))
-    wanted_input: tuple[str, int | str, int | None] = ("registers", manifest.num_registers, None)
-    if conditioner and (layout := manifest.token_layout) is not None:
-        wanted_input = ("tokens", layout.num_tokens or "T", layout.num_tokens or layout.min_tokens)
-    name, middle, least = wanted_input
+    _check_input(manifest, conditioner)
+    _check_outputs(manifest, conditioner)
+    _check_lists(manifest)
+
+
+def _check_input(manifest: Manifest, conditioner: bool) -> None:
+    shape = manifest.input.shape
+    layout, backbone = manifest.token_layout, manifest.backbone
+    name, least = "registers", None
+    wanted_shape: tuple[int | str, ...] = ("B", manifest.num_registers, manifest.hidden_dim)
+    if backbone is not None and layout is not None:
+        if layout.normalized != backbone.normalized:
+            raise wrong("layout.normalized", shown(backbone.normalized), layout.normalized)
+        name, wanted_shape = IMAGES, shape
+        fixed = all(isinstance(size, int) for size in shape[1:])
+        if not (2 <= len(shape) <= MAX_RANK and shape[0] == "B" and fixed):
+            raise wrong("input.shape", '"B" and 1 to 7 sizes', list(shape))
+    elif conditioner and layout is not None:
+        least = layout.num_tokens or layout.min_tokens
+        name, wanted_shape = "tokens", ("B", layout.num_tokens or "T", manifest.hidden_dim)
     for word, wanted, got in (
         ("input.name", name, manifest.input.name),
-        ("input.shape", ["B", middle, manifest.hidden_dim], list(manifest.input.shape)),
+        ("input.shape", list(wanted_shape), list(shape)),
         ("input.min_tokens", least, manifest.input.min_tokens),
     ):
         if wanted != got:
             raise wrong(word, shown(wanted), got)
-    _check_outputs(manifest, conditioner)
-    _check_lists(manifest)
 
 
 def _check_layout(manifest: Manifest, layout: LayoutRecord) -> None:

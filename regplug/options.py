@@ -14,7 +14,6 @@ from regplug.entries import SIZES
 from regplug.errors import SpecError
 from regplug.layout import is_int
 
-
 MOST_LISTED = 60
 
 

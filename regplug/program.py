@@ -20,7 +20,8 @@ class LoadedProgram:
     """A program of a bundle, ready to be called as the module was.
 
     Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
-    gives the FiLM pairs, gamma first). Views and slices are welcome: the input is made contiguous.
+    gives the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` where the backbone is inside. Views
+    and slices are welcome: the input is made contiguous.
 
     Args:
         backend: The name of the export backend that made it.
@@ -94,14 +95,14 @@ def check_input(owner: str, signature: Input, given: Tensor) -> None:
     """
     if not isinstance(given, Tensor):
         raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
-    sizes, least = list(given.shape), ""
-    fits = len(sizes) == 3 and all(w in ("B", "T", size) for w, size in zip(signature.shape, sizes, strict=True))
+    sizes, least, wanted = list(given.shape), "", signature.shape
+    fits = len(sizes) == len(wanted) and all(w in ("B", "T", size) for w, size in zip(wanted, sizes, strict=True))
     if fits and sizes[0] < signature.min_batch:
         least = f" with B >= {signature.min_batch}"
     elif fits and sizes[1] < (signature.min_tokens or 0):
         least = f" with T >= {signature.min_tokens}"
     if not fits or least:
-        wanted_shape = ", ".join(map(str, signature.shape))
+        wanted_shape = ", ".join(map(str, wanted))
         raise ShapeError(f"{owner}: expected {signature.name} [{wanted_shape}]{least}, got {sizes}.")
     if given.dtype != DTYPES[signature.dtype]:
         raise ShapeError(f"{owner}: expected dtype {signature.dtype}, got {dtype_name(given)}.")

@@ -9,20 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regplug.attachment import AttachedConditioner, AttachedReadout, BackboneSource
+from regplug.backbone import build_backbone
 from regplug.conditioner import Conditioner
 from regplug.entries import FiLMEntry, load_reference, reference_of
 from regplug.errors import BundleError, ExportError, SpecError
-from regplug.manifest import FiLMRecord, Manifest
+from regplug.layout import TokenLayout
+from regplug.manifest import BackboneRecord, FiLMRecord, Manifest
 from regplug.options import bind
 from regplug.pairing import film_family
 from regplug.registry import Registry
-from regplug.spec import json_options, specify
+from regplug.spec import ReadoutSpec, json_options, specify
+from regplug.tokens import tokens_of
+from regplug.torch_private import persist_buffers
 from regplug.weights import load_state
 from regplug.widths import construct
 
+ATTACHED = (AttachedReadout, AttachedConditioner)
+
 
 def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry: Registry) -> nn.Module:
-    """The readout or conditioner that the manifest describes, in eval mode, with these weights.
+    """The readout or conditioner that the manifest describes, with its backbone if it has one, in eval mode.
 
     The caller's random state is left alone, and so are default device and dtype.
 
@@ -33,7 +40,7 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
         registry: Where the names are looked up.
 
     Raises:
-        NameLookupError: The strategy or the FiLM generator is not installed.
+        NameLookupError: The strategy, the FiLM generator or the backbone is not installed.
         PluginError: The plugin that offers it is broken.
         BundleError: The installed class refuses the sizes or options, or has other weights or another width.
     """
@@ -41,7 +48,10 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
         module = _build(path, manifest, registry)
     except SpecError as error:
         raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {error}") from error
+    undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) else None
     load_state(f"bundle {path}: weights.safetensors", module, state)
+    if undo:
+        undo()
     return module.eval()
 
 
@@ -55,11 +65,32 @@ def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         module = spec.build()
-        if manifest.film is not None and (layout := manifest.token_layout) is not None:
+        layout = manifest.token_layout
+        if manifest.film is not None and layout is not None:
             family = registry.film_entry(manifest.film.generator)
             film = _build_film(family, manifest)
             module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order, registry=registry)
+        if manifest.backbone is not None and layout is not None:
+            module = _attach(path, manifest.backbone, layout, module, spec, registry)
         return module.to(getattr(torch, manifest.input.dtype))
+
+
+def _attach(
+    path: str, record: BackboneRecord, layout: TokenLayout, module: nn.Module, spec: ReadoutSpec, registry: Registry
+) -> nn.Module:
+    """The backbone that the record names, with this readout or conditioner behind it."""
+    entry = registry.backbone_entry(record.name)
+    try:
+        network = build_backbone(entry, record.model, **record.options)
+        tokens, found = tokens_of(entry, network, record.normalized)
+    except SpecError as error:
+        raise BundleError(f"bundle {path}: the installed {record.name}: {error}") from error
+    if found != layout:
+        raise BundleError(f"bundle {path}: layout: expected {layout}, got {found} from the installed {record.name}.")
+    source = BackboneSource(entry, record.model, record.options, record.normalized)
+    if isinstance(module, Conditioner):
+        return AttachedConditioner(tokens, module, spec, source)
+    return AttachedReadout(tokens, layout, module, spec, source)
 
 
 def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
@@ -87,6 +118,20 @@ def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
             raise ExportError(f"{owner}: expected an attribute {name!r} as its constructor takes, got none.")
     convention = conditioner.convention
     return FiLMRecord(family.full_name, json_options(owner, options), convention.form, convention.order)
+
+
+def describe_backbone(module: nn.Module) -> BackboneRecord | None:
+    """The backbone inside an attached module, as the manifest names it.
+
+    Raises:
+        ExportError: It is of no installed plugin.
+    """
+    if not isinstance(module, ATTACHED) or isinstance(module.source, SpecError):
+        return None
+    source = module.source
+    if source.entry.provenance is None:
+        raise ExportError(f"backbone {source.entry.name!r}: expected a registered one, got an entry of no plugin.")
+    return BackboneRecord(source.entry.full_name, source.model, source.options, source.normalized)
 
 
 def _build_film(family: FiLMEntry, manifest: Manifest) -> nn.Module:

@@ -11,13 +11,13 @@ from torch import nn
 from regplug.errors import ExportError, told
 from regplug.golden import flatten
 from regplug.layout import TokenLayout
-from regplug.manifest import Input, Output
+from regplug.manifest import IMAGES, Input, Output
 from regplug.weights import dtype_name
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a module takes and gives, and the sequence lengths that its golden cases use in turn."""
+    """What a module takes and gives, and the second sizes of the input that its golden cases use in turn."""
 
     input: Input
     outputs: tuple[Output, ...]
@@ -25,33 +25,48 @@ class Signature:
 
 
 def signature_of_readout(
-    owner: str, module: nn.Module, num_registers: int, hidden_dim: int, cond_dim: int
+    owner: str, module: nn.Module, sizes: Sequence[int], cond_dim: int, name: str = "registers"
 ) -> Signature:
-    """The signature of a readout, ``[B, R, D] -> [B, cond_dim]``.
+    """The signature of a readout, ``[B, R, D] -> [B, cond_dim]``, or of one with its backbone.
+
+    Args:
+        owner: The strategy, for messages.
+        module: In eval mode, on the CPU.
+        sizes: Those of the input, without the batch: ``(R, D)``, or ``(C, H, W)``.
+        cond_dim: The width that it must give.
+        name: The input's name: ``images`` with a backbone.
 
     Raises:
         ExportError: It does not run, or gives something else.
     """
     dtype = _dtype_of(owner, module)
-    shapes, min_batch = _run(owner, module, dtype, num_registers, hidden_dim)
+    shapes, min_batch = _run(owner, module, dtype, sizes)
     if shapes != [(dtype, [cond_dim])]:
         raise ExportError(f"{owner}: expected {dtype} [B, {cond_dim}], got {_spell(shapes)}.")
     return Signature(
-        Input("registers", dtype, ("B", num_registers, hidden_dim), min_batch, None),
+        Input(name, dtype, ("B", *sizes), min_batch, None),
         (Output("conditioning", dtype, ("B", cond_dim)),),
-        [num_registers],
+        [sizes[0]],
     )
 
 
-def signature_of_conditioner(owner: str, module: nn.Module, layout: TokenLayout) -> Signature:
-    """The signature of a conditioner, ``[B, T, D] -> [(gamma, beta), ...]``.
+def signature_of_conditioner(
+    owner: str, module: nn.Module, layout: TokenLayout, images: Sequence[int] | None = None
+) -> Signature:
+    """The signature of a conditioner, ``[B, T, D] -> [(gamma, beta), ...]``, or of one with its backbone.
+
+    Args:
+        owner: The strategy, for messages.
+        module: In eval mode, on the CPU.
+        layout: Where the registers sit.
+        images: With a backbone, the sizes of its input without the batch, ``(C, H, W)``.
 
     Raises:
         ExportError: It does not run, or gives something else.
     """
     dtype = _dtype_of(owner, module)
     least = layout.num_tokens or layout.min_tokens
-    shapes, min_batch = _run(owner, module, dtype, least, layout.hidden_dim)
+    shapes, min_batch = _run(owner, module, dtype, images or (least, layout.hidden_dim))
     gammas, betas = shapes[0::2], shapes[1::2]
     if not shapes or gammas != betas or any(found != dtype or len(shape) != 1 for found, shape in shapes):
         raise ExportError(f"{owner}: expected pairs of {dtype} [B, width], got {_spell(shapes)}.")
@@ -60,6 +75,8 @@ def signature_of_conditioner(owner: str, module: nn.Module, layout: TokenLayout)
         for layer, (_, shape) in enumerate(gammas)
         for word in ("gamma", "beta")
     ]
+    if images:
+        return Signature(Input(IMAGES, dtype, ("B", *images), min_batch, None), tuple(outputs), [images[0]])
     middle: int | str = layout.num_tokens or "T"
     lengths = [least] if layout.num_tokens else [least, least + 1, least + 4]
     return Signature(
@@ -74,11 +91,11 @@ def _dtype_of(owner: str, module: nn.Module) -> str:
     return found.pop() if found else "float32"
 
 
-def _run(owner: str, module: nn.Module, dtype: str, length: int, width: int) -> tuple[list[tuple[str, list[int]]], int]:
+def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tuple[list[tuple[str, list[int]]], int]:
     """Dtype and shape without batch of each output, and the smallest batch that runs."""
 
     def forward(batch: int) -> list[tuple[str, list[int]]]:
-        given = torch.zeros(batch, length, width, dtype=getattr(torch, dtype), device="cpu")
+        given = torch.zeros(batch, *sizes, dtype=getattr(torch, dtype), device="cpu")
         with torch.no_grad():
             outputs = flatten(module(given))
         if any(output.dim() < 1 or output.shape[0] != batch for output in outputs):
@@ -93,8 +110,7 @@ def _run(owner: str, module: nn.Module, dtype: str, length: int, width: int) -> 
         raise
     except Exception as error:  # whatever a forward raises means: not this input
         raise ExportError(
-            f"{owner}: expected a forward of [1, {length}, {width}] in {dtype}, "
-            f"got {type(error).__name__}: {told(error)}"
+            f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {type(error).__name__}: {told(error)}"
         ) from error
     try:
         min_batch = 0 if forward(0) == given else 1

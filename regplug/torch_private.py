@@ -32,6 +32,16 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else module
 
 
+def uncompiled_name(name: str) -> str:
+    """A name of a state dict without the segments that ``torch.compile`` put into it (``_orig_mod``).
+
+    Example:
+        >>> uncompiled_name("blocks.0._orig_mod.mlp.weight")
+        'blocks.0.mlp.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
     """``parent.child(x)`` in the dtype of its weights, by the shortest way where it is a linear layer and nothing else.
 
@@ -74,6 +84,19 @@ def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x
     return x.to(weight.dtype)
+
+
+def persist_buffers(module: nn.Module) -> Callable[[], None]:
+    """Put every buffer of a module into its state dict: a backbone's rotary tables too. Gives what undoes it."""
+    held = [(child, child._non_persistent_buffers_set) for child in module.modules()]
+    for child, _ in held:
+        child._non_persistent_buffers_set = set()
+
+    def undo() -> None:
+        for child, names in held:
+            child._non_persistent_buffers_set = names
+
+    return undo
 
 
 def cpu_capability() -> str:

@@ -16,7 +16,7 @@ from regplug.errors import ExportError, NameLookupError, ShapeError, told
 from regplug.golden import GoldenSet, compare, flatten
 from regplug.installed import default_registry
 from regplug.loading import golden_of, module_run, open_program, tolerance_factor, weights_of
-from regplug.manifest import Input, Manifest, ProgramRecord
+from regplug.manifest import IMAGES, Input, Manifest, ProgramRecord
 from regplug.program import LoadedProgram
 from regplug.reading import BundleFiles, read_bundle
 from regplug.rebuilding import rebuild
@@ -112,18 +112,25 @@ def verify(
 
 def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
     """Inputs that every program must refuse, each with its name."""
-    _, middle, width = signature.shape
+    _, middle, *rest = signature.shape
     length = signature.min_tokens or int(middle)
-    width = int(width)
+    sizes = [length, *map(int, rest)]
     dtype = getattr(torch, signature.dtype)
     other = torch.float32 if dtype == torch.float64 else torch.float64
     zeros = functools.partial(torch.zeros, device="cpu")  # a caller's default device is no wrong input of these
-    yield "wrong R" if middle != "T" else "too few tokens", zeros(2, length - 1, width, dtype=dtype)
-    if middle != "T":
-        yield "wrong R, more", zeros(2, length + 1, width, dtype=dtype)
-    yield "wrong D", zeros(2, length, width + 1, dtype=dtype)
-    yield "wrong rank", zeros(length, width, dtype=dtype)
-    yield "wrong dtype", zeros(2, length, width, dtype=other)
+    words = ["C", "H", "W"] if signature.name == IMAGES else ["R", "D"]
+    for index, word in enumerate(words[: len(sizes)]):
+        less = [size - (place == index) for place, size in enumerate(sizes)]
+        more = [size + (place == index) for place, size in enumerate(sizes)]
+        if index > 0:
+            yield f"wrong {word}", zeros(2, *more, dtype=dtype)
+        elif middle == "T":
+            yield "too few tokens", zeros(2, *less, dtype=dtype)
+        else:
+            yield f"wrong {word}", zeros(2, *less, dtype=dtype)
+            yield f"wrong {word}, more", zeros(2, *more, dtype=dtype)
+    yield "wrong rank", zeros(sizes, dtype=dtype)
+    yield "wrong dtype", zeros(2, *sizes, dtype=other)
 
 
 def _check_program(

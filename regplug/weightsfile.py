@@ -1,41 +1,125 @@
-"""Sets a module's weights from a lone weights file that fits it."""
+"""What a lone weights file says of itself; and sets a module's weights from one that fits it."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from torch import nn
 
+from regplug.attachment import AttachedConditioner
 from regplug.conditioner import Conditioner
-from regplug.errors import BundleError
+from regplug.errors import BundleError, SpecError
 from regplug.folder import read_lone_file
 from regplug.installed import default_registry
-from regplug.rebuilding import describe_film
+from regplug.layout import TokenLayout
+from regplug.manifest import BackboneRecord, FiLMRecord, FullName, LayoutRecord, Positive
+from regplug.rebuilding import ATTACHED, describe_backbone, describe_film
+from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
+from regplug.strict import WrongValueError, one_of, parse_json, read_as
+from regplug.torch_private import persist_buffers
 from regplug.weights import load_state, load_tensors, read_metadata
 
 
+@dataclass(frozen=True)
+class WeightsNote:
+    """What a weights file of regplug says of itself; ``docs/bundle.md`` specifies it."""
+
+    holds: Annotated[str, one_of("readout", "conditioner")]
+    strategy: FullName
+    num_registers: Positive
+    hidden_dim: Positive
+    options: Mapping[str, Any]
+    film: FiLMRecord | None
+    layout: LayoutRecord | None
+    backbone: BackboneRecord | None
+
+
+def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
+    """What a weights file says of itself; None for one that says nothing.
+
+    Args:
+        path: The file.
+        strategy: What it must be of, if that is known.
+
+    Raises:
+        BundleError: The file is malformed, is of another strategy, or says what cannot be.
+        NameLookupError: There is no such strategy.
+    """
+    owner = f"weights {path}"
+    said = read_metadata(owner, read_lone_file(owner, path))
+    if not said:
+        return None
+    try:
+        note = read_as(WeightsNote, parse_json(json.dumps({"backbone": None, **said}).encode()))
+        if note.layout is not None:
+            TokenLayout(**vars(note.layout))
+    except (WrongValueError, SpecError) as error:
+        raise BundleError(f"{owner}: metadata: {error}.") from None
+    if note.backbone is not None:
+        raise BundleError(f"{owner}: expected a readout or conditioner alone, got one behind {note.backbone.name!r}.")
+    if (note.holds == "conditioner") != (note.film is not None) or (note.film is not None and note.layout is None):
+        raise BundleError(f"{owner}: metadata: expected film and layout of a conditioner and of nothing else.")
+    if strategy is not None:
+        _check_said(owner, {"strategy": default_registry().readout_entry(strategy).full_name}, said)
+    return note
+
+
 def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
-    """Set the module's weights from a safetensors file.
+    """Set the module's weights from a safetensors file; the module takes the file's dtype.
 
     Raises:
         BundleError: The file is malformed, says that it is of another strategy, or does not fit.
     """
     owner = f"weights {path}"
     data = read_lone_file(owner, path)
+    wanted = describe(module, spec, None, default_registry())
+    if wanted["holds"] == "readout":  # its layout is only a note
+        wanted = {key: value for key, value in wanted.items() if key not in ("layout", "film")}
     said = read_metadata(owner, data)
-    for key, wanted in _description(module, spec).items():
-        if key in said and said[key] != wanted:
-            raise BundleError(f"{owner}: {key}: expected {wanted!r}, got {said[key]!r}, as the file says of itself.")
-    load_state(owner, module, load_tensors(owner, data))
+    _check_said(owner, wanted, said)
+    state = load_tensors(owner, data)
+    # a bundle's file has every buffer, what `state_dict()` gave has not
+    undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and said else None
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        module.to(dtypes.pop())
+    load_state(owner, module, state)
+    if undo:
+        undo()
 
 
-def _description(module: nn.Module, spec: ReadoutSpec) -> dict[str, Any]:
-    """What a weights file for the module may not contradict; a readout's layout is only a note."""
-    wanted = {key: value for key, value in spec.as_dict().items() if key != "cond_dim"}
-    if not isinstance(module, Conditioner):
-        return {**wanted, "holds": "readout"}
-    film = json.loads(json.dumps(asdict(describe_film(module, default_registry()))))
-    return {**wanted, "holds": "conditioner", "layout": module.layout.as_dict(), "film": film}
+def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, registry: Registry) -> dict[str, Any]:
+    """What a weights file of the module says of itself, as JSON values.
+
+    Args:
+        module: The readout that the spec builds, a ``Conditioner`` around it, or what ``attach`` gave.
+        spec: What builds the readout.
+        layout: Where a readout's registers sit, to be noted; a conditioner has its own.
+        registry: Where the FiLM generator's name is looked up.
+
+    Raises:
+        RegplugError: The FiLM generator is not registered, or an option has no JSON form.
+    """
+    holds, film = "readout", None
+    conditioner = module.conditioner if isinstance(module, AttachedConditioner) else module
+    if isinstance(conditioner, Conditioner):
+        holds, layout = "conditioner", conditioner.layout
+        film = json.loads(json.dumps(asdict(describe_film(conditioner, registry))))
+    backbone = describe_backbone(module)
+    return {
+        **{key: value for key, value in spec.as_dict().items() if key != "cond_dim"},
+        "holds": holds,
+        "film": film,
+        "layout": None if layout is None else layout.as_dict(),
+        "backbone": None if backbone is None else json.loads(json.dumps(asdict(backbone))),
+    }
+
+
+def _check_said(owner: str, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if key in said and said[key] != value:
+            raise BundleError(f"{owner}: {key}: expected {value!r}, got {said[key]!r}, as the file says of itself.")

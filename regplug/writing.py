@@ -1,4 +1,4 @@
-"""Puts a bundle's folder in place in one step: the old bundle or the new one stands there whole, whatever happens."""
+"""Puts a bundle's folder or a lone file in place in one step: the old or the new stands there whole, come what may."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,6 +74,46 @@ def write_folder(directory: Path, files: Mapping[str, bytes], force: bool) -> No
         ) from error
     with suppress(OSError):  # it stands there whole; not every file system syncs a folder
         _sync(directory.parent)
+
+
+def check_file_place(path: Path, force: bool) -> None:
+    """Refuse a place where something stands, unless it is a regular file and is to be replaced.
+
+    Raises:
+        ExportError: Something stands there that is to be kept.
+    """
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ExportError(f"file {path}: expected a file or nothing there, got something else; remove it yourself.")
+    if not force:
+        raise ExportError(f"file {path}: exists and is kept; use force to replace it (--force), or another name.")
+
+
+def write_files(files: Mapping[Path, bytes], force: bool) -> None:
+    """Write lone files, each put in place in one step, and none of them before all are on the disk.
+
+    Raises:
+        ExportError: Something stands at a place and is to be kept, or the system refuses.
+    """
+    written: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written[path] = path.parent / f".{path.name}.regplug-{secrets.token_hex(6)}"
+            _write_file(written[path], data)
+        for path in files:
+            check_file_place(path, force)
+        for path, beside in written.items():
+            beside.replace(path)
+    except OSError as error:
+        raise ExportError(f"file {path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        for beside in written.values():
+            beside.unlink(missing_ok=True)
+    with suppress(OSError):  # they stand there whole; not every file system syncs a folder
+        for folder in {path.parent for path in files}:
+            _sync(folder)
 
 
 def _put_in_place(folder: Path, directory: Path, force: bool) -> None:

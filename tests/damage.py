@@ -88,6 +88,17 @@ def set_value(*path: object, value: object) -> Callable[[Path], None]:
     return lambda folder: edit_manifest(folder, change)
 
 
+def with_backbone(**changes: object) -> Callable[[Path], None]:
+    """The damage of a manifest that has the key ``backbone``, and these values too."""
+
+    def change(values: dict) -> None:
+        backbone = {"name": "acme:vit", "model": None, "options": {}, "normalized": True}
+        layout = {**LAYOUT, "start": 1, "normalized": True}
+        values.update({"backbone": backbone, "layout": layout, **changes})
+
+    return lambda folder: edit_manifest(folder, change)
+
+
 # a readout 'compress-concat' with R = 4, D = 24, c = 6 and one program is damaged
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such folder": (shutil.rmtree, "bundle DIR: no such folder."),
@@ -110,7 +121,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated": (
         lambda f: os.truncate(f / WEIGHTS, 100),
-        "bundle DIR: weights.safetensors: expected 872 bytes, got 100; export the bundle again.",
+        "bundle DIR: weights.safetensors: expected 888 bytes, got 100; export the bundle again.",
     ),
     "one byte changed": (
         lambda f: flip_byte(f / WEIGHTS),
@@ -212,6 +223,48 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         set_value("input", "min_tokens", value=3),
         "bundle DIR: manifest.json: input.min_tokens: expected null, got 3.",
     ),
+    "images without a backbone": (
+        set_value("input", "shape", value=["B", 3, 8, 8]),
+        'bundle DIR: manifest.json: input.shape: expected ["B",4,24], got ["B",3,8,8].',
+    ),
+    "a backbone in front of registers": (
+        with_backbone(),
+        'bundle DIR: manifest.json: input.name: expected "images", got "registers".',
+    ),
+    "a backbone without a layout": (
+        with_backbone(layout=None),
+        "bundle DIR: manifest.json: layout: expected an object, got null.",
+    ),
+    "a layout that was normalized otherwise": (
+        with_backbone(layout={**LAYOUT, "start": 1, "normalized": False}),
+        "bundle DIR: manifest.json: layout.normalized: expected true, got false.",
+    ),
+    "a layout that does not say whether it was normalized": (
+        with_backbone(layout={**LAYOUT, "start": 1}),
+        "bundle DIR: manifest.json: layout.normalized: expected true, got null.",
+    ),
+    "images of any size": (
+        with_backbone(
+            input={"name": "images", "dtype": "float32", "shape": ["B", 3, "T"], "min_batch": 0, "min_tokens": None}
+        ),
+        'bundle DIR: manifest.json: input.shape: expected "B" and 1 to 7 sizes, got ["B",3,"T"].',
+    ),
+    "images of no size": (
+        with_backbone(input={"name": "images", "dtype": "float32", "shape": ["B"], "min_batch": 0, "min_tokens": None}),
+        'bundle DIR: manifest.json: input.shape: expected "B" and 1 to 7 sizes, got ["B"].',
+    ),
+    "a backbone that is not named in full": (
+        with_backbone(backbone={"name": "vit", "model": None, "options": {}, "normalized": True}),
+        'bundle DIR: manifest.json: backbone.name: expected distribution:name, got "vit".',
+    ),
+    "a backbone that says neither yes nor no": (
+        with_backbone(backbone={"name": "acme:vit", "model": None, "options": {}, "normalized": None}),
+        "bundle DIR: manifest.json: backbone.normalized: expected true or false, got null.",
+    ),
+    "a backbone whose model is no name": (
+        with_backbone(backbone={"name": "acme:vit", "model": 3, "options": {}, "normalized": True}),
+        "bundle DIR: manifest.json: backbone.model: expected a string, got 3.",
+    ),
     "golden outputs of another dtype": (
         set_value("golden", "truth", value="eager"),
         "bundle DIR: golden.safetensors: tensor 'batch_0.output.conditioning': expected float32 [0, 24], "
@@ -219,7 +272,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a slice that is not inside its input": (
         set_value("golden", "cases", 5, "start", value=3),
-        "bundle DIR: golden.safetensors: case 'slice': expected a slice of 4 tokens inside the input.",
+        "bundle DIR: golden.safetensors: case 'slice': expected a slice of 4 inside the input.",
     ),
     "weights that are no safetensors": (
         lambda f: raw_weights(f, b"\0" * 4),

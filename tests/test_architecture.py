@@ -35,6 +35,7 @@ LIGHT += [
     "bench_report",
     "bundle_commands",
     "cache_commands",
+    "import_commands",
     "cli",
 ]
 

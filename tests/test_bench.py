@@ -292,6 +292,47 @@ def test_a_gpu_that_is_not_there_is_refused(run):
     assert (code, "device 'cuda': expected a GPU that torch can use, got none" in err) == (2, True)
 
 
+# ---- beside a backbone
+
+BESIDE = ["--backbone", "timm:vit_small_patch14_reg4_dinov2", "-M", "img_size=28", "-M", "depth=1", "--batch", "2"]
+
+
+def test_beside_a_backbone_it_says_what_the_conditioning_costs_of_the_whole(run):
+    film = ["--film", "kernel_hidden_dim=8", "--film", "num_film_layers=2"]
+    code, out, _ = run("mean", *BESIDE, *film, "--rounds", "5", "--json")
+    said = json.loads(out)
+    assert (code, said["schema"], said["cond_dim"]) == (0, "regplug.bench-backbone/1", 384)
+    [row] = said["rows"]
+    assert row["batch"] == 2
+    assert row["share"] == row["conditioning"]["median"] / row["whole"]["median"]
+    assert 0 < row["share"] < 0.5
+    code, out, _ = run("mean", *BESIDE, "--rounds", "5")
+    title, heads, cells = out.splitlines()
+    assert "mean beside timm:vit_small_patch14_reg4_dinov2, inputs [B, 3, 28, 28]" in title
+    assert heads.split() == ["B", "whole", "readout", "share"]
+    assert (cells.split()[0], cells[-1]) == ("2", "%")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["pool", *BESIDE, "--hidden-dim", "4"], "--backbone: expected without --hidden-dim, got both."),
+        (["pool", *BESIDE, "--mode", "eager"], "--backbone: expected without --mode, got both."),
+        (["pool", *SIZES, *EAGER, "-M", "depth=1"], "--num-registers: expected without --model-option, got both."),
+        (
+            ["pool", "--batch", "1"],
+            "sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.",
+        ),
+        (["pool", "--backbone", "timm:vit_nothing", "--batch", "1"], "model 'vit_nothing': not known to timm"),
+        (["pool", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "--batch", "1"], "of one size"),
+    ],
+)
+def test_what_cannot_be_measured_beside_a_backbone_is_refused(run, wrong, message):
+    code, out, err = run(*wrong)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 # ---- the page
 
 

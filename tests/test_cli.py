@@ -150,11 +150,20 @@ WRONG_USAGE = {
         "-o",
         "x",
     ],
+    "--whole: expected --backbone NAME:MODEL, which tells sizes and layout": ["export", "pool", "--whole", "-o", "x"],
+    "--model-option: expected --backbone NAME beside it": ["cond-dim", *COMPRESS, "-M", "img_size=28"],
+    "model 'vit_smal': not known to timm; closest of 1": ["cond-dim", "--backbone", "timm:vit_smal"],
+    "model 'test_vit': carries no register tokens": ["info", "timm:test_vit"],
+    "model '/no/where': expected a model type, a folder": ["info", "transformers:/no/where"],
+    "model DINOv3ViTModel: carries no register tokens (num_register_tokens is 0)": ["info", "transformers:dinov3_vit"],
+    "of one size, stated": [
+        *("export", "pool", "--whole", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "-o", "x")
+    ],
     "Invalid value for '--seed'": ["export", *COMPRESS, "--seed", 10**30, "-o", "x"],
     "expected a strategy, a backbone or a path, got ''": ["info", ""],
     "Path 'nowhere' does not exist": ["verify", "nowhere"],
     "path './nowhere': expected a bundle's folder or a weights file": ["info", "./nowhere"],
-    "strategy 'nothing': not registered": ["info", "nothing"],
+    "'nothing': no strategy, no backbone and no path; known: ": ["info", "nothing"],
     "No such command 'exprt'": ["exprt"],
     "export backend 'flash': not registered; known: aotinductor, ": [
         "export",
@@ -194,6 +203,38 @@ def test_a_broken_plugin_is_listed_with_exit_code_zero_and_three_when_it_is_aske
     )
     assert asked.returncode == 3
     assert "SystemExit" in asked.stderr
+
+
+VIT = ["--backbone", "timm:vit_small_patch14_reg4_dinov2", "-M", "img_size=28", "-M", "depth=1"]
+
+
+def test_a_backbone_is_exported_whole_by_name_and_takes_its_weights_again(run, tmp_path):
+    film = ["--film", "kernel_hidden_dim=8", "--film", "num_film_layers=2"]
+    command = ["export", *VIT, "--whole", *film, "--no-programs", "--json"]
+    code, out, _ = run(*command, "-o", tmp_path / "first")
+    first = json.loads(out)
+    assert (code, first["strategy"], first["cond_dim"]) == (0, "regplug:pool", 384)
+    _, out, _ = run("info", tmp_path / "first", "--json")
+    said = json.loads(out)
+    assert (said["holds"], said["input"]["shape"]) == ("conditioner", ["B", 3, 28, 28])
+    assert said["backbone"]["options"] == {"depth": 1, "img_size": 28}
+    weights = tmp_path / "first" / "weights.safetensors"
+    code, out, err = run(*command, "--seed", 1, "--weights", weights, "-o", tmp_path / "second")
+    assert (code, err, json.loads(out)["digest"]) == (0, "", first["digest"])
+    code, _, err = run(*command, "-M", "depth=2", "--weights", weights, "-o", tmp_path / "third")
+    assert code == 1
+    assert "backbone: expected {" in err
+    code, _, err = run("export", "--weights", weights, "-o", tmp_path / "third")
+    assert code == 1
+    assert "expected a readout or conditioner alone, got one behind 'regplug-timm:timm'" in err
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_models_options_count_wherever_a_backbone_is_named(run):
+    code, out, _ = run("cond-dim", "concat", "--backbone", "transformers:dinov3_vit", "-M", "num_register_tokens=3")
+    assert (code, out.strip()) == (0, str(3 * 384))
+    code, out, _ = run("info", "timm:vit_small_patch14_reg4_dinov2", "-M", "embed_dim=48", "--json")
+    assert (code, json.loads(out)["layout"]["hidden_dim"]) == (0, 48)
 
 
 def test_export_prints_the_digest_that_pins_the_bundle(run, tmp_path):

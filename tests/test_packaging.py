@@ -15,18 +15,19 @@ import regplug
 ROOT = Path(__file__).resolve().parent.parent
 
 PYTHON = """
-__init__ __main__ audit audit_commands backbone bench_commands bench_page bench_report benchmark builtin bundle
-bundle_commands cache cache_commands choices cli conditioner cpu decay discovery entries errors film folder formula
-gate golden hookspecs information installed layout loading manifest options pairing printing program reading
-rebuilding registry selection signature spec staging stopwatch strict torch_private verification weights weightsfile
-widths wiring writing
+__init__ __main__ attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark builtin
+bundle bundle_commands cache cache_commands checkpoint choices cli conditioner cost cpu decay discovery entries errors
+film folder formula gate golden hookspecs import_commands importing information installed layout loading manifest
+options pairing printing program reading rebuilding registry selection signature spec staging stopwatch strict tokens
+torch_private verification weights weightsfile widths wiring writing
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/graph backends/interface
 backends/reuse backends/torchscript
 readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations
 """.split()  # noqa: SIM905
 HEADERS = """
-aoti_shim aotinductor archive aten_handle bundle bytes checks cpu dtype error fields folder golden held_weights json
-manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights write_safetensors
+agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu dtype error fields folder golden
+held_weights json manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights
+write_safetensors
 """.split()  # noqa: SIM905
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import backbones_page
 import pytest
 import readouts_page
 
@@ -18,11 +19,12 @@ FILE = re.compile(r"(?:#|//) (\S+\.\w+)\n")
 
 # each page, the file after which its plugin is complete, and how many outputs it states
 PAGES = {
-    "README.md": ("acme_readouts.py", 7),
+    "README.md": ("acme_readouts.py", 8),
     "docs/plugins.md": ("acme_model.py", 1),
-    "docs/programs.md": (None, 12),
+    "docs/programs.md": (None, 13),
     "docs/film.md": (None, 1),
     "docs/readouts.md": (None, 5),
+    "docs/backbones.md": (None, 11),
 }
 
 
@@ -89,6 +91,13 @@ def test_the_table_of_readouts_is_what_the_registry_says():
     said = readouts_page.TABLE.search(readouts_page.PAGE.read_text())[0]
     assert said == readouts_page.table(names), "run `python tests/readouts_page.py`"
     assert readouts_page.table(names[1:]) != said
+
+
+def test_the_table_of_backbones_is_what_the_plugins_say():
+    found = list(backbones_page.layouts())
+    said = backbones_page.TABLE.search(backbones_page.PAGE.read_text())[0]
+    assert said == backbones_page.table(found), "run `python tests/backbones_page.py`"
+    assert backbones_page.table(found[1:]) != said
 
 
 def test_links_lead_to_files():

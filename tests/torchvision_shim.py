@@ -20,7 +20,6 @@ class DeclareOperators:
             self.library = torch.library.Library("torchvision", "DEF")
             for operator in ("nms", "qnms"):
                 self.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return None
 
 
 sys.meta_path.insert(0, DeclareOperators())

@@ -142,6 +142,11 @@ class RegisterPooling(nn.Module):
         self.logits = nn.Parameter(torch.zeros(num_registers))
         self.logits._no_weight_decay = True  # type: ignore[attr-defined]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # a copied or unpickled parameter has lost its tags; nvSubquadratic's LazyConfig copies every readout
+        super().__setstate__(state)
+        self.logits._no_weight_decay = True  # type: ignore[attr-defined]
+
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: 3R for the softmax, 2 per multiply-add of the sum."""
         return 3 * self.num_registers + 2 * self.num_registers * dim

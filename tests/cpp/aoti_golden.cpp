@@ -79,19 +79,26 @@ bool check_cases(const regplug::AOTInductorBundle& program, const regplug::Bundl
 
 bool check_refusals(const regplug::AOTInductorBundle& program, regplug::Json& report) {
   const regplug::Manifest& manifest = program.manifest();
-  const std::int64_t length = manifest.input.shape[1] == regplug::kFree ? manifest.min_tokens : manifest.input.shape[1];
-  const std::int64_t width = manifest.hidden_dim;
-  const std::vector<double> zeros(static_cast<std::size_t>(4 * length * width));
+  std::vector<std::int64_t> sizes = manifest.input.shape;
+  sizes[0] = 2;
+  if (sizes[1] == regplug::kFree) sizes[1] = manifest.min_tokens;
+  const std::int64_t length = sizes[1];
+  const std::vector<std::int64_t> without_batch(sizes.begin() + 1, sizes.end());
+  std::vector<std::int64_t> wider = sizes;
+  wider[2] *= 2;
+  std::vector<std::int64_t> empty = sizes;
+  empty[0] = 0;
+  const std::vector<double> zeros(static_cast<std::size_t>(regplug::Sizes(wider).product()));
   const regplug::Dtype dtype = regplug::dtype_named(manifest.input.dtype);
-  const TensorView good(dtype, zeros.data(), {2, length, width});
+  const TensorView good(dtype, zeros.data(), sizes);
   const regplug::Dtype other = dtype == regplug::Dtype::float64 ? regplug::Dtype::float32 : regplug::Dtype::float64;
   std::vector<std::pair<std::string, TensorView>> bad{
-      {manifest.is_conditioner() ? "T" : "R", good.narrow(1, 0, length - 1)},
-      {"D", TensorView(dtype, zeros.data(), {2, length, 2 * width})},
-      {"rank", TensorView(dtype, zeros.data(), {length, width})},
-      {"dtype", TensorView(other, zeros.data(), {2, length, width})},
+      {manifest.backbone ? "C" : manifest.is_conditioner() ? "T" : "R", good.narrow(1, 0, length - 1)},
+      {manifest.backbone ? "H" : "D", TensorView(dtype, zeros.data(), wider)},
+      {"rank", TensorView(dtype, zeros.data(), without_batch)},
+      {"dtype", TensorView(other, zeros.data(), sizes)},
       {"nothing", TensorView()},
-      {"null", TensorView(dtype, nullptr, {2, length, width})}};
+      {"null", TensorView(dtype, nullptr, sizes)}};
   if (manifest.min_batch > 0) bad.emplace_back("B", good.narrow(0, 0, 0));
   bool all = refusal(program, good).empty();
   for (const auto& [what, input] : bad) {
@@ -99,7 +106,7 @@ bool check_refusals(const regplug::AOTInductorBundle& program, regplug::Json& re
     all = all && !refusal(program, input).empty();
   }
   // no items, and so no memory
-  if (manifest.min_batch == 0) all = all && refusal(program, TensorView(dtype, nullptr, {0, length, width})).empty();
+  if (manifest.min_batch == 0) all = all && refusal(program, TensorView(dtype, nullptr, empty)).empty();
   try {
     if (manifest.is_conditioner()) {
       program.run(good);

@@ -60,9 +60,10 @@ bool check(const std::string& dir, regplug::Json& report) {
   if (shape[1] == regplug::kFree) shape[1] = manifest.min_tokens;
   const at::Tensor good = at::zeros(shape, at::dtype(regplug::detail::to_dtype(manifest.input.dtype)));
   const at::Tensor one_less = good.narrow(1, 0, shape[1] - 1);
+  const std::string middle = manifest.backbone ? "C" : manifest.is_conditioner() ? "T" : "R";
   const std::vector<std::pair<std::string, at::Tensor>> bad{
-      {manifest.is_conditioner() ? "T" : "R", one_less},
-      {"D", at::cat({good, good}, 2)},
+      {middle, one_less},
+      {manifest.backbone ? "H" : "D", at::cat({good, good}, 2)},
       {"rank", good[0]},
       {"dtype", good.to(good.scalar_type() == at::kDouble ? at::kFloat : at::kDouble)},
       {"nothing", at::Tensor()}};

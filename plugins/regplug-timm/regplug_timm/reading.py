@@ -74,6 +74,12 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
         raise regplug.SpecError(
             f"model {name_of(model)!r}: normalized: expected False, for the model has no final norm, got True."
         )
+    if "forward_features" in vars(model) and normalized != (not isinstance(own, nn.Identity)):
+        # it is bound to the model and not to the copy: the norm would silently be the model's own
+        raise regplug.SpecError(
+            f"model {name_of(model)!r}: normalized: expected {not normalized}, for something replaced this instance's "
+            f"forward_features and its norm cannot be changed, got {normalized}."
+        )
     kept = copy.copy(model)
     kept._modules = dict(model._modules)
     kept.norm = norm if normalized else nn.Identity()

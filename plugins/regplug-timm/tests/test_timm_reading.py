@@ -87,6 +87,15 @@ def test_reading_leaves_the_model_as_it_was(named: tuple[str, nn.Module, torch.T
     assert torch.equal(model(given), output)
 
 
+def test_a_replaced_forward_features_is_run_and_never_with_another_norm_than_asked() -> None:
+    model, given = build("vit_small_patch14_reg4_dinov2"), images("vit_small_patch14_reg4_dinov2")
+    original = model.forward_features
+    model.forward_features = lambda images: 2 * original(images)
+    assert torch.equal(regplug.read_registers(model, given), 2 * original(given)[:, 1:5])
+    with pytest.raises(regplug.SpecError, match="normalized: expected True, for something replaced"):
+        regplug.read_registers(model, given, normalized=False)
+
+
 def test_registers_are_read_in_inference_mode_and_under_autocast() -> None:
     model, given = build("vit_small_patch14_reg4_dinov2"), images("vit_small_patch14_reg4_dinov2")
     plain = regplug.read_registers(model, given)

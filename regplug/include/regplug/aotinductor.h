@@ -43,19 +43,19 @@ class AOTInductorBundle {
     return opened;
   }
 
-  // registers [B, R, D] -> conditioning [B, cond_dim]. Thread-safe. The result owns its memory.
-  // Throws Error when the input does not fit, or the program fails.
-  Tensor run(const TensorView& registers) const {
+  // registers [B, R, D], or images with a backbone inside -> conditioning [B, cond_dim]. Thread-safe. The result owns
+  // its memory. Throws Error when the input does not fit, or the program fails.
+  Tensor run(const TensorView& input) const {
     if (manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a conditioner; use run_film.");
     Tensor conditioning;
-    forward(registers, &conditioning);
+    forward(input, &conditioning);
     return conditioning;
   }
 
-  // tokens [B, T, D] -> (gamma, beta), each [B, width], for every FiLM layer in order. As `run` in all else.
-  std::vector<std::pair<Tensor, Tensor>> run_film(const TensorView& tokens) const {
+  // tokens [B, T, D], or images -> (gamma, beta), each [B, width], for every FiLM layer in order. As `run` in all else.
+  std::vector<std::pair<Tensor, Tensor>> run_film(const TensorView& input) const {
     if (!manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a readout; use run.");
-    std::vector<Tensor> flat = forward(tokens);
+    std::vector<Tensor> flat = forward(input);
     std::vector<std::pair<Tensor, Tensor>> pairs;
     pairs.reserve(flat.size() / 2);
     for (std::size_t i = 0; i + 1 < flat.size(); i += 2) pairs.emplace_back(std::move(flat[i]), std::move(flat[i + 1]));

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "regplug/bytes.h"
@@ -130,8 +131,10 @@ class Bundle {
   void check_golden(const std::string& label) const {
     std::map<std::string, TensorBytes> wanted;
     for (const GoldenCase& golden : manifest_.cases) {
-      const std::int64_t stored = golden.start ? kFree : golden.length;
-      wanted[golden.name + ".input"] = {manifest_.input.dtype, {golden.batch, stored, manifest_.hidden_dim}, {}};
+      std::vector<std::int64_t> shape = manifest_.input.shape;
+      shape[0] = golden.batch;
+      shape[1] = golden.start ? kFree : golden.length;
+      wanted[golden.name + ".input"] = {manifest_.input.dtype, std::move(shape), {}};
       for (const Signature& output : manifest_.outputs) {
         const std::string& dtype = manifest_.truth == "float64" ? manifest_.truth : output.dtype;
         wanted[golden.name + ".output." + output.name] = {dtype, {golden.batch, output.shape[1]}, {}};
@@ -143,7 +146,7 @@ class Bundle {
     }
     for (auto& [name, expected] : wanted) {
       const TensorBytes& got = golden_.at(name);
-      if (got.shape.size() == 3 && expected.shape[1] == kFree) expected.shape[1] = got.shape[1];
+      if (got.shape.size() == expected.shape.size() && expected.shape[1] == kFree) expected.shape[1] = got.shape[1];
       if (got.dtype != expected.dtype || got.shape != expected.shape) {
         throw Error(label + ": tensor '" + name + "': expected " + expected.signature() + ", got " + got.signature() +
                     ".");
@@ -153,7 +156,7 @@ class Bundle {
       const std::int64_t stored = golden_.at(golden.name + ".input").shape[1];
       if (golden.start && (golden.length > stored || *golden.start > stored - golden.length)) {
         throw Error(label + ": case '" + golden.name + "': expected a slice of " + std::to_string(golden.length) +
-                    " tokens inside the input.");
+                    " inside the input.");
       }
     }
   }

@@ -85,10 +85,14 @@ class Fields {
     return integer(key, least);
   }
 
-  std::optional<bool> maybe_boolean(const std::string& key) const {
-    if (at(key).is_null()) return std::nullopt;
+  bool boolean(const std::string& key) const {
     if (!at(key).is_boolean()) wrong(path(key), "true or false", at(key));
     return at(key).get<bool>();
+  }
+
+  std::optional<bool> maybe_boolean(const std::string& key) const {
+    if (at(key).is_null()) return std::nullopt;
+    return boolean(key);
   }
 
   double amount(const std::string& key) const {

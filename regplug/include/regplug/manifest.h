@@ -37,6 +37,14 @@ struct Film {
   std::string order;  // "gamma-first"
 };
 
+// The backbone in front of the readout.
+struct Backbone {
+  std::string name;
+  std::optional<std::string> model;
+  Json options;
+  bool normalized = false;  // whether its final norm is applied
+};
+
 struct GoldenCase {
   std::string name;
   std::int64_t batch = 0;
@@ -81,9 +89,10 @@ struct Manifest {
   std::int64_t cond_dim = 0;
   std::optional<Layout> layout;
   std::optional<Film> film;
+  std::optional<Backbone> backbone;  // set where the input is images
   Signature input;
   std::int64_t min_batch = 0;
-  std::int64_t min_tokens = 0;  // 0 for a readout
+  std::int64_t min_tokens = 0;  // 0 unless the input is tokens
   std::vector<Signature> outputs;
   std::string truth;  // "float64" or "eager"
   std::vector<GoldenCase> cases;

@@ -1,15 +1,13 @@
 // manifest.json, read strictly: every key of docs/bundle.md is there, no other, and what two keys say agrees.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "regplug/agreement.h"
 #include "regplug/error.h"
 #include "regplug/fields.h"
 #include "regplug/json.h"
@@ -32,6 +30,16 @@ inline Layout read_layout(const Fields& fields) {
   layout.num_tokens = fields.maybe_integer("num_tokens", 1);
   layout.normalized = fields.maybe_boolean("normalized");
   return layout;
+}
+
+inline Backbone read_backbone(const Fields& top) {
+  const Fields fields = top.inside("backbone", {"name", "model", "options", "normalized"});
+  Backbone backbone;
+  backbone.name = fields.matching("name", "distribution:name", is_full_name);
+  if (!fields.at("model").is_null()) backbone.model = fields.text("model");
+  backbone.options = fields.object("options");
+  backbone.normalized = fields.boolean("normalized");
+  return backbone;
 }
 
 inline Signature read_signature(const Fields& fields) {
@@ -78,96 +86,6 @@ inline Provenance read_provenance(const Fields& fields) {
           fields.text("torch"),        fields.text("python"),  fields.text("cpu")};
 }
 
-// The shortest sequence that holds the registers; not set where the layout contradicts itself.
-inline std::optional<std::int64_t> least_tokens(const Json& json, const Layout& layout) {
-  if (layout.start.has_value() != json["indices"].is_null()) return std::nullopt;
-  std::int64_t least = 0;
-  if (layout.start) {
-    if (*layout.start < 0 && *layout.start > -layout.num_registers) return std::nullopt;
-    least = *layout.start < 0 ? -*layout.start : *layout.start + layout.num_registers;
-  } else {
-    const std::vector<std::int64_t>& indices = layout.indices;
-    const bool rising = std::adjacent_find(indices.begin(), indices.end(), std::greater_equal<>()) == indices.end();
-    if (!rising || static_cast<std::int64_t>(indices.size()) != layout.num_registers) return std::nullopt;
-    if (!layout.num_tokens) return std::nullopt;
-    least = indices.back() + 1;
-  }
-  if (layout.num_tokens && *layout.num_tokens < least) return std::nullopt;
-  return layout.num_tokens.value_or(least);
-}
-
-inline void check_layout(const Json& json, const Manifest& manifest, const Layout& layout) {
-  if (!least_tokens(json, layout)) wrong("layout", "positions that agree with its sizes", json);
-  if (layout.num_registers != manifest.num_registers || layout.hidden_dim != manifest.hidden_dim) {
-    wrong("layout", "the num_registers and hidden_dim of the manifest", json);
-  }
-}
-
-// What two keys say must agree; the loaders rely on it, on the ranks of the shapes above all.
-inline void check_signature(const Json& json, const Manifest& manifest) {
-  const bool conditioner = manifest.is_conditioner();
-  const auto same = [](const std::string& key, const Json& expected, const Json& got) {
-    if (got != expected) wrong(key, shown(expected), got);
-  };
-  same("input.name", conditioner ? "tokens" : "registers", json["input"]["name"]);
-  Json middle = manifest.num_registers;
-  if (conditioner) middle = manifest.layout->num_tokens ? Json(*manifest.layout->num_tokens) : Json("T");
-  same("input.shape", {"B", middle, manifest.hidden_dim}, json["input"]["shape"]);
-  Json least;  // null for a readout
-  if (conditioner) least = *least_tokens(json["layout"], *manifest.layout);
-  same("input.min_tokens", least, json["input"]["min_tokens"]);
-
-  const std::size_t count = manifest.outputs.size();
-  if (conditioner ? count == 0 || count % 2 != 0 : count != 1) {
-    wrong("outputs", conditioner ? "pairs of gamma and beta" : "one output", count);
-  }
-  for (std::size_t i = 0; i < count; ++i) {
-    const Json& output = json["outputs"][i];
-    const std::vector<std::int64_t>& shape = manifest.outputs[i].shape;
-    const std::string where = "outputs." + std::to_string(i) + ".";
-    const std::string film_name = (i % 2 == 0 ? "gamma_" : "beta_") + std::to_string(i / 2);
-    const bool any_width = conditioner && !shape.empty() && shape.back() != kFree;
-    same(where + "name", conditioner ? film_name : "conditioning", output["name"]);
-    same(where + "dtype", manifest.input.dtype, output["dtype"]);
-    same(where + "shape", {"B", any_width ? shape.back() : manifest.cond_dim}, output["shape"]);
-  }
-}
-
-inline void check_lists(const Manifest& manifest) {
-  const auto sorted = [](std::vector<std::string> names) {
-    std::sort(names.begin(), names.end());
-    return names;
-  };
-  std::vector<std::string> as_written;
-  for (const GoldenCase& golden : manifest.cases) as_written.push_back(golden.name);
-  const std::vector<std::string> cases = sorted(as_written);
-  if (std::adjacent_find(cases.begin(), cases.end()) != cases.end() ||
-      !std::binary_search(cases.begin(), cases.end(), "batch_1")) {
-    wrong("golden.cases", "each case once and batch_1 among them", as_written);
-  }
-  std::vector<std::string> expected{"weights.safetensors", "golden.safetensors"};
-  for (std::size_t i = 0; i < manifest.programs.size(); ++i) {
-    const Program& program = manifest.programs[i];
-    const std::string where = "programs." + std::to_string(i) + ".";
-    const std::string begin = "program." + program.backend;
-    if (program.file.rfind(begin, 0) != 0) wrong(where + "file", "a name that begins with " + begin, program.file);
-    const std::vector<std::string> given = names_of(program.cases);
-    if (given != cases) wrong(where + "cases", "the golden cases and no other", given);
-    expected.push_back(program.file);
-  }
-  const std::vector<std::string> files = names_of(manifest.files);
-  if (files != sorted(expected)) wrong("files", listed(expected), files);
-}
-
-inline void check_agreement(const Json& json, const Manifest& manifest) {
-  const bool conditioner = manifest.is_conditioner();
-  if (manifest.layout) check_layout(json["layout"], manifest, *manifest.layout);
-  if (conditioner && !manifest.layout) wrong("layout", "an object", nullptr);
-  if (conditioner != manifest.film.has_value()) wrong("film", conditioner ? "an object" : "null", json["film"]);
-  check_signature(json, manifest);
-  check_lists(manifest);
-}
-
 inline Manifest parse_manifest(std::string_view text) {
   Manifest manifest;
   manifest.json = parse_json(text);
@@ -180,7 +98,7 @@ inline Manifest parse_manifest(std::string_view text) {
   }
   const Fields top("", json,
                    {"bundle_format", "holds", "strategy", "num_registers", "hidden_dim", "options", "cond_dim",
-                    "layout", "film", "input", "outputs", "golden", "programs", "files", "provenance"});
+                    "layout", "film", "backbone", "input", "outputs", "golden", "programs", "files", "provenance"});
   manifest.holds = top.one_of("holds", {"readout", "conditioner"});
   manifest.strategy = top.matching("strategy", "distribution:name", is_full_name);
   manifest.num_registers = top.integer("num_registers", 1);
@@ -196,8 +114,9 @@ inline Manifest parse_manifest(std::string_view text) {
     manifest.film = Film{film.matching("generator", "distribution:name", is_full_name), film.object("options"),
                          film.one_of("form", {"gamma", "1+gamma"}), film.one_of("order", {"gamma-first"})};
   }
+  if (!top.at("backbone").is_null()) manifest.backbone = read_backbone(top);
   const Fields input = top.inside("input", {"name", "dtype", "shape", "min_batch", "min_tokens"});
-  input.one_of("name", {"registers", "tokens"});
+  input.one_of("name", {"registers", "tokens", "images"});
   manifest.input = read_signature(input);
   manifest.min_batch = input.integer("min_batch", 0);
   manifest.min_tokens = input.maybe_integer("min_tokens", 1).value_or(0);

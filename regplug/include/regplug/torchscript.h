@@ -57,18 +57,18 @@ class TorchScriptBundle {
     return opened;
   }
 
-  // registers [B, R, D] -> conditioning [B, cond_dim]. Thread-safe. The result owns its memory; it is an inference
-  // tensor: clone() it outside c10::InferenceMode before autograd or an in-place operation there.
-  // Throws Error when the input does not fit, or the program fails.
-  at::Tensor run(const at::Tensor& registers) const {
+  // registers [B, R, D], or images with a backbone inside -> conditioning [B, cond_dim]. Thread-safe. The result owns
+  // its memory; it is an inference tensor: clone() it outside c10::InferenceMode before autograd or an in-place
+  // operation there. Throws Error when the input does not fit, or the program fails.
+  at::Tensor run(const at::Tensor& input) const {
     if (manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a conditioner; use run_film.");
-    return forward(registers).front();
+    return forward(input).front();
   }
 
-  // tokens [B, T, D] -> (gamma, beta), each [B, width], for every FiLM layer in order. As `run` in all else.
-  std::vector<std::pair<at::Tensor, at::Tensor>> run_film(const at::Tensor& tokens) const {
+  // tokens [B, T, D], or images -> (gamma, beta), each [B, width], for every FiLM layer in order. As `run` in all else.
+  std::vector<std::pair<at::Tensor, at::Tensor>> run_film(const at::Tensor& input) const {
     if (!manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a readout; use run.");
-    std::vector<at::Tensor> flat = forward(tokens);
+    std::vector<at::Tensor> flat = forward(input);
     std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
     pairs.reserve(flat.size() / 2);
     for (std::size_t i = 0; i + 1 < flat.size(); i += 2) pairs.emplace_back(std::move(flat[i]), std::move(flat[i + 1]));

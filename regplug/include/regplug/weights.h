@@ -44,7 +44,8 @@ inline void check_metadata(const Manifest& manifest, const SafeTensors& weights,
     throw Error(label + ": metadata: " + error.what() + ".");
   }
   if (!said.is_object()) throw Error(label + ": metadata: expected a JSON object under 'regplug'.");
-  for (const char* key : {"holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout"}) {
+  for (const char* key :
+       {"holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout", "backbone"}) {
     if (!said.contains(key) || said[key] == manifest.json[key]) continue;
     throw Error(label + ": " + key + ": expected " + shown(manifest.json[key]) + ", got " + shown(said[key]) + ".");
   }

@@ -17,7 +17,7 @@ constexpr const char* kUsage =
     "usage: regplug-run [--digest HEX] [--follow-links] BUNDLE IN.safetensors OUT.safetensors\n";
 constexpr const char* kHelp = R"(
 Runs the AOTInductor program of BUNDLE. IN holds one tensor: `registers` [B, R, D] for a readout, `tokens` [B, T, D]
-for a conditioner. OUT gets `conditioning`, or `gamma_0`, `beta_0`, `gamma_1`, ...
+for a conditioner, `images` [B, C, H, W] for a bundle with its backbone. OUT gets `conditioning`, or `gamma_0`, `beta_0`, `gamma_1`, ...
 
 A program is code from whoever made the bundle.
 

@@ -1,0 +1,234 @@
+"""Opens a whole network's checkpoint as data: safetensors, or a PyTorch file without running what is pickled in it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from regplug.errors import BundleError, told
+from regplug.folder import opened_file
+from regplug.torch_private import uncompiled_name
+
+# where training programs keep a network's weights, tried in this order, before the top level itself
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
+# what stands before a network's own names: DistributedDataParallel's, then those of Lightning modules
+WRAPPERS = ("module.", "network.", "model.")
+MOST_WRAPPERS = 4
+MAX_HEADER = 16 << 20  # of safetensors: 100,000 tensors; its own limit takes 15 s and 2 GB to read
+PICKLED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized|unsupported) \w+ ([\w.]+)")
+SHOWN, LONGEST = 5, 120
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint; its tensors are read one by one, when they are asked for.
+
+    Args:
+        path: The file.
+        kind: ``"safetensors"`` or ``"PyTorch"``.
+        state_key: Under which key the weights stand; None for the top level.
+        other_keys: Where there are weights too, that are not looked at.
+        shapes: Of each tensor, by its name without what ``torch.compile`` put in.
+        names: Those names, each with the one that the file has.
+        nbytes: All tensors' bytes together.
+    """
+
+    path: str
+    kind: str
+    state_key: str | None
+    other_keys: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    names: Mapping[str, str]
+    nbytes: int
+    _get: Callable[[str], Tensor]
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one tensor, on the CPU, in the dtype that the file has.
+
+        Raises:
+            BundleError: The tensor claims to be larger than all that the file holds.
+        """
+        try:
+            tensor = self._get(self.names[name])
+        except (SafetensorError, RuntimeError) as error:
+            raise BundleError(f"checkpoint {self.path}: tensor {name!r}: {told(error)}.") from error
+        if tensor.nbytes > self.nbytes:  # one number in the file may be spread over any shape
+            raise BundleError(
+                f"checkpoint {self.path}: tensor {name!r}: expected at most {self.nbytes} bytes, got {tensor.nbytes}."
+            )
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint; what it is is decided by its first bytes.
+
+    A PyTorch file is read with ``weights_only=True`` and nothing weaker: no pickled code runs. Of safetensors, and of
+    a PyTorch file in today's format, only what is asked for is read from the disk.
+
+    Args:
+        path: A safetensors file, or one that ``torch.save`` wrote: a mapping of names to tensors, at the top or under
+            one of ``STATE_KEYS``.
+
+    Raises:
+        BundleError: It is missing, no regular file, damaged, no checkpoint, or holds pickled code.
+    """
+    path = os.fspath(path)
+    owner = f"checkpoint {path}"
+    with opened_file(owner, path) as descriptor:
+        head = os.pread(descriptor, 16, 0)
+        size = os.fstat(descriptor).st_size
+        # the same file again, whatever stands at its path by now; what is mapped outlives the descriptor
+        again = Path(f"/proc/self/fd/{descriptor}")
+        source = str(again) if again.exists() else path
+        if head[8:9] == b"{":
+            return _open_safetensors(owner, path, source, size, int.from_bytes(head[:8], "little"))
+        if head.startswith((b"PK\3\4", b"\x80")):
+            return _open_torch(owner, path, source, size, zipped=head.startswith(b"PK"))
+    begin = f"one that begins with {head!r}" if head else "an empty one"
+    raise BundleError(f"{owner}: expected a safetensors file, or one that torch.save wrote, got {begin}.")
+
+
+def wrapper_prefixes(names: Iterable[str]) -> Iterator[str]:
+    """What may stand before a network's own names, nothing first.
+
+    Example:
+        >>> list(wrapper_prefixes(["network.blocks.0.mlp.weight", "network.model.norm.weight", "loss.weight"]))
+        ['', 'network.', 'network.model.']
+    """
+    names = list(names)
+    prefixes = [("", 0)]
+    for prefix, depth in prefixes:  # grows as it is walked
+        yield prefix
+        if depth < MOST_WRAPPERS:
+            longer = [prefix + wrapper for wrapper in WRAPPERS]
+            prefixes += [(one, depth + 1) for one in longer if any(name.startswith(one) for name in names)]
+
+
+def unwrapped(name: str) -> str:
+    """A name without all that wrappers may have put before it.
+
+    Example:
+        >>> unwrapped("module.network.blocks.0.mlp.weight")
+        'blocks.0.mlp.weight'
+    """
+    while wrapper := next((one for one in WRAPPERS if name.startswith(one)), None):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def own_names(owner: str, names: Iterable[str]) -> dict[str, str]:
+    """Each name without what ``torch.compile`` put in, with the one that it was.
+
+    Raises:
+        BundleError: Two names become one.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        bare = uncompiled_name(name)
+        if bare in found:
+            raise BundleError(f"{owner}: expected one tensor {bare!r}, got {found[bare]!r} and {name!r}.")
+        found[bare] = name
+    return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """A few names, on one line whatever they hold, and how many more there are."""
+    names = sorted(names)
+    few = [name[:LONGEST] if name.isprintable() else ascii(name[:LONGEST]) for name in names[:SHOWN]]
+    more = len(names) - SHOWN
+    return ", ".join(few) + (f", and {more} more" if more > 0 else "")
+
+
+def _open_safetensors(owner: str, path: str, source: str, size: int, header: int) -> Checkpoint:
+    if header > MAX_HEADER:
+        raise BundleError(f"{owner}: expected a safetensors header of at most {MAX_HEADER} bytes, got {header}.")
+    try:
+        file = safe_open(source, framework="pt", device="cpu")
+        names = own_names(owner, file.keys())
+        shapes = {bare: tuple(file.get_slice(name).get_shape()) for bare, name in names.items()}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{owner}: expected a safetensors file, got a damaged one ({told(error)}).") from error
+    return Checkpoint(path, "safetensors", None, (), shapes, names, size - 8 - header, file.get_tensor)
+
+
+def _open_torch(owner: str, path: str, source: str, size: int, *, zipped: bool) -> Checkpoint:
+    if zipped:
+        _check_archive(owner, source)
+    key, state, others = _state_in(owner, _unpickled(owner, source, mmap=zipped))
+    names = own_names(owner, state)
+    shapes = {bare: tuple(state[name].shape) for bare, name in names.items()}
+    # tied weights count once in the file, and each time in the sum
+    nbytes = min(size, sum(tensor.nbytes for tensor in state.values()))
+    return Checkpoint(path, "PyTorch", key, others, shapes, names, nbytes, state.__getitem__)
+
+
+def _check_archive(owner: str, source: str) -> None:
+    """Refuse an archive that torch would read wrongly: mapped into memory, compressed members are taken as they are."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise BundleError(f"{owner}: expected a PyTorch file, got a damaged archive ({told(error)}).") from error
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if "constants.pkl" in names:
+        raise BundleError(f"{owner}: expected weights, got a TorchScript program, which is code; use its state_dict.")
+    if "data.pkl" not in names:
+        raise BundleError(f"{owner}: expected a PyTorch file, got another archive, of {listed(names)}.")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise BundleError(f"{owner}: expected an archive as torch.save writes it, got a compressed one; save it anew.")
+
+
+def _unpickled(owner: str, source: str, *, mmap: bool) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle protocol that is then refused
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        found = PICKLED.search(str(error))
+        what = f"pickled code ({found[1] or found[2]})" if found else "a pickle that is more than data"
+        raise BundleError(
+            f"{owner}: expected weights and plain values, got {what}, and ran nothing of it; "
+            "open it where you trust it, and save its state_dict as safetensors."
+        ) from error
+    except Exception as error:  # torch reads bytes of anybody, and fails in any way
+        raise BundleError(
+            f"{owner}: expected a PyTorch file, got a damaged one ({type(error).__name__}: {told(error).rstrip('.')})."
+        ) from error
+
+
+def _state_in(owner: str, content: Any) -> tuple[str | None, dict[str, Tensor], tuple[str, ...]]:
+    """The key under which the weights stand, the weights, and the other keys that have some."""
+    if not isinstance(content, Mapping):
+        raise BundleError(f"{owner}: expected a mapping of names to tensors, got {type(content).__name__}.")
+    places: list[tuple[str | None, Any]] = [(key, content.get(key)) for key in STATE_KEYS]
+    found = [(key, state) for key, place in [*places, (None, content)] if (state := _tensors_of(place))]
+    if not found:
+        known = ", ".join(STATE_KEYS)
+        keys = listed(map(str, content)) or "nothing"
+        raise BundleError(f"{owner}: expected tensors at the top or under one of {known}, got {keys}.")
+    key, state = found[0]
+    return key, state, tuple(other for other, _ in found[1:] if other is not None)
+
+
+def _tensors_of(values: Any) -> dict[str, Tensor]:
+    if not isinstance(values, Mapping):
+        return {}
+    return {
+        name: tensor
+        for name, tensor in values.items()
+        if isinstance(name, str)
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_meta)
+    }
