@@ -12,6 +12,7 @@ from regplug.conditioner import Conditioner
 from regplug.entries import BackboneEntry, Reference
 from regplug.errors import SpecError
 from regplug.film import KernelFiLMGenerator
+from regplug.folder import FILE_NAME
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout, is_int
 from regplug.pairing import pair
@@ -150,6 +151,8 @@ def attach(
         network = build_backbone(entry, name, **given)
         tokens, layout = tokens_of(entry, network, normalized)
         source = BackboneSource(entry, name, given, bool(layout.normalized))
+        if name is not None and not FILE_NAME.fullmatch(name):  # a hub's address, a folder: no name for a bundle
+            source = _source_of(entry, network, bool(layout.normalized))
     else:
         if model_options:
             raise SpecError(f"model_options: expected none with an instance, got {', '.join(model_options)}.")

@@ -168,7 +168,8 @@ class BackboneEntry(Entry):
     """A backbone, or a family of them, and the strategies that make sense on it.
 
     ``build`` makes the model, with random weights and wherever ``torch.device`` says (the meta device too); it is
-    called with the model's name when one is asked for (``NAME:MODEL``), and with the options that ``describe`` gave.
+    called with the model's name when one is asked for (``NAME:MODEL``), and with options by keyword. Both may come from
+    a stranger's bundle (the name is then no path and no address), so it reads no file and downloads nothing for them.
 
     Args:
         layout: Callable ``model -> TokenLayout``; the model may be on the meta device. Its ``normalized`` says how

@@ -53,7 +53,7 @@ class BackboneRecord:
     """The backbone in front of the readout, by registered name; ``normalized``: whether its final norm is applied."""
 
     name: FullName
-    model: str | None
+    model: Annotated[str, matching(FILE_NAME, "a model's name, never a path or an address")] | None
     options: Mapping[str, Any]
     normalized: bool
 

@@ -263,7 +263,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a backbone whose model is no name": (
         with_backbone(backbone={"name": "acme:vit", "model": 3, "options": {}, "normalized": True}),
-        "bundle DIR: manifest.json: backbone.model: expected a string, got 3.",
+        "bundle DIR: manifest.json: backbone.model: expected a model's name, never a path or an address, got 3.",
+    ),
+    "a backbone whose model lies elsewhere": (
+        with_backbone(backbone={"name": "acme:vit", "model": "hf-hub:acme/vit", "options": {}, "normalized": True}),
+        "bundle DIR: manifest.json: backbone.model: expected a model's name, never a path or an address, "
+        'got "hf-hub:acme/vit".',
     ),
     "golden outputs of another dtype": (
         set_value("golden", "truth", value="eager"),

@@ -14,12 +14,12 @@ from regplug.options import closest
 
 from .layouts import name_of
 
-# names of a hub or a folder, which only timm can look up
-ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+# with these create_model reads files or the network; a bundle, which may be a stranger's, must not ask for that
+READING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def build(name: str | None = None, **options: Any) -> nn.Module:
-    """``timm.create_model(name, **options)`` with random weights: nothing is downloaded but a hub's configuration.
+    """``timm.create_model(name, **options)`` with random weights, by the names that timm has: nothing is downloaded.
 
     Raises:
         NameLookupError: timm knows no such model.
@@ -28,9 +28,9 @@ def build(name: str | None = None, **options: Any) -> nn.Module:
     timm = _timm()
     if name is None:
         raise regplug.SpecError("backbone 'timm': expected a model, as timm:vit_small_patch14_reg4_dinov2, got none.")
-    if not (timm.is_model(name.partition(".")[0]) or name.startswith(ELSEWHERE)):
+    if not timm.is_model(name.partition(".")[0]):
         raise regplug.NameLookupError(f"model {name!r}: not known to timm{closest(name, timm.list_models())}.")
-    clashes = sorted({"pretrained", "checkpoint_path"} & set(options))
+    clashes = sorted(set(READING) & set(options))
     if clashes:
         raise regplug.SpecError(
             f"model {name!r}: {clashes[0]}: expected no such option: weights are the caller's to load."

@@ -237,8 +237,11 @@ def test_names_and_options_that_timm_refuses_are_the_users_to_mend() -> None:
         regplug.attach("timm")
     with pytest.raises(regplug.SpecError, match="expected options that it takes, got {'colour': 'red'}"):
         regplug.attach("timm:vit_small_patch14_reg4_dinov2", model_options={"colour": "red"})
-    with pytest.raises(regplug.SpecError, match="pretrained: expected no such option"):
-        regplug.attach("timm:vit_small_patch14_reg4_dinov2", model_options={"pretrained": True})
+    for option in ("pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"):
+        with pytest.raises(regplug.SpecError, match=f"{option}: expected no such option"):
+            regplug.attach("timm:vit_small_patch14_reg4_dinov2", model_options={option: "x"})
+    with pytest.raises(regplug.NameLookupError, match="not known to timm"):
+        regplug.attach("timm:hf-hub:timm/vit_small_patch14_reg4_dinov2.lvd142m")
     with pytest.raises(regplug.SpecError, match="2 prefix tokens, none of them a register"):
         regplug.layout_of(timm.create_model("deit_tiny_distilled_patch16_224", depth=1))
 

@@ -36,7 +36,9 @@ inline Backbone read_backbone(const Fields& top) {
   const Fields fields = top.inside("backbone", {"name", "model", "options", "normalized"});
   Backbone backbone;
   backbone.name = fields.matching("name", "distribution:name", is_full_name);
-  if (!fields.at("model").is_null()) backbone.model = fields.text("model");
+  if (!fields.at("model").is_null()) {
+    backbone.model = fields.matching("model", "a model's name, never a path or an address", is_file_name);
+  }
   backbone.options = fields.object("options");
   backbone.normalized = fields.boolean("normalized");
   return backbone;
