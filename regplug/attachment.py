@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regplug.backbone import ask_description, build_backbone, inside, named_backbone, recognise
 from regplug.conditioner import Conditioner
 from regplug.entries import BackboneEntry, Reference
-from regplug.errors import SpecError
+from regplug.errors import RegplugError, SpecError
 from regplug.film import KernelFiLMGenerator
 from regplug.folder import FILE_NAME
 from regplug.installed import default_registry
@@ -58,7 +58,7 @@ class AttachedReadout(nn.Module):
         layout: TokenLayout,
         readout: nn.Module,
         spec: ReadoutSpec,
-        source: BackboneSource | SpecError,
+        source: BackboneSource | RegplugError,
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -91,7 +91,7 @@ class AttachedConditioner(nn.Module):
     """
 
     def __init__(
-        self, tokens: nn.Module, conditioner: Conditioner, spec: ReadoutSpec, source: BackboneSource | SpecError
+        self, tokens: nn.Module, conditioner: Conditioner, spec: ReadoutSpec, source: BackboneSource | RegplugError
     ) -> None:
         super().__init__()
         self.layout = conditioner.layout
@@ -143,14 +143,49 @@ def attach(
         NameLookupError: No plugin knows the model, or the strategy is not registered.
         SpecError: The model carries no registers, an option does not fit, or the generator wants another width.
     """
+    return attach_chosen(
+        model,
+        strategy,
+        options,
+        film=film,
+        film_options=film_options,
+        model_options=model_options,
+        normalized=normalized,
+        backbone=backbone,
+        registry=registry,
+    )
+
+
+def attach_chosen(
+    model: nn.Module | str,
+    strategy: str | None,
+    options: Mapping[str, Any],
+    *,
+    film: Reference | nn.Module | None = None,
+    film_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    normalized: bool | None = None,
+    backbone: str | None = None,
+    registry: Registry | None = None,
+) -> AttachedReadout | AttachedConditioner:
+    """As ``attach``, with the strategy's options as a mapping: whatever they are called, none is taken for another."""
+    for word, given, reserved in (
+        ("options", options, {"strategy", "num_registers", "hidden_dim"}),
+        ("film_options", film_options, {"spec", "film", "width", "registry"}),
+        ("model_options", model_options, set()),
+    ):
+        if not isinstance(given or {}, Mapping):
+            raise SpecError(f"{word}: expected a mapping of names to values, got {given!r}.")
+        if clashes := sorted(reserved & {*(given or {})}):
+            raise SpecError(f"{word}: {clashes[0]}: expected an option, got a word that means something else here.")
     registry = registry or default_registry()
-    source: BackboneSource | SpecError
+    source: BackboneSource | RegplugError
     if isinstance(model, str):
         entry, name = named_backbone(model if backbone is None else f"{backbone}:{model}", registry)
-        given = json_options(f"backbone {entry.name!r}", model_options or {})
-        network = build_backbone(entry, name, **given)
+        built_with = json_options(f"backbone {entry.name!r}", model_options or {})
+        network = build_backbone(entry, name, **built_with)
         tokens, layout = tokens_of(entry, network, normalized)
-        source = BackboneSource(entry, name, given, bool(layout.normalized))
+        source = BackboneSource(entry, name, built_with, bool(layout.normalized))
         if name is not None and not FILE_NAME.fullmatch(name):  # a hub's address, a folder: no name for a bundle
             source = _source_of(entry, network, bool(layout.normalized))
     else:
@@ -182,16 +217,16 @@ def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, .
     sizes = getattr(attached.tokens, "input_shape", None)
     if not (isinstance(sizes, (tuple, list)) and sizes and all(is_int(size) and size > 0 for size in sizes)):
         raise SpecError(
-            f"{type(attached.tokens).__name__}: expected a backbone that takes images of one size, stated as "
+            f"{type(attached.tokens).__name__}: expected a backbone that states the one size of its images as "
             f"input_shape (C, H, W), got {sizes!r}; use the readout without its backbone."
         )
     return tuple(sizes)
 
 
-def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | SpecError:
+def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | RegplugError:
     """A model that cannot be described can be trained all the same; only a bundle must name it."""
     try:
         name, options = ask_description(entry, model)
         return BackboneSource(entry, name, json_options(f"backbone {entry.name!r}", options), normalized)
-    except SpecError as error:
+    except RegplugError as error:
         return error

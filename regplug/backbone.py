@@ -29,7 +29,7 @@ class BackboneSizes:
     film_sites: tuple[FiLMSite, ...]
 
 
-def measure_backbone(entry: BackboneEntry, model: str | None = None, **options: Any) -> BackboneSizes:
+def measure_backbone(entry: BackboneEntry, model: str | None = None, /, **options: Any) -> BackboneSizes:
     """Build the backbone on the meta device and ask its plugin for layout and FiLM sites.
 
     Args:
@@ -52,7 +52,8 @@ def layout_of(model: object, *, backbone: str | None = None, registry: Registry 
     """Where the registers of a model sit in its token sequence, and (``normalized``) whether they come normalised.
 
     Args:
-        model: An instance, on the meta device too, or a configuration if its plugin knows it. Nothing of it is run.
+        model: An instance, on the meta device too, a configuration if its plugin knows it, or a name,
+            ``"timm:vit_small_patch14_reg4_dinov2"``. Nothing of it is run.
         backbone: Whose model it is, where several plugins know its class; found by its class when None.
         registry: Where backbones are looked up; the installed plugins when None.
 
@@ -60,6 +61,8 @@ def layout_of(model: object, *, backbone: str | None = None, registry: Registry 
         NameLookupError: No plugin knows the model, or several do.
         SpecError: The model carries no registers.
     """
+    if isinstance(model, str):
+        return measure_backbone(*named_backbone(model if backbone is None else f"{backbone}:{model}", registry)).layout
     return ask_layout(recognise(model, backbone, registry), inside(model))
 
 
@@ -110,15 +113,21 @@ def recognise(model: object, backbone: str | None = None, registry: Registry | N
 
 
 def inside(model: object) -> Any:
-    """The model itself, without what ``torch.compile`` wraps around it."""
+    """The model itself, without what ``torch.compile`` or a data-parallel wrapper puts around it."""
     from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
 
     from regplug.torch_private import uncompiled
 
-    return uncompiled(model) if isinstance(model, nn.Module) else model
+    while isinstance(model, nn.Module):
+        within = model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else uncompiled(model)
+        if within is model:
+            break
+        model = within
+    return model
 
 
-def build_backbone(entry: BackboneEntry, model: str | None = None, **options: Any) -> Any:
+def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options: Any) -> Any:
     """The backbone's model with random weights, on the default device.
 
     Raises:
@@ -196,7 +205,7 @@ def _ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
     return sites
 
 
-def _call(entry: BackboneEntry, word: str, reference: Reference, *arguments: Any, **options: Any) -> Any:
+def _call(entry: BackboneEntry, word: str, reference: Reference, /, *arguments: Any, **options: Any) -> Any:
     target = load_reference(f"backbone {entry.name!r}", reference)
     try:
         return target(*arguments, **options)

@@ -140,7 +140,7 @@ def _bench_beside(
 ) -> None:
     import torch
 
-    from regplug.attachment import attach, input_shape
+    from regplug.attachment import attach_chosen, input_shape
     from regplug.cost import conditioning_cost
     from regplug.stopwatch import describe_machine
 
@@ -148,7 +148,9 @@ def _bench_beside(
     torch.manual_seed(0)
     with progress("bench") as step, redirect_stdout(sys.stderr):
         step("building")
-        attached = attach(backbone, strategy, film_options=film or None, model_options=model_options, **options).eval()
+        attached = attach_chosen(
+            backbone, strategy, options, film_options=film or None, model_options=model_options
+        ).eval()
         shape = input_shape(attached)
         costs = []
         for size in dict.fromkeys(batches):

@@ -219,7 +219,7 @@ def _signature(
 
 def _image_sizes(owner: str, module: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
     """The sizes of the backbone's inputs, which a program has fixed."""
-    if isinstance(module.source, SpecError):
+    if isinstance(module.source, RegplugError):
         raise ExportError(f"{owner}: expected a backbone that a bundle can name, got: {module.source}")
     try:
         return input_shape(module)
@@ -277,11 +277,14 @@ def _check_rebuilt(
         results = [compare(module_run(rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases]
     except RegplugError as error:
         raise ExportError(f"{owner}: expected a module that its spec rebuilds, got another: {error}") from error
+    why = "was it changed after spec.build()"
+    if manifest.backbone is not None:
+        why += ", or its backbone built with options that nothing in it tells"
     for result in results:
         if not result.ok:
             raise ExportError(
                 f"{owner}: expected a module that its spec rebuilds, got one whose outputs differ by "
-                f"{result.error:.3g} in case '{result.case}'; was it changed after spec.build()?"
+                f"{result.error:.3g} in case '{result.case}'; {why}?"
             )
 
 

@@ -160,16 +160,16 @@ def _attached(
         raise click.UsageError("--whole: expected --backbone NAME:MODEL, which tells sizes and layout, got otherwise.")
     import torch
 
-    from regplug.attachment import attach, input_shape
+    from regplug.attachment import attach_chosen, input_shape
     from regplug.weightsfile import fill
 
     torch.manual_seed(seed)
-    module = attach(
+    module = attach_chosen(
         choice["backbone"],
         choice["strategy"],
+        dict(choice["options"]),
         film_options=dict(film) or None,
         model_options=dict(choice["model_option"]),
-        **dict(choice["options"]),
     )
     input_shape(module)  # or it is refused as a wrong choice, before anything is computed
     if weights is not None:
@@ -196,7 +196,7 @@ def _chosen_module(
                 film, generator = (*note.film.options.items(), *film), note.film.generator
     spec, sizes = chosen_spec(**choice)
     film_options = dict(film)
-    clashes = sorted({"spec", "film", "width"} & set(film_options))
+    clashes = sorted({"spec", "film", "width", "registry"} & set(film_options))
     if clashes:
         raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
     place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)

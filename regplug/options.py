@@ -22,7 +22,7 @@ def closest(word: str, known: Sequence[str]) -> str:
     if not known:
         return "; known: none"
     if len(known) > MOST_LISTED:
-        near = get_close_matches(word, known, n=5)
+        near = get_close_matches(word, known, n=5) or sorted(name for name in known if word in name)[:5]
         return f"; closest of {len(known)}: {', '.join(near) or 'none'}"
     near = get_close_matches(word, known, n=1)
     return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")

@@ -13,7 +13,7 @@ from regplug.attachment import AttachedConditioner, AttachedReadout, BackboneSou
 from regplug.backbone import build_backbone
 from regplug.conditioner import Conditioner
 from regplug.entries import FiLMEntry, load_reference, reference_of
-from regplug.errors import BundleError, ExportError, SpecError
+from regplug.errors import BundleError, ExportError, RegplugError, SpecError
 from regplug.layout import TokenLayout
 from regplug.manifest import BackboneRecord, FiLMRecord, Manifest
 from regplug.options import bind
@@ -126,7 +126,7 @@ def describe_backbone(module: nn.Module) -> BackboneRecord | None:
     Raises:
         ExportError: It is of no installed plugin.
     """
-    if not isinstance(module, ATTACHED) or isinstance(module.source, SpecError):
+    if not isinstance(module, ATTACHED) or isinstance(module.source, RegplugError):
         return None
     source = module.source
     if source.entry.provenance is None:

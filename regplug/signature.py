@@ -87,7 +87,8 @@ def signature_of_conditioner(
 def _dtype_of(owner: str, module: nn.Module) -> str:
     found = {dtype_name(t) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
     if len(found) > 1:
-        raise ExportError(f"{owner}: expected weights of one dtype, got {' and '.join(sorted(found))}.")
+        got = " and ".join(sorted(found))
+        raise ExportError(f"{owner}: expected weights of one dtype, got {got}; use module.to(dtype) on the whole.")
     return found.pop() if found else "float32"
 
 

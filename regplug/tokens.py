@@ -56,6 +56,8 @@ def tokens_of(entry: BackboneEntry, model: nn.Module, normalized: bool | None) -
     Raises:
         SpecError: The model carries no registers, or cannot give its tokens so.
     """
+    if entry.tokens is not None and not isinstance(model, nn.Module):
+        raise SpecError(f"model: expected an nn.Module, got {type(model).__name__}.")
     if not (normalized is None or isinstance(normalized, bool)):
         raise SpecError(f"normalized: expected True, False or None, got {normalized!r}.")
     layout = ask_layout(entry, model)

@@ -105,7 +105,7 @@ def write_files(files: Mapping[Path, bytes], force: bool) -> None:
         for path in files:
             check_file_place(path, force)
         for path, beside in written.items():
-            beside.replace(path)
+            _put_file(beside, path, force)
     except OSError as error:
         raise ExportError(f"file {path}: cannot be written: {error.strerror or error}.") from error
     finally:
@@ -114,6 +114,18 @@ def write_files(files: Mapping[Path, bytes], force: bool) -> None:
     with suppress(OSError):  # they stand there whole; not every file system syncs a folder
         for folder in {path.parent for path in files}:
             _sync(folder)
+
+
+def _put_file(beside: Path, path: Path, force: bool) -> None:
+    if not force:
+        try:
+            path.hardlink_to(beside)  # unlike a rename, never replaces a file that came just now
+            return
+        except FileExistsError:
+            check_file_place(path, force)
+        except OSError:  # no hard links on this file system
+            check_file_place(path, force)
+    beside.replace(path)
 
 
 def _put_in_place(folder: Path, directory: Path, force: bool) -> None:

@@ -235,7 +235,7 @@ def test_a_bundle_loads_wherever_the_backbone_is_installed_and_nowhere_else(tmp_
 def test_a_backbone_that_says_no_input_size_is_not_exported_whole(tmp_path):
     registry = registry_of(Plugin())
     module = regplug.attach("patches", "mean", model_options={"told": False}, registry=registry)
-    with pytest.raises(regplug.ExportError, match=r"'mean': Tokens: expected .* images of one size, .* got None"):
+    with pytest.raises(regplug.ExportError, match="'mean': Tokens: expected a backbone that states"):
         regplug.export(module.spec, module, tmp_path / "b", registry=registry)
 
 

@@ -438,7 +438,7 @@ def test_a_network_without_a_generator_has_no_width_to_follow() -> None:
 
 
 WRONG = {
-    "backbone 'digits-vitt': not registered; known: digits-vit (closest: digits-vit).": ["digits-vitt"],
+    "backbone 'digits-vitt': not registered; known: digits-vit, ": ["digits-vitt"],
     "expected to import 'no.such:Thing'": ["no.such:Thing"],
     "expected to import 'test_audit:nothing'": ["test_audit:nothing"],
     "num_registers: expected a positive integer, got 0.": ["digits-vit", "--num-registers", 0],

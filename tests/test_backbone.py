@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import regplug
-from regplug import BackboneEntry, NameLookupError, PluginError, Registry, ShapeError, SpecError, TokenLayout
-from regplug.attachment import AttachedConditioner, AttachedReadout
+from regplug import (
+    BackboneEntry,
+    NameLookupError,
+    PluginError,
+    Registry,
+    RegplugError,
+    ShapeError,
+    SpecError,
+    TokenLayout,
+)
+from regplug.attachment import AttachedConditioner, AttachedReadout, attach_chosen
 from regplug.cost import conditioning_cost
 from regplug.discovery import Found
 from regplug.hookspecs import hookimpl
@@ -52,7 +61,7 @@ def layout_of(model: Tiny) -> TokenLayout:
     return TokenLayout(num_registers=count, hidden_dim=model.prefix.shape[2], start=1, normalized=True)
 
 
-def build(name: str | None = None, **sizes: int) -> Tiny:
+def build(name: str | None = None, /, **sizes: int) -> Tiny:
     if name not in (None, "two"):
         raise NameLookupError(f"model {name!r}: not known; known: two.")
     return Tiny(**sizes)
@@ -204,6 +213,32 @@ def test_a_named_backbone_is_built_with_its_options(registry: Registry) -> None:
         regplug.attach(Tiny(), model_options={"hidden_dim": 12}, registry=registry)
     with pytest.raises(SpecError, match="option 'hidden_dim': expected a JSON value"):
         regplug.attach("tiny", model_options={"hidden_dim": {1}}, registry=registry)
+
+
+@pytest.mark.parametrize(
+    "word", ["word", "entry", "reference", "model", "name", "registry", "strategy", "film_options"]
+)
+def test_an_option_is_never_taken_for_something_else(word: str, registry: Registry) -> None:
+    with pytest.raises(RegplugError, match=word):
+        regplug.attach("tiny", "mean", model_options={word: 1}, registry=registry)
+    with pytest.raises(SpecError, match=word):
+        attach_chosen("tiny", "mean", {word: 1}, registry=registry)
+    with pytest.raises(SpecError, match=word):
+        regplug.attach("tiny", "mean", film_options={word: 1}, registry=registry)
+
+
+def test_what_is_no_model_and_no_mapping_is_refused(registry: Registry) -> None:
+    with pytest.raises(SpecError, match=r"model: expected an nn\.Module, got NoneType"):
+        regplug.read_registers(None, torch.zeros(1), backbone="tiny", registry=registry)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"model_options: expected a mapping of names to values, got \[1\]"):
+        regplug.attach("tiny", model_options=[1], registry=registry)  # type: ignore[arg-type]
+    assert regplug.layout_of("tiny:two", registry=registry).num_registers == 2
+
+
+def test_a_model_whose_description_fails_is_attached_and_says_why() -> None:
+    registry = registry_of(acme=changed(describe=lambda model: model.nothing))
+    source = regplug.attach(Tiny(), "mean", registry=registry).source
+    assert "expected describe to answer, got AttributeError" in str(source)
 
 
 def test_a_backbone_without_default_wants_a_strategy() -> None:

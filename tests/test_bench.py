@@ -324,7 +324,7 @@ def test_beside_a_backbone_it_says_what_the_conditioning_costs_of_the_whole(run)
             "sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.",
         ),
         (["pool", "--backbone", "timm:vit_nothing", "--batch", "1"], "model 'vit_nothing': not known to timm"),
-        (["pool", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "--batch", "1"], "of one size"),
+        (["pool", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "--batch", "1"], "the one size"),
     ],
 )
 def test_what_cannot_be_measured_beside_a_backbone_is_refused(run, wrong, message):

@@ -156,7 +156,7 @@ WRONG_USAGE = {
     "model 'test_vit': carries no register tokens": ["info", "timm:test_vit"],
     "model '/no/where': expected a model type, a folder": ["info", "transformers:/no/where"],
     "model DINOv3ViTModel: carries no register tokens (num_register_tokens is 0)": ["info", "transformers:dinov3_vit"],
-    "of one size, stated": [
+    "the one size of its images": [
         *("export", "pool", "--whole", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "-o", "x")
     ],
     "Invalid value for '--seed'": ["export", *COMPRESS, "--seed", 10**30, "-o", "x"],

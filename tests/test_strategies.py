@@ -38,7 +38,9 @@ def exported(readout, dtype=torch.float32):
 
 
 def test_the_table_names_every_strategy_that_is_installed():
-    assert set(EVERY) == {entry.full_name for entry in regplug.default_registry().readout_entries()}
+    installed = {entry.full_name for entry in regplug.default_registry().readout_entries()}
+    # nvSubquadratic's own two are unchanged: they check nothing of what ours do
+    assert set(EVERY) == {name for name in installed if not name.startswith("regplug-nvsubquadratic:")}
 
 
 def test_the_comparison_notices_a_small_difference_and_another_dtype():

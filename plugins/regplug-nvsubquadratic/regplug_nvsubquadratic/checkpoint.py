@@ -13,9 +13,13 @@ from regplug_nvsubquadratic.official import mamba_reg_layout
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-READOUT = re.compile(r"blocks\.(\d+)\.register_pooling\.(logits|compress\.weight)")
+# as PyTorch numbers modules; not \d, which takes any script's digits, and int() gives up on thousands of them
+NUMBER = "(0|[1-9][0-9]{0,5})"
+READOUT = re.compile(rf"blocks\.{NUMBER}\.register_pooling\.(logits|compress\.weight)")
 KERNEL = "blocks.{}.sequence_mixer.inner_mixer.mixer.global_conv.kernel."
 FILM_KEYS = ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")
+FILM = re.compile(re.escape(KERNEL).replace(r"\{\}", NUMBER) + r"film_generator\.mlp\.[02]\.(weight|bias)")
+NECK = ("neck.weight", "norm_neck.weight")
 
 
 def find_readouts(shapes: Shapes) -> list[CheckpointSite]:
@@ -29,10 +33,25 @@ def find_readouts(shapes: Shapes) -> list[CheckpointSite]:
         shapes: The shape of each tensor, by name.
 
     Raises:
-        SpecError: Two tensors contradict each other, or one is missing that the others ask for; both are named.
+        SpecError: Two tensors contradict each other, or one is missing that the others ask for; both are named. Or
+            the readout or its generator has a tensor that is no part of theirs, and would be left behind.
     """
-    found = sorted((int(match[1]), match[2]) for match in map(READOUT.fullmatch, shapes) if match)
-    return [_site(shapes, block, key) for block, key in found]
+    inside = {name: name.split(".") for name in shapes if name.startswith("blocks.")}
+    if not any("register_pooling" in parts for parts in inside.values()):
+        return []
+    for name, parts in inside.items():
+        if "register_pooling" in parts and not READOUT.fullmatch(name):
+            raise _wrong(shapes, name, "a readout of blocks.I.register_pooling.logits or .compress.weight alone")
+        if "film_generator" in parts and not FILM.fullmatch(name):
+            known = f"{KERNEL.format('I')}film_generator.{', .'.join(FILM_KEYS)}"
+            raise _wrong(shapes, name, f"a FiLM generator of {known} alone")
+    keys: dict[int, str] = {}
+    for block, key in sorted((int(match[1]), match[2]) for match in map(READOUT.fullmatch, shapes) if match):
+        if block in keys:
+            prefix = f"blocks.{block}.register_pooling."
+            raise _wrong(shapes, f"{prefix}{key}", "none", f"{prefix}{keys[block]}")
+        keys[block] = key
+    return [_site(shapes, block, key) for block, key in keys.items()]
 
 
 def find_mamba_reg(shapes: Shapes) -> list[CheckpointSite]:
@@ -42,10 +61,14 @@ def find_mamba_reg(shapes: Shapes) -> list[CheckpointSite]:
         shapes: The shape of each tensor, by name.
 
     Raises:
-        SpecError: Two tensors contradict each other, or one is missing that the others ask for; both are named.
+        SpecError: Two tensors contradict each other, or one is missing that the others ask for; both are named. Or
+            the readout has a tensor that is no part of it, and would be left behind.
     """
-    if "neck.weight" not in shapes:
+    if not any(name == "neck.weight" or name.startswith("norm_neck.") for name in shapes):
         return []
+    for name in shapes:
+        if name.startswith(("neck.", "norm_neck.")) and name not in NECK:
+            raise _wrong(shapes, name, f"a readout of {' and '.join(NECK)} alone")
     kept, hidden_dim = _take(shapes, "neck.weight", "[D / ratio, D]")
     (width,) = _take(shapes, "norm_neck.weight", "[R * D / ratio]")
     _, num_registers, _ = _take(shapes, "cls_token", "[1, R, D]", {0: 1, 2: hidden_dim}, "neck.weight")
@@ -55,8 +78,6 @@ def find_mamba_reg(shapes: Shapes) -> list[CheckpointSite]:
         raise _wrong(
             shapes, "norm_neck.weight", f"[{num_registers * kept}] (R * D / ratio)", "cls_token", "neck.weight"
         )
-    if "norm_neck.bias" in shapes:
-        raise _wrong(shapes, "norm_neck.bias", "an RMSNorm, which has none", "norm_neck.weight")
     layout = None
     if "pos_embed" in shapes:
         _, num_patches, _ = _take(shapes, "pos_embed", "[1, N, D]", {0: 1, 2: hidden_dim}, "neck.weight")
@@ -68,7 +89,7 @@ def find_mamba_reg(shapes: Shapes) -> list[CheckpointSite]:
             num_registers=num_registers,
             hidden_dim=hidden_dim,
             options={"ratio": hidden_dim // kept},
-            readout={name: name for name in ("neck.weight", "norm_neck.weight")},
+            readout={name: name for name in NECK},
             layout=layout,
         )
     ]
@@ -140,7 +161,7 @@ def _film(shapes: Shapes, block: int, readout: str, cond_dim: int) -> tuple[dict
     # the kernel's own width k: its last layer takes it, and the generator's width alone does not tell L from k
     out_linear = f"{kernel}out_linear.weight"
     _, width = _take(shapes, out_linear, "[D, k]", None, last)
-    hidden = re.compile(re.escape(kernel) + r"hidden_linears\.\d+\.weight")
+    hidden = re.compile(re.escape(kernel) + rf"hidden_linears\.{NUMBER}\.weight")
     layers = sum(bool(hidden.fullmatch(name)) for name in shapes)
     num_film_layers, rest = divmod(out, max(2 * width, 1))
     if rest or num_film_layers not in (layers, layers + 1):  # one more where the embedding of positions has a pair too

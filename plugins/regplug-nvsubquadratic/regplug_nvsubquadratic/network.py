@@ -12,6 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from regplug import FiLMSite, ShapeError, SpecError, TokenLayout
+from regplug.entries import reference_of
+
+CLASS = "nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet"
 
 
 def layout_of(model: Any) -> TokenLayout:
@@ -21,8 +24,9 @@ def layout_of(model: Any) -> TokenLayout:
     blocks see padding behind the registers, attention blocks and ``tokens`` do not.
 
     Raises:
-        SpecError: The network carries no registers.
+        SpecError: The network carries no registers, or is none of these.
     """
+    _network_class(model)
     if model.reg_token is None:
         raise SpecError(
             f"model {type(model).__name__}: carries no register tokens (num_registers={model.num_registers}); "
@@ -33,6 +37,17 @@ def layout_of(model: Any) -> TokenLayout:
         hidden_dim=model.reg_token.shape[2],
         start=model.num_patches + int(model.use_cls_token),
         normalized=False,
+    )
+
+
+def _network_class(model: object) -> Any:
+    """``ViT5ClassificationNet`` itself, found by its name along the model's MRO."""
+    for base in type(model).__mro__:
+        if reference_of(base) == CLASS:
+            return base
+    raise SpecError(
+        f"model {type(model).__name__}: expected a ViT5ClassificationNet of nvsubquadratic, got a "
+        f"{reference_of(type(model))}."
     )
 
 
@@ -49,7 +64,8 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
     """A module from images to the tokens after the last block, ``[B, T, D]``, without padding.
 
     Raises:
-        SpecError: ``normalized`` is asked for, and the network's final norm is not for single tokens.
+        SpecError: ``normalized`` is asked for, and the network's final norm is not for single tokens; or the network's
+            class has a forward of its own.
     """
     return NetworkTokens(model, normalized)
 
@@ -68,6 +84,12 @@ class NetworkTokens(nn.Module):
     """
 
     def __init__(self, model: Any, normalized: bool) -> None:
+        known = _network_class(model)
+        if type(model).forward is not known.forward:  # which may do anything with the copy below, and nobody would know
+            raise SpecError(
+                f"model {type(model).__name__}: expected the forward of {known.__name__}, from which tokens are read, "
+                "got one of its own; use layout_of(model) and tokens that you read yourself."
+            )
         if normalized and model.readout == "register_concat":
             raise SpecError(
                 f"model {type(model).__name__}: normalized: expected False with readout='register_concat', whose norm "

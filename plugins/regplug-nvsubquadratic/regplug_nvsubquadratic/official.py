@@ -7,6 +7,7 @@ Mamba-Reg builds on, has a ``models_mamba:VisionMamba`` too, with another layout
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from regplug import NameLookupError, SpecError, TokenLayout
@@ -91,21 +92,25 @@ def vit5_layout(num_patches: int, num_registers: int, hidden_dim: int) -> TokenL
     )
 
 
-def mamba_reg(model: str = "base") -> OfficialModel:
+def mamba_reg(model: str = "base", **options: object) -> OfficialModel:
     """The sizes of Mamba-Reg tiny, small, base or large.
 
     Raises:
         NameLookupError: There is no such model.
+        SpecError: There are options.
     """
+    refuse_options("mamba-reg", options)
     return _published("mamba-reg", MAMBA_REG, model)
 
 
-def vit5(model: str = "small") -> OfficialModel:
+def vit5(model: str = "small", **options: object) -> OfficialModel:
     """The sizes of the official ViT-5 small, base, large or xlarge.
 
     Raises:
         NameLookupError: There is no such model.
+        SpecError: There are options.
     """
+    refuse_options("vit5", options)
     return _published("vit5", VIT5, model)
 
 
@@ -113,6 +118,14 @@ def layout_of(model: OfficialModel) -> TokenLayout:
     """Where the registers of a published network sit."""
     rule = mamba_reg_layout if model.family == "mamba-reg" else vit5_layout
     return rule(model.num_patches, model.num_registers, model.hidden_dim)
+
+
+def refuse_options(backbone: str, options: Mapping[str, object]) -> None:
+    """Raise ``SpecError`` if a backbone whose models are known by name alone is asked for with options."""
+    if options:
+        raise SpecError(
+            f"backbone {backbone!r}: expected a model's name alone, for it takes no options, got {', '.join(options)}."
+        )
 
 
 def _published(family: str, sizes: dict[str, tuple[int, int]], model: str) -> OfficialModel:

@@ -14,6 +14,7 @@ from typing import Any
 from regplug import NameLookupError, SpecError
 from regplug.errors import told
 from regplug.options import closest
+from regplug_nvsubquadratic.official import refuse_options
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,14 @@ CONFIGURATIONS = {
 DEFAULT = "r14_f3after_A"
 
 
-def build(model: str = DEFAULT) -> Any:
+def build(model: str = DEFAULT, **options: object) -> Any:
     """The network of a shipped configuration, with random weights, wherever ``torch.device`` says.
 
     Raises:
         NameLookupError: No such configuration is known here.
-        SpecError: nvsubquadratic is not installed, or lacks one of its own dependencies.
+        SpecError: nvsubquadratic is not installed, or lacks one of its own dependencies; or there are options.
     """
+    refuse_options("nvsubquadratic", options)
     if model not in CONFIGURATIONS:
         raise NameLookupError(
             f"backbone 'nvsubquadratic': expected the name of a shipped configuration, got {model!r}"

@@ -125,6 +125,45 @@ def test_shapes_that_contradict_each_other_are_refused(
     find_readouts(shapes)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.0.register_pooling.proj.weight",  # of a readout by somebody else
+        "blocks.0.register_pooling.compress.bias",
+        "blocks.0.register_pooling.compress.parametrizations.weight.original0",
+        "blocks.1.attention.register_pooling.logits",
+        f"{FILM}4.weight",
+        f"{FILM}4.bias",
+        f"blocks.0.{KERNEL}film_generator.scale",
+        "blocks.0.film_generator.mlp.0.weight",
+        "blocks.01.register_pooling.logits",
+        "blocks.\u0661.register_pooling.logits",
+        f"blocks.{'1' * 5000}.register_pooling.logits",
+        f"blocks.\u0661.{KERNEL}film_generator.mlp.0.weight",
+    ],
+    ids=lambda name: name[:60],
+)
+def test_a_tensor_of_the_readout_or_its_generator_is_never_left_behind(name: str) -> None:
+    shapes = shapes_of(network(POOL, "meta"))
+    assert name not in shapes
+    with pytest.raises(regplug.SpecError, match=f"^{re.escape(name)}: expected a .* alone, got \\[3, 2\\]\\.$"):
+        find_readouts({**shapes, name: (3, 2)})
+    with pytest.raises(regplug.SpecError, match="^" + re.escape(name)):  # wherever it stands among the names
+        find_readouts({name: (3, 2), **shapes})
+    find_readouts(shapes)
+
+
+def test_a_block_with_two_readouts_is_refused() -> None:
+    shapes = {**shapes_of(network(CONCAT, "meta")), POOL_READOUT: (5,)}
+    message = f"{POOL_READOUT}: expected none beside {CONCAT_READOUT} [6, 24], got [5]."
+    with pytest.raises(regplug.SpecError, match="^" + re.escape(message)):
+        find_readouts(shapes)
+
+
+def test_generators_of_networks_without_a_readout_are_none_of_ours() -> None:
+    assert find_readouts({"blocks.0.film_generator.mlp.4.weight": (3, 2), "network.register_pooling.x": (1,)}) == []
+
+
 # ---- Mamba-Reg
 
 # wangf3014/Mamba-Reg, models_mamba.py: R, D, cls_reduce
@@ -162,6 +201,7 @@ def test_a_mamba_reg_without_a_neck_holds_no_readout() -> None:
     shapes = mamba_shapes(12, 192, 1)
     del shapes["neck.weight"], shapes["norm_neck.weight"]
     assert find_mamba_reg(shapes) == []
+    assert find_mamba_reg({**shapes, "neck.0.weight": (192, 192, 1, 1)}) == []  # another network's neck
 
 
 @pytest.mark.parametrize(
@@ -175,7 +215,11 @@ def test_a_mamba_reg_without_a_neck_holds_no_readout() -> None:
         ({"neck.weight": (190, 384)}, "neck.weight: expected [D / ratio, D] (ratio a whole number) beside cls_token "),
         ({"neck.weight": (0, 384)}, "neck.weight: expected [D / ratio, D] (ratio a whole number) beside cls_token "),
         ({"norm_neck.weight": None}, "norm_neck.weight: expected [R * D / ratio], got none."),
-        ({"norm_neck.bias": (2304,)}, "norm_neck.bias: expected an RMSNorm, which has none beside norm_neck.weight "),
+        ({"neck.weight": None}, "neck.weight: expected [D / ratio, D], got none."),
+        *(
+            ({name: (7,)}, f"{name}: expected a readout of neck.weight and norm_neck.weight alone, got [7].")
+            for name in ("neck.bias", "neck.0.weight", "norm_neck.bias", "norm_neck.running_mean")
+        ),
         (
             {"pos_embed": (1, 196, 192)},
             "pos_embed: expected [1, N, D] beside neck.weight [192, 384], got [1, 196, 192].",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from nvsubquadratic.lazy_config import instantiate
 from nvsubquadratic.modules.layer_scale import LayerScale
+from nvsubquadratic.networks.vit5_classification import ViT5ClassificationNet
 from torch import Tensor, nn
 
 import regplug
@@ -120,7 +121,47 @@ def test_a_network_without_registers_is_refused() -> None:
             ask(network)
 
 
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), object(), {"reg_token": None}])
+def test_what_is_none_of_its_networks_is_refused(model: object) -> None:
+    name = type(model).__name__
+    message = rf"^model {name}: expected a ViT5ClassificationNet of nvsubquadratic, got a \S+:{name}\.$"
+    with pytest.raises(regplug.SpecError, match=message):
+        regplug.layout_of(model, backbone="nvsubquadratic")
+    with pytest.raises(regplug.SpecError, match=message):
+        tokens(model, False)  # type: ignore[arg-type]
+
+
 # ---- reading
+
+
+class Tagged(ViT5ClassificationNet):
+    """A user's network with the forward that reading builds on."""
+
+
+class CountsTokens(ViT5ClassificationNet):
+    """A user's network whose forward is another."""
+
+    def forward(self, inputs: Any) -> Any:
+        return {**super().forward(inputs), "count": self.num_patches}
+
+
+class Derived(CountsTokens):
+    pass
+
+
+@torch.no_grad()
+def test_a_subclass_is_read_unless_it_has_a_forward_of_its_own() -> None:
+    network, given = make(NETWORKS["hybrid, CLS, padded"]), images(NETWORKS["hybrid, CLS, padded"])
+    layout, expected = regplug.layout_of(network), regplug.read_registers(network, given)
+    network.__class__ = Tagged
+    assert torch.equal(regplug.read_registers(network, given), expected)
+    for derived in (CountsTokens, Derived):
+        network.__class__ = derived
+        assert regplug.layout_of(network) == layout
+        message = rf"^model {derived.__name__}: expected the forward of ViT5ClassificationNet, .* got one of its own;"
+        for ask in (regplug.read_registers, lambda model, _: regplug.attach(model, "pool")):
+            with pytest.raises(regplug.SpecError, match=message):
+                ask(network, given)
 
 
 @every_network

@@ -91,6 +91,16 @@ def test_a_model_that_is_not_there_or_has_no_registers_is_a_wrong_use(run: Any, 
     assert message in err
 
 
+@pytest.mark.parametrize("backbone", ["nvsubquadratic", "mamba-reg", "vit5"])
+@pytest.mark.parametrize("model", ["", ":{}"])
+def test_options_are_refused_where_a_name_says_all(run: Any, backbone: str, model: str) -> None:
+    name = backbone + model.format("r14_f3after_A" if backbone == "nvsubquadratic" else "base")
+    assert run("cond-dim", "--backbone", name, *(["-O", "ratio=4"] if backbone == "mamba-reg" else []))[0] == 0
+    code, out, err = run("cond-dim", "--backbone", name, "-M", "foo=1", "-M", "bar=2")
+    assert (code, out) == (2, "")
+    assert f"backbone {backbone!r}: expected a model's name alone, for it takes no options, got foo, bar." in err
+
+
 def test_a_network_that_is_asked_for_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvsubquadratic.lazy_config", None)  # what Python finds where nothing is installed
     with pytest.raises(regplug.SpecError, match=r"use pip install 'regplug-nvsubquadratic\[nvsubquadratic\]'"):

@@ -95,6 +95,13 @@ def test_logits_keep_their_weight_decay_tag_on_the_way_through_lazy_config() -> 
         (group,) = regplug.param_groups(readout, weight_decay=0.05)
         assert group["weight_decay"] == 0.0
         assert group["params"][0] is readout.logits
+    # as the README says: the copy of theirs has no tag, the class called inside the block gives one
+    config.layer_types.H.register_pooling_cfg = LazyConfig(regplug.create)(
+        strategy="nvsubquadratic-pool", num_registers=4, hidden_dim=D
+    )
+    assert not hasattr(instantiate(config.layer_types.H).register_pooling.logits, "_no_weight_decay")
+    config.layer_types.H.register_pooling_cfg = LazyConfig(upstream.RegisterPooling)(num_registers=4)
+    assert instantiate(config.layer_types.H).register_pooling.logits._no_weight_decay is True
 
 
 # ---- widths

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 import regplug
+from regplug.entries import reference_of
+
+# class -> its methods that decide where tokens stand
+FAMILIES = {
+    "timm.models.vision_transformer:VisionTransformer": ("forward_features", "_pos_embed"),
+    "timm.models.eva:Eva": ("forward_features", "_pos_embed"),
+    "timm.models.naflexvit:NaFlexVit": ("forward_features", "_forward_embeds"),
+}
 
 
 def name_of(model: nn.Module) -> str:
@@ -20,21 +30,36 @@ def layout_of(model: nn.Module) -> regplug.TokenLayout:
     ``num_prefix_tokens`` counts the registers and the class tokens before them, of which a distilled DeiT has two.
 
     Raises:
-        SpecError: The model carries no registers.
+        SpecError: The model carries no registers, or is of a class that arranges its tokens in its own way.
     """
     # NaFlexVit keeps its tokens in a module of their own
-    holder = getattr(model, "embeds", model)
-    register = getattr(holder, "reg_token", None)
+    register = getattr(getattr(model, "embeds", model), "reg_token", None)
     count = 0 if register is None else int(register.shape[1])
-    if count == 0:
+    if register is None or count == 0:
         prefix = getattr(model, "num_prefix_tokens", 0)
         raise regplug.SpecError(
             f"model {name_of(model)!r}: carries no register tokens (a {type(model).__name__} with {prefix} prefix "
             "tokens, none of them a register); use one whose name says reg, dinov3 or radio."
         )
+    _check_class(model)
+    seen: Any = model
     return regplug.TokenLayout(
         num_registers=count,
         hidden_dim=int(register.shape[2]),
-        start=int(model.num_prefix_tokens) - count,
-        normalized=not isinstance(model.norm, nn.Identity),
+        start=int(seen.num_prefix_tokens) - count,
+        normalized=not isinstance(seen.norm, nn.Identity),
     )
+
+
+def _check_class(model: nn.Module) -> None:
+    """Refuse a class that a family's is only the base of: a distilled DeiT makes a register parameter and drops it."""
+    cls = type(model)
+    family = next((base for base in cls.__mro__ if reference_of(base) in FAMILIES), None)
+    methods = FAMILIES[reference_of(family)] if family else ()
+    own = [method for method in methods if getattr(cls, method) is not getattr(family, method)]
+    if family is None or own:
+        raise regplug.SpecError(
+            f"model {name_of(model)!r}: expected a class that arranges its tokens as timm's VisionTransformer, Eva or "
+            f"NaFlexVit does, got {cls.__name__} with its own {' and '.join(own) or 'way'}; a plugin of its own may "
+            "register it as a backbone."
+        )

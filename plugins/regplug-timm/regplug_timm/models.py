@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
 from typing import Any
 
@@ -13,12 +14,15 @@ import regplug
 from regplug.options import closest
 
 from .layouts import name_of
+from .reading import AFTER
 
 # with these create_model reads files or the network; a bundle, which may be a stranger's, must not ask for that
 READING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
+IN_TRAINING = re.compile(r"training|drop|^p$|checkpointing|fused_attn|grad|device|dtype")
 
-def build(name: str | None = None, **options: Any) -> nn.Module:
+
+def build(name: str | None = None, /, **options: Any) -> nn.Module:
     """``timm.create_model(name, **options)`` with random weights, by the names that timm has: nothing is downloaded.
 
     Raises:
@@ -55,7 +59,7 @@ def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
         plain = build(name)
         options = {word: got for word, got in _told_by(model).items() if _told_by(plain).get(word) != got}
         same = build(name, **options) if options else plain
-    differing = _shapes(model).items() ^ _shapes(same).items()
+    differing = _traits(model).items() ^ _traits(same).items()
     if differing:
         raise regplug.SpecError(
             f"model {name!r}: expected options that the model tells ({', '.join(_told_by(plain))}), got others: "
@@ -73,18 +77,36 @@ def _told_by(model: Any) -> dict[str, Any]:
         "depth": len(model.blocks),
         "embed_dim": model.embed_dim,
     }
+    heads = getattr(getattr(model.blocks[0], "attn", None), "num_heads", None) if len(model.blocks) else None
+    if heads is not None:
+        told["num_heads"] = heads
     embed = getattr(model, "patch_embed", None)
-    if embed is None:
+    if getattr(embed, "img_size", None) is None:
         return told
-    told |= {"img_size": list(embed.img_size) if embed.img_size else None, "dynamic_img_size": model.dynamic_img_size}
+    told |= {"img_size": list(embed.img_size), "dynamic_img_size": model.dynamic_img_size}
     if isinstance(getattr(embed, "proj", None), nn.Conv2d):
         told |= {"in_chans": embed.proj.in_channels, "patch_size": embed.proj.kernel_size[0]}
     return told
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Every parameter and buffer, those that no state dict keeps too: rotary tables depend on the image's size."""
-    return {name: tuple(one.shape) for name, one in (*model.named_parameters(), *model.named_buffers())}
+def _traits(model: nn.Module) -> dict[str, Any]:
+    """What tells two models of one name apart, as far as tokens go: sizes, classes, and plain settings of each part.
+
+    Buffers that no state dict keeps count too: rotary tables depend on the image's size. What comes after the tokens,
+    what only training reads, and which kernel attention takes, is left out.
+    """
+    traits: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if name.partition(".")[0] in AFTER or IN_TRAINING.search(name.rpartition(".")[2]):
+            continue
+        traits[name] = type(module).__name__
+        for word, value in vars(module).items():
+            plain = isinstance(value, (bool, int, float, str, tuple, type(None)))
+            if name and plain and not word.startswith("_") and not IN_TRAINING.search(word):
+                traits[f"{name}.{word}"] = repr(value)
+        for word, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            traits[f"{name}.{word}".lstrip(".")] = tuple(tensor.shape)
+    return traits
 
 
 def _timm() -> ModuleType:

@@ -1,7 +1,6 @@
 """From a timm model's inputs to its tokens, the final norm applied or not."""
 
 # TorchScript compiles forward(), so its annotations are not postponed
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,8 +79,9 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
             f"model {name_of(model)!r}: normalized: expected {not normalized}, for something replaced this instance's "
             f"forward_features and its norm cannot be changed, got {normalized}."
         )
-    kept = copy.copy(model)
-    kept._modules = dict(model._modules)
+    # as copy.copy does, which torch forbids for a model with a parametrization
+    kept = type(model).__new__(type(model))
+    kept.__dict__ = {**vars(model), "_modules": dict(model._modules)}
     kept.norm = norm if normalized else nn.Identity()
     for name in AFTER:
         if kept._modules.get(name) is not None:

@@ -90,9 +90,35 @@ def test_a_mark_in_each_register_is_found_where_the_layout_says_in_every_model(c
         assert regplug.layout_of(model) == layout
         found = marked_positions(model, torch.randn(2, 3, side, side))
         assert found == [[position] for position in layout.positions(layout.min_tokens + 4)], name
-        # the same check sees a layout that is off by one
-        wrong = regplug.TokenLayout(layout.num_registers, layout.hidden_dim, start=layout.start + 1)
-        assert found != [[position] for position in wrong.positions(layout.min_tokens + 4)]
+
+
+def test_a_mark_that_stands_elsewhere_is_seen() -> None:
+    model = build("vit_small_patch14_reg4_dinov2", img_size=28).eval()
+    arrange = model._pos_embed
+    model._pos_embed = lambda patches: arrange(patches).roll(1, dims=1)
+    assert marked_positions(model, torch.randn(2, 3, 28, 28)) == [[2], [3], [4], [5]]
+    assert regplug.layout_of(model).positions(9) == (1, 2, 3, 4)
+
+
+class Cropped(timm.models.VisionTransformer):
+    def forward_features(self, x: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return super().forward_features(x, **keywords)[:, 1:]
+
+
+class OtherHead(timm.models.VisionTransformer):
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return x[:, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_class_that_arranges_its_tokens_itself_is_refused(count: int) -> None:
+    sizes = {"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 1, "num_heads": 2, "reg_tokens": count}
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224", depth=1, reg_tokens=count)
+    with pytest.raises(regplug.SpecError, match="got VisionTransformerDistilled with its own _pos_embed"):
+        regplug.layout_of(distilled)
+    with pytest.raises(regplug.SpecError, match="got Cropped with its own forward_features"):
+        regplug.read_registers(Cropped(**sizes), torch.zeros(1, 3, 28, 28))
+    assert regplug.layout_of(OtherHead(**sizes)).positions(9) == tuple(range(1, 1 + count))
 
 
 def test_a_model_is_known_by_its_name_without_its_weights() -> None:

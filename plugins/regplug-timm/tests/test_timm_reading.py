@@ -217,6 +217,31 @@ def test_a_model_that_somebody_built_is_described_so_that_it_can_be_built_again(
     again.load_state_dict(model.state_dict())
 
 
+def test_what_comes_after_the_tokens_and_what_only_training_reads_does_not_keep_a_model_from_its_description() -> None:
+    model = timm.create_model("vit_medium_patch16_reg4_gap_256", depth=1, num_heads=8, drop_path_rate=0.1)
+    model.head, model.fc_norm = nn.Linear(512, 10), nn.Identity()
+    assert regplug.attach(model).source.options == {"depth": 1}
+    other = timm.create_model("vit_medium_patch16_reg4_gap_256", depth=1, num_heads=4)
+    assert regplug.attach(other).source.options == {"depth": 1, "num_heads": 4}
+    other.blocks[0].attn.scale *= 2
+    assert "blocks.0.attn.scale differs" in str(regplug.attach(other).source)
+
+
+def test_a_parametrized_model_is_read() -> None:
+    model = build("vit_small_patch14_reg4_dinov2")
+    given = images("vit_small_patch14_reg4_dinov2")
+    wanted = regplug.read_registers(model, given)
+    nn.utils.parametrize.register_parametrization(model, "reg_token", nn.Identity())
+    assert torch.equal(regplug.read_registers(model, given), wanted)
+
+
+def test_wrappers_of_torch_are_looked_through() -> None:
+    model, given = build("vit_small_patch14_reg4_dinov2"), images("vit_small_patch14_reg4_dinov2")
+    wrapped = nn.DataParallel(torch.compile(model, backend="eager"))
+    assert regplug.layout_of(wrapped) == regplug.layout_of(model)
+    assert torch.equal(regplug.read_registers(wrapped, given), regplug.read_registers(model, given))
+
+
 def test_a_model_that_cannot_be_described_is_attached_all_the_same_and_says_why() -> None:
     odd = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=28, depth=1, qk_norm=True)
     source = regplug.attach(odd).source

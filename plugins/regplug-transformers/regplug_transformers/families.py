@@ -15,6 +15,8 @@ class Family:
         prefix: What its classes' names begin with.
         norm: The final norm's name in the model, which every token passes; None for a family without one.
         registers: The configuration's word for the number of registers.
+        parameter: Where the model keeps them, ``[..., R, D]``; the class tokens come first in it where
+            ``class_tokens`` has a word.
         class_tokens: Its word for the number of class tokens before them; None where there is always one.
     """
 
@@ -23,6 +25,7 @@ class Family:
     prefix: str
     norm: str | None
     registers: str = "num_register_tokens"
+    parameter: str = "embeddings.register_tokens"
     class_tokens: str | None = None
 
     def model_class(self, role: str) -> str:
@@ -38,7 +41,15 @@ class Family:
 FAMILIES = (
     Family("dinov2_with_registers", "dinov2_with_registers", "Dinov2WithRegisters", norm="layernorm"),
     Family("dinov3_vit", "dinov3_vit", "DINOv3ViT", norm="norm"),
-    Family("radio", "radio", "Radio", norm=None, registers="num_registers", class_tokens="num_cls_tokens"),
+    Family(
+        "radio",
+        "radio",
+        "Radio",
+        norm=None,
+        registers="num_registers",
+        parameter="embeddings.cls_register_token",
+        class_tokens="num_cls_tokens",
+    ),
     Family("sapiens2", "sapiens2", "Sapiens2", norm="norm"),
     Family("tipsv2_vision_model", "tipsv2", "Tipsv2Vision", norm="layernorm"),
 )

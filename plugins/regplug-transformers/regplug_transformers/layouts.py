@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -15,8 +16,11 @@ from .families import FAMILIES, TIPSV2_CONFIG, Family
 def layout_of(model: Any) -> regplug.TokenLayout:
     """The layout of a model, on the meta device too, of a model with a head, or of a configuration.
 
+    A model's registers are counted where it keeps them: they may be others than its configuration says.
+
     Raises:
-        SpecError: It carries no registers, or is a class whose output leaves them out.
+        SpecError: It carries no registers, is of a class whose output leaves them out or may do so, or is neither a
+            model nor a configuration of these families.
 
     Example:
         >>> from transformers import RadioConfig
@@ -26,10 +30,10 @@ def layout_of(model: Any) -> regplug.TokenLayout:
     if isinstance(model, nn.Module):
         base, family = base_of(model)
         config = base.config
+        registers, width = _sizes_in(base, family)
     else:
-        config = model.vision_config if TIPSV2_CONFIG in _names(model) else model
-        family = next(one for one in FAMILIES if one.config_class in _names(config))
-    registers = getattr(config, family.registers)
+        config, family = _configuration(model)
+        registers, width = getattr(config, family.registers), config.hidden_size
     if registers == 0:
         raise regplug.SpecError(
             f"model {type(model).__name__}: carries no register tokens ({family.registers} is 0); use a checkpoint's "
@@ -37,7 +41,7 @@ def layout_of(model: Any) -> regplug.TokenLayout:
         )
     return regplug.TokenLayout(
         num_registers=registers,
-        hidden_dim=config.hidden_size,
+        hidden_dim=width,
         start=1 if family.class_tokens is None else getattr(config, family.class_tokens),
         normalized=family.norm is not None,
     )
@@ -47,13 +51,21 @@ def base_of(model: nn.Module) -> tuple[Any, Family]:
     """The family's plain model, which gives tokens: ``model`` itself, or the one inside a model with a head.
 
     Raises:
-        SpecError: The class drops its registers, or there is no plain model in it.
+        SpecError: The class drops its registers, or has a forward of its own that may do so; there is no plain model
+            in it, or it is a configuration.
     """
+    name, names = type(model).__name__, _names(model)
+    if not isinstance(model, nn.Module):
+        _, family = _configuration(model)
+        raise regplug.SpecError(
+            f"model {name}: expected a model, got its configuration; use {family.prefix}Model, built of it."
+        )
     for one in (model, *model.children()):
         for family in FAMILIES:
-            if family.model_class("Model") in _names(one):
+            plain = [base for base in type(one).__mro__ if reference_of(base) == family.model_class("Model")]
+            if plain:
+                _check_forward(type(one), plain[0])
                 return one, family
-    name, names = type(model).__name__, _names(model)
     for family in FAMILIES:
         if family.model_class("Backbone") in names:
             raise regplug.SpecError(
@@ -64,6 +76,42 @@ def base_of(model: nn.Module) -> tuple[Any, Family]:
     raise regplug.SpecError(
         f"model {name}: expected {' or '.join(wanted) or 'a model of a known family'}, or a model that holds one, "
         f"got {name}."
+    )
+
+
+def _check_forward(cls: type[nn.Module], plain: type[nn.Module]) -> None:
+    """Refuse a derived class that gives tokens by its own means: they may be without registers, or in another order."""
+    if cls.forward is not plain.forward:
+        raise regplug.SpecError(
+            f"model {cls.__name__}: expected the forward of {plain.__name__}, got one of its own, whose tokens may "
+            f"stand otherwise; use SelectRegisters(layout_of(model.config)) on them if they do not."
+        )
+
+
+def _sizes_in(model: Any, family: Family) -> tuple[int, int]:
+    """``(R, D)`` of the registers that a model keeps."""
+    config = model.config
+    try:
+        shape = attrgetter(family.parameter)(model).shape
+    except AttributeError as error:
+        raise regplug.SpecError(
+            f"model {type(model).__name__}: expected its register tokens at {family.parameter}, got none there."
+        ) from error
+    if len(shape) < 2:  # a sharded model keeps a flat part of each parameter, which tells nothing
+        return getattr(config, family.registers), config.hidden_size
+    beside = 0 if family.class_tokens is None else getattr(config, family.class_tokens)
+    return shape[-2] - beside, shape[-1]
+
+
+def _configuration(given: Any) -> tuple[Any, Family]:
+    """A configuration, of TIPSv2 whole that of its vision tower, and its family."""
+    config = given.vision_config if TIPSV2_CONFIG in _names(given) else given
+    for family in FAMILIES:
+        if family.config_class in _names(config):
+            return config, family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise regplug.SpecError(
+        f"backbone 'transformers': expected a model or a configuration of {known}, got {type(given).__name__}."
     )
 
 

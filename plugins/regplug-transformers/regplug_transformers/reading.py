@@ -20,7 +20,7 @@ SHARED_INPUTS = ("pixel_values", "bool_masked_pos")
 class TransformersTokens(nn.Module):
     """Images ``[B, C, H, W]``, or a processor's mapping -> tokens ``[B, T, D]``: ``last_hidden_state``.
 
-    Exports; does not script, for transformers' models do not.
+    Exports; does not script, for transformers' models do not, and says so.
 
     Args:
         model: A family's plain model.
@@ -56,12 +56,24 @@ class TransformersTokens(nn.Module):
         tokens: Tensor = self.model(**{**given, "return_dict": True}).last_hidden_state
         return tokens
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks first; the compiler would end somewhere in the network's configuration.
+
+        Raises:
+            ExportError: Always.
+        """
+        raise regplug.ExportError(
+            f"{type(self.model).__name__}, which does not script, as none of transformers' models does; "
+            f"use the backend aotinductor, or export the readout without its network."
+        )
+
 
 def tokens(model: nn.Module, normalized: bool) -> nn.Module:
     """The module that gives the tokens of ``model``, whose weights it shares.
 
     Raises:
-        SpecError: The model has no final norm to apply, or its norm cannot be left out.
+        SpecError: The model has no final norm to apply, or its norm cannot be left out, or it is a configuration or of
+            a class whose forward is its own.
     """
     base, family = base_of(model)
     name = type(base).__name__

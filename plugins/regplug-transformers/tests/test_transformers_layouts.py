@@ -18,6 +18,7 @@ from transformers_cases import Case
 
 import regplug
 from regplug.backbone import named_backbone, recognise
+from regplug_transformers.reading import tokens
 
 MODULES = ("families", "layouts", "models", "plugin", "reading")
 
@@ -175,6 +176,75 @@ def test_a_derived_class_and_a_compiled_model_are_recognised(case: Case) -> None
         model = derived(case.config())
     assert recognise(model).full_name == "regplug-transformers:transformers"
     assert regplug.layout_of(torch.compile(model)) == regplug.layout_of(model)
+
+
+def test_a_derived_class_with_a_forward_of_its_own_is_refused(case: Case) -> None:
+    plain = type(case.model)
+
+    def without_registers(self: Any, *arguments: Any, **words: Any) -> Any:
+        output = plain.forward(self, *arguments, **words)
+        kept = output.last_hidden_state
+        output.last_hidden_state = torch.cat((kept[:, : case.start], kept[:, case.start + case.num_registers :]), dim=1)
+        return output
+
+    model = copy.copy(case.model)
+    model.__class__ = type("Mine", (plain,), {"forward": without_registers})
+    expected = f"model Mine: expected the forward of {plain.__name__}, got one of its own"
+    for ask in (regplug.layout_of, regplug.attach, lambda mine: regplug.read_registers(mine, case.images())):
+        with pytest.raises(regplug.SpecError, match=expected):
+            ask(model)
+    model.__class__ = type("Mine", (plain,), {"forward": plain.forward})
+    assert regplug.layout_of(model) == regplug.layout_of(case.model)
+
+
+def test_registers_that_were_replaced_are_counted_where_the_model_keeps_them(case: Case) -> None:
+    with torch.device("meta"):
+        model = case.build(num_hidden_layers=1)
+    before = regplug.layout_of(model)
+    path, _, word = case.parameter.rpartition(".")
+    kept = model.get_parameter(case.parameter)
+    own = kept.shape[-2] - case.num_registers  # RADIO keeps its class tokens there too
+
+    def replaced(*shape: int) -> regplug.TokenLayout:
+        setattr(model.get_submodule(path), word, nn.Parameter(torch.empty(shape, device="meta")))
+        return regplug.layout_of(model)
+
+    assert replaced(*kept.shape[:-2], own + 9, 48) == replace(before, num_registers=9, hidden_dim=48)
+    assert replaced(100) == before == regplug.layout_of(model.config)  # sharded and flat
+    with pytest.raises(regplug.SpecError, match=f"model {case.prefix}Model: carries no register tokens"):
+        replaced(*kept.shape[:-2], own, 48)
+    delattr(model.get_submodule(path), word)
+    with pytest.raises(regplug.SpecError, match=f"expected its register tokens at {case.parameter}, got none there"):
+        regplug.layout_of(model)
+
+
+@pytest.mark.parametrize("case", ["dinov3_vit"], indirect=True)
+def test_all_of_the_registers_that_were_put_in_are_read(case: Case) -> None:
+    model = copy.deepcopy(case.model)
+    model.embeddings.register_tokens = nn.Parameter(torch.randn(1, 6, case.hidden_dim))
+    images = case.images()
+    with torch.no_grad():
+        found = regplug.read_registers(model, images)
+        assert torch.equal(found, model(images).last_hidden_state[:, 1:7])
+    assert regplug.attach(model, "mean").layout.num_registers == 6
+
+
+@pytest.mark.parametrize("given", [None, 3, transformers.RadioModel, transformers.ViTConfig()])
+def test_what_is_neither_a_model_nor_a_configuration_of_a_family_is_refused(given: Any) -> None:
+    expected = f"expected a model or a configuration of dinov2_with.*, got {type(given).__name__}"
+    with pytest.raises(regplug.SpecError, match=expected):
+        regplug.layout_of(given, backbone="transformers")
+    with pytest.raises(regplug.SpecError, match=expected):
+        tokens(given, True)
+
+
+def test_a_configuration_is_no_model_to_read_from(case: Case) -> None:
+    expected = f"model {case.prefix}Config: expected a model, got its configuration; use {case.prefix}Model"
+    with pytest.raises(regplug.SpecError, match=expected):
+        tokens(case.config(), case.norm is not None)
+    for ask in (regplug.attach, lambda one: regplug.read_registers(one, torch.zeros(1, 3, 28, 28))):
+        with pytest.raises(regplug.SpecError):
+            ask(case.config())
 
 
 def test_listing_imports_neither_torch_nor_transformers() -> None:

@@ -15,6 +15,7 @@ import transformers
 from transformers_cases import Case
 
 import regplug
+from regplug.attachment import BackboneSource
 from regplug.backbone import measure_backbone, named_backbone
 from regplug.cli import main
 from regplug_transformers.families import FAMILIES
@@ -106,6 +107,13 @@ def test_a_checkpoints_folder_is_built_by_its_configuration_with_options_over_it
         assert regplug.layout_of(build(str(tmp_path))).num_registers == 2
 
 
+def test_what_is_attached_by_a_folder_is_described_by_its_type_for_a_bundle_names_no_folder(tmp_path: Path) -> None:
+    transformers.Sapiens2Config(num_hidden_layers=1, num_register_tokens=6).save_pretrained(tmp_path)
+    source = regplug.attach(f"transformers:{tmp_path}").source
+    assert isinstance(source, BackboneSource)
+    assert (source.model, source.options["num_register_tokens"]) == ("sapiens2", 6)
+
+
 def test_a_folder_that_holds_nothing_usable_is_refused(tmp_path: Path) -> None:
     name = str(tmp_path)
     assert refusal(name) == f"NameLookupError: model {name!r}: expected a folder with config.json, got none in it."
@@ -181,6 +189,21 @@ def test_a_model_that_is_not_what_its_configuration_builds_is_not_described() ->
         describe(without)
     # it is read and trained all the same; only a bundle must name it
     assert isinstance(regplug.attach(without, "mean").source, regplug.SpecError)
+
+
+def test_a_torchscript_program_of_a_network_is_refused_in_one_line(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    model = [f"-M{word}" for word in ("num_hidden_layers=1", "hidden_size=48", "num_attention_heads=3")]
+    where = ("--backbone", "transformers:dinov2_with_registers", *model, "-o", str(tmp_path / "bundle"))
+    code, out, err = run("export", "mean", "--whole", *where, "--backend", "torchscript")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"error: program 'torchscript': expected a scriptable module, got: Dinov2WithRegistersModel, which does not "
+        r"script, .*; use the backend aotinductor, or .*\.\n",
+        err,
+    )
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_holds_the_whole_network_and_gives_it_back(tmp_path: Path) -> None:
