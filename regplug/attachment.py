@@ -116,6 +116,8 @@ def attach(
     *,
     film: Reference | nn.Module | None = None,
     film_options: Mapping[str, Any] | None = None,
+    form: str | None = None,
+    order: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     normalized: bool | None = None,
     backbone: str | None = None,
@@ -133,6 +135,8 @@ def attach(
         film: A FiLM generator's class, ``"module:Class"`` or an instance, as ``pair`` takes it; None for the
             conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
         film_options: What the generator is built with, its width apart.
+        form: What the generator's pairs mean, as a ``Conditioner`` takes it, where its family is not known.
+        order: Likewise.
         model_options: What a named model is built with besides: ``{"img_size": 224}``.
         normalized: Whether the model's final norm is applied to the registers; None for as its own features come.
         backbone: Whose model it is, where several plugins know its class.
@@ -149,6 +153,8 @@ def attach(
         options,
         film=film,
         film_options=film_options,
+        form=form,
+        order=order,
         model_options=model_options,
         normalized=normalized,
         backbone=backbone,
@@ -163,6 +169,8 @@ def attach_chosen(
     *,
     film: Reference | nn.Module | None = None,
     film_options: Mapping[str, Any] | None = None,
+    form: str | None = None,
+    order: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     normalized: bool | None = None,
     backbone: str | None = None,
@@ -205,7 +213,8 @@ def attach_chosen(
     if film is None and film_options is None:
         return AttachedReadout(tokens, layout, readout, spec, source)
     generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
-    return AttachedConditioner(tokens, Conditioner(layout, readout, generator, registry=registry), spec, source)
+    conditioner = Conditioner(layout, readout, generator, form, order, registry)
+    return AttachedConditioner(tokens, conditioner, spec, source)
 
 
 def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from regplug.attachment import AttachedConditioner, AttachedReadout, BackboneSou
 from regplug.backbone import build_backbone
 from regplug.conditioner import Conditioner
 from regplug.entries import FiLMEntry, load_reference, reference_of
-from regplug.errors import BundleError, ExportError, RegplugError, SpecError
+from regplug.errors import BundleError, ExportError, NameLookupError, RegplugError, SpecError
 from regplug.layout import TokenLayout
 from regplug.manifest import BackboneRecord, FiLMRecord, Manifest
 from regplug.options import bind
@@ -83,7 +83,7 @@ def _attach(
     try:
         network = build_backbone(entry, record.model, **record.options)
         tokens, found = tokens_of(entry, network, record.normalized)
-    except SpecError as error:
+    except (SpecError, NameLookupError) as error:
         raise BundleError(f"bundle {path}: the installed {record.name}: {error}") from error
     if found != layout:
         raise BundleError(f"bundle {path}: layout: expected {layout}, got {found} from the installed {record.name}.")

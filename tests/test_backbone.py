@@ -191,6 +191,27 @@ def test_attaching_a_generator_passes_the_width_on(registry: Registry) -> None:
         regplug.attach(Tiny(), film=wrong, registry=registry)
 
 
+class Halves(nn.Module):
+    """A generator of nobody's family: shift first."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.cond_dim = cond_dim
+
+    def forward(self, conditioning: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(conditioning[:, :3], conditioning[:, 3:])]
+
+
+def test_a_generator_of_no_known_family_is_attached_when_its_form_and_order_are_stated(registry: Registry) -> None:
+    images = torch.randn(2, 3, 4, 4)
+    with pytest.raises(SpecError, match="Halves: expected a known family or a stated form and order"):
+        regplug.attach(Tiny(), film=Halves, registry=registry)
+    whole = regplug.attach(Tiny(), film=Halves, form="gamma", order="shift-first", registry=registry)
+    conditioning = whole.conditioner.readout(whole.conditioner.select(whole.tokens(images)))
+    [(gamma, beta)] = whole(images)
+    assert torch.equal(torch.cat([beta, gamma], dim=1), conditioning)
+
+
 def test_an_attached_module_trains_the_model_itself(registry: Registry) -> None:
     model = Tiny()
     whole = regplug.attach(model, "concat", registry=registry)
