@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import regplug
+from regplug.errors import told
 from regplug.options import closest
 
 from .layouts import name_of
@@ -41,8 +42,10 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
         )
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # as timm's constructors refuse
-        raise regplug.SpecError(f"model {name!r}: expected options that it takes, got {options}: {error}") from error
+    except Exception as error:  # timm's constructors refuse in any way: TypeError, AssertionError, KeyError, ...
+        raise regplug.SpecError(
+            f"model {name!r}: expected options that it takes, got {options}: {type(error).__name__}: {told(error)}"
+        ) from error
     return model
 
 
@@ -63,7 +66,7 @@ def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
     if differing:
         raise regplug.SpecError(
             f"model {name!r}: expected options that the model tells ({', '.join(_told_by(plain))}), got others: "
-            f"{min(differing)[0]} differs; name the model and its options instead: "
+            f"{min(name for name, _ in differing)} differs; name the model and its options instead: "
             f"attach('timm:{name}', model_options={{...}})."
         )
     return name, options
