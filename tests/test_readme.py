@@ -79,6 +79,14 @@ def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, page):
     assert checked == outputs
 
 
+@pytest.mark.parametrize("plugin", ["timm", "transformers", "nvsubquadratic"])
+def test_the_python_of_a_backbone_plugins_readme_runs(tmp_path, plugin):
+    text = (ROOT / "plugins" / f"regplug-{plugin}" / "README.md").read_text()
+    blocks = [block for language, block in BLOCK.findall(text) if language == "python"]
+    assert blocks
+    run([sys.executable, "-c", "\n".join(blocks)], tmp_path, os.environ)
+
+
 def test_the_indented_commands_are_targets_of_the_makefile():
     commands = re.findall(r"^    make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert commands == ["demo", "test"]
