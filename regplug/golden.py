@@ -97,7 +97,7 @@ def make_golden(
         shape = (batch, length + around, *rest)
         drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
         given = drawn if start is None else drawn[:, start : start + length]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             eager = flatten(module(given))
             again = flatten(module(given))
             truth = eager if double is None else flatten(double(given.double()))

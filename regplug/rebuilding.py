@@ -22,7 +22,7 @@ from regplug.registry import Registry
 from regplug.spec import ReadoutSpec, json_options, specify
 from regplug.tokens import tokens_of
 from regplug.torch_private import persist_buffers
-from regplug.weights import load_state
+from regplug.weights import check_state, load_state, types_of
 from regplug.widths import construct
 
 ATTACHED = (AttachedReadout, AttachedConditioner)
@@ -45,7 +45,7 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
         BundleError: The installed class refuses the sizes or options, or has other weights or another width.
     """
     try:
-        module = _build(path, manifest, registry)
+        module = _build(path, manifest, state, registry)
     except SpecError as error:
         raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {error}") from error
     undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) else None
@@ -55,7 +55,7 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
     return module.eval()
 
 
-def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
+def _build(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry: Registry) -> nn.Module:
     entry = registry.readout_entry(manifest.strategy)
     spec = specify(entry, manifest.num_registers, manifest.hidden_dim, manifest.options)
     if spec.cond_dim != manifest.cond_dim:
@@ -71,8 +71,25 @@ def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
             film = _build_film(family, manifest)
             module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order, registry=registry)
         if manifest.backbone is not None and layout is not None:
+            _check_outline(path, manifest.backbone, manifest.input.dtype, state, registry)
             module = _attach(path, manifest.backbone, layout, module, spec, registry)
         return module.to(getattr(torch, manifest.input.dtype))
+
+
+def _check_outline(
+    path: str, record: BackboneRecord, dtype: str, state: Mapping[str, Tensor], registry: Registry
+) -> None:
+    """Compare the backbone with the weights before it is allocated: a manifest may ask for one of any size."""
+    entry = registry.backbone_entry(record.name)
+    try:
+        with torch.device("meta"):
+            outline, _ = tokens_of(entry, build_backbone(entry, record.model, **record.options), record.normalized)
+    except (SpecError, NameLookupError) as error:
+        raise BundleError(f"bundle {path}: the installed {record.name}: {error}") from error
+    persist_buffers(outline.to(getattr(torch, dtype)))
+    wanted = {f"tokens.{name}": one for name, one in types_of(outline.state_dict()).items()}
+    own = {name: tensor for name, tensor in state.items() if name.startswith("tokens.")}
+    check_state(f"bundle {path}: weights.safetensors", wanted, own)
 
 
 def _attach(

@@ -85,7 +85,9 @@ def signature_of_conditioner(
 
 
 def _dtype_of(owner: str, module: nn.Module) -> str:
-    found = {dtype_name(t) for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    # a backbone keeps its rotary tables in float32, whatever it computes in
+    weights = [tensor for name, tensor in module.named_buffers() if not name.startswith("tokens.")]
+    found = {dtype_name(tensor) for tensor in (*module.parameters(), *weights) if tensor.is_floating_point()}
     if len(found) > 1:
         got = " and ".join(sorted(found))
         raise ExportError(f"{owner}: expected weights of one dtype, got {got}; use module.to(dtype) on the whole.")
@@ -97,7 +99,7 @@ def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tup
 
     def forward(batch: int) -> list[tuple[str, list[int]]]:
         given = torch.zeros(batch, *sizes, dtype=getattr(torch, dtype), device="cpu")
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             outputs = flatten(module(given))
         if any(output.dim() < 1 or output.shape[0] != batch for output in outputs):
             raise ExportError(

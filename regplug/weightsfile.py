@@ -60,7 +60,10 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
     except (WrongValueError, SpecError) as error:
         raise BundleError(f"{owner}: metadata: {error}.") from None
     if note.backbone is not None:
-        raise BundleError(f"{owner}: expected a readout or conditioner alone, got one behind {note.backbone.name!r}.")
+        raise BundleError(
+            f"{owner}: expected a readout or conditioner alone, got one behind {note.backbone.name!r}; "
+            "use --whole, --backbone and the strategy's name."
+        )
     if (note.holds == "conditioner") != (note.film is not None) or (note.film is not None and note.layout is None):
         raise BundleError(f"{owner}: metadata: expected film and layout of a conditioner and of nothing else.")
     if strategy is not None:
@@ -121,5 +124,8 @@ def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, r
 
 def _check_said(owner: str, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
-        if key in said and said[key] != value:
+        if key == "backbone" and isinstance(value, dict) and isinstance(said.get(key), dict):
+            # a model may be spelled in several ways, and its weights tell two models apart
+            _check_said(owner, {word: value[word] for word in ("name", "normalized")}, said[key])
+        elif key in said and said[key] != value:
             raise BundleError(f"{owner}: {key}: expected {value!r}, got {said[key]!r}, as the file says of itself.")

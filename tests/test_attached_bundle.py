@@ -5,6 +5,7 @@ import json
 import subprocess
 
 import pytest
+import timm
 import torch
 from consumer import built, check_golden, run
 from torch import nn
@@ -20,6 +21,7 @@ from regplug.manifest import Output
 from regplug.signature import signature_of_conditioner
 from regplug.verification import wrong_inputs
 from regplug.weights import load_tensors, read_metadata, save_tensors
+from regplug.weightsfile import fill
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
 VIT, EVA = "timm:vit_small_patch14_reg4_dinov2", "timm:vit_small_patch16_dinov3"
@@ -109,6 +111,46 @@ def test_rotary_tables_come_from_the_bundle_and_the_state_dict_stays_as_attach_m
     assert torch.equal(loaded(images), module(images))
     assert set(loaded.state_dict()) == set(module.state_dict()) == set(stored) - {"tokens.model.rope.periods"}
     assert done.manifest.backbone.model == "vit_small_patch16_dinov3"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_rotary_tables_keep_their_dtype_in_a_whole_of_another(tmp_path, dtype):
+    module = whole(EVA).to(dtype)
+    done = regplug.export(module.spec, module, tmp_path / "b", backends=[])
+    assert done.manifest.input.dtype == str(dtype).removeprefix("torch.")
+    images = torch.randn(2, 3, 32, 32, dtype=dtype)
+    assert torch.equal(regplug.load(tmp_path / "b")(images), module(images))
+
+
+def test_exporting_under_autocast_is_as_without(tmp_path):
+    module = whole()
+    with torch.autocast("cpu", torch.bfloat16):
+        done = regplug.export(module.spec, module, tmp_path / "b", backends=[])
+    assert done.manifest.input.dtype == "float32"
+
+
+def test_weights_fit_however_their_model_was_spelled(tmp_path):
+    by_name = whole(seed=1)
+    network = timm.create_model(VIT.partition(":")[2], img_size=28, **SMALL)
+    by_instance = regplug.attach(network, "compress-concat", compressed_dim=6).eval()
+    assert by_name.source.options != by_instance.source.options
+    regplug.export(by_instance.spec, by_instance, tmp_path / "b", backends=[])
+    fill(by_name, str(tmp_path / "b" / "weights.safetensors"), by_name.spec)
+    images = torch.randn(2, 3, 28, 28)
+    assert torch.equal(by_name(images), by_instance(images))
+    other = regplug.attach(network, "compress-concat", compressed_dim=6, normalized=False)
+    with pytest.raises(regplug.BundleError, match="normalized: expected False, got True, as the file says of itself"):
+        fill(other, str(tmp_path / "b" / "weights.safetensors"), other.spec)
+
+
+def test_a_backbone_is_compared_with_its_weights_before_it_is_allocated(tmp_path):
+    module = whole()
+    regplug.export(module.spec, module, tmp_path / "b", backends=[])
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    manifest["backbone"]["options"]["embed_dim"] = 600_000  # terabytes
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(regplug.BundleError, match=r"weights\.safetensors: tensor 'tokens\.model\..*600000"):
+        regplug.load(tmp_path / "b")
 
 
 def test_no_weight_can_be_baked_into_a_program_unseen(module):

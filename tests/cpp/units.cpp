@@ -1,5 +1,6 @@
 // regplug_units FOLDER: the torch-free parts by themselves; prints one line for each check that fails, then
 // ATen's CPU capability as cpu.h finds it. FOLDER is for files.
+#include <regplug/checks.h>
 #include <regplug/cpu.h>
 #include <regplug/golden.h>
 #include <regplug/safetensors.h>
@@ -125,6 +126,20 @@ void check_writing(const std::string& folder) {
         "a folder that is not there");
 }
 
+void check_sizes() {
+  regplug::Manifest manifest;
+  manifest.input.name = "images";
+  manifest.input.shape = {regplug::kFree, 3, 28, 28};
+  const auto said = [&](std::int64_t batch, std::int64_t width) {
+    const std::int64_t sizes[] = {batch, 3, 28, width};
+    return message_of([&] { regplug::detail::check_shape("program 'p'", manifest, sizes, 4); });
+  };
+  const std::string wanted = "program 'p': expected images [B, 3, 28, 28], got [";
+  check(said(0, 28).empty() && said(1000000, 28).empty(), "a batch that fits");
+  check(said(1, 29) == wanted + "1, 3, 28, 29].", "another width");
+  check(said(std::int64_t{1} << 61, 28) == wanted + "2305843009213693952, 3, 28, 28].", "a batch of too many bytes");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -136,6 +151,7 @@ int main(int argc, char** argv) {
   check_views();
   check_numbers();
   check_writing(argv[1]);
+  check_sizes();
   std::cout << regplug::detail::cpu_capability() << "\n";
   return failures == 0 ? 0 : 1;
 }

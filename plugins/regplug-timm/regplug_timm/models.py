@@ -17,8 +17,9 @@ from regplug.options import closest
 from .layouts import name_of
 from .reading import AFTER
 
-# with these create_model reads files or the network; a bundle, which may be a stranger's, must not ask for that
-READING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+# with these create_model reads files or the network, or builds elsewhere; a bundle, which may be a stranger's, must not
+# ask for that
+READING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "device")
 
 IN_TRAINING = re.compile(r"training|drop|^p$|checkpointing|fused_attn|grad|device|dtype")
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,9 @@ inline void check_shape(const char* program, const Manifest& manifest, const std
   const Signature& wanted = manifest.input;
   bool fits = rank == wanted.shape.size();
   for (std::size_t i = 0; fits && i < rank; ++i) fits = wanted.shape[i] == kFree || wanted.shape[i] == sizes[i];
+  // torch ends the process where a tensor's bytes overflow
+  std::int64_t room = std::numeric_limits<std::int64_t>::max() / 8;
+  for (std::size_t i = 0; fits && i < rank; ++i) fits = sizes[i] <= 0 || (room /= sizes[i]) > 0;
   if (fits && sizes[0] >= manifest.min_batch && sizes[1] >= manifest.min_tokens) return;
   std::string least;
   if (fits && sizes[0] < manifest.min_batch) {
