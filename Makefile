@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: test demo bench lint clean compiler
+.PHONY: test demo bench scale matrix lint clean compiler
 .DELETE_ON_ERROR:
 
 test: $(VENV)/tested-tools $(VENV)/installed lint
-	$(BIN)/pytest -n auto --dist loadfile tests plugins
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests plugins
 
 demo: $(VENV)/installed
 	$(BIN)/python plugins/regplug-digits/demo/demo.py
@@ -19,6 +19,14 @@ demo: $(VENV)/installed
 # times in C++, beside raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
 bench: $(VENV)/installed
 	$(BIN)/python tests/bench.py $(LARGE)
+
+# what a thousand plugins cost `regplug list`, beside stevedore's and pluggy's own loaders
+scale: $(VENV)/tested-tools $(VENV)/installed
+	$(BIN)/python tests/scale.py
+
+# every check on every readout, with every compiler; `make matrix TORCH=torch==2.10.0 VENV=.venv-2.10` for another torch
+matrix: $(VENV)/tested-tools $(VENV)/installed
+	$(BIN)/python tests/matrix.py
 
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .
@@ -43,7 +51,7 @@ $(VENV)/tools: | compiler
 $(VENV)/tested-tools: $(VENV)/tools tests/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
-	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1
+	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1 stevedore==5.10.0
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  cp tests/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \

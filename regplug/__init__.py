@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regplug.entries import FiLMSite as FiLMSite
     from regplug.entries import ReadoutEntry as ReadoutEntry
     from regplug.errors import BundleError as BundleError
+    from regplug.errors import ConformanceError as ConformanceError
     from regplug.errors import ExportError as ExportError
     from regplug.errors import NameLookupError as NameLookupError
     from regplug.errors import PluginError as PluginError
@@ -49,6 +50,7 @@ _HOMES = {
     "BundleError": "errors",
     "CheckpointSite": "entries",
     "Conditioner": "conditioner",
+    "ConformanceError": "errors",
     "ExportBackendEntry": "entries",
     "ExportError": "errors",
     "FiLMEntry": "entries",

@@ -13,6 +13,7 @@ import click
 from regplug.choices import (
     KeyValue,
     chosen_spec,
+    complete_export_backend,
     complete_strategy,
     digest_option,
     follow_links_option,
@@ -45,7 +46,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the initial weights, without --weights.",
 )
-@click.option("--backend", "backends", multiple=True, default=("torchscript",), show_default=True, help="Repeatable.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("torchscript",),
+    show_default=True,
+    shell_complete=complete_export_backend,
+    help="Repeatable.",
+)
 @click.option(
     "--isa", multiple=True, help="What aotinductor compiles for; x86-64-v3 by default, native, ... Repeatable."
 )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regplug.cache_place import cache_folder as cache_folder
 from regplug.errors import BundleError
 from regplug.weights import read_header, read_metadata, save_tensors
 
@@ -39,13 +40,6 @@ class CacheEntry:
     description: Mapping[str, Any] | None
 
 
-def cache_folder() -> Path:
-    """``$REGPLUG_CACHE_DIR``, else ``regplug`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if own := os.environ.get("REGPLUG_CACHE_DIR"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regplug"
-
-
 def key_of(determined_by: Any) -> str:
     """The key of what is determined by these values: their sha256 as sorted JSON."""
     return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
@@ -54,7 +48,7 @@ def key_of(determined_by: Any) -> str:
 def find(key: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """The description and the files kept under a key; None when there are none, or they are damaged."""
     try:
-        _check_ours(cache_folder())
+        check_ours(cache_folder())
         paths = [path for path, found in _entries() if found == key]
     except OSError:
         return None
@@ -78,7 +72,7 @@ def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_ours(folder)
+        check_ours(folder)
         place = folder / f"{key}-{hashlib.sha256(data).hexdigest()}.safetensors"
         beside = folder / f".{secrets.token_hex(8)}.writing"
         try:
@@ -105,6 +99,8 @@ def entries() -> list[CacheEntry]:
 def prune(days: float) -> list[CacheEntry]:
     """Delete what is damaged or was not used for so many days, and what killed processes left half written.
 
+    So are the indexes of names, ``names-*.json``, which are written again for next to nothing.
+
     Returns:
         What was deleted.
     """
@@ -112,10 +108,11 @@ def prune(days: float) -> list[CacheEntry]:
     old = [one for one in entries() if one.description is None or now - one.last_used > days * DAY]
     for one in old:
         one.path.unlink(missing_ok=True)
-    for path in cache_folder().glob(".*.writing"):
-        with suppress(FileNotFoundError):
-            if now - path.stat().st_mtime > DAY:
-                path.unlink()
+    for pattern, longest in ((".*.writing", DAY), ("names-*.json", days * DAY)):
+        for path in cache_folder().glob(pattern):
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > longest:
+                    path.unlink()
     return old
 
 
@@ -139,7 +136,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     return description, {name: data[begin + one.begin : begin + one.end] for name, one in tensors.items()}
 
 
-def _check_ours(folder: Path) -> None:
+def check_ours(folder: Path) -> None:
     """What is kept here is run later: nobody else may be able to put something in.
 
     Raises:

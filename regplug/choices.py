@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.entries import check_reference, load_reference
 from regplug.errors import PluginError, SpecError
 
 if TYPE_CHECKING:
@@ -30,6 +28,8 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since
         key, equals, text = str(value).partition("=")
         if not equals or not key:
             self.fail(f"expected key=value, got {value!r}.", param, ctx)
+        import json
+
         try:
             return key, json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
@@ -52,6 +52,13 @@ def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: st
     from regplug.installed import backbones
 
     return [name for name in backbones() if name.startswith(incomplete)]
+
+
+def complete_export_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Export backends' names for the shell."""
+    from regplug.installed import default_registry
+
+    return [entry.name for entry in default_registry().export_backend_entries() if entry.name.startswith(incomplete)]
 
 
 model_option = click.option(
@@ -140,6 +147,8 @@ def named_by_user(word: str, reference: str) -> Callable[..., Any]:
     Raises:
         SpecError: It cannot be imported.
     """
+    from regplug.entries import check_reference, load_reference
+
     check_reference(word, "value", reference)
     if "" not in sys.path:
         sys.path.insert(0, "")  # where `python -m` would look too

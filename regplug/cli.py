@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.audit_commands import audit_command
-from regplug.bench_commands import bench_command
-from regplug.bundle_commands import export_command, verify_command
-from regplug.cache_commands import cache_command
 from regplug.choices import (
     chosen_spec,
     complete_strategy,
@@ -22,7 +16,7 @@ from regplug.choices import (
     size_options,
 )
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
-from regplug.import_commands import import_command
+from regplug.lazy_group import LazyGroup
 from regplug.printing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PLUGIN, EXIT_USAGE, print_columns, print_json
 
 if TYPE_CHECKING:
@@ -31,16 +25,23 @@ if TYPE_CHECKING:
     from regplug.entries import Entry
 
 HERE = Path(__file__).resolve().parent
+ELSEWHERE = {
+    "audit": "regplug.audit_commands:audit_command",
+    "bench": "regplug.bench_commands:bench_command",
+    "cache": "regplug.cache_commands:cache_command",
+    "check": "regplug.check_commands:check_command",
+    "doctor": "regplug.doctor_commands:doctor_command",
+    "export": "regplug.bundle_commands:export_command",
+    "import": "regplug.import_commands:import_command",
+    "new": "regplug.new_commands:new_command",
+    "verify": "regplug.bundle_commands:verify_command",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, elsewhere=ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="regplug")
 def group() -> None:
     """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
-
-
-for command in (export_command, verify_command, audit_command, bench_command, cache_command, import_command):
-    group.add_command(command)
 
 
 def main() -> None:
@@ -137,6 +138,8 @@ def cond_dim_command(
     as_json: bool,
 ) -> None:
     """Print the width of the conditioning vector; with --backbone, site by site. Allocates no weights."""
+    from dataclasses import asdict
+
     spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options, model_option)
     sites = [{**asdict(site), "cond_dim": spec.cond_dim} for site in sizes.film_sites] if sizes else []
     if as_json:
@@ -154,6 +157,8 @@ def cond_dim_command(
 @json_option
 def info_command(what: str, follow_links: bool, as_json: bool, **choice: Any) -> None:
     """Say what a strategy, a backbone, a bundle or a weights file is. Runs nothing of a bundle."""
+    import json
+
     from regplug.information import inform
 
     values = inform(what, follow_links=follow_links, **choice)

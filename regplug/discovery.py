@@ -11,6 +11,9 @@ PROTOCOL = 1
 READOUT_GROUP = f"regplug_readouts_v{PROTOCOL}"
 PLUGIN_GROUP = f"regplug_v{PROTOCOL}"
 ANY_GROUP = re.compile(r"regplug(?:_readouts)?_v(\d+)")
+NAME, VERSION = (
+    re.compile(rf"^{word}:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE) for word in ("Name", "Version")
+)
 
 
 @dataclass
@@ -19,10 +22,11 @@ class Found:
 
     Args:
         distribution: Its normalised name.
-        metadata: Where its version stands; read only when somebody asks.
+        metadata: What the installer left of it; None for one that is not installed.
         readouts: Names and references of the group ``regplug_readouts_v1``.
         modules: References of the group ``regplug_v1``.
         newest: The newest protocol it speaks, for one that does not speak ours.
+        version: ``unknown`` where its metadata states none.
     """
 
     distribution: str
@@ -30,11 +34,7 @@ class Found:
     readouts: list[tuple[str, str]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
     newest: int = 0
-
-    @property
-    def version(self) -> str:
-        """The distribution's version, ``unknown`` where its metadata states none."""
-        return (self.metadata.version if self.metadata is not None else None) or "unknown"
+    version: str = "unknown"
 
     @property
     def speaks_our_protocol(self) -> bool:
@@ -50,12 +50,17 @@ def normalise(distribution: str) -> str:
 def discover() -> dict[str, Found]:
     """Every distribution with a regplug entry point, sorted by name, so that directory order never decides."""
     found: dict[str, Found] = {}
-    for point in _entry_points():
+    points = list(_entry_points())  # kept, for a distribution is known by its identity here
+    stated: dict[int, tuple[str, str] | None] = {}
+    for point in points:
         match = ANY_GROUP.fullmatch(point.group)
-        name = _name_of(point.dist)
-        if match is None or name is None:  # an entry point that belongs to nobody cannot be named
+        if id(point.dist) not in stated:
+            stated[id(point.dist)] = name_and_version(point.dist)
+        said = stated[id(point.dist)]
+        if match is None or said is None:  # an entry point that belongs to nobody cannot be named
             continue
-        one = found.setdefault(name, Found(name, point.dist))
+        name, version = said
+        one = found.setdefault(name, Found(name, point.dist, version=version))
         if point.group == READOUT_GROUP:
             one.readouts.append((point.name, point.value))
         elif point.group == PLUGIN_GROUP:
@@ -65,9 +70,17 @@ def discover() -> dict[str, Found]:
     return dict(sorted(found.items()))
 
 
-def _name_of(distribution: Distribution | None) -> str | None:
+def name_and_version(distribution: Distribution | None) -> tuple[str, str] | None:
+    """A distribution's normalised name, and its version; None for one that states no name."""
+    if distribution is None:
+        return None
     try:
-        return normalise(distribution.name) if distribution is not None else None
+        # importlib.metadata has the whole file parsed as an e-mail, for each of the two anew
+        head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+        name, version = NAME.search(head), VERSION.search(head)
+        if name and version:
+            return normalise(name[1]), version[1]
+        return (normalise(distribution.name), distribution.version or "unknown") if distribution.name else None
     except Exception:  # an interrupted removal leaves entry points without metadata
         return None
 
@@ -83,11 +96,11 @@ def _entry_points() -> Iterable[EntryPoint]:
 def _entry_points_one_by_one() -> Iterable[EntryPoint]:
     seen: set[str] = set()
     for distribution in distributions():
+        said = name_and_version(distribution)
         try:
-            name = normalise(distribution.name)
             points = list(distribution.entry_points)
         except Exception:  # this is the malformed one; `regplug list` must still show the others
             continue
-        if name not in seen:  # the first on sys.path is the one that an import finds
-            seen.add(name)
+        if said is not None and said[0] not in seen:  # the first on sys.path is the one that an import finds
+            seen.add(said[0])
             yield from points

@@ -6,10 +6,12 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regplug.errors import PluginError, SpecError, told
-from regplug.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from regplug.layout import TokenLayout
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -73,6 +75,8 @@ class Entry:
         build: What makes the object, as ``"module:attr"``.
         summary: One line for people.
         provenance: Filled in by the registry.
+        old_names: Names that it had before. They still find it, in bundles too, with one warning that says the new
+            one; they are not listed, and never win over a current name.
 
     Raises:
         SpecError: A field has a value that cannot be used.
@@ -82,6 +86,7 @@ class Entry:
     build: Reference
     summary: str = field(default="", kw_only=True)
     provenance: Provenance | None = field(default=None, kw_only=True)
+    old_names: Sequence[str] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and NAME_PATTERN.fullmatch(self.name)):
@@ -89,6 +94,17 @@ class Entry:
                 f"{type(self).__name__}: name: expected letters, digits, '.', '_' and '-', got {self.name!r}."
             )
         check_reference(self.label, "build", self.build)
+        if self.old_names != ():
+            self._check_old_names()
+
+    def _check_old_names(self) -> None:
+        names = self.old_names
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(map(self._is_another_name, names)):
+            raise SpecError(f"{self.label}: old_names: expected a list of other names, got {names!r}.")
+        object.__setattr__(self, "old_names", tuple(names))
+
+    def _is_another_name(self, name: object) -> bool:
+        return isinstance(name, str) and NAME_PATTERN.fullmatch(name) is not None and name != self.name
 
     @property
     def label(self) -> str:
@@ -107,9 +123,12 @@ class ReadoutEntry(Entry):
 
     Args:
         sizes: Other words for the two sizes: ``{"in_features": "hidden_dim"}`` for a constructor that calls D so.
+        old_options: Options that were renamed, ``{"dim": "compressed_dim"}``: the old word still works, in bundles
+            too, with one warning that says the new one.
     """
 
     sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    old_options: Mapping[str, str] = field(default_factory=dict, hash=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +137,17 @@ class ReadoutEntry(Entry):
                 f"{self.label}: sizes: expected constructor words that mean 'num_registers' or 'hidden_dim', "
                 f"got {self.sizes!r}."
             )
+        old = self.old_options
+        if (
+            not isinstance(old, Mapping)
+            or not all(isinstance(new, str) for new in old.values())
+            or old.keys()
+            & {
+                *SIZES,
+                *old.values(),
+            }
+        ):
+            raise SpecError(f"{self.label}: old_options: expected old words, each with its new one, got {old!r}.")
 
 
 @dataclass(frozen=True)

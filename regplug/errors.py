@@ -38,6 +38,10 @@ class MissingFileError(BundleError):
     """A bundle's file is gone: damage, or the folder was replaced while it was read."""
 
 
+class ConformanceError(RegplugError):
+    """A readout does not do what every readout must."""
+
+
 def told(error: BaseException) -> str:
     """What an exception says, on one line: torch and plugins write stack traces into their messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

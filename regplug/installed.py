@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regplug.registry import Registry
-from regplug.spec import ReadoutSpec
+
+if TYPE_CHECKING:
+    from regplug.spec import ReadoutSpec
 
 _default: Registry | None = None
-_default_lock = threading.Lock()
+_default_lock = threading.RLock()
 
 
 def default_registry() -> Registry:
     """The registry of what is installed, made at first use; a default, and nothing else uses it."""
     global _default
-    with _default_lock:
-        if _default is None:
-            _default = Registry.installed()
-        return _default
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Registry.installed()
+    return _default
+
+
+def _before_fork() -> None:
+    # a child that is forked while another thread imports a plugin would wait for that thread for ever
+    _default_lock.acquire()
+    if _default is not None:
+        _default.lock.acquire()
+
+
+def _after_fork() -> None:
+    if _default is not None:
+        _default.lock.release()
+    _default_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:

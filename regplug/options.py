@@ -7,7 +7,6 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, TypeGuard, Union
 
 from regplug.entries import SIZES
@@ -19,6 +18,8 @@ MOST_LISTED = 60
 
 def closest(word: str, known: Sequence[str]) -> str:
     """``; known: a, b (closest: a)``, the end of a message about an unknown word; of hundreds only the closest."""
+    from difflib import get_close_matches
+
     if not known:
         return "; known: none"
     if len(known) > MOST_LISTED:

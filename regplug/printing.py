@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 def print_json(command: str, values: Mapping[str, Any]) -> None:
     """One JSON object on stdout; ``schema`` names its form and the form's version."""
+    import json
+
     click.echo(json.dumps({"schema": f"regplug.{command}/1", **values}, indent=1))
 
 
@@ -22,9 +23,10 @@ def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     """A table in plain columns, the same in a terminal, a pipe and a file; nothing is cut off."""
     cells = [[str(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for index, row in enumerate(cells):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        click.echo(click.style(line, bold=True) if index == 0 else line)
+    head, *lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
+    click.echo("\n".join([click.style(head, bold=True), *lines]))
 
 
 @contextmanager

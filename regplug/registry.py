@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from regplug.deprecation import warn_once
 from regplug.discovery import PROTOCOL, Found, discover, normalise
 from regplug.entries import (
     NAME_PATTERN,
@@ -20,12 +20,13 @@ from regplug.entries import (
     ReadoutEntry,
 )
 from regplug.errors import NameLookupError, PluginError
+from regplug.name_index import NameIndex
+from regplug.naming import OWN, EntryT, is_own, pick, spellings, worker_hint
 from regplug.options import closest
-from regplug.spec import ReadoutSpec, specify
-from regplug.staging import DistributionPlugin, PluginManager, import_plugin, stage
+from regplug.staging import import_plugin, stage
 
-OWN = "regplug"
-EntryT = TypeVar("EntryT", bound=Entry)
+if TYPE_CHECKING:
+    from regplug.spec import ReadoutSpec
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,23 @@ class Registry:
         found: The distributions to start from; ``discover()`` gives those that are installed.
         disabled: Distributions that are blocked before anything of theirs is imported.
         strict: Raise at the first broken plugin instead of recording it.
+        index: Tells from an earlier process who offers a name; None to import all plugins to know.
     """
 
-    def __init__(self, found: Mapping[str, Found], disabled: Iterable[str] = (), strict: bool = False) -> None:
-        self._manager = PluginManager()
+    def __init__(
+        self,
+        found: Mapping[str, Found],
+        disabled: Iterable[str] = (),
+        strict: bool = False,
+        index: NameIndex | None = None,
+    ) -> None:
+        self._entries: dict[str, Mapping[str, tuple[Entry, ...]]] = {}  # of each distribution, by hook
+        self._index = index
         self._pending = dict(found)
         self._records: dict[str, PluginRecord] = {}
         self._claims: dict[str, list[str]] = {}  # names that a broken plugin would have offered
         self._strict = strict
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         for distribution in disabled:
             self.block(distribution)
 
@@ -61,7 +70,10 @@ class Registry:
     def installed(cls) -> Registry:
         """A registry of what is installed, as ``REGPLUG_DISABLE`` and ``REGPLUG_STRICT`` ask."""
         disabled = [one for one in os.environ.get("REGPLUG_DISABLE", "").split(",") if one.strip()]
-        return cls(discover(), disabled, strict=os.environ.get("REGPLUG_STRICT", "") == "1")
+        found = discover()
+        if os.environ.get("REGPLUG_STRICT", "") == "1":  # all plugins are imported then, whatever is asked for
+            return cls(found, disabled, strict=True)
+        return cls(found, disabled, index=NameIndex(found))
 
     # ---- plugins
 
@@ -74,7 +86,7 @@ class Registry:
         name = normalise(distribution)
         if not NAME_PATTERN.fullmatch(name):  # a bundle writes it down as a part of the strategy's name
             raise PluginError(f"plugin {distribution!r}: expected letters, digits, '.', '_' and '-' in its name.")
-        with self._lock:
+        with self.lock:
             if name in self._pending or name in self._records:
                 raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
             self._commit(name, stage(Provenance(name, version), (), [plugin]), version)
@@ -86,24 +98,22 @@ class Registry:
             NameLookupError: No such plugin is known.
         """
         name = normalise(distribution)
-        with self._lock:
+        with self.lock:
             if self._pending.pop(name, None) is None and self._records.pop(name, None) is None:
                 known = sorted({*self._pending, *self._records})
                 raise NameLookupError(f"plugin {name!r}: not known{closest(name, known)}.")
             self._claims.pop(name, None)
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
-            self._manager.unblock(name)
+            self._entries.pop(name, None)
 
     def block(self, distribution: str) -> None:
         """Never import this distribution's plugin; forget it if it was."""
         name = normalise(distribution.strip())
-        with self._lock:
+        with self.lock:
             found = self._pending.pop(name, None)
             version = found.version if found else getattr(self._records.get(name), "version", "unknown")
             self._records[name] = PluginRecord(name, version, "blocked")
             self._claims.pop(name, None)
-            self._manager.set_blocked(name)
+            self._entries.pop(name, None)
 
     def plugins(self) -> list[PluginRecord]:
         """Every plugin and what became of it, sorted by distribution."""
@@ -130,11 +140,11 @@ class Registry:
 
     def strategies(self) -> list[str]:
         """The names to type: bare where one distribution owns it, else ``distribution:name``."""
-        return _spellings(self.readout_entries())
+        return spellings(self.readout_entries())
 
     def backbones(self) -> list[str]:
         """The backbones' names: bare where one distribution owns it, else ``distribution:name``."""
-        return _spellings(self.backbone_entries())
+        return spellings(self.backbone_entries())
 
     def readout_entry(self, strategy: str) -> ReadoutEntry:
         """The entry of a strategy.
@@ -171,6 +181,8 @@ class Registry:
             PluginError: Its plugin is broken.
             SpecError: A size or an option does not fit.
         """
+        from regplug.spec import specify
+
         return specify(self.readout_entry(strategy), num_registers, hidden_dim, options)
 
     # ---- inside
@@ -182,67 +194,78 @@ class Registry:
             self._load_all()  # one broken plugin is fatal, whatever is asked for
         distribution, _, bare = name.rpartition(":")
         if distribution:
-            return self._find_owned(word, hook, wanted, normalise(distribution), bare)
-        with self._lock:
+            entry = self._find_owned(word, hook, wanted, normalise(distribution), bare)
+        else:
+            entry = self._find_bare(word, hook, wanted, name)
+        if entry.name != bare:
+            warn_once(f"{word} {name!r} is now named {entry.full_name!r}; use that.")
+        return entry
+
+    def _find_bare(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
+        with self.lock:
             self._load(OWN)
-            own = [entry for entry in self._loaded(hook, wanted) if entry.name == name and _is_own(entry)]
+            own = [entry for entry in self._loaded(hook, wanted) if entry.name == name and is_own(entry)]
         if own:  # a bare built-in name means the built-in, whoever else uses it, and imports nobody else
             return own[0]
-        owners = [entry for entry in self._all(hook, wanted) if entry.name == name]
-        if len(owners) == 1:
-            return owners[0]
-        if owners:
-            names = [entry.full_name for entry in owners]
-            offering = [full.partition(":")[0] for full in names]
-            raise NameLookupError(
-                f"{word} {name!r}: offered by {_list(offering, 'and')}; use {_list(map(repr, names), 'or')}."
-            )
+        entry = self._find_remembered(hook, wanted, name) or pick(word, name, self._all(hook, wanted))
+        if entry is not None:
+            return entry
         for record in self.plugins() if wanted is ReadoutEntry else ():  # only strategies are claimed without an import
             if record.error is not None and name in self._claims.get(record.distribution, ()):
                 raise PluginError(f"{word} {name!r}: {record.error}") from record.error
         broken = [record.distribution for record in self.plugins() if record.status == "broken"]
         hint = f"; broken plugins: {', '.join(broken)}" if broken else ""
         raise NameLookupError(
-            f"{word} {name!r}: not registered{closest(name, _spellings(self._all(hook, wanted)))}{hint}."
+            f"{word} {name!r}: not registered{worker_hint()}{closest(name, spellings(self._all(hook, wanted)))}{hint}."
         )
+
+    def _find_remembered(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
+        """What the plugin gives that offered this name in an earlier process; None if that does not settle it."""
+        with self.lock:
+            owners = self._index.owners(hook, name) if self._index else None
+            if owners is None:
+                return None
+            for distribution in owners:
+                self._load(distribution)
+            offered = [entry for entry in self._loaded(hook, wanted) if entry.name == name]
+        return offered[0] if len(offered) == 1 else None
 
     def _find_owned(self, word: str, hook: str, wanted: type[EntryT], distribution: str, bare: str) -> EntryT:
         full = f"{distribution}:{bare}"
-        with self._lock:
+        with self.lock:
             self._load(distribution)
             record = self._records.get(distribution)
             if record is None:
                 known = sorted({*self._pending, *self._records})
                 raise NameLookupError(
                     f"{word} {full!r}: expected an installed plugin, got {distribution!r}"
-                    f"{closest(distribution, known)}."
+                    f"{worker_hint()}{closest(distribution, known)}."
                 )
             if record.status == "blocked":
                 raise NameLookupError(f"{word} {full!r}: the plugin is blocked; see REGPLUG_DISABLE.")
             if record.error is not None:
                 raise PluginError(f"{word} {full!r}: {record.error}") from record.error
-            offered = {entry.name: entry for entry in self._loaded(hook, wanted) if entry.full_name == full}
-            if bare in offered:
-                return offered[bare]
-            known = [
-                entry.name for entry in self._loaded(hook, wanted) if entry.full_name.startswith(f"{distribution}:")
-            ]
+            offered = [entry for entry in self._entries[distribution][hook] if isinstance(entry, wanted)]
+        if entry := pick(word, bare, offered):
+            return entry
+        known = [entry.name for entry in offered]
         raise NameLookupError(f"{word} {full!r}: not registered{closest(bare, known)}.")
 
     def _all(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
         self._load_all()
-        with self._lock:
+        with self.lock:
             entries = self._loaded(hook, wanted)
-        return sorted(entries, key=lambda entry: (not _is_own(entry), entry.full_name))
+        return sorted(entries, key=lambda entry: (not is_own(entry), entry.full_name))
 
     def _loaded(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
-        results = getattr(self._manager.hook, hook)()
-        return [entry for result in results for entry in result if isinstance(entry, wanted)]
+        return [entry for each in self._entries.values() for entry in each[hook] if isinstance(entry, wanted)]
 
     def _load_all(self) -> None:
-        with self._lock:
+        with self.lock:
             for distribution in list(self._pending):
                 self._load(distribution)
+            if self._index:
+                self._index.keep()
 
     def _load(self, distribution: str) -> None:
         """Import one distribution's plugin as a transaction: all of it is registered, or nothing."""
@@ -263,27 +286,15 @@ class Registry:
                 raise
             self._records[distribution] = PluginRecord(distribution, version, "broken", error)
             self._claims[distribution] = [name for name, _ in found.readouts]
+            entries = {}
         except BaseException:  # an interrupt says nothing of the plugin
             self._pending[distribution] = found
             raise
         else:
             self._commit(distribution, entries, version)
+        if self._index:
+            self._index.note(distribution, entries)
 
     def _commit(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]], version: str) -> None:
-        self._manager.register(DistributionPlugin(entries), name=distribution)
+        self._entries[distribution] = entries
         self._records[distribution] = PluginRecord(distribution, version, "ok")
-
-
-def _is_own(entry: Entry) -> bool:
-    return entry.provenance is not None and entry.provenance.distribution == OWN
-
-
-def _spellings(entries: Iterable[Entry]) -> list[str]:
-    entries = list(entries)
-    owners = Counter(entry.name for entry in entries)
-    return [entry.name if owners[entry.name] == 1 or _is_own(entry) else entry.full_name for entry in entries]
-
-
-def _list(names: Iterable[str], last: str) -> str:
-    *front, end = names
-    return f"{', '.join(front)} {last} {end}" if front else end

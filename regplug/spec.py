@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from regplug.deprecation import current_options
 from regplug.entries import ReadoutEntry, load_reference
 from regplug.errors import SpecError
 from regplug.formula import WidthFormula, explain
@@ -143,6 +144,7 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
         _check_storable(owner, word, size)
     build = load_reference(owner, entry.build)
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
+    options = current_options(owner, options, entry.old_options)
     arguments = bind(owner, build, sizes, options, entry.sizes)
     cond_dim, measured = measure(owner, build, arguments, num_registers, hidden_dim)
     if cond_dim < 1:

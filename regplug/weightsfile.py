@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -11,7 +12,9 @@ from torch import nn
 
 from regplug.attachment import AttachedConditioner
 from regplug.conditioner import Conditioner
-from regplug.errors import BundleError, SpecError
+from regplug.deprecation import current_options
+from regplug.entries import Entry, ReadoutEntry
+from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
 from regplug.folder import read_lone_file
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
@@ -50,7 +53,7 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
         NameLookupError: There is no such strategy.
     """
     owner = f"weights {path}"
-    said = read_metadata(owner, read_lone_file(owner, path))
+    said = _read_said(owner, read_lone_file(owner, path))
     if not said:
         return None
     try:
@@ -82,7 +85,7 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
     wanted = describe(module, spec, None, default_registry())
     if wanted["holds"] == "readout":  # its layout is only a note
         wanted = {key: value for key, value in wanted.items() if key not in ("layout", "film")}
-    said = read_metadata(owner, data)
+    said = _read_said(owner, data)
     _check_said(owner, wanted, said)
     state = load_tensors(owner, data)
     # a bundle's file has every buffer, what `state_dict()` gave has not
@@ -120,6 +123,25 @@ def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, r
         "layout": None if layout is None else layout.as_dict(),
         "backbone": None if backbone is None else json.loads(json.dumps(asdict(backbone))),
     }
+
+
+def _read_said(owner: str, data: bytes) -> dict[str, Any]:
+    """What the file says of itself, in the words that are current now: it may have been written before a renaming."""
+    said: dict[str, Any] = read_metadata(owner, data)
+    registry = default_registry()
+    lookups: tuple[tuple[object, str, Callable[[str], Entry]], ...] = (
+        (said, "strategy", registry.readout_entry),
+        (said.get("film"), "generator", registry.film_entry),
+        (said.get("backbone"), "name", registry.backbone_entry),
+    )
+    for place, key, lookup in lookups:
+        if isinstance(place, dict) and isinstance(place.get(key), str) and ":" in place[key]:
+            with suppress(NameLookupError, PluginError, SpecError):  # what is not here is compared as it stands
+                entry = lookup(place[key])
+                place[key] = entry.full_name
+                if isinstance(entry, ReadoutEntry) and isinstance(said.get("options"), dict):
+                    said["options"] = current_options(f"strategy {entry.name!r}", said["options"], entry.old_options)
+    return said
 
 
 def _check_said(owner: str, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from consumer import LAYOUTS, SITE, build, built, check_golden, conditioner, installed, readout, run, tool
+from consumer import CONSUMER, LAYOUTS, SITE, build, built, check_golden, conditioner, installed, readout, run, tool
 from damage import DAMAGES, PROGRAM, to_link
 
 import regplug
@@ -176,3 +177,11 @@ def test_the_cmake_package_names_a_component_that_it_does_not_know(tmp_path):
     done = subprocess.run(configure, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "onnx: no such component; known: aotinductor, torchscript." in " ".join(done.stderr.split())
+
+
+def test_the_headers_that_need_torch_are_each_the_first_of_a_program():
+    lines = [
+        re.search(r"#include .+", (CONSUMER / f"{name}.cpp").read_text())[0] for name in ("golden", "open", "reload")
+    ]
+    alone = re.search(r"set\(torch_headers (.+)\)", (CONSUMER / "CMakeLists.txt").read_text())[1].split()
+    assert sorted(lines) == [f"#include <regplug/{name}.h>" for name in sorted(alone)]

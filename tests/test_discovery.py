@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 from strategies import BUILT_IN
+
+from regplug.discovery import discover, name_and_version, normalise
 
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]
@@ -301,3 +304,26 @@ def test_a_class_of_nvsubquadratic_is_offered_unchanged(run_python: Python, adop
         [2, 14 * 96],
         ["compress.weight"],
     ]
+
+
+def test_names_and_versions_are_those_that_importlib_reads_of_every_installed_distribution() -> None:
+    every = list(distributions())
+    assert len(every) > 20
+    for one in every:
+        assert name_and_version(one) == (normalise(one.name), one.version)
+    assert discover()["regplug"].version == Distribution.from_name("regplug").version
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wanted"),
+    [
+        ("Metadata-Version: 2.1\nname:  Acme.Readouts \nVERSION:1.0+cpu\n", ("acme-readouts", "1.0+cpu")),
+        ("Name: acme\nVersion: 1\n\nName: other\nVersion: 2\n", ("acme", "1")),
+        ("Name: acme\nSummary: of\n  Version: 3\n", ("acme", "unknown")),
+        ("Name: acme\n\nVersion: 2\n", ("acme", "unknown")),
+        ("Name:\nVersion: 2\n", None),
+        ("Version: 2\n", None),
+    ],
+)
+def test_only_the_head_of_the_metadata_counts(tmp_path: Path, metadata: str, wanted: tuple[str, str] | None) -> None:
+    assert name_and_version(Distribution.at(fake_distribution(tmp_path, "acme", "", metadata))) == wanted

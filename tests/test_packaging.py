@@ -16,18 +16,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PYTHON = """
 __init__ __main__ attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark builtin
-bundle bundle_commands cache cache_commands checkpoint choices cli conditioner cost cpu decay discovery entries errors
-film folder formula gate golden hookspecs import_commands importing information installed layout loading manifest
-options pairing printing program reading rebuilding registry selection signature spec staging stopwatch strict tokens
+bundle bundle_commands cache cache_commands cache_place check_commands checkpoint choices cli conditioner cost cpu
+decay deprecation discovery doctor_commands entries errors film folder formula gate golden hookspecs import_commands
+importing information installed layout lazy_group loading manifest name_index naming new_commands options pairing
+printing program reading rebuilding registry scaffold selection signature spec staging stopwatch strict tokens
 torch_private verification weights weightsfile widths wiring writing
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/graph backends/interface
 backends/reuse backends/torchscript
+conformance/__init__ conformance/answers conformance/asking conformance/check conformance/imports conformance/junit
+conformance/modes conformance/named conformance/parametrizing conformance/programs conformance/pytest_plugin
+conformance/refusals conformance/run conformance/storing conformance/subject conformance/test_conformance
+conformance/training doctor/__init__ doctor/child doctor/diagnosis doctor/environment doctor/examination
+doctor/findings doctor/metadata doctor/patches doctor/processes
 readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations
 """.split()  # noqa: SIM905
 HEADERS = """
 agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu dtype error fields folder golden
 held_weights json manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights
 write_safetensors
+""".split()  # noqa: SIM905
+NEW = """
+README.md gitignore github/test.yml package/__init__.py package/readout.py pyproject.toml tests/test_readout.py
 """.split()  # noqa: SIM905
 
 
@@ -48,6 +57,7 @@ def test_the_wheel_holds_exactly_the_package(wheel):
         *(f"regplug/include/regplug/{name}.h" for name in HEADERS),
         "regplug/share/cmake/regplug/regplug-config.cmake",
         "regplug/share/cmake/regplug/regplug-config-version.cmake",
+        *(f"regplug/share/new/{name}.template" for name in NEW),
         "regplug/share/regplug-run/CMakeLists.txt",
         "regplug/share/regplug-run/main.cpp",
         "regplug/py.typed",

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -581,13 +580,6 @@ def test_regplug_strict_is_on_at_one_and_off_else(
     done = run_python("import regplug; regplug.strategies()", [tmp_path], {"REGPLUG_STRICT": value})
     assert done.returncode == code
     assert ("PluginError: plugin 'acme': expected to import 'surely_not_there'" in done.stderr) == bool(code)
-
-
-def test_the_version_of_a_plugin_comes_from_its_metadata() -> None:
-    found = Found("acme", distribution("pluggy"), readouts=[("own", "acme:Own")])
-    (record,) = Registry({"acme": found}).plugins()
-    assert (record.distribution, record.version, record.error) == ("acme", version("pluggy"), None)
-    assert Registry({"acme": Found("acme", None, readouts=[("o", "a:O")])}).plugins()[0].version == "unknown"
 
 
 def test_the_default_registry_is_made_once_and_only_a_default() -> None:

@@ -1,4 +1,6 @@
 // regplug_golden BUNDLE: runs every golden case, and inputs that must be refused; one JSON object on stdout.
+#include <regplug/archive.h>
+
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 #include <regplug/torchscript.h>

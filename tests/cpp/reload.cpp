@@ -1,5 +1,7 @@
 // regplug_reload BUNDLE WEIGHTS: four threads run while the weights change to and fro between those of the bundle and
 // WEIGHTS; every result must be one or the other. One JSON object on stdout.
+#include <regplug/tensor.h>
+
 #include <ATen/ATen.h>
 #include <regplug/torchscript.h>
 

@@ -182,7 +182,9 @@ class RegisterMeanStd(nn.Module):
         mean = wide.mean(dim=1)
         # Tensor.var over a middle dimension is several times slower
         deviation = ((wide - mean.unsqueeze(1)).square().mean(dim=1) + self.eps).sqrt()
-        return torch.cat([mean, deviation], dim=1).to(registers.dtype)
+        moments = torch.cat([mean, deviation], dim=1)
+        # integers would lose what stands behind the point
+        return moments.to(registers.dtype) if registers.is_floating_point() else moments
 
     def extra_repr(self) -> str:
         """The sizes, as ``print(module)`` shows them."""

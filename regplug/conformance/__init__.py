@@ -1,0 +1,38 @@
+"""The checks that every readout must pass: in Python, under pytest, and as ``regplug check``.
+
+Importing this package imports no torch: every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regplug.conformance.check import Check as Check
+    from regplug.conformance.check import CheckResult as CheckResult
+    from regplug.conformance.parametrizing import parametrize_with_checks as parametrize_with_checks
+    from regplug.conformance.run import all_checks as all_checks
+    from regplug.conformance.run import check_readout as check_readout
+    from regplug.conformance.run import subject_of as subject_of
+    from regplug.conformance.subject import Subject as Subject
+
+_HOMES = {
+    "Check": "check",
+    "CheckResult": "check",
+    "Subject": "subject",
+    "all_checks": "run",
+    "check_readout": "run",
+    "parametrize_with_checks": "parametrizing",
+    "subject_of": "run",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regplug.conformance' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"regplug.conformance.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

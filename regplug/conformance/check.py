@@ -1,0 +1,95 @@
+"""One check, what came of it, and what decides between the two."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from regplug.errors import ConformanceError, told
+
+if TYPE_CHECKING:
+    from regplug.conformance.subject import Subject
+
+PASSED, FAILED, ADVISORY = "passed", "failed", "advisory"
+EXPECTED_FAILURE, UNEXPECTED_PASS, NOT_APPLICABLE = "expected failure", "unexpected pass", "not applicable"
+COMPILERS = ("eager", "inductor")
+
+
+class DoesNotApplyError(Exception):
+    """Raised by a check that has nothing to look at in this readout; says why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Args:
+        name: What rows and expected failures call it: ``batch-0``, ``program[torchscript]``.
+        function: Looks at the subject; returns if all is well, raises ``ConformanceError`` if not, and
+            ``DoesNotApplyError`` if there is nothing to look at. Whatever else it raises, the readout did: a failure
+            too. Its docstring says what is checked, and why.
+        advisory: A failure says so and is none, for a readout that is not regplug's own: loaded programs refuse for it.
+    """
+
+    name: str
+    function: Callable[[Subject], None]
+    advisory: bool = False
+
+    @property
+    def why(self) -> str:
+        """The check's docstring on one line: what it looks at, and why."""
+        return " ".join((inspect.getdoc(self.function) or "").split())
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One row: what came of one check on one readout.
+
+    ``verdict`` is ``passed``, ``failed``, ``advisory`` (failed, where that is allowed), ``expected failure`` (declared,
+    and failed), ``unexpected pass`` (declared, but passed) or ``not applicable``; ``detail`` says why.
+    """
+
+    readout: str
+    check: str
+    verdict: str
+    seconds: float
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether this row is as it must be."""
+        return self.verdict not in (FAILED, UNEXPECTED_PASS)
+
+
+def run_check(check: Check, subject: Subject, expected: str | None = None) -> CheckResult:
+    """Run one check; warnings are silenced, so that a caller who makes errors of them gets the same verdict.
+
+    Args:
+        check: The check.
+        subject: What is checked.
+        expected: Why it is known to fail on this readout; None where it is to pass.
+    """
+    start = time.perf_counter()
+    detail = ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check.function(subject)
+        verdict = PASSED
+    except DoesNotApplyError as reason:
+        verdict, detail = NOT_APPLICABLE, str(reason)
+    except ConformanceError as error:
+        verdict, detail = FAILED, str(error)
+    except (Exception, SystemExit) as error:  # whatever a readout raises, it must not
+        verdict, detail = FAILED, f"{type(error).__name__}: {told(error)}"
+    if expected is not None and verdict == FAILED:
+        verdict, detail = EXPECTED_FAILURE, f"{expected} ({detail})"
+    elif expected is not None:
+        verdict, detail = UNEXPECTED_PASS, f"declared to fail ({expected}), but {detail or 'it passed'}"
+    elif verdict == FAILED and check.advisory and not subject.is_own:
+        verdict = ADVISORY
+    return CheckResult(subject.name, check.name, verdict, time.perf_counter() - start, detail)

@@ -1,0 +1,72 @@
+"""Pytest's options for ``pytest --pyargs regplug.conformance --readout NAME``.
+
+Every run of pytest imports this module, in every environment that has regplug: it imports nothing but pytest, and all
+else only when a readout is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from regplug.conformance.subject import Subject
+
+ASKED: pytest.StashKey[list[Subject]] = pytest.StashKey()
+TESTS = "test_conformance.py::test_asked_readout["
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("regplug", "regplug: the checks of register readouts (--pyargs regplug.conformance)")
+    add = group.addoption
+    add("--readout", action="append", metavar="NAME", help="A strategy or module:Class to check. Repeatable.")
+    add(
+        "--readout-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="An option of each --readout; JSON, else text. Repeatable.",
+    )
+    add("--readout-num-registers", type=int, metavar="R", help="Registers per sample.")
+    add("--readout-hidden-dim", type=int, metavar="D", help="Width of a register token.")
+    add(
+        "--readout-backend",
+        action="append",
+        metavar="NAME",
+        help="An export backend to try; every installed one by default. Repeatable.",
+    )
+    add("--readout-compiler", default="inductor", metavar="NAME", help="Of torch.compile: inductor, or eager.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Finds the readouts that are asked for: a wrong name is a wrong use of pytest, not a failing test."""
+    if session.config.getoption("readout"):
+        from regplug.conformance.asking import subjects_asked_for
+
+        session.config.stash[ASKED] = subjects_asked_for(session.config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Looks at what was collected, before anything is deselected."""
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist can but crash; its ids are looked at below
+        _refuse_to_check_nothing(config, (item.nodeid for item in items))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Looks at what a worker of pytest-xdist collected."""
+    _refuse_to_check_nothing(node.config, ids)
+
+
+def _refuse_to_check_nothing(config: pytest.Config, ids: Iterable[str]) -> None:
+    """Refuse the tests without a readout, and readouts without the tests: both would pass without a word."""
+    collected = any(TESTS in one for one in ids)
+    if collected and not config.getoption("readout"):
+        raise pytest.UsageError("regplug.conformance: expected --readout NAME, or --readout module:Class, got none.")
+    if config.getoption("readout") and not collected:
+        raise pytest.UsageError("--readout: expected `--pyargs regplug.conformance` beside it, got other tests only.")

@@ -1,0 +1,137 @@
+"""Runs the checks on one readout, one row each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from regplug.conformance import answers, imports, modes, programs, refusals, storing, training
+from regplug.conformance.check import COMPILERS, Check, CheckResult, run_check
+from regplug.conformance.subject import Subject
+from regplug.entries import NAME_PATTERN
+from regplug.errors import SpecError
+from regplug.installed import default_registry
+from regplug.layout import TokenLayout
+from regplug.options import closest
+from regplug.registry import Registry
+from regplug.spec import ReadoutSpec
+
+ANY_BACKEND = "any"
+OF_BACKEND = re.compile(rf"([^\[\]]+)\[{NAME_PATTERN.pattern}\]")  # program[onnx]
+FILM = "regplug.film:KernelFiLMGenerator"
+FILM_OPTIONS = {"kernel_hidden_dim": 8, "num_film_layers": 2}
+
+
+def subject_of(
+    spec: ReadoutSpec,
+    *,
+    layout: TokenLayout | None = None,
+    film: Any = None,
+    film_options: Mapping[str, Any] | None = None,
+    backends: Sequence[str] | None = None,
+    compiler: str = "inductor",
+    registry: Registry | None = None,
+) -> Subject:
+    """A readout, ready to be checked.
+
+    Args:
+        spec: What ``resolve`` gave.
+        layout: Where the registers sit; behind one other token when None.
+        film: The FiLM generator to pair it with, a class or ``module:Class``; regplug's own when None.
+        film_options: Its constructor's keywords, the width apart.
+        backends: The export backends to try; every installed one when None.
+        compiler: ``torch.compile``'s backend: ``inductor``, or ``eager``, which traces only and is cheap.
+        registry: Where names are looked up; the installed plugins when None.
+
+    Raises:
+        SpecError: The layout has other sizes than the spec, or the compiler is unknown.
+        NameLookupError: An export backend is not installed.
+    """
+    registry = registry or default_registry()
+    sizes = (spec.num_registers, spec.hidden_dim)
+    layout = layout or TokenLayout(*sizes, start=1)
+    if (layout.num_registers, layout.hidden_dim) != sizes:
+        raise SpecError(
+            f"layout: expected num_registers={sizes[0]} and hidden_dim={sizes[1]}, got {layout.num_registers} and "
+            f"{layout.hidden_dim}."
+        )
+    if compiler not in COMPILERS:
+        raise SpecError(f"compiler: expected one of {', '.join(COMPILERS)}, got {compiler!r}.")
+    if backends is None:
+        backends = [entry.name for entry in registry.export_backend_entries()]
+    for name in backends:
+        registry.export_backend_entry(name)
+    if film is None:
+        film, film_options = FILM, FILM_OPTIONS
+    return Subject(spec, layout, film, dict(film_options or {}), tuple(backends), compiler, registry)
+
+
+def all_checks(backends: Sequence[str]) -> list[Check]:
+    """Every check, in the order in which they run; ``backends`` are the export backends to try."""
+    return [
+        *answers.CHECKS,
+        *refusals.CHECKS,
+        *training.CHECKS,
+        *imports.CHECKS,
+        *storing.CHECKS,
+        *modes.CHECKS,
+        *programs.checks(backends),
+    ]
+
+
+def check_readout(
+    spec: ReadoutSpec,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+    **subject: Any,
+) -> list[CheckResult]:
+    """Run every check on a readout.
+
+    Args:
+        spec: What ``resolve`` gave.
+        expected_failures: Checks that are known to fail on it, each with the reason; one that passes is a failure.
+        progress: Called with each check's name.
+        **subject: As ``subject_of`` takes.
+
+    Raises:
+        SpecError: ``expected_failures`` names no check; the layout does not fit.
+
+    Example:
+        >>> import regplug
+        >>> spec = regplug.resolve("mean", num_registers=4, hidden_dim=24)
+        >>> all(result.ok for result in check_readout(spec, backends=[], compiler="eager"))
+        True
+    """
+    return check_subject(subject_of(spec, **subject), expected_failures or {}, progress)
+
+
+def check_subject(
+    subject: Subject, expected_failures: Mapping[str, str], progress: Callable[[str], None] = lambda step: None
+) -> list[CheckResult]:
+    """``check_readout``, of what ``subject_of`` made."""
+    refuse_unknown_checks(subject.name, expected_failures)
+    results = []
+    for check in all_checks(subject.backends):
+        progress(check.name)
+        results.append(run_check(check, subject, expected_failures.get(check.name)))
+    return results
+
+
+def refuse_unknown_checks(owner: str, expected: Mapping[str, str]) -> None:
+    """Refuse an expected failure of a check that does not exist, or without a reason.
+
+    A program's check may be of an export backend that is not installed here.
+    """
+    known = [check.name for check in all_checks([ANY_BACKEND])]
+    of_programs = {name.partition("[")[0] for name in known if name.endswith(f"[{ANY_BACKEND}]")}
+    for name, reason in expected.items():
+        program = OF_BACKEND.fullmatch(name) if isinstance(name, str) else None
+        if name not in known and not (program and program[1] in of_programs):
+            shown = [one.replace(f"[{ANY_BACKEND}]", "[BACKEND]") for one in known]
+            raise SpecError(
+                f"{owner}: expected failures: expected a check's name, got {name!r}{closest(str(name), shown)}."
+            )
+        if not (isinstance(reason, str) and reason.strip()):
+            raise SpecError(f"{owner}: expected failures: {name}: expected a reason, got {reason!r}.")

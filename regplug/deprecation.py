@@ -1,0 +1,40 @@
+"""Names and options that go by another word now: they still work, and are told of once in a process."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from regplug.errors import SpecError
+
+_told: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """A FutureWarning, which users see by default, at the line outside regplug that led here."""
+    if message in _told:
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "regplug":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FutureWarning, stacklevel=level)
+    _told.add(message)  # afterwards: where warnings are errors, each use is one
+
+
+def current_options(owner: str, options: Mapping[str, Any], old_options: Mapping[str, str]) -> dict[str, Any]:
+    """The options under their current names, in the order given.
+
+    Raises:
+        SpecError: An option is given under both names.
+    """
+    current = {}
+    for option, value in options.items():
+        new = old_options.get(option, option)
+        if new != option:
+            if new in options:
+                raise SpecError(f"{owner}: option {option!r}: expected {new!r} alone, whose old name it is, got both.")
+            warn_once(f"{owner}: option {option!r} is now named {new!r}; use that.")
+        current[new] = value
+    return current

@@ -1,0 +1,117 @@
+"""Remembers which plugin offers which names, so that a bare name need not import every plugin to find its owner.
+
+A hint and no more: what is found by it is taken from the plugin itself, and where it does not tell, or does not hold,
+all plugins are asked. It is one file, ``names-PATH-STATE.json``, in the cache folder: the two sums say where plugins
+were looked for, and what was found there and when that changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from regplug.cache_place import cache_folder
+from regplug.discovery import Found
+from regplug.entries import Entry
+
+Offered = dict[str, dict[str, list[str]]]  # distribution, hook, names
+
+
+class NameIndex:
+    """What the plugins of one environment offered when all of them were last imported.
+
+    Args:
+        found: The distributions with entry points, as they were just discovered.
+    """
+
+    def __init__(self, found: Mapping[str, Found]) -> None:
+        self._found = dict(found)
+        # before any import: a file that changes meanwhile makes the next process ask all plugins again
+        self._state = _state(found)
+        self._noted: Offered = {}
+        self._remembered: Offered | None = None
+        self._was_read = self._was_kept = False
+
+    def owners(self, hook: str, name: str) -> list[str] | None:
+        """Who must be imported to know whose name this is; None where nothing is remembered.
+
+        They are those that offered it, and those whose source may change at any time: never remembered.
+        """
+        if not self._was_read:
+            self._was_read, self._remembered = True, self._read()
+        known = self._remembered
+        if known is None:
+            return None
+        return [one for one in self._found if one not in known or name in known[one].get(hook, ())]
+
+    def note(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]]) -> None:
+        """Take down what a distribution offers, just imported; nothing, if it is broken."""
+        self._noted[distribution] = {hook: [entry.name for entry in some] for hook, some in entries.items() if some}
+
+    def keep(self) -> None:
+        """Write down what was noted, if it is of all distributions; a folder that cannot be written costs nothing."""
+        if self._was_kept or self._noted.keys() != self._found.keys():
+            return
+        self._was_kept = True
+        with suppress(OSError, RuntimeError):  # a user may have no home
+            path = self._path()
+            damaged = self._was_read and self._remembered is None
+            if damaged or not path.exists():
+                self._write(path)
+
+    def _write(self, path: Path) -> None:
+        import json
+
+        names = {name: self._noted[name] for name, found in self._found.items() if _stays_as_it_is(found)}
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = path.parent / f".{os.urandom(8).hex()}.writing"
+        try:
+            beside.write_text(json.dumps({"state": self._state, "names": names}), encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.json"):
+            if other != path:
+                other.unlink(missing_ok=True)
+
+    def _read(self) -> Offered | None:
+        import json
+
+        try:
+            data = json.loads(self._path().read_text(encoding="utf-8"))
+            if data["state"] != self._state:
+                return None
+            return {
+                str(distribution): {hook: [str(name) for name in names] for hook, names in hooks.items()}
+                for distribution, hooks in data["names"].items()
+            }
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError):  # absent, or damaged
+            return None
+
+    def _path(self) -> Path:
+        where = repr((sys.prefix, sys.path))
+        return cache_folder() / f"names-{zlib.crc32(where.encode()):08x}-{zlib.crc32(self._state.encode()):08x}.json"
+
+
+def _state(found: Mapping[str, Found]) -> str:
+    """All that decides what an import gives: where modules are looked for, when that changed, and what is asked for."""
+    points = [(one.distribution, one.readouts, one.modules, one.newest) for one in found.values()]
+    return repr((sys.version, [(folder, _changed(folder)) for folder in sys.path], points))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns  # noqa: PTH116  # an entry need not be a path
+    except (OSError, ValueError):
+        return 0
+
+
+def _stays_as_it_is(found: Found) -> bool:
+    """Whether it was installed by copying, so that it changes when an installer runs and not when a file is saved."""
+    if found.metadata is None or not found.metadata.read_text("METADATA"):
+        return False
+    return '"editable": true' not in (found.metadata.read_text("direct_url.json") or "")

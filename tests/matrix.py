@@ -1,0 +1,107 @@
+"""``make matrix``: every check on every installed strategy, with every installed export backend.
+
+Prints a row for each strategy and a column for each check, then what is not as it must be, then the time. Exit status
+1 if something is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import click
+from strategies import EVERY, D, R
+
+import regplug
+from regplug.conformance import CheckResult, check_readout
+from regplug.conformance.check import (
+    ADVISORY,
+    EXPECTED_FAILURE,
+    FAILED,
+    NOT_APPLICABLE,
+    PASSED,
+    UNEXPECTED_PASS,
+)
+from regplug.printing import print_columns
+
+MARKS = {PASSED: ".", FAILED: "F", ADVISORY: "a", EXPECTED_FAILURE: "x", UNEXPECTED_PASS: "P", NOT_APPLICABLE: "-"}
+OPTIONS = {name: options for name, (options, _) in EVERY.items()}
+OPTIONS |= {
+    "regplug-nvsubquadratic:nvsubquadratic-pool": {},
+    "regplug-nvsubquadratic:nvsubquadratic-compress-concat": {"compressed_dim": 6},
+}
+FAST = {"compiler": "eager", "backends": ("torchscript",)}
+
+
+def check(strategy: str, settings: dict) -> list[CheckResult]:
+    """All rows of one strategy; runs in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    spec = regplug.resolve(strategy, num_registers=R, hidden_dim=D, **OPTIONS[strategy])
+    return check_readout(spec, **settings)
+
+
+def check_all(strategies: Sequence[str], settings: dict, jobs: int) -> dict[str, list[CheckResult]]:
+    """All rows of all strategies, and on stderr how far it is."""
+    found = {}
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(check, strategy, settings): strategy for strategy in strategies}
+        for done in as_completed(running):
+            found[running[done]] = done.result()
+            click.echo(f"{len(found)}/{len(strategies)} {running[done]}", err=True)
+    return {strategy: found[strategy] for strategy in strategies}
+
+
+def show(found: dict[str, list[CheckResult]]) -> bool:
+    """Print the matrix and what is not as it must be; whether all is."""
+    checks = [result.check for result in next(iter(found.values()))]
+    for number, name in enumerate(checks, 1):
+        click.echo(f"{number:>3} {name}")
+    click.echo(", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items()))
+    rows = [
+        (name, *(MARKS[result.verdict] for result in results), f"{sum(result.seconds for result in results):.1f} s")
+        for name, results in found.items()
+    ]
+    print_columns(("", *map(str, range(1, len(checks) + 1)), ""), rows)
+    every = [result for results in found.values() for result in results]
+    for verdict in (EXPECTED_FAILURE, UNEXPECTED_PASS, FAILED):
+        for result in (one for one in every if one.verdict == verdict):
+            click.echo(f"{verdict}: {result.readout}: {result.check}: {' '.join(result.detail.split())}")
+    return all(result.ok for result in every)
+
+
+def chosen(words: Iterable[str]) -> list[str]:
+    """The installed strategies, all or those that are named; every one needs its options above."""
+    installed = [entry.full_name for entry in regplug.default_registry().readout_entries()]
+    strategies = list(words) or installed
+    if wrong := [name for name in strategies if name not in installed or name not in OPTIONS]:
+        sys.exit(f"matrix: expected installed strategies with options in tests/strategies.py, got {', '.join(wrong)}.")
+    return strategies
+
+
+def main() -> None:
+    """Run it all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("strategy", nargs="*", help="distribution:name; all that are installed by default")
+    parser.add_argument("--fast", action="store_true", help="the eager compiler and TorchScript alone")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; as many as CPUs by default")
+    given = parser.parse_args()
+    start = time.perf_counter()
+    strategies = chosen(given.strategy)
+    found = check_all(strategies, FAST if given.fast else {}, given.jobs)
+    ok = show(found)
+    click.echo(
+        f"{len(found)} strategies, {sum(map(len, found.values()))} checks in {time.perf_counter() - start:.0f} s"
+    )
+    if not ok:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""``make scale``: what discovery costs with many distributions installed, beside stevedore's and pluggy's own loaders.
+
+Makes folders with inert distributions and plugin distributions, runs each way in fresh interpreters, and prints the CPU
+time (user and system) of a run and its ratio to the baseline. The interpreters run with ``-S`` and one such folder on
+their path, so that nothing else that is installed here counts. A benchmark prints; it asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("regplug", "click", "pluggy", "stevedore")
+SIZES = ((300, 10), (300, 100), (300, 1000))
+# a long description, as a README gives it
+METADATA = (
+    "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: one of many\n\n" + "A sentence about it.\n" * 150
+)
+LIGHT = """import regplug
+
+
+@regplug.hookimpl
+def regplug_readouts():
+    return [regplug.ReadoutEntry("hooked-{number}", "{module}_models:Readout", summary="one of many")]
+"""
+COMMAND = "from regplug.cli import main; main()"
+GROUPS = ("regplug_v1", "regplug_readouts_v1")
+BASELINE = "baseline: click, pluggy, entry_points()"
+# what each way runs, and with which arguments; stevedore and pluggy load the plugins' modules, as `list` does
+WAYS = {
+    "bare interpreter": ("pass",),
+    BASELINE: (
+        f"import click, pluggy\nfrom importlib.metadata import entry_points\nfor g in {GROUPS}: entry_points(group=g)",
+    ),
+    "the same, one entry_points() for both": (
+        "import click, pluggy\nfrom importlib.metadata import entry_points\nentry_points()",
+    ),
+    "regplug list": (COMMAND, "list"),
+    "regplug list --json": (COMMAND, "list", "--json"),
+    "the entry 'plugin-0:lined-0'": ("import regplug; regplug.default_registry().readout_entry('plugin-0:lined-0')",),
+    "the entry 'hooked-1', index warm": ("import regplug; regplug.default_registry().readout_entry('hooked-1')",),
+    "stevedore ExtensionManager": (
+        "from stevedore import ExtensionManager as M\n"
+        f"for g in {GROUPS}: M(g, on_load_failure_callback=lambda *a: None).names()",
+    ),
+    "pluggy load_setuptools_entrypoints": (
+        "import pluggy; m = pluggy.PluginManager('regplug')\n"
+        f"m.load_setuptools_entrypoints({GROUPS[0]!r}); m.list_name_plugin()",
+    ),
+}
+
+
+def make_site(site: Path, inert: int, plugins: int) -> None:
+    """A folder like site-packages; half of the plugins bring a readout by a line, half a module with a hook."""
+    site.mkdir()
+    for name in PACKAGES:
+        link_package(site, name)
+    for number in range(inert):
+        script = f"[console_scripts]\ninert-{number} = inert_{number}:main\n" if number % 3 == 0 else ""
+        make_distribution(site, f"inert-{number}", f"inert_{number}", "", script)
+    make_plugins(site, plugins)
+
+
+def make_plugins(site: Path, plugins: int) -> None:
+    """One readout each, by turns of the two kinds."""
+    for number in range(plugins):
+        module = f"plugin_{number}"
+        if number % 2:
+            points, text = f"[regplug_v1]\nplugin = {module}\n", LIGHT.format(number=number, module=module)
+        else:
+            points, text = f"[regplug_readouts_v1]\nlined-{number} = {module}:Readout\n", "class Readout: pass\n"
+        make_distribution(site, f"plugin-{number}", module, text, points)
+
+
+def make_distribution(site: Path, name: str, module: str, text: str, entry_points: str) -> None:
+    """What an installer leaves of a distribution with one module."""
+    (site / f"{module}.py").write_text(text)
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(METADATA.format(name=name))
+    (info / "RECORD").write_text(f"{module}.py,,\n")
+    if entry_points:
+        (info / "entry_points.txt").write_text(entry_points)
+
+
+def link_package(site: Path, name: str) -> None:
+    """A package that is installed here, and its metadata."""
+    found = subprocess.run(
+        [sys.executable, "-c", f"import {name}; print({name}.__file__)"], capture_output=True, text=True, check=True
+    )
+    (site / name).symlink_to(Path(found.stdout.strip()).parent)
+    [metadata] = [file for file in distribution(name).files or () if file.name == "METADATA"]
+    info = Path(str(metadata.locate())).parent
+    (site / info.name).symlink_to(info)
+
+
+def cpu_seconds(site: Path, cache: Path, way: Sequence[str]) -> float:
+    """CPU time of one interpreter from start to end."""
+    kept = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
+    caches = {"REGPLUG_CACHE_DIR": str(cache), "XDG_CACHE_HOME": str(cache)}  # stevedore keeps entry points in one
+    env = kept | caches | {"PYTHONPATH": str(site)}
+    child = subprocess.Popen([sys.executable, "-S", "-c", *way], env=env, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"error: exit code {child.returncode} of: {way[0]}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(site: Path, cache: Path, rounds: int) -> dict[str, float]:
+    """The median of each way; the rounds go through all of them, so that a busy minute is shared."""
+    taken: dict[str, list[float]] = {name: [] for name in WAYS}
+    for number in range(rounds + 1):
+        for name, way in WAYS.items():
+            seconds = cpu_seconds(site, cache, way)
+            if number:  # the first writes the bytecode and the index
+                taken[name].append(seconds)
+    return {name: statistics.median(one) for name, one in taken.items()}
+
+
+def main() -> None:
+    """Run it all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    rounds = parser.parse_args().rounds
+    found = []
+    with tempfile.TemporaryDirectory() as name, Console(stderr=True).status("timing"):
+        for inert, plugins in SIZES:
+            site = Path(name) / f"{inert}-{plugins}"
+            make_site(site, inert, plugins)
+            found.append(measure(site, Path(name) / f"cache-{plugins}", rounds))
+    table = Table(title="CPU ms of a fresh process (ratio to the baseline); 300 inert distributions besides")
+    table.add_column("")
+    for _, plugins in SIZES:
+        table.add_column(f"{plugins} plugins", justify="right")
+    for way in WAYS:
+        table.add_row(way, *(f"{one[way] * 1000:.1f} ({one[way] / one[BASELINE]:.2f})" for one in found))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    main()

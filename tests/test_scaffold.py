@@ -1,0 +1,147 @@
+"""`regplug new`: the package that it writes installs and passes its own tests, unchanged."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import regplug
+from regplug.cli import group
+from regplug.conformance import all_checks
+from regplug.scaffold import names_of, write_plugin
+
+BIN = Path(sys.executable).parent
+
+
+def run(command, folder, site):
+    env = {**os.environ, "PYTHONPATH": str(site), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A new plugin, and the folder that it was installed into."""
+    folder = tmp_path_factory.mktemp("new")
+    run(["regplug", "new", "acme-readouts"], folder, "")
+    site = folder / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    run([*pip, "--target", site, folder / "acme-readouts"], folder, site)
+    return folder / "acme-readouts", site
+
+
+def test_its_own_tests_pass_and_run_every_check(made):
+    package, site = made
+    out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"], package, site)
+    passed = int(re.search(r"(\d+) passed", out)[1])
+    skipped = re.search(r"(\d+) skipped", out)
+    assert passed + int(skipped[1] if skipped else 0) == len(all_checks(["torchscript"])) + 1
+    assert "failed" not in out
+
+
+def test_the_command_checks_it(made):
+    package, site = made
+    command = ["regplug", "check", "acme", "--backend", "torchscript", "--compiler", "eager", "--json"]
+    results = json.loads(run(command, package, site))["checks"]
+    assert {result["verdict"] for result in results} <= {"passed", "not applicable"}
+
+
+def test_its_readme_says_the_width(made):
+    package, site = made
+    command, width = re.search(r"^\$ (regplug cond-dim .+)\n(\d+)$", (package / "README.md").read_text(), re.M).groups()
+    assert run(command.split(), package, site).strip() == width
+
+
+def test_nothing_in_it_waits_to_be_filled_in_and_ruff_takes_it(made):
+    package, site = made
+    files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert {file.name for file in files} == {
+        ".gitignore", "README.md", "__init__.py", "pyproject.toml", "readout.py", "test.yml", "test_readout.py",
+    }  # fmt: skip
+    assert not [file for file in files if re.search(r"\$\w|TODO", file.read_text().replace("${{", ""))]
+    run(
+        [BIN / "ruff", "check", "--isolated", "--select", "E,F,W,I,UP,B", "--line-length", "120", package],
+        package,
+        site,
+    )
+    run([BIN / "ruff", "format", "--isolated", "--check", "--line-length", "120", package], package, site)
+
+
+def test_the_words_follow_from_the_folders_name(tmp_path):
+    assert vars(names_of(tmp_path / "regplug-two-words")) == {
+        "distribution": "regplug-two-words",
+        "package": "regplug_two_words",
+        "strategy": "two-words",
+        "readout_class": "TwoWordsReadout",
+    }
+    assert names_of(tmp_path / "acme-readouts").strategy == "acme"
+    assert names_of(tmp_path / "acme-readouts", "top-two").readout_class == "TopTwoReadout"
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy", "said"),
+    [
+        (
+            "Acme Readouts",
+            None,
+            "distribution: expected lower-case letters, digits and '-', as in 'acme-readouts', got",
+        ),
+        ("Acme", None, "got 'Acme'"),
+        ("9lives", None, "got '9lives'"),
+        ("acme_x", None, "got 'acme_x'"),
+        ("-acme", None, "got '-acme'"),
+        ("acme\nx", None, r"got 'acme\nx'"),
+        ("ünder", None, "got 'ünder'"),
+        ("torch", None, "distribution 'torch': expected a new package, got 'torch', which Python knows."),
+        ("json", None, "got 'json', which Python knows."),
+        ("class", None, "got 'class', which Python knows."),
+        ("acme", "pool", "strategy 'pool': expected a new name, got a built-in; use --strategy NAME."),
+        ("mean-readout", None, "strategy 'mean': expected a new name, got a built-in"),
+        ("acme", "Two Words", "strategy: expected lower-case letters, digits and '-', as in 'acme', got 'Two Words'."),
+        ("acme", "", "got ''"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, name, strategy, said):
+    with pytest.raises(regplug.SpecError) as caught:
+        names_of(tmp_path / name, strategy)
+    assert said in str(caught.value)
+    chosen = [] if strategy is None else ["--strategy", strategy]
+    done = CliRunner().invoke(group, ["new", *chosen, "--", str(tmp_path / name)])
+    assert isinstance(done.exception, regplug.SpecError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_empty_is_kept(tmp_path):
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "acme")
+    for place, said in (("acme", "got one that holds mine.txt."), ("file", "got a file"), ("link", "got a file")):
+        done = CliRunner().invoke(group, ["new", str(tmp_path / place)])
+        assert done.exit_code == 2
+        assert said in done.output
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["acme", "file", "link", "mine.txt"]
+
+
+def test_an_empty_folder_will_do_and_a_second_time_it_will_not(tmp_path):
+    (tmp_path / "acme").mkdir()
+    done = CliRunner().invoke(group, ["new", str(tmp_path / "acme"), "--json"])
+    said = json.loads(done.output)
+    assert (said["schema"], said["strategy"]) == ("regplug.new/1", "acme")
+    assert all((tmp_path / "acme" / file).is_file() for file in said["files"])
+    with pytest.raises(regplug.ExportError, match="expected a new or empty folder"):
+        write_plugin(tmp_path / "acme", names_of(tmp_path / "acme"))
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "acme"
+    with pytest.raises(regplug.ExportError, match=r"cannot be written: Not a directory; nothing was changed"):
+        write_plugin(place, names_of(place))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

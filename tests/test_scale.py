@@ -1,0 +1,288 @@
+"""With many plugins: a name imports its owner alone, and what was remembered of the others never misleads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scale
+
+from regplug.name_index import NameIndex
+
+COUNT = 8
+PLUGIN = """
+import os, pathlib, regplug
+with pathlib.Path(os.environ["CANARY"]).open("a") as canary:
+    canary.write("{distribution} ")
+{extra}
+
+@regplug.hookimpl
+def regplug_readouts():
+    return [regplug.ReadoutEntry(name, "{module}_models:Readout") for name in {names!r}]
+"""
+LIST = "registry.strategies()"
+
+
+class Site:
+    """A folder with plugins that say when they are imported, and a cache folder; Python runs beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.packages, self.cache, self.canary = folder / "site", folder / "cache", folder / "canary"
+        self.packages.mkdir()
+
+    def add(self, distribution: str, *names: str, extra: str = "", editable: bool = False) -> None:
+        module = distribution.replace("-", "_")
+        text = PLUGIN.format(distribution=distribution, module=module, names=names, extra=extra)
+        scale.make_distribution(self.packages, distribution, module, text, f"[regplug_v1]\nplugin = {module}\n")
+        direct_url = json.dumps({"url": f"file://{self.packages}", "dir_info": {"editable": editable}})
+        (self.packages / f"{module}-1.0.dist-info" / "direct_url.json").write_text(direct_url)
+
+    def run(self, expression: str, before: str = "", **env: str) -> tuple[str, list[str]]:
+        """What an expression gives in a fresh process, or the error that it raises, and which plugins were imported."""
+        self.canary.write_text("")
+        code = (
+            "import sys; sys.path.remove('')\n"  # the working directory is another one each time
+            f"import regplug\nregistry = regplug.default_registry()\n{before}\n"
+            f"try: print({expression})\nexcept regplug.RegplugError as error: print(error)"
+        )
+        inherited = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
+        own = {"PYTHONPATH": str(self.packages), "CANARY": str(self.canary), "REGPLUG_CACHE_DIR": str(self.cache)}
+        # a folder for bytecode would change the folder with the plugins at the first import
+        variables = inherited | own | {"PYTHONDONTWRITEBYTECODE": "1"} | env
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.strip(), sorted(self.canary.read_text().split())
+
+    def index(self) -> Path:
+        [path] = self.cache.glob("names-*.json")
+        return path
+
+
+def entry(name: str) -> str:
+    return f"registry.readout_entry({name!r}).full_name"
+
+
+EVERYBODY = [f"plugin-{number}" for number in range(COUNT)]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Eight plugins with one strategy each, not yet listed."""
+    made = Site(tmp_path)
+    for number in range(COUNT):
+        made.add(f"plugin-{number}", f"name-{number}")
+    return made
+
+
+@pytest.fixture
+def listed(site: Site) -> Site:
+    """The same, listed once."""
+    assert site.run(LIST)[1] == EVERYBODY
+    return site
+
+
+# ---- a name and its owner
+
+
+def test_a_full_name_imports_its_owner_alone(site: Site) -> None:
+    assert site.run(entry("plugin-3:name-3")) == ("plugin-3:name-3", ["plugin-3"])
+
+
+def test_a_bare_name_imports_all_plugins_once_and_then_its_owner_alone(site: Site) -> None:
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+    assert site.run(entry("name-4")) == ("plugin-4:name-4", ["plugin-4"])
+
+
+def test_a_listing_is_the_same_whatever_is_remembered_and_remembers(site: Site) -> None:
+    first, imported = site.run(LIST)
+    assert imported == EVERYBODY
+    assert {f"name-{number}" for number in range(COUNT)} < set(eval(first))
+    assert site.run(LIST) == (first, EVERYBODY)
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+
+
+def test_an_unknown_name_is_answered_with_all_that_are_known(listed: Site) -> None:
+    answer, imported = listed.run(entry("nam-3"))
+    assert answer.startswith("strategy 'nam-3': not registered; known: ")
+    assert "name-0, name-1" in answer
+    assert imported == EVERYBODY
+
+
+# ---- what was remembered, and what is so
+
+
+def test_a_new_distribution_with_the_same_name_makes_it_ambiguous(listed: Site) -> None:
+    listed.add("acme", "name-3")
+    answer, _ = listed.run(entry("name-3"))
+    assert answer == "strategy 'name-3': offered by acme and plugin-3; use 'acme:name-3' or 'plugin-3:name-3'."
+    assert listed.run(entry("name-3"))[0] == answer  # remembered now, and no less ambiguous
+    assert listed.run(entry("name-4")) == ("plugin-4:name-4", ["plugin-4"])
+    assert listed.index().exists()  # one file, the one before is gone
+
+
+def test_a_distribution_that_went_away_is_not_remembered(listed: Site) -> None:
+    listed.add("acme", "name-3")
+    assert "offered by" in listed.run(entry("name-3"))[0]
+    for path in (listed.packages / "acme-1.0.dist-info").iterdir():
+        path.unlink()
+    (listed.packages / "acme-1.0.dist-info").rmdir()
+    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"
+
+
+def test_what_an_installer_changed_is_asked_anew(listed: Site) -> None:
+    """Another build of the same version: nothing tells but the folder's time."""
+    module = listed.packages / "plugin_5.py"
+    module.write_text(module.read_text().replace("name-5", "name-3"))
+    os.utime(listed.packages, ns=(0, listed.packages.stat().st_mtime_ns + 1))
+    assert listed.run(entry("name-3"))[0].startswith("strategy 'name-3': offered by plugin-3 and plugin-5; use ")
+
+
+def test_a_name_that_moved_is_found_where_it_is(listed: Site) -> None:
+    """Edited in place, so that nothing but the plugins themselves tell."""
+    for number, name in ((3, "name-5"), (5, "name-3")):
+        module = listed.packages / f"plugin_{number}.py"
+        module.write_text(module.read_text().replace(f"name-{number}", name))
+    assert listed.run(entry("name-3")) == ("plugin-5:name-3", EVERYBODY)
+
+
+def test_a_plugin_that_may_be_edited_is_imported_each_time(listed: Site) -> None:
+    listed.add("edited", "name-e", editable=True)
+    assert listed.run(LIST)[1] == ["edited", *EVERYBODY]
+    assert "edited" not in json.loads(listed.index().read_text())["names"]
+    assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["edited", "plugin-3"])
+    module = listed.packages / "edited.py"
+    module.write_text(module.read_text().replace("name-e", "name-3"))
+    assert listed.run(entry("name-3"))[0].startswith("strategy 'name-3': offered by edited and plugin-3; use ")
+
+
+def test_a_broken_plugin_hides_nobody(site: Site) -> None:
+    site.add("broken", "name-b", extra="raise OSError('no disk')")
+    assert site.run(LIST)[1] == ["broken", *EVERYBODY]
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+    assert site.run(entry("name-b"))[0].endswith("; broken plugins: broken.")
+
+
+# ---- who may remember
+
+
+@pytest.mark.parametrize("before", ["registry.block('plugin-1')", "registry.unregister('plugin-1')"])
+def test_a_process_that_did_not_import_all_plugins_remembers_nothing(site: Site, before: str) -> None:
+    answer, imported = site.run(LIST, before=before)
+    assert "name-1" not in answer
+    assert imported == [one for one in EVERYBODY if one != "plugin-1"]
+    assert not site.cache.exists()
+    assert site.run(entry("name-1"))[0] == "plugin-1:name-1"
+
+
+IN_MEMORY = """
+class Offers:
+    @regplug.hookimpl
+    def regplug_readouts(self):
+        return [regplug.ReadoutEntry(name, "os:getpid") for name in ("name-3", "mine")]
+registry.register(Offers(), "memory")
+"""
+
+
+def test_what_is_registered_in_memory_counts_and_is_not_remembered(site: Site) -> None:
+    clash = "strategy 'name-3': offered by memory and plugin-3; use 'memory:name-3' or 'plugin-3:name-3'."
+    for _ in range(2):
+        assert site.run(entry("name-3"), before=IN_MEMORY)[0] == clash
+    assert "memory" not in site.index().read_text()
+    assert site.run(entry("mine"), before=IN_MEMORY) == ("memory:mine", [])
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+
+
+def test_a_blocked_owner_is_none(listed: Site) -> None:
+    answer, imported = listed.run(entry("name-3"), REGPLUG_DISABLE="plugin-3")
+    assert answer.startswith("strategy 'name-3': not registered; ")
+    assert "plugin-3" not in imported
+
+
+def test_a_strict_host_imports_all_plugins_each_time(listed: Site) -> None:
+    assert listed.run(entry("name-3"), REGPLUG_STRICT="1") == ("plugin-3:name-3", EVERYBODY)
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "\x00\ud800",
+        lambda text: text.replace('{"plugin-0": {', '{"plugin-0": 3, "x": {'),
+        lambda text: text.replace('"state": "', '"state": "other '),
+        lambda text: json.dumps({**json.loads(text), "names": None}),
+    ],
+)
+def test_a_damaged_file_is_as_none_and_replaced(listed: Site, damage: Callable[[str], str]) -> None:
+    whole = listed.index().read_text()
+    listed.index().write_bytes(damage(whole).encode(errors="surrogatepass"))
+    assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+    assert listed.index().read_text() == whole
+    assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_the_imports(site: Site) -> None:
+    site.cache.write_text("a file")
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+    assert site.run(entry("name-3"), REGPLUG_CACHE_DIR="", XDG_CACHE_HOME="", HOME="/proc/none")[1] == EVERYBODY
+
+
+def test_the_cache_command_passes_over_the_file_and_deletes_it_with_the_rest(
+    listed: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regplug.cache import entries, prune
+
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(listed.cache))
+    assert entries() == prune(1) == []
+    assert listed.index().exists()
+    assert prune(0) == []
+    assert list(listed.cache.iterdir()) == []
+
+
+def test_a_file_half_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(Path, "replace", _refuse)
+    NameIndex({}).keep()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path))
+    NameIndex({}).keep()
+    assert NameIndex({}).owners("regplug_readouts", "name") == []
+
+
+def _refuse(*arguments: Any) -> Any:
+    raise OSError("full")
+
+
+# ---- the command
+
+
+def test_listing_loads_no_command_but_its_own_and_help_knows_them_all(site: Site) -> None:
+    before = "import contextlib, io; from regplug.cli import group; out = io.StringIO()\n"
+    listing = before + "with contextlib.redirect_stdout(out): group(['list'], standalone_mode=False)"
+    expression = "sorted(one for one in sys.modules if one.startswith('regplug.'))"
+    loaded = set(eval(site.run(expression, before=listing)[0]))
+    assert {"regplug.registry", "regplug.printing"} < loaded
+    assert not {one for one in loaded if one.endswith("_commands")}
+    assert not {"regplug.spec", "regplug.cache"} & loaded
+    helping = before + "with contextlib.redirect_stdout(out): group(['--help'], standalone_mode=False)"
+    assert {"audit", "bench", "cache", "export", "import", "list", "verify"} <= set(
+        site.run("out.getvalue()", before=helping)[0].split()
+    )
+
+
+def test_the_benchmark_makes_what_it_says(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    scale.make_plugins(site.packages, 4)
+    assert {"lined-0", "hooked-1", "lined-2", "hooked-3"} < set(eval(site.run(LIST)[0]))
