@@ -1,5 +1,6 @@
 """README and the page for plugin authors, top to bottom: every block is run, and gives what it says."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -7,20 +8,24 @@ import sys
 from pathlib import Path
 
 import backbones_page
+import checks_page
+import cli_page
 import pytest
 import readouts_page
 
 import regplug
+from regplug import hookspecs
+from regplug.conformance import all_checks
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|//) (\S+\.\w+)\n")
 
 
-# each page, the file after which its plugin is complete, and how many outputs it states
+# each page, the file after which a plugin of it is complete, and how many outputs it states
 PAGES = {
-    "README.md": ("acme_readouts.py", 8),
-    "docs/plugins.md": ("acme_model.py", 1),
+    "README.md": ("acme_readouts.py", 9),
+    "docs/plugins.md": ("pyproject.toml", 4),
     "docs/programs.md": (None, 13),
     "docs/film.md": (None, 1),
     "docs/readouts.md": (None, 5),
@@ -106,6 +111,27 @@ def test_the_table_of_backbones_is_what_the_plugins_say():
     said = backbones_page.TABLE.search(backbones_page.PAGE.read_text())[0]
     assert said == backbones_page.table(found), "run `python tests/backbones_page.py`"
     assert backbones_page.table(found[1:]) != said
+
+
+def test_the_commands_are_what_the_command_line_says():
+    said = cli_page.COMMANDS.search(cli_page.PAGE.read_text())[0]
+    assert said == cli_page.commands(), "run `python tests/cli_page.py`"
+    assert all(f"## regplug {name}\n" in said for name in ("list", "check", "doctor", "new", "cache prune"))
+
+
+def test_the_table_of_checks_is_what_the_checks_say():
+    checks = all_checks(["BACKEND"])
+    said = checks_page.TABLE.search(checks_page.PAGE.read_text())[0]
+    assert said == checks_page.table(checks), "run `python tests/checks_page.py`"
+    assert checks_page.table(checks[1:]) != said
+
+
+def test_the_hooks_are_shown_with_their_signatures():
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    shown = dict(re.findall(r"^def (regplug_\w+)(.+): \.\.\.$", page, re.MULTILINE))
+    assert shown == {
+        name: str(inspect.signature(getattr(hookspecs, name))).replace("'", "") for name in hookspecs.HOOKS
+    }
 
 
 def test_links_lead_to_files():
