@@ -132,7 +132,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     run(folder, script, folder)
-    run(folder, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script, folder)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--log-dir", folder / "logs")
+    run(folder, *torchrun, script, folder)
     return lambda name: json.loads((folder / name).read_text())
 
 
