@@ -57,6 +57,8 @@ class LoadedProgram:
     def run_flat(self, given: Tensor) -> list[Tensor]:
         """As a call, with the outputs as one list in the manifest's order."""
         check_input(self._owner, self.manifest.input, given)
+        if not given.shape[0]:
+            return self._nothing()
         if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype, whatever surrounds it
             with torch.autocast("cpu", enabled=False):
                 return self.run_flat(given)
@@ -71,6 +73,14 @@ class LoadedProgram:
         taken = given.untyped_storage().data_ptr()
         # a module may give back a view of its input; the caller's next write there must not change it
         return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
+
+    def _nothing(self) -> list[Tensor]:
+        """The outputs of no sample. No program is asked: attention divides by the batch, which ends a C++ process."""
+        with torch.inference_mode():
+            return [
+                torch.empty(0, int(output.shape[1]), dtype=DTYPES[output.dtype], device="cpu")
+                for output in self.manifest.outputs
+            ]
 
     def check(self, path: str, golden: GoldenSet, factor: float) -> None:
         """Run the case ``batch_1`` once.

@@ -134,6 +134,12 @@ class IgnoresStrides(GoodBackend):
         return lambda given: flatten(module(torch.as_strided(given, given.shape, torch.empty(given.shape).stride())))
 
 
+class DividesByTheBatch(GoodBackend):
+    def run(self, module):
+        # as compiled attention does, in C++, where it ends the process
+        return lambda given: [out * (len(given) // len(given)) for out in flatten(module(given))]
+
+
 class Escapes(GoodBackend):
     def export(self, source):
         return [Program("program.escapes/../../evil", b"")]
@@ -147,7 +153,7 @@ class WrongFile(GoodBackend):
 kept = {}
 NAMES = {
     cls: cls.__name__.lower()
-    for cls in (GoodBackend, OffByLittle, IsNaN, IgnoresWeights, IgnoresStrides, Escapes, WrongFile)
+    for cls in (GoodBackend, OffByLittle, IsNaN, IgnoresWeights, IgnoresStrides, DividesByTheBatch, Escapes, WrongFile)
 }
 
 
@@ -685,3 +691,16 @@ def test_the_same_command_gives_the_same_digest_in_any_process(tmp_path):
         )
         digests.add(done.stdout)
     assert len(digests) == 1
+
+
+def test_no_program_is_asked_for_an_empty_batch(registry, tmp_path):
+    spec = registry.resolve("pool", num_registers=4, hidden_dim=24)
+    layout = regplug.TokenLayout(num_registers=4, hidden_dim=24, start=1)
+    for module, shape in ((trained(spec), (0, 4, 24)), (conditioner_of(spec, layout), (0, 9, 24))):
+        place = tmp_path / type(module).__name__
+        regplug.export(spec, module, place, backends=["dividesbythebatch"], registry=registry)
+        program = regplug.load(place, program="dividesbythebatch", registry=registry)
+        got, wanted = flatten(program(torch.zeros(shape))), flatten(module(torch.zeros(shape)))
+        assert [(out.shape, out.dtype) for out in got] == [(out.shape, out.dtype) for out in wanted]
+        with pytest.raises(regplug.ShapeError):
+            program(torch.zeros(0, 3, 24))

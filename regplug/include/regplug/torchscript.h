@@ -154,8 +154,9 @@ class TorchScriptBundle {
   std::vector<at::Tensor> forward(const at::Tensor& input) const {
     return detail::guarded(kProgram, [&] {
       check_input(input);
-      const std::shared_ptr<const Loaded> loaded = current();
       const c10::InferenceMode inference;
+      if (input.size(0) == 0) return no_samples();
+      const std::shared_ptr<const Loaded> loaded = current();
       // Not Module::forward: it finds the method by name, compares the arguments with its schema and asks the executor
       // for a plan, each time anew, which takes longer than the checks here.
       torch::jit::Stack stack;
@@ -168,6 +169,14 @@ class TorchScriptBundle {
       own(outputs);
       return outputs;
     });
+  }
+
+  // No program is asked for nothing: attention divides by the batch.
+  std::vector<at::Tensor> no_samples() const {
+    std::vector<at::Tensor> outputs;
+    outputs.reserve(manifest_.outputs.size());
+    for (const Signature& output : manifest_.outputs) outputs.push_back(at::empty({0, output.shape[1]}, dtype_));
+    return outputs;
   }
 
   // A module may return its input, a weight, or a view of them: whoever calls gets memory of his own. Pairs may lie in
