@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regplug.backbone import ask_description, build_backbone, inside, named_backbone, recognise
+from regplug.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
 from regplug.conditioner import Conditioner
 from regplug.entries import BackboneEntry, Reference
 from regplug.errors import RegplugError, SpecError
@@ -206,8 +206,7 @@ def attach_chosen(
         if entry.default is None:
             raise SpecError(f"backbone {entry.name!r}: expected a strategy, got none, and it has no default.")
         strategy = entry.default
-    if strategy == entry.default:
-        options = {**entry.options, **options}
+    options = with_defaults(entry, strategy, options, registry)
     spec = registry.resolve(strategy, num_registers=layout.num_registers, hidden_dim=layout.hidden_dim, **options)
     readout = spec.build()
     if film is None and film_options is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from regplug.deprecation import current_options
 from regplug.discovery import normalise
 from regplug.entries import BackboneEntry, CheckpointSite, FiLMSite, Reference, load_reference, reference_of
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, told
@@ -83,6 +84,27 @@ def named_backbone(name: str, registry: Registry | None = None) -> tuple[Backbon
         # of "tim:vit_base" the backbone is wrong, of "regplug-timm:tim" what the plugin offers
         spelling = name if normalise(head) in plugins else head
     return registry.backbone_entry(spelling), name[len(spelling) + 1 :] or None
+
+
+def with_defaults(
+    entry: BackboneEntry, strategy: str, options: Mapping[str, Any], registry: Registry | None = None
+) -> dict[str, Any]:
+    """The options of a strategy on a backbone: of its default strategy the backbone's own, where none are given.
+
+    Either may be spelled in full, or as it was named before.
+    """
+    registry = registry or default_registry()
+    chosen = registry.readout_entry(strategy)
+    given = current_options(f"strategy {chosen.name!r}", options, chosen.old_options)
+    if entry.default is None:
+        return given
+    try:
+        default = chosen if entry.default == strategy else registry.readout_entry(entry.default)
+    except RegplugError:  # it is not installed, and another was asked for
+        return given
+    if default.full_name != chosen.full_name:
+        return given
+    return {**current_options(f"backbone {entry.name!r}", entry.options, chosen.old_options), **given}
 
 
 def recognise(model: object, backbone: str | None = None, registry: Registry | None = None) -> BackboneEntry:

@@ -69,8 +69,9 @@ def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -
 
     tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items()}
     data = save_tensors(tensors, {"key": key, **description})
-    folder = cache_folder()
+    folder: Path | str = "folder"
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_ours(folder)
         place = folder / f"{key}-{hashlib.sha256(data).hexdigest()}.safetensors"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,9 +69,12 @@ def check_command(
     """
     if junit is not None:
         _check_place(junit)  # now, not after minutes of checking
-    expected = dict(map(_expectation, expect))
+    expected: dict[str, str] = {}
+    for check, reason in map(_expectation, expect):
+        if expected.setdefault(check, reason) != reason:
+            raise click.UsageError(f"--expect: {check}: expected one reason, got two.")
     # what a readout prints must not mix with what is reported
-    with progress(f"checking {what}") as step, redirect_stdout(sys.stderr):
+    with progress(f"checking {what}") as step, _stdout_to_stderr():
         step("building")
         subject = _subject(what, **choice)
         from regplug.conformance.run import check_subject
@@ -93,6 +96,20 @@ def check_command(
         write_files({junit: junit_xml(results)}, force=True)
     if not ok:
         sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """What Python, a library or a child process writes to stdout goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def counted(results: Sequence[CheckResult]) -> str:

@@ -113,6 +113,7 @@ def chosen_spec(
     Raises:
         click.UsageError: The sizes are not given, or given twice, or there is no backbone for a model's options.
     """
+    from regplug.backbone import with_defaults
     from regplug.installed import resolve
 
     given = dict(options)
@@ -125,8 +126,8 @@ def chosen_spec(
         entry, sizes = chosen_backbone(backbone, model_option)
         num_registers, hidden_dim = sizes.layout.num_registers, sizes.layout.hidden_dim
         strategy = strategy or entry.default
-        if strategy == entry.default:
-            given = {**entry.options, **given}
+        if strategy is not None:
+            given = with_defaults(entry, strategy, given)
     if strategy is None:
         raise click.UsageError("strategy: expected a name, got none.")
     if num_registers is None or hidden_dim is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def group() -> None:
 
 def main() -> None:
     """The entry point: every error on purpose is one message on stderr and an exit code."""
+    warnings.showwarning = _show_warning
     try:
         sys.exit(group(standalone_mode=False))
     except click.ClickException as error:
@@ -57,9 +59,23 @@ def main() -> None:
     except RegplugError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(exit_code(error))
+    except FutureWarning as error:  # where the user made warnings errors
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USAGE)
     except OSError as error:  # a full disk behind stdout, a folder that may not be listed
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_FAILED)
+
+
+_show_elsewhere = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """One line for a name that is going out of use; the line of click that called us tells nobody anything."""
+    if issubclass(category, FutureWarning):
+        click.echo(f"warning: {message}", err=True)
+    else:
+        _show_elsewhere(message, category, *place, **more)
 
 
 def exit_code(error: RegplugError) -> int:

@@ -33,7 +33,7 @@ def current_options(owner: str, options: Mapping[str, Any], old_options: Mapping
     for option, value in options.items():
         new = old_options.get(option, option)
         if new != option:
-            if new in options:
+            if new in options or new in current:
                 raise SpecError(f"{owner}: option {option!r}: expected {new!r} alone, whose old name it is, got both.")
             warn_once(f"{owner}: option {option!r} is now named {new!r}; use that.")
         current[new] = value

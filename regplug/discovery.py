@@ -62,9 +62,9 @@ def discover() -> dict[str, Found]:
         name, version = said
         one = found.setdefault(name, Found(name, point.dist, version=version))
         if point.group == READOUT_GROUP:
-            one.readouts.append((point.name, point.value))
+            one.readouts.append((point.name, _reference(point)))
         elif point.group == PLUGIN_GROUP:
-            one.modules.append(point.value)
+            one.modules.append(_reference(point))
         else:
             one.newest = max(one.newest, int(match.group(1)))
     return dict(sorted(found.items()))
@@ -83,6 +83,14 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str] | Non
         return (normalise(distribution.name), distribution.version or "unknown") if distribution.name else None
     except Exception:  # an interrupted removal leaves entry points without metadata
         return None
+
+
+def _reference(point: EntryPoint) -> str:
+    """``module:attr`` of what may be written ``module : attr [extra]``; as it is written where it is neither."""
+    try:
+        return f"{point.module}:{point.attr}" if point.attr else point.module
+    except (AttributeError, ValueError):  # as Python's version has it
+        return point.value
 
 
 def _entry_points() -> Iterable[EntryPoint]:

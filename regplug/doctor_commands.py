@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,21 @@ if TYPE_CHECKING:
     from regplug.doctor.diagnosis import Diagnosis
     from regplug.doctor.examination import Examination
 
+LONGEST_LIMIT = 3600  # seconds; timers take no number without end
 HEADS = ("plugin", "version", "protocol", "status", "import", "registered")
+
+
+def _refuse_nan(context: click.Context, option: click.Parameter, seconds: float) -> float:
+    if math.isnan(seconds):  # it is neither below nor above a range's ends
+        raise click.BadParameter(f"expected a number of seconds up to {LONGEST_LIMIT}, got nan.", context, option)
+    return seconds
 
 
 @click.command("doctor")
 @click.option(
     "--time-limit",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, LONGEST_LIMIT, min_open=True),
+    callback=_refuse_nan,
     default=10,
     show_default=True,
     metavar="SECONDS",

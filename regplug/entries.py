@@ -94,17 +94,19 @@ class Entry:
                 f"{type(self).__name__}: name: expected letters, digits, '.', '_' and '-', got {self.name!r}."
             )
         check_reference(self.label, "build", self.build)
+        if not (isinstance(self.summary, str) and len(self.summary.splitlines()) <= 1):
+            raise SpecError(f"{self.label}: summary: expected one line of text, got {self.summary!r}.")
         if self.old_names != ():
             self._check_old_names()
 
     def _check_old_names(self) -> None:
-        names = self.old_names
-        if isinstance(names, str) or not isinstance(names, Sequence) or not all(map(self._is_another_name, names)):
-            raise SpecError(f"{self.label}: old_names: expected a list of other names, got {names!r}.")
-        object.__setattr__(self, "old_names", tuple(names))
+        names = _texts(self.label, "old_names", self.old_names)
+        if not all(map(self._is_another_name, names)):
+            raise SpecError(f"{self.label}: old_names: expected a list of other names, got {list(names)!r}.")
+        object.__setattr__(self, "old_names", names)
 
-    def _is_another_name(self, name: object) -> bool:
-        return isinstance(name, str) and NAME_PATTERN.fullmatch(name) is not None and name != self.name
+    def _is_another_name(self, name: str) -> bool:
+        return NAME_PATTERN.fullmatch(name) is not None and name != self.name
 
     @property
     def label(self) -> str:
@@ -138,15 +140,8 @@ class ReadoutEntry(Entry):
                 f"got {self.sizes!r}."
             )
         old = self.old_options
-        if (
-            not isinstance(old, Mapping)
-            or not all(isinstance(new, str) for new in old.values())
-            or old.keys()
-            & {
-                *SIZES,
-                *old.values(),
-            }
-        ):
+        is_mapping = isinstance(old, Mapping) and all(isinstance(new, str) for new in old.values())
+        if not is_mapping or {*old, *old.values()} & set(SIZES) or old.keys() & set(old.values()):
             raise SpecError(f"{self.label}: old_options: expected old words, each with its new one, got {old!r}.")
 
 
@@ -175,7 +170,11 @@ class FiLMEntry(Entry):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_convention(self.label, self.form, self.order)
-        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "classes", _texts(self.label, "classes", self.classes))
+        for word in ("width", "width_at"):
+            value = getattr(self, word)
+            if not (isinstance(value, str) or (value is None and word == "width_at")):
+                raise SpecError(f"{self.label}: {word}: expected text, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -235,8 +234,10 @@ class BackboneEntry(Entry):
             reference = getattr(self, word)
             if reference is not None:
                 check_reference(self.label, word, reference)
-        object.__setattr__(self, "readouts", tuple(self.readouts))
-        object.__setattr__(self, "classes", tuple(self.classes))
+        for word in ("readouts", "classes"):
+            object.__setattr__(self, word, _texts(self.label, word, getattr(self, word)))
+        if not isinstance(self.options, Mapping):
+            raise SpecError(f"{self.label}: options: expected names with values, got {self.options!r}.")
         if self.default is not None and self.default not in self.readouts:
             raise SpecError(f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {self.default!r}.")
 
@@ -280,3 +281,10 @@ def check_convention(owner: str, form: object, order: object) -> None:
     for word, value, known in (("form", form, FILM_FORMS), ("order", order, FILM_ORDERS)):
         if value not in known:
             raise SpecError(f"{owner}: {word}: expected one of {', '.join(known)}, got {value!r}.")
+
+
+def _texts(owner: str, word: str, values: object) -> tuple[str, ...]:
+    """A list of strings as a tuple; a lone string would be taken for a list of letters."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(one, str) for one in values):
+        raise SpecError(f"{owner}: {word}: expected a list of texts, got {values!r}.")
+    return tuple(values)

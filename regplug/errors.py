@@ -44,6 +44,20 @@ class ConformanceError(RegplugError):
 
 def told(error: BaseException) -> str:
     """What an exception says, on one line: torch and plugins write stack traces into their messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in message_of(error).splitlines() if line.strip()] or [type(error).__name__]
     # what the TorchScript interpreter reports begins with a traceback and ends with the error
     return lines[-1 if lines[0].startswith("The following operation failed in the TorchScript interpreter") else 0]
+
+
+def message_of(error: BaseException) -> str:
+    """All that an exception says; a plugin's own class may fail at that, too."""
+    try:
+        return str(error)
+    except Exception:  # what it raises is no news beside the exception itself
+        return "<no message>"
+
+
+def clip(text: str, longest: int) -> str:
+    """One printable line, no longer than so many characters."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * longest]).split())
+    return line if len(line) <= longest else f"{line[:longest]}..."

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import TYPE_CHECKING, Any
 
+from regplug.forking import lock_over_forks
 from regplug.registry import Registry
 
 if TYPE_CHECKING:
     from regplug.spec import ReadoutSpec
 
 _default: Registry | None = None
-_default_lock = threading.RLock()
+_default_lock = lock_over_forks()
 
 
 def default_registry() -> Registry:
@@ -23,23 +22,6 @@ def default_registry() -> Registry:
             if _default is None:
                 _default = Registry.installed()
     return _default
-
-
-def _before_fork() -> None:
-    # a child that is forked while another thread imports a plugin would wait for that thread for ever
-    _default_lock.acquire()
-    if _default is not None:
-        _default.lock.acquire()
-
-
-def _after_fork() -> None:
-    if _default is not None:
-        _default.lock.release()
-    _default_lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:

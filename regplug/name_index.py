@@ -31,42 +31,49 @@ class NameIndex:
     def __init__(self, found: Mapping[str, Found]) -> None:
         self._found = dict(found)
         # before any import: a file that changes meanwhile makes the next process ask all plugins again
-        self._state = _state(found)
-        self._noted: Offered = {}
+        self._state, self._where = _state(found), repr((sys.prefix, sys.path))
+        self._noted: dict[str, dict[str, list[str]] | None] = {}
         self._remembered: Offered | None = None
         self._was_read = self._was_kept = False
 
     def owners(self, hook: str, name: str) -> list[str] | None:
         """Who must be imported to know whose name this is; None where nothing is remembered.
 
-        They are those that offered it, and those whose source may change at any time: never remembered.
+        They are those that offered it, and those never remembered: their source may change at any time, or they are
+        broken, and may be whole when next asked.
         """
-        if not self._was_read:
-            self._was_read, self._remembered = True, self._read()
-        known = self._remembered
+        known = self._recall()
         if known is None:
             return None
         return [one for one in self._found if one not in known or name in known[one].get(hook, ())]
 
-    def note(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]]) -> None:
-        """Take down what a distribution offers, just imported; nothing, if it is broken."""
-        self._noted[distribution] = {hook: [entry.name for entry in some] for hook, some in entries.items() if some}
+    def note(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]] | None) -> None:
+        """Take down what a distribution offers, just imported; None if it is broken."""
+        self._noted[distribution] = (
+            None
+            if entries is None
+            else {hook: [entry.name for entry in some] for hook, some in entries.items() if some}
+        )
 
     def keep(self) -> None:
-        """Write down what was noted, if it is of all distributions; a folder that cannot be written costs nothing."""
+        """Write down what was noted, if it is of all distributions and news; an unwritable folder costs nothing."""
         if self._was_kept or self._noted.keys() != self._found.keys():
             return
         self._was_kept = True
-        with suppress(OSError, RuntimeError):  # a user may have no home
-            path = self._path()
-            damaged = self._was_read and self._remembered is None
-            if damaged or not path.exists():
-                self._write(path)
+        known = self._recall()
+        names = {
+            name: noted
+            for name, found in self._found.items()
+            # what is remembered was found to stay as it is; to look again costs two files of each
+            if (noted := self._noted[name]) is not None and (name in (known or ()) or _stays_as_it_is(found))
+        }
+        if names != known:
+            with suppress(OSError):
+                self._write(self._path(), names)
 
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, names: Offered) -> None:
         import json
 
-        names = {name: self._noted[name] for name, found in self._found.items() if _stays_as_it_is(found)}
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = path.parent / f".{os.urandom(8).hex()}.writing"
         try:
@@ -77,6 +84,11 @@ class NameIndex:
         for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.json"):
             if other != path:
                 other.unlink(missing_ok=True)
+
+    def _recall(self) -> Offered | None:
+        if not self._was_read:
+            self._was_read, self._remembered = True, self._read()
+        return self._remembered
 
     def _read(self) -> Offered | None:
         import json
@@ -93,13 +105,13 @@ class NameIndex:
             return None
 
     def _path(self) -> Path:
-        where = repr((sys.prefix, sys.path))
-        return cache_folder() / f"names-{zlib.crc32(where.encode()):08x}-{zlib.crc32(self._state.encode()):08x}.json"
+        where, state = (zlib.crc32(text.encode()) for text in (self._where, self._state))
+        return cache_folder() / f"names-{where:08x}-{state:08x}.json"
 
 
 def _state(found: Mapping[str, Found]) -> str:
     """All that decides what an import gives: where modules are looked for, when that changed, and what is asked for."""
-    points = [(one.distribution, one.readouts, one.modules, one.newest) for one in found.values()]
+    points = [(one.distribution, one.version, one.readouts, one.modules, one.newest) for one in found.values()]
     return repr((sys.version, [(folder, _changed(folder)) for folder in sys.path], points))
 
 
@@ -112,6 +124,12 @@ def _changed(folder: str) -> int:
 
 def _stays_as_it_is(found: Found) -> bool:
     """Whether it was installed by copying, so that it changes when an installer runs and not when a file is saved."""
-    if found.metadata is None or not found.metadata.read_text("METADATA"):
+    import json
+
+    try:
+        if found.metadata is None or not found.metadata.read_text("METADATA"):
+            return False
+        origin = found.metadata.read_text("direct_url.json")
+        return origin is None or not json.loads(origin).get("dir_info", {}).get("editable")
+    except (OSError, ValueError, AttributeError):  # damaged: nobody knows
         return False
-    return '"editable": true' not in (found.metadata.read_text("direct_url.json") or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def new_command(path: Path, strategy: str | None, as_json: bool) -> None:
     for file in written:
         click.echo(path / file)
     click.echo(
-        f"\nnext:\n  pip install -e '{path}[test]'\n  regplug check {names.strategy}\n  pytest {path}"
+        f"\nnext:\n  pip install -e {shlex.quote(f'{path}[test]')}\n  regplug check {names.strategy}\n"
+        f"  pytest {shlex.quote(str(path))}"
         f"\n\nthe readout is {names.readout_class} in {path / names.package / 'readout.py'}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from regplug.entries import (
     ReadoutEntry,
 )
 from regplug.errors import NameLookupError, PluginError
+from regplug.forking import lock_over_forks
 from regplug.name_index import NameIndex
 from regplug.naming import OWN, EntryT, is_own, pick, spellings, worker_hint
 from regplug.options import closest
@@ -62,7 +62,7 @@ class Registry:
         self._records: dict[str, PluginRecord] = {}
         self._claims: dict[str, list[str]] = {}  # names that a broken plugin would have offered
         self._strict = strict
-        self.lock = threading.RLock()
+        self._lock = lock_over_forks()
         for distribution in disabled:
             self.block(distribution)
 
@@ -86,7 +86,7 @@ class Registry:
         name = normalise(distribution)
         if not NAME_PATTERN.fullmatch(name):  # a bundle writes it down as a part of the strategy's name
             raise PluginError(f"plugin {distribution!r}: expected letters, digits, '.', '_' and '-' in its name.")
-        with self.lock:
+        with self._lock:
             if name in self._pending or name in self._records:
                 raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
             self._commit(name, stage(Provenance(name, version), (), [plugin]), version)
@@ -98,7 +98,7 @@ class Registry:
             NameLookupError: No such plugin is known.
         """
         name = normalise(distribution)
-        with self.lock:
+        with self._lock:
             if self._pending.pop(name, None) is None and self._records.pop(name, None) is None:
                 known = sorted({*self._pending, *self._records})
                 raise NameLookupError(f"plugin {name!r}: not known{closest(name, known)}.")
@@ -108,7 +108,7 @@ class Registry:
     def block(self, distribution: str) -> None:
         """Never import this distribution's plugin; forget it if it was."""
         name = normalise(distribution.strip())
-        with self.lock:
+        with self._lock:
             found = self._pending.pop(name, None)
             version = found.version if found else getattr(self._records.get(name), "version", "unknown")
             self._records[name] = PluginRecord(name, version, "blocked")
@@ -117,8 +117,9 @@ class Registry:
 
     def plugins(self) -> list[PluginRecord]:
         """Every plugin and what became of it, sorted by distribution."""
-        self._load_all()
-        return [self._records[name] for name in sorted(self._records)]
+        with self._lock:
+            self._load_all()
+            return [self._records[name] for name in sorted(self._records)]
 
     # ---- entries
 
@@ -202,7 +203,7 @@ class Registry:
         return entry
 
     def _find_bare(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
-        with self.lock:
+        with self._lock:
             self._load(OWN)
             own = [entry for entry in self._loaded(hook, wanted) if entry.name == name and is_own(entry)]
         if own:  # a bare built-in name means the built-in, whoever else uses it, and imports nobody else
@@ -221,7 +222,7 @@ class Registry:
 
     def _find_remembered(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
         """What the plugin gives that offered this name in an earlier process; None if that does not settle it."""
-        with self.lock:
+        with self._lock:
             owners = self._index.owners(hook, name) if self._index else None
             if owners is None:
                 return None
@@ -232,7 +233,7 @@ class Registry:
 
     def _find_owned(self, word: str, hook: str, wanted: type[EntryT], distribution: str, bare: str) -> EntryT:
         full = f"{distribution}:{bare}"
-        with self.lock:
+        with self._lock:
             self._load(distribution)
             record = self._records.get(distribution)
             if record is None:
@@ -248,12 +249,11 @@ class Registry:
             offered = [entry for entry in self._entries[distribution][hook] if isinstance(entry, wanted)]
         if entry := pick(word, bare, offered):
             return entry
-        known = [entry.name for entry in offered]
-        raise NameLookupError(f"{word} {full!r}: not registered{closest(bare, known)}.")
+        raise NameLookupError(f"{word} {full!r}: not registered{closest(bare, [entry.name for entry in offered])}.")
 
     def _all(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
         self._load_all()
-        with self.lock:
+        with self._lock:
             entries = self._loaded(hook, wanted)
         return sorted(entries, key=lambda entry: (not is_own(entry), entry.full_name))
 
@@ -261,7 +261,7 @@ class Registry:
         return [entry for each in self._entries.values() for entry in each[hook] if isinstance(entry, wanted)]
 
     def _load_all(self) -> None:
-        with self.lock:
+        with self._lock:
             for distribution in list(self._pending):
                 self._load(distribution)
             if self._index:
@@ -286,14 +286,13 @@ class Registry:
                 raise
             self._records[distribution] = PluginRecord(distribution, version, "broken", error)
             self._claims[distribution] = [name for name, _ in found.readouts]
-            entries = {}
         except BaseException:  # an interrupt says nothing of the plugin
             self._pending[distribution] = found
             raise
         else:
             self._commit(distribution, entries, version)
         if self._index:
-            self._index.note(distribution, entries)
+            self._index.note(distribution, self._entries.get(distribution))  # None of a broken one
 
     def _commit(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]], version: str) -> None:
         self._entries[distribution] = entries

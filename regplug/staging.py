@@ -12,7 +12,7 @@ import pluggy
 
 from regplug import hookspecs
 from regplug.entries import Entry, Provenance, ReadoutEntry
-from regplug.errors import PluginError, told
+from regplug.errors import PluginError, clip, message_of, told
 from regplug.hookspecs import HOOKS
 
 
@@ -55,7 +55,8 @@ def stage(
     entries: dict[str, list[Entry]] = {hook: [] for hook in HOOKS}
     try:
         entries["regplug_readouts"] += [ReadoutEntry(name, build=reference) for name, reference in readouts]
-        if plugins := list(plugins):
+        # two entry points may name one module, and pluggy takes it once
+        if plugins := list({id(plugin): plugin for plugin in plugins}.values()):
             manager = PluginManager()
             for plugin in plugins:
                 manager.register(plugin)
@@ -65,12 +66,12 @@ def stage(
                     entries[hook] += _checked(owner, hook, wanted, implementation.function())
         for hook, some in entries.items():
             _refuse_duplicates(owner, hook, some)
-    except PluginError:
+    except (PluginError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # whatever a plugin raises is its own affair, not its host's
+    except BaseException as error:  # whatever a plugin raises is its own affair, not its host's; so is a Rust panic
         raise PluginError(
             f"{owner}: expected hooks that return entries, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"  # pluggy says what is wrong below its first line
+            f"{' '.join(message_of(error).split())}"  # pluggy says what is wrong below its first line
         ) from error
     return {hook: tuple(replace(entry, provenance=provenance) for entry in some) for hook, some in entries.items()}
 
@@ -86,7 +87,9 @@ def import_plugin(distribution: str, reference: str) -> object:
         target: object = importlib.import_module(module)
         for part in filter(None, attribute.split(".")):
             target = getattr(target, part)
-    except (Exception, SystemExit) as error:  # SystemExit at import would end the host with success and no word
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit at import would end the host with success and no word
         raise PluginError(
             f"plugin {distribution!r}: expected to import {reference!r}, got {type(error).__name__}: {told(error)}"
         ) from error
@@ -99,7 +102,7 @@ def _checked(owner: str, hook: str, wanted: type[Entry], result: object) -> list
     entries = list(result)
     for entry in entries:
         if type(entry) is not wanted:
-            raise PluginError(f"{owner}: {hook}: expected {wanted.__name__}, got {entry!r}.")
+            raise PluginError(f"{owner}: {hook}: expected {wanted.__name__}, got {clip(repr(entry), 200)}.")
     return entries
 
 

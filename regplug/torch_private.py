@@ -8,11 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -104,16 +105,39 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+class OperationWatch(TorchDispatchMode):
+    """Calls back with every operation of torch that runs inside it: its name, its inputs, its output or outputs.
+
+    ``torch.utils._python_dispatch.TorchDispatchMode``: widely used, but under a private name.
+    """
+
+    def __init__(self, seen: Callable[[str, tuple[object, ...], object], None]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self._seen(str(func), args, output)
+        return output
+
+
 @contextmanager
 def torchscript_without_warnings() -> Iterator[None]:
     """Silence TorchScript's own deprecation warning, and no other, where regplug calls it on purpose.
 
-    torch 2.13 gives a DeprecationWarning, 2.15 a FutureWarning.
+    torch 2.13 gives a DeprecationWarning, 2.15 a FutureWarning. A class that fails to script leaves half a type behind,
+    of which the next attempt says "Can't redefine method"; it is forgotten here (``torch.jit._recursive``).
     """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", category)
-        yield
+        try:
+            yield
+        except Exception:
+            torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+            raise
 
 
 def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | None, output: str) -> None:

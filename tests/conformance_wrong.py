@@ -328,6 +328,12 @@ class Promotes(Right):
         return (registers.flatten(1).unsqueeze(1) * self.map.weight).sum(2) + self.map.bias
 
 
+class CastsInside(Right):
+    def read(self, registers: Tensor) -> Tensor:
+        weights = registers.sum(2).softmax(1, dtype=torch.float32).to(registers.dtype)
+        return super().read(registers * weights.unsqueeze(2))
+
+
 class ReadsIntegersAnotherWay(Right):
     def forward(self, registers: Tensor) -> Tensor:
         return super().forward(registers if registers.is_floating_point() else registers + 1)
@@ -442,6 +448,11 @@ class DetachesInEval(Right):
 class CountsAMultiplyAddOnce(Right):
     def flop_count(self, hidden_dim: int) -> int:
         return super().flop_count(hidden_dim) // 2
+
+
+class CountsTwice(Right):
+    def flop_count(self, hidden_dim: int) -> int:
+        return 2 * super().flop_count(hidden_dim)
 
 
 class CountsABatch(Right):

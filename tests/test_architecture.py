@@ -40,6 +40,7 @@ LIGHT += [
     "deprecation",
     "doctor_commands",
     "import_commands",
+    "forking",
     "lazy_group",
     "name_index",
     "naming",

@@ -96,6 +96,18 @@ def test_the_place_follows_the_environment(monkeypatch, tmp_path):
     assert str(cache.cache_folder()) == "/home-of-someone/.cache/regplug"
 
 
+def test_without_a_home_nothing_is_found_or_kept_and_it_is_said(monkeypatch, caplog):
+    for name in ("REGPLUG_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "~")
+    why = "no home directory; set REGPLUG_CACHE_DIR"
+    with pytest.raises(OSError, match=why):
+        cache.entries()
+    assert cache.find(KEY) is None
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
+    assert caplog.messages == [f"cache folder: not written: {why}; the next export compiles again."]
+
+
 WRITER = """
 import sys
 from regplug import cache

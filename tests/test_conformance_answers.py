@@ -54,6 +54,7 @@ WRONG = [
     (wrong.AnyNumber, {}, {"refuses-num-registers"}),
     (wrong.AnyWidth, {}, {"refuses-hidden-dim"}),
     (wrong.AnyRank, {}, {"refuses-rank"}),
+    (wrong.CastsInside, {}, {"dtype"}),
     (wrong.Promotes, {}, {"refuses-dtype"}),
     (wrong.ReadsIntegersAnotherWay, {}, {"refuses-dtype"}),
     (wrong.SaysTooLittle, {}, REFUSALS),
@@ -70,6 +71,7 @@ WRONG = [
     (wrong.DetachesAPath, {}, {"gradients"}),
     (wrong.DetachesInEval, {}, {"gradients"}),
     (wrong.CountsAMultiplyAddOnce, {}, {"flop-count"}),
+    (wrong.CountsTwice, {}, {"flop-count"}),
     (wrong.CountsABatch, {}, {"flop-count"}),
     (wrong.CountsInFractions, {}, {"flop-count"}),
     # of another width than the meta device showed, and of another type: all that looks at an answer sees it

@@ -27,6 +27,8 @@ from regplug import (
     hookimpl,
     installed,
 )
+from regplug.backbone import with_defaults
+from regplug.cli import _show_warning
 from regplug.discovery import Found
 from regplug.weightsfile import fill, read_note
 
@@ -188,7 +190,7 @@ def test_an_old_name_that_is_in_use_in_its_own_distribution_is_refused() -> None
 
 @pytest.mark.parametrize("old", ["shrink", ("squeeze",), ("",), ("two words",), (3,), 7, None])
 def test_old_names_that_can_be_none_are_refused(old: Any) -> None:
-    with pytest.raises(SpecError, match=r"^ReadoutEntry 'squeeze': old_names: expected a list of other names, got "):
+    with pytest.raises(SpecError, match="^ReadoutEntry 'squeeze': old_names: expected a list of (other names|texts)"):
         ReadoutEntry("squeeze", Compress, old_names=old)
 
 
@@ -242,6 +244,39 @@ def test_an_option_under_both_names_is_refused() -> None:
         registry.resolve("squeeze", **SIZES, dim=3, compressed_dim=3)
 
 
+def test_two_old_names_of_one_option_are_refused_together() -> None:
+    registry = registry_of(acme=renamed(options={"dim": "compressed_dim", "width": "compressed_dim"}))
+    with pytest.warns(FutureWarning), pytest.raises(SpecError, match="option 'width': expected 'compressed_dim' alone"):
+        registry.resolve("squeeze", **SIZES, dim=3, width=5)
+
+
+@pytest.mark.parametrize("default", ["squeeze", "acme:squeeze", "narrow"])
+@pytest.mark.parametrize("own", ["compressed_dim", "dim"])
+@pytest.mark.parametrize("strategy", ["squeeze", "acme:squeeze", "narrow", "acme:narrow"])
+@pytest.mark.filterwarnings("ignore:.* is now named:FutureWarning")
+def test_a_backbones_options_are_of_its_default_strategy_in_every_spelling(
+    strategy: str, own: str, default: str
+) -> None:
+    registry = registry_of(acme=renamed("squeeze", "narrow", options={"dim": "compressed_dim"}))
+    vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=(default,), default=default, options={own: 5})
+    assert with_defaults(vit, strategy, {}, registry) == {"compressed_dim": 5}
+    assert with_defaults(vit, strategy, {"dim": 3}, registry) == {"compressed_dim": 3}
+    assert with_defaults(vit, strategy, {"compressed_dim": 3}, registry) == {"compressed_dim": 3}
+    assert with_defaults(vit, "mean", {}, registry) == {}
+
+
+def test_a_default_that_is_not_installed_keeps_nobody_from_another_strategy() -> None:
+    vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=("gone",), default="gone", options={"a": 5})
+    assert with_defaults(vit, "mean", {}, registry_of()) == {}
+    with pytest.raises(NameLookupError, match="strategy 'gone': not registered"):
+        with_defaults(vit, "gone", {}, registry_of())
+
+
+def test_the_command_line_tells_of_an_old_name_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_warning(FutureWarning("strategy 'a' is now named 'b'; use that."), FutureWarning, "core.py", 911)
+    assert capsys.readouterr().err == "warning: strategy 'a' is now named 'b'; use that.\n"
+
+
 def test_an_old_option_of_a_wrong_type_is_refused_under_its_new_name() -> None:
     registry = registry_of(acme=renamed(options={"dim": "compressed_dim"}))
     with pytest.warns(FutureWarning), pytest.raises(SpecError, match="option 'compressed_dim': expected int, got 'x'"):
@@ -249,7 +284,8 @@ def test_an_old_option_of_a_wrong_type_is_refused_under_its_new_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "old", [["dim"], {"dim": 3}, {"dim": "dim"}, {"a": "b", "b": "c"}, {"hidden_dim": "width"}, None]
+    "old",
+    [["dim"], {"dim": 3}, {"dim": "dim"}, {"a": "b", "b": "c"}, {"hidden_dim": "width"}, {"dim": "hidden_dim"}, None],
 )
 def test_old_options_that_can_be_none_are_refused(old: Any) -> None:
     with pytest.raises(SpecError, match=r"^ReadoutEntry 'squeeze': old_options: expected old words, each with its new"):

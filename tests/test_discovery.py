@@ -327,3 +327,14 @@ def test_names_and_versions_are_those_that_importlib_reads_of_every_installed_di
 )
 def test_only_the_head_of_the_metadata_counts(tmp_path: Path, metadata: str, wanted: tuple[str, str] | None) -> None:
     assert name_and_version(Distribution.at(fake_distribution(tmp_path, "acme", "", metadata))) == wanted
+
+
+def test_a_reference_is_read_as_the_specification_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["a = acme [extra]", "b = acme : plugin", "c = acme:deep.plugin [one,two]", "d = no-module:at all"]
+    fake_distribution(
+        tmp_path, "acme", "\n".join(["[regplug_v1]", *lines, "[regplug_readouts_v1]", "e = acme : Attend [x]"])
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = discover()["acme"]
+    assert found.modules == ["acme", "acme:plugin", "acme:deep.plugin", "no-module:at all"]
+    assert found.readouts == [("e", "acme:Attend")]

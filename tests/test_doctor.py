@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import regplug
@@ -25,6 +26,7 @@ from regplug.doctor.findings import PROBLEM, WARNING, clip, shorten, worst
 from regplug.doctor.metadata import check_metadata, malformed
 from regplug.doctor.patches import replaced, snapshot
 from regplug.doctor.processes import run_bounded, until
+from regplug.doctor_commands import doctor_command
 
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]
@@ -567,8 +569,9 @@ def test_an_interrupt_ends_the_doctor_and_its_children(broken: Path, tmp_path: P
     pid = tmp_path / "pid"
     others = ",".join(["regplug", *(f"regplug-{name}" for name in QUIET), *(BROKEN.keys() - {"hanging"})])
     variables = {"PYTHONPATH": str(broken), "GRANDCHILD": str(pid), "REGPLUG_DISABLE": others}
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's `&` ignores it
     doctor = subprocess.Popen(
-        [sys.executable, "-c", DOCTOR.format(arguments=["--time-limit", "300"])],
+        [sys.executable, "-c", heeding + DOCTOR.format(arguments=["--time-limit", "300"])],
         env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not (pid.exists() and pid.read_text()) and doctor.poll() is None:
@@ -667,6 +670,18 @@ def test_a_cache_folder_that_cannot_be_used_is_a_warning(tmp_path: Path, monkeyp
     (tmp_path / "open").chmod(0o777)
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "open"))
     assert "not this user's alone" in check_cache(never).message
+    for name in ("REGPLUG_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "~")
+    assert (check_cache(never).level, check_cache(never).found) == (WARNING, "none")
+    assert "no home directory" in check_cache(never).message
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e12", "nan", "0", "3601"])
+def test_a_time_limit_that_no_timer_takes_is_refused(seconds: str) -> None:
+    with pytest.raises(click.BadParameter, match="3600"):
+        doctor_command.make_context("doctor", ["--time-limit", seconds])
+    assert doctor_command.make_context("doctor", ["--time-limit", "3600"]).params["time_limit"] == 3600
 
 
 def test_messages_are_short_lines_and_levels_are_ordered() -> None:

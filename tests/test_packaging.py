@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = """
 __init__ __main__ attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark builtin
 bundle bundle_commands cache cache_commands cache_place check_commands checkpoint choices cli conditioner cost cpu
-decay deprecation discovery doctor_commands entries errors film folder formula gate golden hookspecs import_commands
-importing information installed layout lazy_group loading manifest name_index naming new_commands options pairing
-printing program reading rebuilding registry scaffold selection signature spec staging stopwatch strict tokens
-torch_private verification weights weightsfile widths wiring writing
+decay deprecation discovery doctor_commands entries errors film folder forking formula gate golden hookspecs
+import_commands importing information installed layout lazy_group loading manifest name_index naming new_commands
+options pairing printing program reading rebuilding registry scaffold selection signature spec staging stopwatch
+strict tokens torch_private verification weights weightsfile widths wiring writing
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/graph backends/interface
 backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/check conformance/imports conformance/junit

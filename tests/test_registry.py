@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -396,6 +397,51 @@ def test_an_interrupt_inside_a_hook_is_not_taken_for_a_broken_plugin() -> None:
         Registry({}).register(Interrupted(), "acme")
 
 
+class Panic(BaseException):
+    """As an extension in Rust raises it."""
+
+    def __str__(self) -> str:
+        raise ValueError("nothing to say")
+
+
+class Panics:
+    @hookimpl
+    def regplug_readouts(self) -> list[ReadoutEntry]:
+        raise Panic
+
+
+class GivesALongThing:
+    @hookimpl
+    def regplug_readouts(self) -> list[object]:
+        return ["line\n" * 1000]
+
+
+def test_a_panic_that_has_no_words_is_the_plugins_own_fault(module: Callable[[str], str]) -> None:
+    with pytest.raises(PluginError, match=r"'acme': expected hooks that return entries, got Panic: <no message>$"):
+        Registry({}).register(Panics(), "acme")
+    name = module(f"import sys\nraise sys.modules[{__name__!r}].Panic")
+    registry = Registry({"acme": Found("acme", None, modules=[name]), "regplug": BUILTIN})
+    assert statuses(registry) == {"acme": "broken", "regplug": "ok"}
+    assert str(registry.plugins()[0].error).endswith("got Panic: <no message>")
+
+
+def test_a_long_thing_that_is_no_entry_is_told_in_a_line() -> None:
+    with pytest.raises(PluginError) as caught:
+        Registry({}).register(GivesALongThing(), "acme")
+    assert "got 'line" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_two_entry_points_that_name_one_module_are_one(module: Callable[[str], str]) -> None:
+    name = module(
+        "import regplug\n@regplug.hookimpl\ndef regplug_readouts():\n    return [regplug.ReadoutEntry('own', 'a:B')]"
+    )
+    registry = Registry({"acme": Found("acme", None, modules=[name, name, f"{name}:"])})
+    assert statuses(registry) == {"acme": "ok"}
+    assert registry.strategies() == ["own"]
+
+
 BROKEN_SOURCES = {
     "raises": ("raise ZeroDivisionError('at import')", ZeroDivisionError),
     "exits": ("import sys; sys.exit(0)", SystemExit),
@@ -536,6 +582,62 @@ def test_threads_that_ask_at_once_get_the_same_answer(both_groups: dict[str, Fou
     assert all(names == [*BUILT_IN, "by-hook", "by-line"] for names in answers)
 
 
+# a thread imports a plugin that asks for the default registry, while another thread forks
+FORK = """
+import os, pathlib, sys, threading, types
+from regplug.discovery import Found
+from regplug.registry import Registry
+
+begun = threading.Event()
+sys.modules["begun"] = types.SimpleNamespace(event=begun)
+registry = Registry({"slow": Found("slow", None, modules=["slow"])})
+loading = threading.Thread(target=registry.strategies, daemon=True)
+loading.start()
+begun.wait()
+threading.Timer(30, os._exit, (3,)).start()  # instead of waiting for ever
+child = os.fork()
+if child == 0:
+    os._exit(0 if registry.strategies() == ["own"] else 1)
+threading.Timer(20, os.kill, (child, 9)).start()
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+loading.join()
+print(code, flush=True)
+os._exit(0)
+"""
+SLOW = """
+import sys, time, regplug
+sys.modules["begun"].event.set()
+time.sleep(0.5)
+regplug.default_registry()
+
+@regplug.hookimpl
+def regplug_readouts():
+    return [regplug.ReadoutEntry("own", "slow_models:Slow")]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.parametrize("before", ["", "import regplug.installed"])
+def test_a_fork_waits_for_every_registry_and_for_none_that_waits_for_it(
+    tmp_path: Path, run_python: Callable[..., Any], before: str
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    done = run_python(f"{before}\n{FORK}", [tmp_path])
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+
+
+def test_what_is_known_is_read_while_nobody_else_writes() -> None:
+    registry = Registry({}, disabled=["acme"])
+
+    class Watched(dict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            assert registry._lock._is_owned()  # type: ignore[attr-defined]
+            return super().__iter__()
+
+    registry._records = Watched(registry._records)
+    assert [record.distribution for record in registry.plugins()] == ["acme"]
+
+
 def test_a_strict_registry_raises_at_the_first_broken_plugin_and_again(module: Callable[[str], str]) -> None:
     broken = Found("acme", None, modules=[module("raise OSError('no')")])
     registry = Registry({"acme": broken, "regplug": BUILTIN}, strict=True)
@@ -613,3 +715,24 @@ def test_a_strict_registry_with_a_broken_plugin_answers_nobody_not_even_for_a_bu
     for _ in range(2):
         with pytest.raises(PluginError, match="plugin 'acme'"):
             strict.readout_entry("mean")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: regplug.ReadoutEntry("a", "m:A", summary=object()), "summary: expected one line of text"),
+        (lambda: regplug.ReadoutEntry("a", "m:A", summary="one\ntwo"), "summary: expected one line of text"),
+        (
+            lambda: regplug.BackboneEntry("a", "m:A", layout="m:l", readouts="pool"),
+            "readouts: expected a list of texts",
+        ),
+        (lambda: regplug.BackboneEntry("a", "m:A", layout="m:l", classes="m:A"), "classes: expected a list of texts"),
+        (lambda: regplug.BackboneEntry("a", "m:A", layout="m:l", options=7), "options: expected names with values"),
+        (lambda: regplug.FiLMEntry("a", "m:A", classes=[3]), "classes: expected a list of texts"),
+        (lambda: regplug.FiLMEntry("a", "m:A", width=5), "width: expected text"),
+        (lambda: regplug.FiLMEntry("a", "m:A", width_at=7), "width_at: expected text"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_refused_when_the_entry_is_made(make, said):
+    with pytest.raises(regplug.SpecError, match=said):
+        make()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import scale
 
+from regplug.discovery import Found
 from regplug.name_index import NameIndex
 
 COUNT = 8
@@ -165,8 +166,50 @@ def test_a_plugin_that_may_be_edited_is_imported_each_time(listed: Site) -> None
 def test_a_broken_plugin_hides_nobody(site: Site) -> None:
     site.add("broken", "name-b", extra="raise OSError('no disk')")
     assert site.run(LIST)[1] == ["broken", *EVERYBODY]
-    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["broken", "plugin-3"])  # it may be whole again
     assert site.run(entry("name-b"))[0].endswith("; broken plugins: broken.")
+
+
+def test_a_plugin_that_was_broken_for_a_while_is_asked_again(site: Site) -> None:
+    site.add("broken", "name-3", extra="if 'BREAK' in os.environ: raise OSError('no disk')")
+    site.run(LIST, BREAK="1")
+    clash = "strategy 'name-3': offered by broken and plugin-3; use 'broken:name-3' or 'plugin-3:name-3'."
+    assert site.run(entry("name-3"))[0] == clash
+
+
+def test_a_listing_replaces_what_is_no_longer_so(listed: Site) -> None:
+    module = listed.packages / "plugin_5.py"
+    module.write_text(module.read_text().replace("name-5", "name-3"))
+    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # nothing tells, before all are imported
+    listed.run(LIST)
+    assert listed.run(entry("name-3"))[0].startswith("strategy 'name-3': offered by plugin-3 and plugin-5; use ")
+
+
+def test_a_plugin_that_changes_the_path_at_import_is_remembered(site: Site) -> None:
+    site.add("changing", "name-c", extra="import sys; sys.path.append('/nowhere')")
+    site.run(LIST)
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "is_remembered"),
+    [
+        ('{"dir_info":{"editable":true},"url":"file:///x"}', False),  # as uv writes it
+        ('{"dir_info":{},"url":"file:///x"}', True),
+        ('{"url":"https://x","vcs_info":{}}', True),
+        ('{"dir_info":', False),
+        ('["editable"]', False),
+    ],
+)
+def test_who_may_be_edited_is_told_however_it_is_written(site: Site, direct_url: str, is_remembered: bool) -> None:
+    (site.packages / "plugin_3-1.0.dist-info" / "direct_url.json").write_text(direct_url)
+    site.run(LIST)
+    assert ("plugin-3" in json.loads(site.index().read_text())["names"]) is is_remembered
+
+
+def test_another_version_is_asked_anew() -> None:
+    one, other = (NameIndex({"acme": Found("acme", None, modules=["acme"], version=version)}) for version in "12")
+    assert one._path() != other._path()
 
 
 # ---- who may remember
@@ -236,6 +279,8 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_imports(site: Site
     site.cache.write_text("a file")
     assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
     assert site.run(entry("name-3"), REGPLUG_CACHE_DIR="", XDG_CACHE_HOME="", HOME="/proc/none")[1] == EVERYBODY
+    no_home = {"REGPLUG_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": "~"}
+    assert site.run(entry("name-3"), **no_home) == ("plugin-3:name-3", EVERYBODY)
 
 
 def test_the_cache_command_passes_over_the_file_and_deletes_it_with_the_rest(

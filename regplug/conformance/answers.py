@@ -6,6 +6,7 @@ import json
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import TOLERANCES, Subject, close, same_bits, seeded_answer
 from regplug.errors import ConformanceError, SpecError, told
 from regplug.spec import ReadoutSpec, specify
+from regplug.torch_private import OperationWatch
 from regplug.widths import stated_width
 
 UNKNOWN_OPTION = "option_that_no_readout_has"
-LARGE = 64
+LARGE, MANY = 64, 32
 
 
 def constructor(subject: Subject) -> None:
@@ -88,8 +90,10 @@ def dtype(subject: Subject) -> None:
     with_truth = False
     for wanted, tolerance in TOLERANCES.items():  # float64 first
         readout = subject.trained().to(wanted)
+        narrowing = Narrowing()
         try:
-            got = subject.answer(readout, subject.registers(4, dtype=wanted))
+            with narrowing.watching():
+                got = subject.answer(readout, subject.registers(4, dtype=wanted))
         except RuntimeError as error:
             if isinstance(error, NotImplementedError) or "not implemented for" in str(error):
                 continue
@@ -100,21 +104,44 @@ def dtype(subject: Subject) -> None:
             raise ConformanceError(f"weights and registers of {wanted}: expected {wanted}, got {got.dtype}.")
         if wanted == torch.float64:
             with_truth = True
-            refuse_float32_inside(got)
+            narrowing.refuse(got)
         elif with_truth:
             truth = subject.answer(readout.double(), subject.registers(4, dtype=wanted).double())
             close(f"answer in {wanted}", got.double(), truth, tolerance)
 
 
-def refuse_float32_inside(answer: Tensor) -> None:
-    """Refuse a float64 answer whose every number has float32's digits only.
+class Narrowing:
+    """Watches a float64 forward for an operation that leaves float64."""
 
-    Raises:
-        ConformanceError: It was computed in less than float64.
-    """
-    fractions = answer[answer != answer.round()]  # whole numbers are exact in both
-    if fractions.numel() and bool((fractions.float().double() == fractions).all()):
-        raise ConformanceError("weights and registers of torch.float64: expected float64's digits, got float32's.")
+    def __init__(self) -> None:
+        self.operation: str | None = None
+
+    def watching(self) -> OperationWatch:
+        """Run the forward inside it."""
+        return OperationWatch(self._see)
+
+    def _see(self, operation: str, inputs: tuple[object, ...], output: object) -> None:
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        leaves = any(_is_float(one) and one.dtype != torch.float64 for one in outputs)
+        if leaves and any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in inputs):
+            self.operation = self.operation or operation
+
+    def refuse(self, answer: Tensor) -> None:
+        """Refuse an answer that was computed in less than float64, somewhere on the way or all of it.
+
+        Raises:
+            ConformanceError: It was.
+        """
+        owner = "weights and registers of torch.float64"
+        if self.operation is not None:
+            raise ConformanceError(f"{owner}: expected float64 all the way, got less from {self.operation}.")
+        fractions = answer[answer != answer.round()]  # whole numbers are exact in both
+        if fractions.numel() and bool((fractions.float().double() == fractions).all()):
+            raise ConformanceError(f"{owner}: expected float64's digits, got float32's.")
+
+
+def _is_float(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def cond_dim(subject: Subject) -> None:
@@ -179,13 +206,14 @@ def batch_independence(subject: Subject) -> None:
     Else what a user gets depends on who else asks, and no batch reproduces another.
     """
     readout = subject.trained()
-    whole = subject.answer(readout, subject.registers(4))
-    for index in range(4):
-        alone = subject.answer(readout, subject.registers(4)[index : index + 1])
-        close(f"sample {index} of 4 alone", alone, whole[index : index + 1], subject.tolerance)
-    order = torch.tensor([2, 0, 3, 1])
-    mixed = subject.answer(readout, subject.registers(4)[order])
-    close("the batch in another order", mixed, whole[order], subject.tolerance)
+    for batch in (4, MANY):
+        registers = subject.registers(batch)
+        whole = subject.answer(readout, registers.clone())
+        for index in range(4):
+            alone = subject.answer(readout, registers[index : index + 1].clone())
+            close(f"sample {index} of {batch} alone", alone, whole[index : index + 1], subject.tolerance)
+        mixed = subject.answer(readout, registers.flip(0))
+        close(f"{batch} samples in another order", mixed, whole.flip(0), subject.tolerance)
 
 
 def deterministic(subject: Subject) -> None:

@@ -23,7 +23,8 @@ def subjects_asked_for(config: pytest.Config) -> list[Subject]:
     """
     try:
         options = dict(KeyValue().convert(text, None, None) for text in config.getoption("readout_option"))
-        return [_subject(config, name, options) for name in dict.fromkeys(config.getoption("readout"))]
+        subjects = [_subject(config, name, options) for name in dict.fromkeys(config.getoption("readout"))]
+        return list({subject.name: subject for subject in subjects}.values())  # one readout under two spellings
     except click.UsageError as error:
         raise pytest.UsageError(f"--readout-option: {error.message}") from error
     except RegplugError as error:

@@ -134,6 +134,10 @@ def _by_strategy(
     strategies: Sequence[str], expected: Mapping[str, str | Mapping[str, str]]
 ) -> dict[str, dict[str, str]]:
     """The expected failures of each strategy: those that are declared for all, and its own."""
+    if not isinstance(expected, Mapping):
+        raise SpecError(
+            f"parametrize_with_checks: expected_failures: expected check names, each with its reason, got {expected!r}."
+        )
     for_all = {check: reason for check, reason in expected.items() if not isinstance(reason, Mapping)}
     own = {strategy: checks for strategy, checks in expected.items() if isinstance(checks, Mapping)}
     unknown = [strategy for strategy in own if strategy not in strategies]

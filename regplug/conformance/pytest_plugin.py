@@ -6,7 +6,6 @@ else only when a readout is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     from regplug.conformance.subject import Subject
 
 ASKED: pytest.StashKey[list[Subject]] = pytest.StashKey()
-TESTS = "test_conformance.py::test_asked_readout["
+MODULE = "regplug.conformance.test_conformance"
+TEST = "::test_asked_readout["  # an item found by its module's name has no file in its id
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,19 +54,25 @@ def pytest_collection(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Looks at what was collected, before anything is deselected."""
     if not hasattr(config, "workerinput"):  # a worker of pytest-xdist can but crash; its ids are looked at below
-        _refuse_to_check_nothing(config, (item.nodeid for item in items))
+        _refuse_to_check_nothing(config, any(_module_of(item) == MODULE for item in items))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Looks at what a worker of pytest-xdist collected."""
-    _refuse_to_check_nothing(node.config, ids)
+    _refuse_to_check_nothing(node.config, any(TEST in one for one in ids))
 
 
-def _refuse_to_check_nothing(config: pytest.Config, ids: Iterable[str]) -> None:
+def _module_of(item: pytest.Item) -> str | None:
+    return getattr(getattr(item, "module", None), "__name__", None)
+
+
+def _refuse_to_check_nothing(config: pytest.Config, collected: bool) -> None:
     """Refuse the tests without a readout, and readouts without the tests: both would pass without a word."""
-    collected = any(TESTS in one for one in ids)
     if collected and not config.getoption("readout"):
         raise pytest.UsageError("regplug.conformance: expected --readout NAME, or --readout module:Class, got none.")
     if config.getoption("readout") and not collected:
-        raise pytest.UsageError("--readout: expected `--pyargs regplug.conformance` beside it, got other tests only.")
+        raise pytest.UsageError(
+            "--readout: expected `--pyargs regplug.conformance` beside it, got other tests only; where a configuration "
+            "file sets python_files or python_functions, add `-o python_files=test_*.py -o python_functions=test_*`."
+        )

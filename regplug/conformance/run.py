@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from regplug.conformance import answers, imports, modes, programs, refusals, storing, training
 from regplug.conformance.check import COMPILERS, Check, CheckResult, run_check
 from regplug.conformance.subject import Subject
@@ -39,16 +42,20 @@ def subject_of(
         spec: What ``resolve`` gave.
         layout: Where the registers sit; behind one other token when None.
         film: The FiLM generator to pair it with, a class or ``module:Class``; regplug's own when None.
-        film_options: Its constructor's keywords, the width apart.
+        film_options: Its constructor's keywords, the width apart; regplug's own has defaults for all.
         backends: The export backends to try; every installed one when None.
         compiler: ``torch.compile``'s backend: ``inductor``, or ``eager``, which traces only and is cheap.
         registry: Where names are looked up; the installed plugins when None.
 
     Raises:
-        SpecError: The layout has other sizes than the spec, or the compiler is unknown.
+        SpecError: The readout cannot be built, the layout has other sizes than the spec, or the compiler is unknown.
         NameLookupError: An export backend is not installed.
     """
     registry = registry or default_registry()
+    if layout is not None and not isinstance(layout, TokenLayout):
+        raise SpecError(f"layout: expected a TokenLayout, got {layout!r}.")
+    if isinstance(backends, str):
+        raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     sizes = (spec.num_registers, spec.hidden_dim)
     layout = layout or TokenLayout(*sizes, start=1)
     if (layout.num_registers, layout.hidden_dim) != sizes:
@@ -63,8 +70,18 @@ def subject_of(
     for name in backends:
         registry.export_backend_entry(name)
     if film is None:
-        film, film_options = FILM, FILM_OPTIONS
-    return Subject(spec, layout, film, dict(film_options or {}), tuple(backends), compiler, registry)
+        film, film_options = FILM, {**FILM_OPTIONS, **(film_options or {})}
+    subject = Subject(spec, layout, film, dict(film_options or {}), tuple(backends), compiler, registry)
+    _refuse_lazy(subject.name, subject.fresh())  # what cannot be built is one error, not a failure of every check
+    return subject
+
+
+def _refuse_lazy(owner: str, readout: nn.Module) -> None:
+    for name, tensor in readout.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise SpecError(
+                f"{owner}: expected weights that have shapes once built, got a lazy {name!r}; state its sizes."
+            )
 
 
 def all_checks(backends: Sequence[str]) -> list[Check]:
@@ -124,6 +141,8 @@ def refuse_unknown_checks(owner: str, expected: Mapping[str, str]) -> None:
 
     A program's check may be of an export backend that is not installed here.
     """
+    if not isinstance(expected, Mapping):
+        raise SpecError(f"{owner}: expected failures: expected check names, each with its reason, got {expected!r}.")
     known = [check.name for check in all_checks([ANY_BACKEND])]
     of_programs = {name.partition("[")[0] for name in known if name.endswith(f"[{ANY_BACKEND}]")}
     for name, reason in expected.items():

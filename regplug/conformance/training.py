@@ -9,21 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from regplug.conditioner import Conditioner
-from regplug.conformance.answers import refuse_float32_inside
+from regplug.conformance.answers import Narrowing
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import SEED, Subject, close, move, seeded, seeded_answer
 from regplug.errors import ConformanceError
 from regplug.layout import is_int
 from regplug.pairing import Convention, convention_of, film_family, pair
+from regplug.torch_private import OperationWatch
 
 BATCH = 4
 # a start at 1 or 0 is that, or as near as a tiny random weight leaves it
 NEAR_START = 0.05
-# FLOPs by element that torch does not count: the most for each number that is read, held or given
-MOST_BY_ELEMENT = 64
+# the most FLOPs for each number that an operation reads or gives, beside those that torch counts
+MOST_BY_ELEMENT = 16
+COUNTED = {str(operation) for operation in flop_registry}
 STEP = 1e-6
 
 # what a pair that starts at these two numbers is the identity for
@@ -136,9 +138,12 @@ def _check_gradient(owner: str, gradient: Tensor | None, constant: bool = False)
 def _check_differences(subject: Subject) -> None:
     readout = subject.trained().double()
     registers = subject.registers(2, dtype=torch.float64)
+    narrowing = Narrowing()
     try:
-        refuse_float32_inside(answer := subject.answer(readout, registers))
-    except (Exception, SystemExit):  # no forward in float64: `dtype` tells what there is to tell
+        with narrowing.watching():
+            answer = subject.answer(readout, registers)
+        narrowing.refuse(answer)
+    except (Exception, SystemExit):  # no forward in float64 all the way: `dtype` tells what there is to tell
         return
     if answer.dtype != torch.float64:
         return
@@ -179,8 +184,8 @@ def _compare(run: Callable[[str, Tensor], Tensor], name: str, value: Tensor) -> 
 def flop_count(subject: Subject) -> None:
     """``flop_count(hidden_dim)`` is what torch counts for one sample, 2 for each multiply-add, and a little more.
 
-    The little is operations by element, which torch does not count. Half or batch times the truth misleads whoever
-    compares readouts.
+    The little is operations by element, which torch does not count: at most 16 FLOPs for each number that one reads or
+    gives. Half or twice the truth misleads whoever compares readouts.
     """
     readout = subject.trained()
     count = getattr(readout, "flop_count", None)
@@ -189,15 +194,31 @@ def flop_count(subject: Subject) -> None:
     told_count = count(subject.spec.hidden_dim)
     if not is_int(told_count):
         raise ConformanceError(f"flop_count: expected an integer, got {told_count!r}.")
+    registers = subject.registers(1)
+    elements = 0
+
+    def add(operation: str, inputs: tuple[object, ...], output: object) -> None:
+        nonlocal elements
+        elements += _elements(operation, inputs, output)
+
     # torch does not know the CPU's fused attention
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = subject.answer(readout, subject.registers(1))
-    numbers = subject.spec.num_registers * subject.spec.hidden_dim + output.numel()
-    numbers += sum(parameter.numel() for parameter in readout.parameters())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, OperationWatch(add):
+        subject.answer(readout, registers)
     least = counter.get_total_flops()
-    most = least + MOST_BY_ELEMENT * numbers
+    most = least + MOST_BY_ELEMENT * elements
     if not least <= told_count <= most:
         raise ConformanceError(f"flop_count: expected {least} to {most} for one sample, got {told_count}.")
+
+
+def _elements(operation: str, inputs: tuple[object, ...], output: object) -> int:
+    """The numbers that an operation works on, one by one; none for a view."""
+    given = [one for one in inputs if isinstance(one, Tensor)]
+    outputs = [one for one in (output if isinstance(output, (tuple, list)) else (output,)) if isinstance(one, Tensor)]
+    held = {one.untyped_storage().data_ptr() for one in given}
+    made = sum(one.numel() for one in outputs if one.untyped_storage().data_ptr() not in held)
+    if not made or operation.rpartition(".")[0] in COUNTED:  # of a product torch counts all but what is added to it
+        return made
+    return max(made, *(one.numel() for one in given), 0)
 
 
 CHECKS = (Check("film", film), Check("gradients", gradients), Check("flop-count", flop_count))

@@ -159,16 +159,17 @@ def check_cache(stop: Stop) -> Requirement:
     from regplug.cache import check_ours
     from regplug.cache_place import cache_folder
 
-    folder = cache_folder()
     without = "every export to aotinductor compiles again; use another REGPLUG_CACHE_DIR."
+    folder = None
     try:
+        folder = cache_folder()
         if folder.exists():
             check_ours(folder)
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
             raise PermissionError(None, "not writable")
     except OSError as error:
-        return Requirement("cache folder", str(folder), WARNING, f"{error.strerror}: {without}")
+        return Requirement("cache folder", str(folder or "none"), WARNING, f"{error.strerror or error}: {without}")
     return Requirement("cache folder", f"{folder}" if folder.exists() else f"{folder} (made at first use)")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from regplug import errors
+
 OK, WARNING, PROBLEM = LEVELS = ("ok", "warning", "problem")
 SHOWN = 5  # of many alike, how many are named
 LONGEST = 400  # characters of a message; what plugins raise and print has no bound
@@ -31,9 +33,8 @@ def worst(levels: Iterable[str]) -> str:
 
 
 def clip(text: str, longest: int = LONGEST) -> str:
-    """One printable line, no longer than so many characters."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * longest]).split())
-    return line if len(line) <= longest else f"{line[:longest]}..."
+    """One printable line, no longer than a message may be."""
+    return errors.clip(text, longest)
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -1,0 +1,36 @@
+"""Locks that a fork waits for."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+
+_locks: set[weakref.ref[threading.RLock]] = set()
+_held: list[threading.RLock] = []  # over a fork
+
+
+def lock_over_forks() -> threading.RLock:
+    """A lock that a fork waits for: a child forked while another thread holds it would wait for that for ever."""
+    lock = threading.RLock()
+    _locks.add(weakref.ref(lock, _locks.discard))
+    return lock
+
+
+def _take_all() -> None:
+    locks = [lock for reference in tuple(_locks) if (lock := reference())]
+    # who imports holds one and may want another, so no order is safe: all at once, or none
+    while not all(taken := [lock.acquire(timeout=0.05) for lock in locks]):
+        for lock in itertools.compress(locks, taken):
+            lock.release()
+    _held[:] = locks
+
+
+def _release_all() -> None:
+    for lock in [_held.pop() for _ in range(len(_held))]:  # emptied before another thread may fork
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_take_all, after_in_parent=_release_all, after_in_child=_release_all)
