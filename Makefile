@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: test demo bench scale matrix lint clean compiler
+.PHONY: test demo bench scale matrix torture lint clean compiler fuzzer
 .DELETE_ON_ERROR:
 
 test: $(VENV)/tested-tools $(VENV)/installed lint
@@ -27,6 +27,10 @@ scale: $(VENV)/tested-tools $(VENV)/installed
 # every check on every readout, with every compiler; `make matrix TORCH=torch==2.10.0 VENV=.venv-2.10` for another torch
 matrix: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/matrix.py
+
+# what a loader and a writer must stand, by the thousand and million; `make torture PARTS="damaged soak"` for some of it
+torture: $(VENV)/tested-tools $(VENV)/torture-tools $(VENV)/installed fuzzer
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json
 
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .
@@ -57,6 +61,16 @@ $(VENV)/tested-tools: $(VENV)/tools tests/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
 	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@
+
+$(VENV)/torture-tools: $(VENV)/tools
+	$(BIN)/pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	touch $@
+
+# libFuzzer comes with clang; strace fails and kills single system calls
+fuzzer:
+	@command -v clang++ >/dev/null && command -v strace >/dev/null || \
+	  apt-get install --quiet --quiet --yes --no-install-recommends clang libclang-rt-14-dev strace || { \
+	  echo "error: expected clang++ with libFuzzer and strace, got none; install them, as apt-get would." >&2; exit 1; }
 
 compiler:
 	@command -v c++ >/dev/null || { \
