@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 
-.PHONY: test demo bench scale matrix torture lint clean compiler fuzzer
+.PHONY: test demo bench scale matrix torture lint clean compiler tracer fuzzer
 .DELETE_ON_ERROR:
 
-test: $(VENV)/tested-tools $(VENV)/installed lint
+test: $(VENV)/tested-tools $(VENV)/installed tracer lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests plugins
 
 demo: $(VENV)/installed
@@ -29,8 +29,8 @@ matrix: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/matrix.py
 
 # what a loader and a writer must stand, by the thousand and million; `make torture PARTS="damaged soak"` for some of it
-torture: $(VENV)/tested-tools $(VENV)/torture-tools $(VENV)/installed fuzzer
-	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json
+torture: $(VENV)/tested-tools $(VENV)/torture-tools $(VENV)/installed tracer fuzzer
+	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json
 
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .
@@ -66,11 +66,15 @@ $(VENV)/torture-tools: $(VENV)/tools
 	$(BIN)/pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
 	touch $@
 
-# libFuzzer comes with clang; strace fails and kills single system calls
+# Debian's packages, where they are missing: strace fails and kills single system calls, clang brings libFuzzer
+debian = command -v $(1) >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
+  echo "error: expected $(1), got none; install it, as 'apt-get install $(2)' does." >&2; exit 1; }
+
+tracer:
+	@$(call debian,strace,strace)
+
 fuzzer:
-	@command -v clang++ >/dev/null && command -v strace >/dev/null || \
-	  apt-get install --quiet --quiet --yes --no-install-recommends clang libclang-rt-14-dev strace || { \
-	  echo "error: expected clang++ with libFuzzer and strace, got none; install them, as apt-get would." >&2; exit 1; }
+	@$(call debian,clang++,clang libclang-rt-14-dev)
 
 compiler:
 	@command -v c++ >/dev/null || { \

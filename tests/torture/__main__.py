@@ -30,12 +30,39 @@ def run_part(name: str, share: float, seed: int) -> tuple[list[Figure], float]:
     return figures, time.monotonic() - begun
 
 
+def print_table(rows: list[dict]) -> None:
+    heads = ("part", "what was tried", "times", "what must not happen", "seed", "part's seconds", "note", "verdict")
+    table = Table(*heads)
+    for row in rows:
+        bad = "\n".join(f"{word}: {count}" for word, count in row["bad"].items())
+        seed = "" if row["seed"] is None else str(row["seed"])
+        cells = (row["part"], row["what"], f"{row['tried']:,}", bad, seed, str(row["seconds"]), row["note"])
+        table.add_row(*cells, "ok" if row["ok"] else "BAD")
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+
+
+def write_page(page: Path, rows: list[dict]) -> None:
+    """Put the figures between the page's two marks."""
+    lines = ["| part | what was tried | times | what must not happen | seed | seconds |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        bad = ", ".join(f"{word} {count}" for word, count in row["bad"].items())
+        what = f"{row['what']} ({row['note']})" if row["note"] else row["what"]
+        seed = "" if row["seed"] is None else row["seed"]
+        lines.append(f"| `{row['part']}` | {what} | {row['tried']:,} | {bad} | {seed} | {row['seconds']} |")
+    before, begin, rest = page.read_text().partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- end of figures -->")
+    if not end:
+        sys.exit(f"error: {page}: expected the marks 'figures' and 'end of figures', got none.")
+    page.write_text(f"{before}{begin}" + "\n".join(lines) + f"\n{end}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--share", type=float, default=1.0, help="how much of the full battery")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go too")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown page that shows the figures")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"parts: expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}.")
@@ -48,13 +75,9 @@ def main() -> None:
             print(f"{name}: {figure.what} {figure.tried}: {bad} {figure.note}", file=sys.stderr)
         if given.json:  # after each part: the whole takes long
             given.json.write_text(json.dumps(rows, indent=1) + "\n")
-    table = Table("part", "what was tried", "times", "what must not happen", "seed", "part's seconds", "note", "verdict")
-    for row in rows:
-        bad = "\n".join(f"{word}: {count}" for word, count in row["bad"].items())
-        seed = "" if row["seed"] is None else str(row["seed"])
-        verdict = "ok" if row["ok"] else "BAD"
-        table.add_row(row["part"], row["what"], f"{row['tried']:,}", bad, seed, str(row["seconds"]), row["note"], verdict)
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    print_table(rows)
+    if given.page:
+        write_page(given.page, rows)
     sys.exit(not all(row["ok"] for row in rows))
 
 
