@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -21,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from regplug.cache_place import cache_folder as cache_folder
+from regplug.durable import write_all
 from regplug.errors import BundleError
-from regplug.weights import read_header, read_metadata, save_tensors
+from regplug.safetensors_header import read_header
+from regplug.temporary import delete, locked_file, stale
+from regplug.weights import read_metadata, save_tensors
 
 ENTRY = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.safetensors")
 DAY = 86_400.0
+WRITING = ".entry.writing-"
 
 log = logging.getLogger("regplug")
 
@@ -75,12 +78,10 @@ def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_ours(folder)
         place = folder / f"{key}-{hashlib.sha256(data).hexdigest()}.safetensors"
-        beside = folder / f".{secrets.token_hex(8)}.writing"
-        try:
-            beside.write_bytes(data)
+        _sweep(folder)
+        with locked_file(folder, WRITING, 0o600) as (descriptor, beside):
+            write_all(descriptor, data)
             beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
     except OSError as error:
         log.warning("cache %s: not written: %s; the next export compiles again.", folder, error.strerror or error)
 
@@ -109,12 +110,19 @@ def prune(days: float) -> list[CacheEntry]:
     old = [one for one in entries() if one.description is None or now - one.last_used > days * DAY]
     for one in old:
         one.path.unlink(missing_ok=True)
+    _sweep(cache_folder())
     for pattern, longest in ((".*.writing", DAY), ("names-*.json", days * DAY)):
         for path in cache_folder().glob(pattern):
             with suppress(FileNotFoundError):
                 if now - path.stat().st_mtime > longest:
                     path.unlink()
     return old
+
+
+def _sweep(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # no folder, nothing left in it
+        for path in stale(folder, WRITING):
+            delete(path)
 
 
 def _entries() -> Iterator[tuple[Path, str]]:

@@ -91,7 +91,7 @@ def check_command(
         click.echo(counted(results))
     if junit is not None:
         from regplug.conformance.junit import junit_xml
-        from regplug.writing import write_files
+        from regplug.lone_files import write_files
 
         write_files({junit: junit_xml(results)}, force=True)
     if not ok:
@@ -176,7 +176,7 @@ def _expectation(text: str) -> tuple[str, str]:
 
 
 def _check_place(junit: Path) -> None:
-    from regplug.writing import check_file_place
+    from regplug.lone_files import check_file_place
 
     if not (junit.name and junit.parent.is_dir() and os.access(junit.parent, os.W_OK | os.X_OK)):
         raise click.UsageError(f"--junit: expected a file in a folder that can be written into, got {str(junit)!r}.")

@@ -66,7 +66,7 @@ def import_command(
     CHECKPOINT is safetensors, or a PyTorch file of plain weights: no pickled code is run. `regplug export --weights`
     takes what is written, which says what it is.
     """
-    from regplug.writing import write_files
+    from regplug.lone_files import write_files
 
     if block is not None and every:
         raise click.UsageError("--block, --all: expected one of them, got both.")
@@ -103,7 +103,7 @@ def _place(output: Path, one: Imported, every: bool) -> Path:
 
 
 def _check_place(path: Path, checkpoint: str, force: bool) -> None:
-    from regplug.writing import check_file_place
+    from regplug.lone_files import check_file_place
 
     try:
         check_file_place(path, force)

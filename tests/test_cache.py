@@ -8,6 +8,7 @@ import time
 import pytest
 
 from regplug import cache
+from regplug.temporary import locked_file
 
 DESCRIPTION = {"backend": "b", "strategy": "s", "settings": {}}
 KEY = "a" * 64
@@ -78,6 +79,19 @@ def test_prune_deletes_what_was_not_used_and_what_was_left_half_written(folder):
     assert {path.name[:5] for path in folder.iterdir()} == {"bbbbb", ".4567", "notes"}
 
 
+def test_what_a_killed_process_left_half_written_goes_with_the_next_entry(folder):
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
+    (folder / f"{cache.WRITING}0123456789ab").write_bytes(b"half")
+    with locked_file(folder, cache.WRITING, 0o600) as (_, writing):
+        cache.keep(KEY, DESCRIPTION, {"program.b": b"two"})
+        assert [path.name for path in folder.glob(".*")] == [writing.name]
+
+
+def test_where_there_is_no_folder_there_is_nothing_to_prune(folder):
+    assert not folder.exists()
+    assert cache.prune(days=0) == []
+
+
 def test_finding_an_entry_counts_as_using_it(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"old"})
     [path] = folder.iterdir()
@@ -134,10 +148,12 @@ def test_processes_that_write_read_prune_and_die_at_once_see_whole_entries_only(
     readers = [
         subprocess.Popen([sys.executable, "-c", READER, *words], stderr=subprocess.PIPE) for words in ([], ["prune"])
     ]
-    for reader in readers:
-        _, complaint = reader.communicate(timeout=120)
-        assert reader.returncode == 0, complaint.decode()
-    for writer in writers:
-        writer.kill()
-        writer.wait()
+    try:
+        for reader in readers:
+            _, complaint = reader.communicate(timeout=120)
+            assert reader.returncode == 0, complaint.decode()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
     assert all(entry.description for entry in cache.entries())

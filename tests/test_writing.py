@@ -1,5 +1,6 @@
 """Putting a bundle in place: all of it, or nothing, whatever happens in between."""
 
+import errno
 import os
 import random
 import resource
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from regplug import writing
+from regplug import durable, lone_files, temporary, writing
 from regplug.errors import ExportError
+from regplug.lone_files import write_files
+from regplug.temporary import locked_folder, prefix_for
 from regplug.writing import write_folder
 
 OLD = {"manifest.json": b"old", "weights.safetensors": b"old" * 1000}
@@ -25,7 +29,7 @@ def content(folder):
 
 
 def stale(parent):
-    return [entry.name for entry in parent.iterdir() if "regplug-" in entry.name]
+    return sorted(entry.name for entry in parent.iterdir() if "regplug-" in entry.name)
 
 
 def test_a_folder_is_made_with_its_parents_and_plain_permissions(tmp_path):
@@ -186,55 +190,287 @@ def test_an_interrupted_export_leaves_a_whole_bundle_and_what_it_leaves_beside_i
 
 
 def test_a_living_exporters_folder_is_not_swept(tmp_path):
-    from regplug.writing import _sibling
-
-    with _sibling(tmp_path / "b") as folder:
+    with locked_folder(tmp_path, prefix_for(tmp_path / "b")) as folder:
         (folder / "half").write_text("")
         write_folder(tmp_path / "b", NEW, force=False)
         assert (folder / "half").exists()
+    write_folder(tmp_path / "b", NEW, force=True)
     assert stale(tmp_path) == []
 
 
+def test_what_only_looks_like_a_dead_exporters_is_kept(tmp_path):
+    (tmp_path / ".b.regplug-notes").mkdir()
+    (tmp_path / ".b.regplug-0123456789ab.txt").write_text("mine")
+    (tmp_path / ".c.regplug-0123456789ab").mkdir()
+    (tmp_path / ".b.regplug-0123456789ab").mkdir()
+    (tmp_path / ".b.regplug-0123456789ac").write_text("of a lone file")
+    write_folder(tmp_path / "b", NEW, force=False)
+    assert stale(tmp_path) == [".b.regplug-0123456789ab.txt", ".b.regplug-notes", ".c.regplug-0123456789ab"]
+
+
+def late(monkeypatch, module, name, first):
+    """Do ``first`` just before a step of the writer is done for the first time."""
+    step = getattr(module, name)
+
+    def stepped(*arguments):
+        monkeypatch.setattr(module, name, step)
+        first()
+        return step(*arguments)
+
+    monkeypatch.setattr(module, name, stepped)
+
+
 def test_a_bundle_that_came_into_being_at_the_last_moment_is_not_replaced_without_force(tmp_path, monkeypatch):
-    put_in_place = writing._put_in_place
-
-    def late(folder, directory, force):
-        monkeypatch.undo()
-        write_folder(directory, OLD, force=False)
-        put_in_place(folder, directory, force)
-
-    monkeypatch.setattr(writing, "_put_in_place", late)
-    with pytest.raises(ExportError, match="nothing was changed"):
+    late(monkeypatch, writing, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
+    with pytest.raises(ExportError, match="exists and is kept; use force"):
         write_folder(tmp_path / "b", NEW, force=False)
     assert content(tmp_path / "b") == OLD
     assert stale(tmp_path) == []
 
 
+def test_a_bundle_that_came_into_being_at_the_last_moment_is_replaced_with_force(tmp_path, monkeypatch):
+    late(monkeypatch, writing, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
+    write_folder(tmp_path / "b", NEW, force=True)
+    assert content(tmp_path / "b") == NEW
+    assert stale(tmp_path) == []
+
+
 def test_an_exporter_whose_folder_was_swept_before_it_was_locked_takes_another(tmp_path, monkeypatch):
-    flock, swept = writing.fcntl.flock, []
-
-    def sweep_first(descriptor, operation):
-        if not swept:
-            swept.extend(tmp_path.glob(".b.regplug-*"))
-            swept[0].rmdir()
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(writing.fcntl, "flock", sweep_first)
+    late(monkeypatch, temporary.fcntl, "flock", lambda: next(tmp_path.glob(".b.regplug-*")).rmdir())
     write_folder(tmp_path / "b", NEW, force=False)
     assert content(tmp_path / "b") == NEW
-    assert len(swept) == 1
 
 
-def test_a_file_system_that_cannot_sync_the_parent_folder_does_not_make_a_written_bundle_an_error(
+def test_an_exporter_waits_for_the_one_that_replaces_the_same_bundle(tmp_path):
+    write_folder(tmp_path / "b", OLD, force=False)
+    descriptor = temporary.lock(tmp_path / "b")
+    other = threading.Thread(target=write_folder, args=(tmp_path / "b", NEW, True))
+    other.start()
+    other.join(0.1)
+    assert other.is_alive()
+    assert content(tmp_path / "b") == OLD
+    temporary.release(descriptor)
+    other.join(60)
+    assert content(tmp_path / "b") == NEW
+
+
+def test_an_exporter_does_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "PATIENCE", 0)
+    write_folder(tmp_path / "b", OLD, force=False)
+    descriptor = temporary.lock(tmp_path / "b")
+    with pytest.raises(ExportError, match="expected it to be free, got another exporter's lock for 0 s; end that one"):
+        write_folder(tmp_path / "b", NEW, force=True)
+    temporary.release(descriptor)
+    assert content(tmp_path / "b") == OLD
+
+
+def fsync_that(monkeypatch, folder, code):
+    """Let the sync of one folder fail."""
+    fsync = os.fsync
+
+    def failing(descriptor):
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable.os, "fsync", failing)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_syncs_no_folders_does_not_make_a_written_bundle_an_error(tmp_path, monkeypatch, code):
+    fsync_that(monkeypatch, tmp_path, code)
+    write_folder(tmp_path / "b", NEW, force=False)
+    assert content(tmp_path / "b") == NEW
+
+
+def test_where_the_exchange_does_not_reach_the_disk_the_old_bundle_is_kept_beside_and_that_is_said(
     tmp_path, monkeypatch
 ):
-    sync = writing._sync
+    write_folder(tmp_path / "b", OLD, force=False)
+    fsync_that(monkeypatch, tmp_path, errno.EIO)
+    with pytest.raises(ExportError, match="the new bundle stands there, the old one beside it as .b.regplug-") as told:
+        write_folder(tmp_path / "b", NEW, force=True)
+    assert "nothing was changed" not in str(told.value)
+    [beside] = stale(tmp_path)
+    assert (content(tmp_path / "b"), content(tmp_path / beside)) == (NEW, OLD)
+    with pytest.raises(ExportError, match="Input/output error; nothing was changed"):
+        write_folder(tmp_path / "b", NEW, force=True)  # what stands beside is not swept either
+    assert stale(tmp_path) == [beside]
+    monkeypatch.undo()
+    write_folder(tmp_path / "b", NEW, force=True)
+    assert stale(tmp_path) == []
 
-    def refuse(folder):
-        if folder == tmp_path:
-            raise OSError(22, "Invalid argument")
-        sync(folder)
 
-    monkeypatch.setattr(writing, "_sync", refuse)
-    write_folder(tmp_path / "b", NEW, force=False)
-    assert content(tmp_path / "b") == NEW
+def test_folders_made_for_a_bundle_that_cannot_be_written_go_again(tmp_path, monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(ExportError, match="nothing was changed"):
+            write_folder(tmp_path / "a" / "b" / "c", NEW, force=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- permissions
+
+
+def modes(folder):
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in [folder, *folder.iterdir()]}
+
+
+def test_a_replaced_bundle_keeps_its_permissions_and_a_new_file_gets_no_more_than_the_manifest_had(tmp_path):
+    place = tmp_path / "b"
+    write_folder(place, OLD, force=False)
+    (place / ".notes").write_text("mine")
+    for file, mode in (("", 0o2700), ("manifest.json", 0o600), ("weights.safetensors", 0o640), (".notes", 0o604)):
+        (place / file).chmod(mode)
+    os.utime(place / ".notes", (1, 2))
+    write_folder(place, {**OLD, "golden.safetensors": b"new"}, force=True)
+    assert modes(place) == {
+        "b": 0o2700,
+        "manifest.json": 0o600,
+        "weights.safetensors": 0o640,
+        "golden.safetensors": 0o600,
+        ".notes": 0o604,
+    }
+    assert (place / ".notes").stat().st_mtime == 2
+
+
+def test_owner_and_group_are_kept_and_a_group_that_cannot_be_given_gets_no_permissions(tmp_path, monkeypatch):
+    write_folder(tmp_path / "b", OLD, force=False)
+    file = tmp_path / "b" / "manifest.json"
+    file.chmod(0o664)
+    if os.geteuid() == 0:
+        os.chown(file, 12345, 23456)
+        write_folder(tmp_path / "b", OLD, force=True)
+        assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (12345, 23456, 0o664)
+    old = os.stat_result([0o100664, 1, 1, 1, 12345, 23456, 0, 0, 0, 0])
+
+    def refuse(*arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(durable.os, "fchown", refuse)
+    with (tmp_path / "new").open("w") as new:
+        durable.make_like(new.fileno(), old)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o604
+
+
+def test_a_bundle_is_closed_to_others_while_it_is_written(tmp_path, monkeypatch):
+    seen = []
+    write = writing.write_file
+
+    def look(path, *arguments):
+        seen.append(stat.S_IMODE(path.parent.stat().st_mode))
+        write(path, *arguments)
+
+    monkeypatch.setattr(writing, "write_file", look)
+    write_folder(tmp_path / "b", OLD, force=False)
+    write_folder(tmp_path / "b", NEW, force=True)
+    assert set(seen) == {0o700}
+    assert len(seen) == 4
+
+
+# ---- lone files
+
+
+def test_lone_files_are_written_whole_with_the_permissions_that_stood_there(tmp_path):
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "old").chmod(0o600)
+    (tmp_path / ".old.regplug-0123456789ab").write_bytes(b"of a killed writer")
+    before = os.umask(0o027)
+    try:
+        write_files({tmp_path / "old": b"new", tmp_path / "in" / "new": b"new"}, force=True)
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).read_bytes() for name in ("old", "in/new")] == [b"new", b"new"]
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("old", "in/new")] == [0o600, 0o640]
+    assert stale(tmp_path) == []
+
+
+def test_a_lone_file_that_came_into_being_at_the_last_moment_is_kept(tmp_path, monkeypatch):
+    late(monkeypatch, lone_files, "rename_to_new", lambda: (tmp_path / "f").write_bytes(b"mine"))
+    with pytest.raises(ExportError, match="exists and is kept; use force to replace it"):
+        write_files({tmp_path / "f": b"new"}, force=False)
+    assert content(tmp_path) == {"f": b"mine"}
+
+
+def test_a_lone_file_that_cannot_be_written_is_named_with_those_that_were(tmp_path, monkeypatch):
+    late(monkeypatch, Path, "replace", lambda: (tmp_path / "two").mkdir())
+    with pytest.raises(ExportError, match=r"file .*two: cannot be written: Is a directory; written before: .*one\.$"):
+        write_files({tmp_path / "one": b"1", tmp_path / "two": b"2"}, force=True)
+    assert (tmp_path / "one").read_bytes() == b"1"
+    assert stale(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_rename_to_new_places_only_links_instead(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(durable, "_rename", refuse)
+    write_files({tmp_path / "f": b"1"}, force=False)
+    with pytest.raises(ExportError, match="exists and is kept"):
+        write_files({tmp_path / "f": b"2"}, force=False)
+    assert content(tmp_path) == {"f": b"1"}
+
+
+# ---- the command
+
+
+EXPORT = [sys.executable, "-m", "regplug", "export", "mean", "--num-registers", "4", "--hidden-dim", "24"]
+
+
+def export(place, *words):
+    command = [*EXPORT, "--no-programs", "--force", "-o", place]
+    return subprocess.run([*words, *command], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A bundle that stands there, and its bytes."""
+    done = export(tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "b", content(tmp_path / "b")
+
+
+def test_a_full_disk_ends_the_command_with_1_and_the_old_bundle_stands(exported):
+    place, old = exported
+    done = export(place, "bash", "-c", 'ulimit -f 1; "$@"', "bash")  # a kilobyte a file
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: bundle {place}: cannot be written: File too large; nothing was changed.\n" == done.stderr
+    assert content(place) == old
+    assert stale(place.parent) == []
+
+
+def test_a_place_that_may_not_be_written_ends_the_command_with_1_and_the_old_bundle_stands(exported):
+    place, old = exported
+    # for root too: a file system of one's own, mounted for reading only in a namespace of this process
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
+    done = export(place, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(place.parent))
+    why = "Read-only file system"
+    assert done.stderr == f"error: bundle {place}: cannot be written: {why}; nothing was changed.\n"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert content(place) == old
+
+
+SLOWLY = """
+import os, signal, sys
+from regplug import writing
+from regplug.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+write = writing.write_file
+def interrupt(path, *arguments):
+    write(path, *arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+writing.write_file = interrupt
+main()
+"""
+
+
+def test_an_interrupt_ends_the_command_with_130_and_the_old_bundle_stands(exported):
+    place, old = exported
+    command = [sys.executable, "-c", SLOWLY, *EXPORT[3:], "--no-programs", "--force", "-o", place]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "interrupted")
+    assert content(place) == old
+    assert stale(place.parent) == []

@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regplug.errors import ExportError
+from regplug.temporary import temporary_folder
 
 # what a compiler defines when it may use an instruction set, and the word of /proc/cpuinfo for it; those that
 # compilers use unasked
@@ -110,11 +111,10 @@ def compile_in_child(
     """
     vector = next((name for name, used in VECTORS.items() if used <= flags), "")
     graph.example_inputs = None  # the weights: only sizes and dtypes matter, and those are in the graph
-    with tempfile.TemporaryDirectory(prefix="regplug-compile-") as name:
-        folder = Path(name)
+    with temporary_folder(Path(tempfile.gettempdir()), "regplug-compile-") as folder:
         torch.export.save(graph, folder / GRAPH)
         _write_wrapper(folder, compiler, isa)
-        command = [sys.executable, "-m", "regplug.backends.compile_child", name, vector]
+        command = [sys.executable, "-m", "regplug.backends.compile_child", str(folder), vector]
         with (folder / "output").open("wb") as output:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(folder),

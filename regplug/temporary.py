@@ -1,0 +1,138 @@
+"""What is written beside its place first: locked while its writer lives, and swept when the writer has died."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from regplug.durable import sync_folder
+
+DIGITS = 6  # random bytes, two digits each
+
+
+def prefix_for(place: Path) -> str:
+    """How the names begin of what is written beside a place; random digits follow."""
+    return f".{place.name}.regplug-"
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file or a folder; None where another holds it, or nothing stands there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    return descriptor if _take(descriptor, path) else None
+
+
+def release(descriptor: int) -> None:
+    """Give a lock back. Nothing was written through a descriptor that is closed here and not checked before."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path) -> bool:
+    """Lock an open file or folder, if it stands at its path still; else close it."""
+    taken = False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not taken:
+            release(descriptor)
+    return taken
+
+
+@contextmanager
+def locked_folder(parent: Path, prefix: str, mode: int = 0o700) -> Iterator[Path]:
+    """Make a folder that is locked meanwhile; whoever asks for it deletes it."""
+    descriptor = None
+    while descriptor is None:  # a sweeper may take it for a dead one's before it is locked
+        folder = parent / f"{prefix}{secrets.token_hex(DIGITS)}"
+        folder.mkdir(mode)
+        try:
+            descriptor = lock(folder)
+        except BaseException:
+            delete(folder)
+            raise
+    try:
+        yield folder
+    finally:
+        release(descriptor)
+
+
+@contextmanager
+def locked_file(parent: Path, prefix: str, mode: int) -> Iterator[tuple[int, Path]]:
+    """Make a file that is locked meanwhile, open for writing; deleted afterwards if it stands there still."""
+    taken = False
+    while not taken:
+        path = parent / f"{prefix}{secrets.token_hex(DIGITS)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            taken = _take(descriptor, path)
+        except BaseException:
+            delete(path)
+            raise
+    try:
+        yield descriptor, path
+    finally:
+        delete(path)
+        release(descriptor)
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A locked folder that is deleted afterwards; what dead processes left under such names goes first."""
+    for path in stale(parent, prefix):
+        delete(path)
+    with locked_folder(parent, prefix) as folder:
+        try:
+            yield folder
+        finally:
+            delete(folder)
+
+
+def stale(parent: Path, prefix: str) -> Iterator[Path]:
+    """What dead processes left under such names, each locked until the next is asked for."""
+    ours = re.compile(re.escape(prefix) + f"[0-9a-f]{{{2 * DIGITS}}}")
+    for path in [entry for entry in parent.iterdir() if ours.fullmatch(entry.name)]:
+        try:
+            descriptor = lock(path)
+        except OSError:  # a link, or another user's
+            continue
+        if descriptor is not None:
+            try:
+                yield path
+            finally:
+                release(descriptor)
+
+
+def sweep(place: Path) -> None:
+    """Delete what dead writers left beside a place.
+
+    It may be a bundle whose exchange has not reached the disk, the only one there after a crash: so the exchange first.
+    """
+    synced = False
+    for path in stale(place.parent, prefix_for(place)):
+        if not synced:
+            sync_folder(place.parent)
+            synced = True
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder; what cannot be deleted is left to the next who sweeps."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            if not path.stat().st_mode & 0o200:  # nothing can be deleted inside a folder without it
+                path.chmod(0o700)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

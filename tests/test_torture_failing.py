@@ -1,0 +1,60 @@
+"""What the battery of failing calls says of the writer, on a sample, and that it sees a writer that is wrong."""
+
+from dataclasses import replace
+
+import pytest
+from torture import failing
+
+
+def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_path):
+    figures = failing.run(tmp_path, 0.03, 0, lambda word: None)
+    assert [figure.what for figure in figures] == [
+        "calls of a new bundle",
+        "calls of a replaced bundle",
+        "calls of two lone files",
+    ]
+    for figure in figures:
+        assert figure.ok, figure
+        assert figure.tried >= 12
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    return work, failing.scenarios(work)[1]
+
+
+def test_a_bundle_that_is_lost_mixed_or_left_behind_is_counted(replaced):
+    work, scenario = replaced
+    for seen, word in (("refused", failing.LOST), ("nothing", failing.LOST), ("mixture", failing.CORRUPT)):
+        looks = iter([seen, "new"])
+        wrong = replace(scenario, look=lambda folder, looks=looks: next(looks))
+        calls = failing.record(scenario, work / "recorded")
+        assert word in failing.one(wrong, work / "try", calls, 0, "killed")
+    lazy = replace(scenario, again=lambda folder: None)
+    last = next(n for n, call in enumerate(calls) if call.name == "renameat2") + 1
+    assert failing.one(lazy, work / "try", calls, last, "killed") == [failing.LEFT]
+
+
+def test_a_call_that_was_not_hit_is_counted(replaced):
+    work, scenario = replaced
+    calls = failing.record(scenario, work / "recorded")
+    elsewhere = [replace(call, number=call.number + 100_000) for call in calls]
+    assert failing.one(scenario, work / "try", elsewhere, 0, "I/O error") == [failing.MISSED]
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "found", "bad"),
+    [
+        (0, "ok\n", "", "new", []),
+        (0, "ok\n", "", "old", [failing.UNTRUE]),
+        (1, "bundle b: cannot be written: X; nothing was changed.\n", "", "old", []),
+        (1, "bundle b: cannot be written: X; nothing was changed.\n", "", "new", [failing.UNTRUE]),
+        (1, "bundle b: the new bundle stands there.\n", "", "new", []),
+        (1, "", "Traceback (most recent call last):", "old", [failing.TRACEBACKS]),
+        (1, "bundle b: one\nand two\n", "", "old", [failing.TRACEBACKS]),
+        (130, "interrupted\n", "", "old", []),
+    ],
+)
+def test_what_a_writer_says_is_held_against_what_stands_there(code, out, err, found, bad):
+    assert failing.judge_message(code, out, err, found) == bad
