@@ -53,7 +53,8 @@ $(VENV)/tools: | compiler
 
 # Oracles of the tests: what they ask for besides, and another torch, is not needed for what is compared.
 $(VENV)/tested-tools: $(VENV)/tools tests/torchvision_shim.py
-	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1 \
+	  model-signing==1.1.1 pyopenssl==26.4.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
 	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1 stevedore==5.10.0
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \

@@ -20,7 +20,7 @@ from regplug.choices import (
     json_option,
     size_options,
 )
-from regplug.errors import ExportError, SpecError
+from regplug.errors import BundleError, ExportError, NameLookupError, SpecError
 from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
 
 if TYPE_CHECKING:
@@ -128,17 +128,42 @@ def export_command(
 
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path(exists=True))
+@click.argument("bundle", type=click.Path())
 @click.option("--programs", is_flag=True, help="Run every program too; a program is code of whoever made the bundle.")
 @digest_option
+@click.option("--public-key", type=click.Path(), metavar="FILE", help="Refuse a bundle that this key did not sign.")
+@click.option("--signature", type=click.Path(), metavar="FILE", help="With --public-key; BUNDLE.sig by default.")
 @follow_links_option
 @json_option
-def verify_command(bundle: str, programs: bool, digest: str | None, follow_links: bool, as_json: bool) -> None:
-    """Check files, digests, and eager against the golden cases; with --programs, every program on every case."""
+def verify_command(
+    bundle: str,
+    programs: bool,
+    digest: str | None,
+    public_key: str | None,
+    signature: str | None,
+    follow_links: bool,
+    as_json: bool,
+) -> None:
+    """Check files, digests, and eager against the golden cases; with --programs, every program on every case.
+
+    With --public-key, the signature first, and that it is of what is checked. Runs nothing of the bundle without
+    --programs.
+    """
     from regplug.verification import verify
 
-    with progress("verify") as step:
-        found = verify(bundle, programs=programs, digest=digest, follow_links=follow_links, progress=step)
+    try:
+        with progress("verify") as step:
+            found = verify(
+                bundle,
+                programs=programs,
+                digest=digest,
+                public_key=public_key,
+                signature=signature,
+                follow_links=follow_links,
+                progress=step,
+            )
+    except NameLookupError as error:  # a name in the bundle, none that the user gave
+        raise BundleError(f"bundle {bundle}: {error}") from error
     if as_json:
         # JSON has no NaN and no infinity
         checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]

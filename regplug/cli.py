@@ -12,6 +12,7 @@ import click
 from regplug.choices import (
     chosen_spec,
     complete_strategy,
+    digest_option,
     follow_links_option,
     json_option,
     size_options,
@@ -35,6 +36,7 @@ ELSEWHERE = {
     "export": "regplug.bundle_commands:export_command",
     "import": "regplug.import_commands:import_command",
     "new": "regplug.new_commands:new_command",
+    "sign": "regplug.sign_commands:sign_command",
     "verify": "regplug.bundle_commands:verify_command",
 }
 
@@ -169,24 +171,31 @@ def cond_dim_command(
 @group.command("info")
 @click.argument("what", metavar="STRATEGY|BACKBONE[:MODEL]|BUNDLE|WEIGHTS", shell_complete=complete_strategy)
 @size_options
+@digest_option
 @follow_links_option
 @json_option
-def info_command(what: str, follow_links: bool, as_json: bool, **choice: Any) -> None:
+def info_command(what: str, digest: str | None, follow_links: bool, as_json: bool, **choice: Any) -> None:
     """Say what a strategy, a backbone, a bundle or a weights file is. Runs nothing of a bundle."""
     import json
 
     from regplug.information import inform
+    from regplug.strict import printable
 
-    values = inform(what, follow_links=follow_links, **choice)
+    values = inform(what, digest=digest, follow_links=follow_links, **choice)
+    if digest is not None and "bundle" not in values:
+        raise click.UsageError(f"--digest: expected a bundle, got {what!r}, which is none.")
     if as_json:
         print_json("info", values)
         return
+    # a stranger's words may talk to the terminal
+    show = printable if "bundle" in values or "weights" in values else str
     for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list) and _is_table(value):
             click.echo(f"{key}:")
-            print_columns(tuple(value[0]), [tuple(row.values()) for row in value])
+            print_columns([*map(show, value[0])], [[show(str(cell)) for cell in row.values()] for row in value])
         else:
-            click.echo(f"{key}: {_spell(value)}")
+            text = _spell(value)
+            click.echo(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
 
 
 @group.command("cmake-dir")
@@ -199,6 +208,10 @@ def cmake_dir_command() -> None:
 def include_dir_command() -> None:
     """Print the folder of the C++ headers."""
     click.echo(HERE / "include")
+
+
+def _is_table(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(row, dict) and [*row] == [*value[0]] for row in value)
 
 
 def _spell(value: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.cpu import missing_flags
-from regplug.errors import ExportError, NameLookupError, ShapeError, told
+from regplug.errors import ExportError, NameLookupError, ShapeError, SpecError, told
 from regplug.golden import GoldenSet, compare, flatten
 from regplug.installed import default_registry
 from regplug.loading import golden_of, module_run, open_program, tolerance_factor, weights_of
@@ -21,6 +21,7 @@ from regplug.program import LoadedProgram
 from regplug.reading import BundleFiles, read_bundle
 from regplug.rebuilding import rebuild
 from regplug.registry import Registry
+from regplug.signing import read_signed_bundle
 from regplug.torch_private import mark_dynamic_batch
 
 
@@ -66,6 +67,8 @@ def verify(
     *,
     programs: bool = False,
     digest: str | None = None,
+    public_key: str | os.PathLike[str] | None = None,
+    signature: str | os.PathLike[str] | None = None,
     follow_links: bool = False,
     registry: Registry | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -77,17 +80,20 @@ def verify(
         programs: Also run every program of the bundle, and ``torch.compile(fullgraph=True)`` of the loaded module,
             on every golden case, and see that each program refuses wrong inputs. Runs the bundle's code.
         digest: The manifest's sha256 that the bundle must have.
+        public_key: The key that must have signed it, PEM; None asks for no signature.
+        signature: The signature's file; ``DIRECTORY.sig`` beside the folder when None.
         follow_links: Allow symbolic links to files.
         registry: Where names are looked up; the installed plugins when None.
         progress: Called with a word on each step.
 
     Raises:
-        BundleError: A file is missing, added, changed or malformed.
+        BundleError: A file is missing, added, changed or malformed, or no signature is by this key and of this bundle.
         NameLookupError: The strategy is not installed; with ``programs`` that is a row instead, for programs run
             without it.
     """
     registry = registry or default_registry()
-    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda program: programs)
+    read = _reader(public_key, signature)
+    files = read(directory, digest=digest, follow_links=follow_links, keep=lambda program: programs)
     golden = golden_of(files)
     checks: list[Check] = []
     try:
@@ -131,6 +137,16 @@ def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
             yield f"wrong {word}, more", zeros(2, *more, dtype=dtype)
     yield "wrong rank", zeros(sizes, dtype=dtype)
     yield "wrong dtype", zeros(2, *sizes, dtype=other)
+
+
+def _reader(
+    public_key: str | os.PathLike[str] | None, signature: str | os.PathLike[str] | None
+) -> Callable[..., BundleFiles]:
+    if public_key is not None:
+        return functools.partial(read_signed_bundle, public_key=public_key, signature=signature)
+    if signature is not None:
+        raise SpecError("signature: expected a public key beside it, got none.")
+    return read_bundle
 
 
 def _check_program(

@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from damage import edit_manifest, replace_weights
+from damage import DAMAGES, edit_manifest, rename_strategy, replace_weights
 
 import regplug
 from regplug import cache
@@ -33,11 +34,18 @@ def run(capsys, monkeypatch):
     return run_command
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=6)
+    torch.manual_seed(0)
+    regplug.export(spec, spec.build(), folder)
+    return folder
+
+
 @pytest.fixture
-def bundle(run, tmp_path):
-    code, _, _ = run("export", *COMPRESS, "-o", tmp_path / "bundle")
-    assert code == 0
-    return tmp_path / "bundle"
+def bundle(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "bundle")
 
 
 def test_list_names_strategies_with_distribution_and_version(run):
@@ -161,7 +169,12 @@ WRONG_USAGE = {
     ],
     "Invalid value for '--seed'": ["export", *COMPRESS, "--seed", 10**30, "-o", "x"],
     "expected a strategy, a backbone or a path, got ''": ["info", ""],
-    "Path 'nowhere' does not exist": ["verify", "nowhere"],
+    "digest: expected 64 hexadecimal digits, got '12'": ["verify", "nowhere", "--digest", "12"],
+    "--digest: expected a bundle, got 'mean', which is none": ["info", "mean", "--digest", "0" * 64],
+    "signature: expected a public key beside it, got none": ["verify", "nowhere", "--signature", "nowhere.sig"],
+    "--password-env: expected an environment variable, got 'NOWHERE', which is none": [
+        *("sign", "nowhere", "--key", "nokey", "--password-env", "NOWHERE")
+    ],
     "path './nowhere': expected a bundle's folder or a weights file": ["info", "./nowhere"],
     "'nothing': no strategy, no backbone and no path; known: ": ["info", "nothing"],
     "No such command 'exprt'": ["exprt"],
@@ -243,9 +256,40 @@ def test_export_prints_the_digest_that_pins_the_bundle(run, tmp_path):
     digest = out.split("digest ")[1].strip()
     assert "weights are initial, from seed 0" in err
     assert run("verify", tmp_path / "b", "--digest", digest)[0] == 0
-    code, _, err = run("verify", tmp_path / "b", "--digest", "0" * 64)
-    assert code == 1
-    assert "pinned is" in err
+    for command in ("verify", "info"):
+        assert run(command, tmp_path / "b", "--digest", digest.upper())[0] == 0
+        code, _, err = run(command, tmp_path / "b", "--digest", "0" * 64)
+        assert code == 1
+        assert err == f"error: bundle {tmp_path / 'b'}: manifest.json: sha256 is {digest}, pinned is {'0' * 64}.\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_wrong_with_a_bundle_is_one_line_and_exit_code_one(run, bundle, damage, options):
+    change, expected = DAMAGES[damage]
+    change(bundle)
+    code, out, err = run("verify", bundle, *options)
+    assert (code, out) == (1, "")
+    assert err == f"error: {expected.replace('DIR', str(bundle))}\n"
+
+
+@pytest.mark.parametrize("damage", ["no such folder", "a FIFO", "half a surrogate pair", "weights of another dtype"])
+def test_the_real_command_says_the_same_line(bundle, damage):
+    change, expected = DAMAGES[damage]
+    change(bundle)
+    command = [Path(sys.executable).parent / "regplug", "verify", bundle, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {expected.replace('DIR', str(bundle))}\n"
+
+
+def test_a_name_that_the_bundle_gives_and_nobody_offers_is_the_bundles_fault(run, bundle):
+    edit_manifest(bundle, rename_strategy("os:system"))
+    code, out, err = run("verify", bundle)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        f"error: bundle {bundle}: strategy 'os:system': expected an installed plugin, got 'os'.*\n", err
+    )
 
 
 def test_the_seed_decides_the_initial_weights(run, tmp_path):

@@ -12,6 +12,7 @@ import checks_page
 import cli_page
 import pytest
 import readouts_page
+from torture.__main__ import PARTS
 
 import regplug
 from regplug import hookspecs
@@ -132,6 +133,18 @@ def test_the_hooks_are_shown_with_their_signatures():
     assert shown == {
         name: str(inspect.signature(getattr(hookspecs, name))).replace("'", "") for name in hookspecs.HOOKS
     }
+
+
+def test_the_security_page_names_every_part_of_the_battery_and_tests_that_there_are():
+    page = (ROOT / "docs" / "SECURITY.md").read_text()
+    promises = page.partition("## What is promised")[2].partition("<!-- figures -->")[0]
+    cells = [line.split(" | ")[-1] for line in promises.splitlines() if line.startswith("| **")]
+    assert len(cells) >= 9
+    named = {word for cell in cells for word in re.findall(r"`(\w+)`", cell)}
+    assert named == set(PARTS)
+    files = {word for cell in cells for word in re.findall(r"`(tests/[\w.]+)`", cell)}
+    assert all((ROOT / file).exists() for file in files)
+    assert all(any(word in cell for word in (*named, *files, "`make test`")) for cell in cells)
 
 
 def test_links_lead_to_files():

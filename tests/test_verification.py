@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from damage import replace_weights
+from damage import edit_manifest, rename_strategy, replace_weights
 
 import regplug
 from regplug.program import LoadedProgram
@@ -97,13 +97,10 @@ def test_a_bundle_whose_strategy_is_not_installed_still_has_its_programs_verifie
     bare = regplug.Registry({"regplug": discover()["regplug"]})
     found = bare.readout_entries()
     assert found
-    import json
     import shutil
 
     folder = shutil.copytree(bundles / "readout", tmp_path / "b")
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest["strategy"] = "elsewhere:compress-concat"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(folder, rename_strategy("elsewhere:compress-concat"))
     verified = regplug.verify(folder, programs=True, registry=bare)
     assert verified.ok
     assert [check.verdict for check in verified.checks if check.program == "eager"] == ["not installed"]
