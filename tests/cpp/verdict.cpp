@@ -1,0 +1,39 @@
+// regplug_verdict: for each record on stdin (a kind, 's' for safetensors or 'm' for a manifest, eight bytes of length,
+// little-endian, and so many bytes) one line on stdout: "accepted", or the message of the refusal.
+#include <regplug/error.h>
+#include <regplug/read_manifest.h>
+#include <regplug/safetensors.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <iostream>
+#include <string>
+
+namespace {
+
+std::string verdict(char kind, const std::string& bytes) {
+  try {
+    if (kind == 's') {
+      const regplug::SafeTensors file(bytes, "file");
+    } else {
+      regplug::detail::read_manifest(bytes, "bundle DIR: manifest.json");
+    }
+    return "accepted";
+  } catch (const regplug::Error& error) {
+    return error.what();
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::ios::sync_with_stdio(false);
+  char head[9];
+  while (std::cin.read(head, sizeof head)) {
+    std::uint64_t length = 0;
+    for (std::size_t i = sizeof head; i-- > 1;) length = length << 8 | static_cast<unsigned char>(head[i]);
+    std::string bytes(static_cast<std::size_t>(length), '\0');
+    if (!std::cin.read(bytes.data(), static_cast<std::streamsize>(length))) return 1;
+    std::cout << verdict(head[0], bytes) << '\n';
+  }
+}

@@ -1,0 +1,61 @@
+"""A few mutants of the Python reader; and that the oracle which judges them tells a wrong reader from a right one."""
+
+import json
+import shlex
+import subprocess
+
+import pytest
+from torture import mutation
+from torture.oracle import named_cases
+from torture.verdicts import compiled, in_cpp
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected")
+    program = compiled("verdict.cpp", folder / "verdict", "-O0")
+    (folder / "expected.json").write_text(json.dumps(in_cpp(program, named_cases("s"))))
+    return folder / "expected.json"
+
+
+def judged(copy, expected):
+    """The oracle's exit status for the copy."""
+    command = shlex.split(mutation.command_of(copy, "s", expected))
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+
+def test_the_oracle_takes_the_package_as_it_is(tmp_path, expected):
+    assert judged(mutation.copy_of(tmp_path), expected) == 0
+
+
+WRONG = {
+    "a check left out": ("if begin % item:", "if False:"),
+    "another limit": ("MAX_RANK = 8", "MAX_RANK = 9"),
+    "another message": ("expected at least 8 bytes", "expected 8 bytes"),
+    "a verdict that is right, of tensors that are not": ('"F16": 2, "BF16": 2', '"BF16": 2, "F16": 2'),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
+    copy = mutation.copy_of(tmp_path)
+    source = copy / "regplug" / "safetensors_header.py"
+    right, wrong = WRONG[case]
+    assert source.read_text().count(right) == 1
+    source.write_text(source.read_text().replace(right, wrong))
+    assert judged(copy, expected) == 1
+
+
+def test_a_few_mutants_are_made_in_a_copy_and_die_and_the_sources_stay_as_they_are(tmp_path):
+    sources = {path: path.read_bytes() for path in mutation.PACKAGE.glob("*.py")}
+    figures = mutation.run(tmp_path, 0.01, 0, lambda word: None)
+    assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
+    assert all(figure.tried >= 1 and "not made" not in figure.bad for figure in figures)
+    assert {path: path.read_bytes() for path in sources} == sources
+
+
+def test_every_function_that_is_named_for_mutation_is_there_and_gives_mutants(tmp_path):
+    for module, (_, functions) in mutation.MODULES.items():
+        found = mutation.mutations(mutation.PACKAGE / f"{module}.py", tmp_path / module, functions)
+        assert functions <= {one.definition_name for one in found}
+        assert len(found) > 20

@@ -1,0 +1,57 @@
+"""Real bundles of a few kilobytes each, and what stands at a place after something went wrong."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import regplug
+from regplug.errors import BundleError
+from regplug.reading import read_bundle
+
+USERS = {"README.md": b"# mine\n" * 20, ".gitattributes": b"*.pt lfs\n"}
+
+
+def make_bundle(place: Path, seed: int) -> dict[str, bytes]:
+    """The files of a data-only bundle with its own weights."""
+    spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=6)
+    torch.manual_seed(seed)
+    regplug.export(spec, spec.build(), place, backends=[])
+    return content(place)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def write_plainly(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def stands_at(place: Path, versions: dict[str, dict[str, bytes]]) -> str:
+    """Which version stands there, opened by the loader: its name, "nothing", "refused", or "mixture"."""
+    if not place.exists():
+        return "nothing"
+    try:
+        read_bundle(place)
+    except BundleError:
+        return "refused"
+    found = content(place)
+    return next((name for name, files in versions.items() if files == found), "mixture")
+
+
+@contextmanager
+def in_memory(work: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: a real disk takes most of the time, for syncs of no interest here."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else work) as folder:
+        yield Path(folder)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.rglob("*") if ".regplug-" in entry.name)

@@ -1,0 +1,65 @@
+"""Named malformed files and manifests: what each reader says of each, beside the reference."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import malformed_files
+import malformed_manifests
+
+from torture import Figure
+from torture.verdicts import ACCEPTED, FILE, MANIFEST, by_the_reference, compiled, in_cpp, in_python
+
+Expected = Mapping[str, tuple[bytes, Callable[[str], bool]]]
+
+
+def files() -> Expected:
+    """Each file, and whether a verdict is the one its rule demands, to the letter."""
+    found = {}
+    for name, (data, said) in malformed_files.cases().items():
+        wanted = ACCEPTED if said is None else f"file: {said}."
+        found[name] = data, wanted.__eq__
+    return found
+
+
+def manifests() -> Expected:
+    """Each manifest, and whether a verdict begins as it must."""
+    found = {}
+    for name, (data, said) in malformed_manifests.cases().items():
+        wanted = ACCEPTED if said is None else f"bundle DIR: manifest.json: {said}"
+        found[name] = data, (lambda verdict, wanted=wanted: verdict.startswith(wanted))
+    return found
+
+
+def faults(kind: str, cases: Expected, program: Path) -> dict[str, list[str]]:
+    """What must not happen, and the cases in which it did."""
+    verdicts = in_cpp(program, [(kind, data) for data, _ in cases.values()])
+    found: dict[str, list[str]] = {"another verdict": [], "different messages": [], "looser than the reference": []}
+    for (name, (data, as_it_must)), cpp in zip(cases.items(), verdicts, strict=True):
+        python = in_python(kind, data)
+        if not as_it_must(python):
+            found["another verdict"].append(f"{name}: {python}")
+        if python != cpp:
+            found["different messages"].append(f"{name}: Python {python}, C++ {cpp}")
+        if ACCEPTED in (python, cpp) and not by_the_reference(kind, data):
+            found["looser than the reference"].append(name)
+    return found
+
+
+def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
+    """All of them at any share: they are few."""
+    progress("C++")
+    program = compiled("verdict.cpp", work / "verdict", "-O1")
+    figures = []
+    for what, kind, cases in (("safetensors files", FILE, files()), ("manifests", MANIFEST, manifests())):
+        found = faults(kind, cases, program)
+        accepted = sum(as_it_must(ACCEPTED) for _, as_it_must in cases.values())
+        first = next((names[0] for names in found.values() if names), "")
+        figures.append(
+            Figure(
+                f"named {what}, malformed and their accepted twins",
+                len(cases),
+                {word: len(names) for word, names in found.items()},
+                note=first or f"{len(cases) - accepted} refused, {accepted} accepted",
+            )
+        )
+    return figures

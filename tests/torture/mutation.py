@@ -1,0 +1,117 @@
+"""Mutants of our own Python readers, made by cosmic-ray: a named case must come out otherwise in each.
+
+The oracle is the C++ reader's message, to the letter, for every named case. Only copies of the package are changed.
+"""
+
+import json
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import attrs
+import cosmic_ray.commands
+from cosmic_ray.mutating import mutate_and_test
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, WorkResult
+
+import regplug
+from torture import Figure
+from torture.oracle import named_cases
+from torture.verdicts import compiled, in_cpp
+
+PACKAGE = Path(regplug.__file__).parent
+TESTS = Path(__file__).resolve().parent.parent
+# the module: the kinds of named cases that judge it, and its functions that they are there to judge; none for all
+JSON_READER = {
+    "parse_json",
+    "_refuse",
+    "_number",
+    "_check_depth",
+    "_check_texts",
+    "_without_duplicates",
+    "plain_digits",
+}
+MODULES: dict[str, tuple[str, set[str]]] = {"safetensors_header": ("s", set()), "strict": ("sm", JSON_READER)}
+# `X | None` in an annotation, which nobody evaluates; there is no other `|` in these modules
+ANNOTATIONS = re.compile(r"core/ReplaceBinaryOperator_BitOr_")
+TIMEOUT = 30.0
+
+
+def mutations(module: Path, session: Path, functions: set[str]) -> list[MutationSpec]:
+    """All that cosmic-ray knows to change in the module, or in some of its functions, in a fixed order."""
+    with use_db(str(session), WorkDB.Mode.create) as database:
+        cosmic_ray.commands.init([module], database, {})
+        found = [mutation for item in database.work_items for mutation in item.mutations]
+    found = [one for one in found if not ANNOTATIONS.match(one.operator_name)]
+    found = [one for one in found if not functions or one.definition_name in functions]
+    return sorted(found, key=lambda one: (one.start_pos, one.operator_name, one.occurrence))
+
+
+def command_of(copy: Path, kinds: str, expected: Path) -> str:
+    code = f"import sys; sys.path[:0] = {[str(copy), str(TESTS)]!r}; from torture.oracle import main; main()"
+    return shlex.join([sys.executable, "-c", code, str(copy), kinds, str(expected)])
+
+
+def copy_of(folder: Path) -> Path:
+    shutil.copytree(PACKAGE, folder / "regplug", ignore=shutil.ignore_patterns("__pycache__", "include"))
+    return folder
+
+
+def try_all(module: Path, todo: list[MutationSpec], command: str, tell: Callable[[], None]) -> list[WorkResult]:
+    """The result of each mutation, made one after another in the module."""
+    results = []
+    for mutation in todo:
+        results.append(mutate_and_test([attrs.evolve(mutation, module_path=module)], command, TIMEOUT))
+        tell()
+    return results
+
+
+def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
+    program = compiled("verdict.cpp", work / "verdict", "-O1")
+    copies = [copy_of(work / name) for name in ("one", "two")]
+    figures = []
+    for module, (kinds, functions) in MODULES.items():
+        expected = work / f"{module}.json"
+        expected.write_text(json.dumps(in_cpp(program, named_cases(kinds))))
+        for copy in copies:  # an oracle that refuses the code as it is would kill every mutant
+            subprocess.run(shlex.split(command_of(copy, kinds, expected)), check=True, timeout=120)
+        whole = mutations(PACKAGE / f"{module}.py", work / f"{module}.sqlite", functions)
+        todo = random.Random(seed).sample(whole, max(int(len(whole) * share), 1)) if share < 1 else whole
+        done = [0]
+
+        def tell(done: list[int] = done, module: str = module, count: int = len(todo)) -> None:
+            done[0] += 1
+            progress(f"{module}: {done[0]} of {count}")
+
+        with ThreadPoolExecutor(len(copies)) as pool:
+            halves = [
+                pool.submit(
+                    try_all,
+                    copy / "regplug" / f"{module}.py",
+                    todo[index :: len(copies)],
+                    command_of(copy, kinds, expected),
+                    tell,
+                )
+                for index, copy in enumerate(copies)
+            ]
+            results = [result for half in halves for result in half.result()]
+        survivors = [result.diff or "" for result in results if not result.is_killed]
+        unmade = [result for result in results if result.worker_outcome != "normal"]
+        shown = [" ".join(line for line in diff.splitlines() if re.match(r"[-+][^-+]", line)) for diff in survivors]
+        figures.append(
+            Figure(
+                f"mutants of regplug/{module}.py",
+                len(results),
+                {"survivors": len(survivors)} | ({"not made": len(unmade)} if unmade else {}),
+                allowed=len(results) // 20,
+                seed=seed if share < 1 else None,
+                note=f"{100 * (1 - len(survivors) / len(results)):.1f} % killed" + "".join(f"\n{one}" for one in shown),
+            )
+        )
+    return figures

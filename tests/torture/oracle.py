@@ -1,0 +1,66 @@
+"""Whether a copy of the package reads the named cases as it must; run by itself, and without torch, for each mutant."""
+
+import json
+import sys
+from pathlib import Path
+
+import malformed_files
+import malformed_manifests
+
+WORDS = dict(
+    zip(
+        malformed_files.DTYPES,
+        ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"],
+        strict=True,
+    )
+)
+
+
+def named_cases(kinds: str) -> list[tuple[str, bytes]]:
+    """The named files ("s"), the named manifests ("m"), or both ("sm")."""
+    groups = {"s": malformed_files, "m": malformed_manifests}
+    return [(kind, data) for kind in kinds for data, _ in groups[kind].cases().values()]
+
+
+def is_read_whole(data: bytes) -> bool:
+    """Whether the tensors of an accepted file are those that its header states."""
+    from regplug.safetensors_header import read_header, stored_tensors
+
+    begin = 8 + int.from_bytes(data[:8], "little")
+    said = json.loads(data[8:begin])
+    metadata = said.pop("__metadata__", {})
+    wanted, stored = {}, {}
+    for name in sorted(said):
+        dtype, shape = said[name]["dtype"], tuple(said[name]["shape"])
+        first, end = said[name]["data_offsets"]
+        wanted[name] = dtype, shape, first, end
+        stored[name] = WORDS[dtype], shape, begin + first, end - first
+    tensors, found = read_header("file", data)
+    places = stored_tensors("file", data)
+    return (
+        found == metadata
+        and [(name, tuple(vars(info).values())) for name, info in tensors.items()] == list(wanted.items())
+        and [(name, tuple(vars(place).values())) for name, place in places.items()] == list(stored.items())
+    )
+
+
+def holds(kind: str, data: bytes, verdict: str) -> bool:
+    from torture.verdicts import ACCEPTED, in_python
+
+    said = in_python(kind, data)
+    return said == verdict and (said != ACCEPTED or kind != "s" or is_read_whole(data))
+
+
+def main() -> None:
+    """Arguments: the folder of the copy, kinds, and a JSON list of what the C++ readers say of those cases.
+
+    Exits with 1 at the first case that comes out otherwise.
+    """
+    copy, kinds, expected = Path(sys.argv[1]), sys.argv[2], json.loads(Path(sys.argv[3]).read_text())
+    import regplug
+
+    if not Path(regplug.__file__).is_relative_to(copy):
+        sys.exit(f"oracle: expected regplug of {copy}, got {regplug.__file__}.")
+    for (kind, data), verdict in zip(named_cases(kinds), expected, strict=True):
+        if not holds(kind, data, verdict):
+            sys.exit(1)

@@ -1,0 +1,140 @@
+"""Ten thousand rounds of open, run, reload and close in C++ and in Python: memory, descriptors and threads stay.
+
+As a program, ``python -m torture.soak KIND BUNDLE WEIGHTS ROUNDS`` makes the rounds in Python and prints what
+``regplug_soak`` prints in C++: after every hundredth of them resident bytes, descriptors and threads.
+"""
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from consumer import build, installed, readout
+
+import regplug
+from regplug.reading import read_bundle
+from regplug.weights import check_state, load_tensors, save_tensors, types_of
+from torture import Figure
+
+ROUNDS = 10_000
+SAMPLES = 100
+WARM = 20  # samples until torch's allocator and caches have what they keep
+# resident bytes that a round may add; a weight, a graph or a descriptor that is kept takes hundreds
+MOST = 64
+TESTS = Path(__file__).resolve().parent.parent
+BACKENDS = ("torchscript", "aotinductor")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process held after some rounds."""
+
+    resident: int
+    descriptors: int
+    threads: int
+
+
+def samples_of(command: Sequence[object]) -> list[Sample]:
+    """What a soaking process says of itself; it ends well, or this raises."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=TESTS, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: exit status {done.returncode}: {done.stderr[-2000:]}")
+    return [Sample(*map(int, line.split())) for line in done.stdout.splitlines()]
+
+
+def growth(samples: Sequence[Sample], rounds: int) -> float:
+    """Resident bytes that a round added once warm: the slope between the first and the last tenth of what is left.
+
+    The least of a tenth, for an allocator gives back in steps.
+    """
+    warm = [sample.resident for sample in samples[WARM:]]
+    tenth = max(len(warm) // 10, 1)
+    return (min(warm[-tenth:]) - min(warm[:tenth])) / ((len(warm) - tenth) * rounds / len(samples))
+
+
+def figure(what: str, rounds: int, samples: Sequence[Sample]) -> Figure:
+    """One row of the table."""
+    first, last = samples[WARM], samples[-1]
+    per_round = growth(samples, rounds)
+    bad = {
+        f"rounds over {MOST} bytes of growth": rounds if per_round > MOST else 0,
+        "descriptors more": max(last.descriptors - first.descriptors, 0),
+        "threads more": max(last.threads - first.threads, 0),
+    }
+    note = f"{per_round:.1f} bytes a round; {first.resident >> 20} MiB warm, {last.resident >> 20} MiB at the end"
+    return Figure(f"rounds of open, run, reload, close: {what}", rounds, bad, note=note)
+
+
+def prepare(work: Path) -> tuple[Path, Path]:
+    """A bundle with both programs, and other weights that fit it."""
+    spec, module = readout("compress-concat")
+    regplug.export(spec, module, work / "bundle", backends=BACKENDS)
+    other = {name: value + 0.5 for name, value in module.state_dict().items()}
+    (work / "other.safetensors").write_bytes(save_tensors(other))
+    return work / "bundle", work / "other.safetensors"
+
+
+def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
+    """See ``torture``; nothing is drawn."""
+    progress("C++ program")
+    settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
+    program = build(work / "build", settings=settings, target="regplug_soak") / "regplug_soak"
+    return soak(work, program, share, progress)
+
+
+def soak(work: Path, program: Path, share: float, progress: Callable[[str], None]) -> list[Figure]:
+    """A row for each loader, ``program`` being ``regplug_soak``."""
+    bundle, other = prepare(work)
+    rounds = max(round(ROUNDS * share), SAMPLES)
+    commands = {
+        **{f"C++ {kind}": [program, kind] for kind in BACKENDS},
+        **{f"Python {kind}": [sys.executable, "-m", "torture.soak", kind] for kind in ("data", *BACKENDS)},
+    }
+
+    def one(what: str) -> Figure:
+        samples = samples_of([*commands[what], bundle, other, rounds])
+        progress(what)
+        return figure(what, rounds, samples)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, commands))
+
+
+# ---- the Python loaders' process
+
+
+def _sample() -> Sample:
+    gc.collect()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    held, running = (len(list(Path(folder).iterdir())) for folder in ("/proc/self/fd", "/proc/self/task"))
+    return Sample(resident, held, running)
+
+
+def main(kind: str, bundle: str, weights: str, rounds: str) -> None:
+    """Make the rounds. In Python a program has no reload: the weights are read and compared; a module takes them."""
+    manifest = read_bundle(bundle).manifest
+    given = torch.randn(2, manifest.num_registers, manifest.hidden_dim)
+    every = int(rounds) // SAMPLES
+    for number in range(1, int(rounds) + 1):
+        loaded = regplug.load(bundle, **({} if kind == "data" else {"program": kind}))
+        with torch.no_grad():
+            before = loaded(given)
+            other = load_tensors("weights", Path(weights).read_bytes())
+            if kind == "data":
+                check_state("weights", types_of(loaded.state_dict()), other)
+                loaded.load_state_dict(other)
+                if loaded(given).equal(before):
+                    raise RuntimeError("reload: expected other numbers, got the same.")
+        if number % every == 0:
+            sample = _sample()
+            print(sample.resident, sample.descriptors, sample.threads, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
