@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from regplug.pairing import pair as pair
     from regplug.registry import Registry as Registry
     from regplug.selection import SelectRegisters as SelectRegisters
+    from regplug.signing import sign as sign
     from regplug.spec import ReadoutSpec as ReadoutSpec
     from regplug.tokens import read_registers as read_registers
     from regplug.verification import verify as verify
@@ -79,6 +80,7 @@ _HOMES = {
     "param_groups": "decay",
     "read_registers": "tokens",
     "resolve": "installed",
+    "sign": "signing",
     "strategies": "installed",
     "verify": "verification",
 }

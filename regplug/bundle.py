@@ -9,13 +9,13 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regplug.agreement import parse_manifest
 from regplug.attachment import AttachedConditioner, AttachedReadout, input_shape
 from regplug.conditioner import Conditioner
 from regplug.errors import BundleError, ExportError, RegplugError, SpecError, told
@@ -34,16 +34,16 @@ from regplug.manifest import (
     FileRecord,
     LayoutRecord,
     Manifest,
-    PluginVersion,
-    parse_manifest,
 )
+from regplug.origin import packages_of
 from regplug.reading import read_bundle
 from regplug.rebuilding import ATTACHED, describe_backbone, describe_film, rebuild
 from regplug.registry import Registry
+from regplug.safetensors_header import read_header
 from regplug.signature import Signature, signature_of_conditioner, signature_of_readout
 from regplug.spec import ReadoutSpec
 from regplug.torch_private import cpu_capability, persist_buffers, uncompiled
-from regplug.weights import read_header, save_tensors, state_of
+from regplug.weights import save_tensors, state_of
 from regplug.writing import check_place, write_folder
 
 
@@ -235,13 +235,14 @@ def _describe(
     golden: GoldenSet,
     registry: Registry,
 ) -> Manifest:
-    provenance = spec.entry.provenance
-    if provenance is None:
+    if spec.entry.provenance is None:
         raise ExportError(
             f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; "
             "a bundle names its strategy."
         )
     conditioner = _conditioner_of(module)
+    film = describe_film(conditioner, registry) if conditioner else None
+    backbone = describe_backbone(module)
     return Manifest(
         bundle_format=BUNDLE_FORMAT,
         holds="conditioner" if conditioner else "readout",
@@ -251,16 +252,20 @@ def _describe(
         options=spec.as_dict()["options"],
         cond_dim=spec.cond_dim,
         layout=None if layout is None else LayoutRecord(**vars(layout)),
-        film=describe_film(conditioner, registry) if conditioner else None,
-        backbone=describe_backbone(module),
+        film=film,
+        backbone=backbone,
         input=signature.input,
         outputs=signature.outputs,
         golden=golden.golden,
         programs=(),
         files={},
         provenance=BundleProvenance(
-            plugin=PluginVersion(provenance.distribution, provenance.version),
-            regplug=version("regplug"),
+            packages=packages_of(
+                module,
+                spec.entry,
+                registry.film_entry(film.generator) if film else None,
+                registry.backbone_entry(backbone.name) if backbone else None,
+            ),
             torch=torch.__version__,
             python=platform.python_version(),
             cpu=cpu_capability(),

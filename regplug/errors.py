@@ -31,7 +31,7 @@ class ExportError(RegplugError):
 
 
 class BundleError(RegplugError):
-    """A bundle or a weights file is damaged, incomplete, foreign, or does not fit."""
+    """A bundle, a weights file, a signature or its key is damaged, incomplete, foreign, or does not fit."""
 
 
 class MissingFileError(BundleError):

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 from regplug.errors import BundleError, MissingFileError
@@ -16,7 +17,10 @@ from regplug.errors import BundleError, MissingFileError
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+FOREIGN = re.compile(rb"[^A-Za-z0-9._-]")
 REOPENS = 100  # a bundle that is replaced without pause must still end in an answer
+MAX_ENTRIES = 4096  # files of a folder that are looked at
+CHUNK = 1 << 20
 
 T = TypeVar("T")
 
@@ -35,40 +39,46 @@ class Folder:
         self._descriptor = descriptor
         self._follow_links = follow_links
 
-    def read(self, name: str, size: int | None = None, at_most: int | None = None) -> bytes:
-        """All bytes of a regular file, opened and read once.
-
-        Args:
-            name: The file.
-            size: The size it must have, in bytes.
-            at_most: The size it may have, in bytes.
+    def read(self, name: str, at_most: int) -> bytes:
+        """All bytes of a regular file of at most so many bytes, opened and read once.
 
         Raises:
-            BundleError: It is missing, no regular file, a link, or has another size.
+            BundleError: It is missing, no regular file, a link, or larger.
         """
-        owner = f"bundle {self.path}: {name}"
-        fix = "use a folder that `regplug export` wrote" if name == MANIFEST else "export the bundle again"
-        with opened_file(owner, name, f"; {fix}", self._follow_links, self._descriptor) as descriptor:
-            found = os.fstat(descriptor).st_size
-            if size is not None and found != size:
-                raise BundleError(f"{owner}: expected {size} bytes, got {found}; export the bundle again.")
-            if at_most is not None and found > at_most:
-                raise BundleError(f"{owner}: expected at most {at_most} bytes, got {found}.")
-            data = _read_all(descriptor, found)
-        if len(data) != found:
-            raise BundleError(f"{owner}: expected {found} bytes, got {len(data)}; export the bundle again.")
+        with self._open(name) as (descriptor, found):
+            if found > at_most:
+                raise BundleError(f"{self._owner(name)}: expected at most {at_most} bytes, got {found}.")
+            data = _read_all(self._owner(name), descriptor, found)
+        self._check_size(name, found, len(data))
         return data
 
     def read_checked(self, name: str, size: int, sha256: str) -> bytes:
-        """``read``, and the digest compared.
+        """All bytes of a regular file of this size and digest, opened and read once.
 
         Raises:
-            BundleError: Also when the digest differs.
+            BundleError: It is missing, no regular file, a link, or has another size or digest.
         """
-        data = self.read(name, size=size)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise BundleError(f"bundle {self.path}: {name}: sha256 differs from the manifest; export the bundle again.")
+        with self._open(name) as (descriptor, found):
+            self._check_size(name, size, found)
+            data = _read_all(self._owner(name), descriptor, size)
+        self._check_size(name, size, len(data))
+        self._check_digest(name, sha256, hashlib.sha256(data).hexdigest())
         return data
+
+    def check(self, name: str, size: int, sha256: str) -> None:
+        """As ``read_checked``, for a file that nobody wants to keep: it may be larger than the memory.
+
+        Raises:
+            BundleError: As ``read_checked``.
+        """
+        digest, total = hashlib.sha256(), 0
+        with self._open(name) as (descriptor, found):
+            self._check_size(name, size, found)
+            while part := os.read(descriptor, min(CHUNK, size - total)):
+                digest.update(part)
+                total += len(part)
+        self._check_size(name, size, total)
+        self._check_digest(name, sha256, digest.hexdigest())
 
     def check_listing(self, listed: Iterable[str]) -> None:
         """Refuse a file that the manifest does not list; dotfiles and README.md are never opened.
@@ -77,18 +87,42 @@ class Folder:
             BundleError: Something else stands in the folder.
         """
         allowed = {*listed, MANIFEST, "README.md"}
-        for name in sorted(os.listdir(self._descriptor)):
+        try:
+            with os.scandir(self._descriptor) as entries:
+                names = [os.fsencode(entry.name) for entry in islice(entries, MAX_ENTRIES + 1)]
+        except OSError as error:
+            raise BundleError(f"bundle {self.path}: {error.strerror}.") from error
+        if len(names) > MAX_ENTRIES:
+            raise BundleError(f"bundle {self.path}: expected at most {MAX_ENTRIES} files, got more.")
+        for name in map(_spelled, sorted(names)):
             if name not in allowed and not name.startswith("."):
                 raise BundleError(f"bundle {self.path}: {name}: not listed in the manifest; remove it.")
 
     def was_replaced(self) -> bool:
-        """Whether another folder stands at the path now."""
+        """Whether something else stands at the path now, or nothing: opening it again says which."""
         try:
             there = os.stat(self.path)
-        except FileNotFoundError:
-            return False
+        except OSError:
+            return True
         here = os.fstat(self._descriptor)
         return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
+
+    def _owner(self, name: str) -> str:
+        return f"bundle {self.path}: {name}"
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[int, int]]:
+        fix = "use a folder that `regplug export` wrote" if name == MANIFEST else "export the bundle again"
+        with opened_file(self._owner(name), name, f"; {fix}", self._follow_links, self._descriptor) as descriptor:
+            yield descriptor, os.fstat(descriptor).st_size
+
+    def _check_size(self, name: str, wanted: int, found: int) -> None:
+        if found != wanted:
+            raise BundleError(f"{self._owner(name)}: expected {wanted} bytes, got {found}; export the bundle again.")
+
+    def _check_digest(self, name: str, wanted: str, found: str) -> None:
+        if found != wanted:
+            raise BundleError(f"{self._owner(name)}: sha256 differs from the manifest; export the bundle again.")
 
 
 def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable[[Folder], T]) -> T:
@@ -110,14 +144,17 @@ def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable
     raise BundleError(f"bundle {os.fspath(path)}: replaced {REOPENS} times while it was read; try again.")
 
 
-def read_lone_file(owner: str, path: str) -> bytes:
+def read_lone_file(owner: str, path: str, at_most: int | None = None) -> bytes:
     """All bytes of a regular file that stands in no bundle; a symbolic link is followed.
 
     Raises:
-        BundleError: It is missing, no regular file, or cannot be read.
+        BundleError: It is missing, no regular file, larger than ``at_most`` bytes, or cannot be read.
     """
     with opened_file(owner, path) as descriptor:
-        return _read_all(descriptor, os.fstat(descriptor).st_size)
+        size = os.fstat(descriptor).st_size
+        if at_most is not None and size > at_most:
+            raise BundleError(f"{owner}: expected at most {at_most} bytes, got {size}.")
+        return _read_all(owner, descriptor, size)
 
 
 @contextmanager
@@ -130,7 +167,7 @@ def opened_file(
         BundleError: It is missing, no regular file, a link that is not to be followed, or cannot be read.
     """
     # non-blocking: a FIFO in place of a file would hang the reader
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags, dir_fd=folder)
     except FileNotFoundError:
@@ -167,9 +204,17 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
         os.close(descriptor)
 
 
-def _read_all(descriptor: int, size: int) -> bytes:
-    parts = []
-    while size > 0 and (part := os.read(descriptor, size)):  # one call gives at most 2 GiB
-        parts.append(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _read_all(owner: str, descriptor: int, size: int) -> bytes:
+    parts, left = [], size
+    try:
+        while left > 0 and (part := os.read(descriptor, left)):  # one call gives at most 2 GiB
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    except MemoryError:
+        raise BundleError(f"{owner}: expected memory for {size} bytes, got none.") from None
+
+
+def _spelled(name: bytes) -> str:
+    """A name from the folder, which may be any bytes: all but the letters of file names as ``\\xHH``."""
+    return FOREIGN.sub(lambda found: f"\\x{ord(found[0]):02x}".encode(), name).decode("ascii")

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from regplug.backends.interface import ExportBackend, Program, Source
 from regplug.cpu import fitting
-from regplug.errors import BundleError, ExportError, PluginError
+from regplug.errors import BundleError, ExportError, PluginError, ShapeError
 from regplug.folder import FILE_NAME
 from regplug.golden import SEED, CaseError, GoldenSet, compare, make_golden
 from regplug.manifest import WEIGHTS, CaseResult, Manifest, ProgramRecord
-from regplug.program import LoadedProgram
+from regplug.program import LoadedProgram, open_run
+from regplug.safetensors_header import stored_tensors
 from regplug.signature import Signature
-from regplug.weights import load_tensors, stored_tensors
+from regplug.traces import check_traces
+from regplug.weights import load_tensors
 
 
 def make_programs(
@@ -62,6 +64,7 @@ def make_programs(
         for program in maker.export(source):
             if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
                 raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
+            check_traces(f"program {name!r}: {program.file}", program.data)
             yield program, _gate(name, maker, program, manifest, sets)
 
 
@@ -77,9 +80,9 @@ def _gate(
     for state, golden in sets:
         try:
             fitting(f"program {name!r}", [program], [program.properties])
-            loaded = LoadedProgram(name, manifest, "", maker.open(f"bundle to be: {WEIGHTS}", program, state))
+            loaded = LoadedProgram(name, manifest, "", open_run(maker, f"bundle to be: {WEIGHTS}", program, state))
             results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
-        except BundleError as error:
+        except (BundleError, ShapeError) as error:
             raise ExportError(f"program {name!r}: expected a program that runs, got: {error}") from error
         for result in results:
             if not result.ok:

@@ -17,12 +17,14 @@ from regplug.entries import BackboneEntry, ReadoutEntry, load_reference, referen
 from regplug.errors import NameLookupError, SpecError
 from regplug.folder import read_lone_file
 from regplug.installed import default_registry
+from regplug.manifest import DESCRIBED
 from regplug.options import closest, describe_signature
 from regplug.options import describe as describe_options
 from regplug.reading import read_bundle
 from regplug.registry import Registry
+from regplug.safetensors_header import read_header
 from regplug.spec import ReadoutSpec
-from regplug.weights import read_header, read_metadata
+from regplug.weights import read_metadata
 
 # what our docstrings have: ``c = ...``, after what it is made of, and a line, to the paragraph's end, with Source:
 EQUATION = re.compile(r"((?:``[^`=]+ = [^`]+``,\s+)*``c = [^`]+``)")
@@ -39,6 +41,7 @@ def inform(
     backbone: str | None,
     options: Any,
     model_option: Any = (),
+    digest: str | None = None,
     follow_links: bool,
 ) -> dict[str, Any]:
     """What ``what`` is, as plain values. A path that exists is meant where it looks like one, or nothing has the name.
@@ -51,7 +54,7 @@ def inform(
         raise NameLookupError("info: expected a strategy, a backbone or a path, got ''.")
     registry = default_registry()
     if (os.sep in what or what.endswith(".safetensors")) and not _names_backbone(what, registry):
-        return _inform_path(what, follow_links)
+        return _inform_path(what, digest, follow_links)
     try:
         entry = registry.readout_entry(what)
     except NameLookupError as no_strategy:
@@ -59,7 +62,7 @@ def inform(
             backbone_entry, model = named_backbone(what, registry)
         except NameLookupError:
             if Path(what).exists():
-                return _inform_path(what, follow_links)
+                return _inform_path(what, digest, follow_links)
             raise _unknown(what, registry, no_strategy) from None
         return _inform_backbone(backbone_entry, model, model_option)
     sizes = (num_registers, hidden_dim, backbone)
@@ -76,10 +79,10 @@ def _names_backbone(what: str, registry: Registry) -> bool:
         return False
 
 
-def _inform_path(what: str, follow_links: bool) -> dict[str, Any]:
+def _inform_path(what: str, digest: str | None, follow_links: bool) -> dict[str, Any]:
     path = Path(what)
     if path.is_dir():
-        files = read_bundle(what, follow_links=follow_links)
+        files = read_bundle(what, digest=digest, follow_links=follow_links)
         manifest = asdict(files.manifest)
         programs = [f"{one['backend']} ({one['file']})" for one in manifest.pop("programs")]
         sizes = {name: f"{record['size']} bytes" for name, record in manifest.pop("files").items()}
@@ -101,9 +104,10 @@ def _inform_weights(what: str) -> dict[str, Any]:
     owner = f"weights {what}"
     data = read_lone_file(owner, what)
     tensors, _ = read_header(owner, data)
+    said = read_metadata(owner, data)
     return {
         "weights": what,
-        **read_metadata(owner, data),
+        **{key: said[key] for key in DESCRIBED if key in said},  # a stranger's key could take the place of another
         "tensors": [
             {"name": name, "dtype": info.dtype, "shape": list(info.shape), "bytes": info.end - info.begin}
             for name, info in sorted(tensors.items())

@@ -16,7 +16,7 @@ from regplug.errors import BundleError, ExportError, PluginError, RegplugError, 
 from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set
 from regplug.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest, ProgramRecord
 from regplug.options import bind
-from regplug.program import LoadedProgram
+from regplug.program import LoadedProgram, open_run
 from regplug.reading import BundleFiles
 from regplug.rebuilding import rebuild
 from regplug.registry import Registry
@@ -27,14 +27,14 @@ from regplug.weights import load_tensors
 def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
     """The module of a bundle that was read; raises as ``load`` does."""
     manifest = files.manifest
-    module = rebuild(files.path, manifest, weights_of(files), registry)
-    result = run_case(module_run(module), files, golden_of(files), SMOKE_CASE)
+    weights, golden = weights_of(files), golden_of(files)  # both before anything of the sizes that they prove is made
+    module = rebuild(files.path, manifest, weights, registry)
+    result = run_case(module_run(module), files, golden, SMOKE_CASE)
     if not result.ok:
-        plugin = manifest.provenance.plugin
         raise BundleError(
             f"bundle {files.path}: the installed {manifest.strategy}: case '{result.case}': error "
             f"{result.error:.3g} is above the tolerance {result.tolerance:.3g}; it was made with "
-            f"{plugin.distribution} {plugin.version}."
+            f"{manifest.made_with}."
         )
     return module
 
@@ -53,9 +53,10 @@ def open_program(files: BundleFiles, record: ProgramRecord, registry: Registry) 
     """One program of a bundle that was read, its case ``batch_1`` run; raises as ``load`` does."""
     maker = open_backend(registry, record.backend)
     program = Program(record.file, files.files[record.file], record.properties)
-    run = maker.open(f"bundle {files.path}: {WEIGHTS}", program, weights_of(files))
+    weights, golden = weights_of(files), golden_of(files)
+    run = open_run(maker, f"bundle {files.path}: {WEIGHTS}", program, weights)
     loaded = LoadedProgram(record.backend, files.manifest, files.digest, run)
-    loaded.check(files.path, golden_of(files), tolerance_factor(files.manifest))
+    loaded.check(files.path, golden, tolerance_factor(files.manifest))
     return loaded
 
 

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from regplug.entries import FILM_FORMS
-from regplug.errors import BundleError, SpecError
-from regplug.folder import FILE_NAME, MANIFEST
+from regplug.folder import FILE_NAME
 from regplug.layout import TokenLayout
-from regplug.strict import WrongValueError, integer, matching, one_of, parse_json, read_as, shown, wrong
+from regplug.strict import PLAIN_NAME, integer, matching, one_of
 
 BUNDLE_FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -20,11 +19,20 @@ GOLDEN = "golden.safetensors"
 SMOKE_CASE = "batch_1"  # the case that every loader runs
 IMAGES = "images"  # the input where the backbone is inside
 MAX_RANK = 8
+DESCRIBED = ("holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout", "backbone")
+MAX_GOLDEN = 256 << 20  # bytes of a file, from here on; a file may be sparse, and its size cost its maker nothing
+MAX_PROGRAM = 4 << 30
+MAX_WEIGHTS = 64 << 30
+MAX_TENSORS = 4096
 
 Positive = Annotated[int, integer(1)]
 Natural = Annotated[int, integer(0)]
 DType = Annotated[str, one_of("float32", "float64", "float16", "bfloat16")]
-FullName = Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]+:[A-Za-z0-9._-]+"), "distribution:name")]
+Name = Annotated[str, matching(PLAIN_NAME, "a plain name")]
+FullName = Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]{1,128}:[A-Za-z0-9._-]{1,128}"), "distribution:name")]
+Option = Annotated[str, matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}"), "an option's name")]
+Version = Annotated[str, matching(re.compile(r"[A-Za-z0-9._+!-]{1,128}"), "a version")]
+Line = Annotated[str, matching(re.compile(r"[ -~]*"), "printable ASCII")]
 FileName = Annotated[str, matching(FILE_NAME, "a file name, never a path")]
 Sha256 = Annotated[str, matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")]
 
@@ -54,7 +62,7 @@ class BackboneRecord:
 
     name: FullName
     model: Annotated[str, matching(FILE_NAME, "a model's name, never a path or an address")] | None
-    options: Mapping[str, Any]
+    options: Mapping[Option, Any]
     normalized: bool
 
 
@@ -73,7 +81,7 @@ class Input:
 class Output:
     """One tensor that a bundle's module gives."""
 
-    name: str
+    name: Name
     dtype: DType
     shape: Shape
 
@@ -82,7 +90,7 @@ class Output:
 class GoldenCase:
     """One input with known outputs; a slice of what is stored when ``start`` is not None."""
 
-    case: str
+    case: Name
     batch: Natural
     start: Natural | None
     length: Positive
@@ -103,7 +111,7 @@ class FiLMRecord:
     """The FiLM generator of a conditioner, by registered name."""
 
     generator: FullName
-    options: Mapping[str, Any]
+    options: Mapping[Option, Any]
     form: Annotated[str, one_of(*FILM_FORMS)]
     order: Annotated[str, one_of("gamma-first")]
 
@@ -120,10 +128,10 @@ class CaseResult:
 class ProgramRecord:
     """One program: its backend, its file, what the backend noted, and its errors."""
 
-    backend: str
+    backend: Name
     file: FileName
-    properties: Mapping[str, str]
-    cases: Mapping[str, CaseResult]
+    properties: Mapping[Name, Line]
+    cases: Mapping[Name, CaseResult]
 
 
 @dataclass(frozen=True)
@@ -135,22 +143,13 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class PluginVersion:
-    """The distribution that offers the strategy."""
-
-    distribution: str
-    version: str
-
-
-@dataclass(frozen=True)
 class BundleProvenance:
-    """Where a bundle was made; ``cpu`` is ATen's CPU capability there."""
+    """Where a bundle was made: the distributions that its module is made of, and ATen's CPU capability there."""
 
-    plugin: PluginVersion
-    regplug: str
-    torch: str
-    python: str
-    cpu: str
+    packages: Mapping[Name, Version]
+    torch: Version
+    python: Version
+    cpu: Version
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class Manifest:
     strategy: FullName
     num_registers: Positive
     hidden_dim: Positive
-    options: Mapping[str, Any]
+    options: Mapping[Option, Any]
     cond_dim: Positive
     layout: LayoutRecord | None
     film: FiLMRecord | None
@@ -171,7 +170,7 @@ class Manifest:
     outputs: tuple[Output, ...]
     golden: Golden
     programs: tuple[ProgramRecord, ...]
-    files: Mapping[str, FileRecord]
+    files: Mapping[FileName, FileRecord]
     provenance: BundleProvenance
 
     @property
@@ -179,116 +178,17 @@ class Manifest:
         """The layout, if the manifest has one."""
         return None if self.layout is None else TokenLayout(**vars(self.layout))
 
+    @property
+    def made_with(self) -> str:
+        """``DIST VERSION``, for messages: the distribution of the strategy, and of the backbone where it is another."""
+        names = [self.strategy, *([self.backbone.name] if self.backbone else [])]
+        distributions = dict.fromkeys(name.partition(":")[0] for name in names)
+        return " and ".join(f"{one} {self.provenance.packages[one]}" for one in distributions)
+
     def to_bytes(self) -> bytes:
         """The file's bytes: sorted, indented, the same for the same content."""
         return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     def describe(self) -> dict[str, Any]:
         """What the weights file repeats of it, so that a lone one says what it is."""
-        known = ("holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout", "backbone")
-        return {key: value for key, value in asdict(self).items() if key in known}
-
-
-def parse_manifest(path: str, data: bytes) -> Manifest:
-    """Read ``manifest.json``, refusing all that the specification does not allow.
-
-    Args:
-        path: The bundle's folder, for messages.
-        data: The file's bytes.
-
-    Raises:
-        BundleError: The format is another, or a key is missing, unknown, or has a value it may not have.
-    """
-    try:
-        values = parse_json(data)
-        _check_format(values)
-        manifest = read_as(Manifest, values)
-        _check_agreement(manifest)
-    except WrongValueError as error:
-        raise BundleError(f"bundle {path}: {MANIFEST}: {error}.") from None
-    return manifest
-
-
-def _check_format(values: Any) -> None:
-    """Look at the format before anything else: another format may have other keys."""
-    if isinstance(values, dict) and "bundle_format" in values:
-        found = shown(values["bundle_format"])
-        if found != str(BUNDLE_FORMAT):
-            raise WrongValueError(f"bundle_format: expected {BUNDLE_FORMAT}, got {found}; use a newer regplug")
-
-
-def _check_agreement(manifest: Manifest) -> None:
-    """Refuse a manifest whose keys contradict each other."""
-    conditioner = manifest.holds == "conditioner"
-    if manifest.layout is not None:
-        _check_layout(manifest, manifest.layout)
-    elif conditioner or manifest.backbone is not None:
-        raise wrong("layout", "an object", None)
-    if conditioner != (manifest.film is not None):
-        raise wrong("film", "an object" if conditioner else "null", manifest.film and asdict(manifest.film))
-    _check_input(manifest, conditioner)
-    _check_outputs(manifest, conditioner)
-    _check_lists(manifest)
-
-
-def _check_input(manifest: Manifest, conditioner: bool) -> None:
-    shape = manifest.input.shape
-    layout, backbone = manifest.token_layout, manifest.backbone
-    name, least = "registers", None
-    wanted_shape: tuple[int | str, ...] = ("B", manifest.num_registers, manifest.hidden_dim)
-    if backbone is not None and layout is not None:
-        if layout.normalized != backbone.normalized:
-            raise wrong("layout.normalized", shown(backbone.normalized), layout.normalized)
-        name, wanted_shape = IMAGES, shape
-        fixed = all(isinstance(size, int) for size in shape[1:])
-        if not (2 <= len(shape) <= MAX_RANK and shape[0] == "B" and fixed):
-            raise wrong("input.shape", '"B" and 1 to 7 sizes', list(shape))
-    elif conditioner and layout is not None:
-        least = layout.num_tokens or layout.min_tokens
-        name, wanted_shape = "tokens", ("B", layout.num_tokens or "T", manifest.hidden_dim)
-    for word, wanted, got in (
-        ("input.name", name, manifest.input.name),
-        ("input.shape", list(wanted_shape), list(shape)),
-        ("input.min_tokens", least, manifest.input.min_tokens),
-    ):
-        if wanted != got:
-            raise wrong(word, shown(wanted), got)
-
-
-def _check_layout(manifest: Manifest, layout: LayoutRecord) -> None:
-    try:
-        TokenLayout(**vars(layout))
-    except SpecError:
-        raise wrong("layout", "positions that agree with its sizes", asdict(layout)) from None
-    if (layout.num_registers, layout.hidden_dim) != (manifest.num_registers, manifest.hidden_dim):
-        raise wrong("layout", "the num_registers and hidden_dim of the manifest", asdict(layout))
-
-
-def _check_outputs(manifest: Manifest, conditioner: bool) -> None:
-    outputs = manifest.outputs
-    if not outputs or len(outputs) % 2 if conditioner else len(outputs) != 1:
-        raise wrong("outputs", "pairs of gamma and beta" if conditioner else "one output", len(outputs))
-    for index, output in enumerate(outputs):
-        name = f"{'beta' if index % 2 else 'gamma'}_{index // 2}" if conditioner else "conditioning"
-        width = output.shape[-1] if conditioner and isinstance(output.shape[-1], int) else manifest.cond_dim
-        for word, wanted, got in (
-            ("name", name, output.name),
-            ("dtype", manifest.input.dtype, output.dtype),
-            ("shape", ["B", width], list(output.shape)),
-        ):
-            if wanted != got:
-                raise wrong(f"outputs.{index}.{word}", shown(wanted), got)
-
-
-def _check_lists(manifest: Manifest) -> None:
-    cases = [case.case for case in manifest.golden.cases]
-    if SMOKE_CASE not in cases or len(set(cases)) != len(cases):
-        raise wrong("golden.cases", f"each case once and {SMOKE_CASE} among them", cases)
-    for index, program in enumerate(manifest.programs):
-        if not program.file.startswith(f"program.{program.backend}"):
-            raise wrong(f"programs.{index}.file", f"a name that begins with program.{program.backend}", program.file)
-        if set(program.cases) != set(cases):
-            raise wrong(f"programs.{index}.cases", "the golden cases and no other", sorted(program.cases))
-    listed = [WEIGHTS, GOLDEN, *(program.file for program in manifest.programs)]
-    if sorted(manifest.files) != sorted(listed):
-        raise wrong("files", f"[{', '.join(listed)}]", sorted(manifest.files))
+        return {key: value for key, value in asdict(self).items() if key in DESCRIBED}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from regplug.backends.interface import Run
+from regplug.backends.interface import ExportBackend, Program, Run
 from regplug.errors import BundleError, RegplugError, ShapeError, told
 from regplug.golden import GoldenSet, compare
 from regplug.manifest import SMOKE_CASE, Input, Manifest
@@ -65,9 +65,9 @@ class LoadedProgram:
         try:
             with torch.inference_mode():
                 outputs = self._run(given.contiguous())
-        except RegplugError:
+        except (RegplugError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a program fails in whatever way its runtime does
+        except BaseException as error:  # a program fails in whatever way its runtime does, SystemExit among them
             raise BundleError(f"{self._owner}: {told(error)}") from error
         check_outputs(self._owner, self.manifest, outputs, given.shape[0])
         taken = given.untyped_storage().data_ptr()
@@ -95,6 +95,26 @@ class LoadedProgram:
                 f"bundle {path}: {self._owner}: case '{case.case}': error {result.error:.3g} is above the tolerance "
                 f"{result.tolerance:.3g}."
             )
+
+
+def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
+    """``backend.open``; whatever the runtime raises is a BundleError.
+
+    Args:
+        backend: The program's export backend.
+        owner: The program's weights file, for messages.
+        program: The program.
+        weights: The module's state dict.
+
+    Raises:
+        BundleError: It does not open, or wants other weights.
+    """
+    try:
+        return backend.open(owner, program, weights)
+    except (RegplugError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a runtime has exceptions of its own, below BaseException too
+        raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
 
 
 def check_input(owner: str, signature: Input, given: Tensor) -> None:

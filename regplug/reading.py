@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from regplug.errors import BundleError
+from regplug.agreement import parse_manifest
+from regplug.errors import BundleError, SpecError
 from regplug.folder import MANIFEST, MAX_MANIFEST, Folder, read_folder
-from regplug.manifest import GOLDEN, WEIGHTS, Manifest, ProgramRecord, parse_manifest
+from regplug.manifest import GOLDEN, WEIGHTS, Manifest, ProgramRecord
+from regplug.strict import quoted
+
+DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ def read_bundle(
 
     Raises:
         BundleError: Anything is missing, added, changed or malformed; the message names it.
+        SpecError: ``digest`` is none.
     """
+    if digest is not None and not DIGEST.fullmatch(digest):
+        raise SpecError(f"digest: expected 64 hexadecimal digits, got {quoted(digest)}.")
 
     def read(folder: Folder) -> BundleFiles:
         data = folder.read(MANIFEST, at_most=MAX_MANIFEST)
@@ -58,9 +66,10 @@ def read_bundle(
         kept = {WEIGHTS, GOLDEN, *(program.file for program in manifest.programs if keep(program))}
         files = {}
         for name, record in manifest.files.items():
-            content = folder.read_checked(name, record.size, record.sha256)
             if name in kept:
-                files[name] = content
+                files[name] = folder.read_checked(name, record.size, record.sha256)
+            else:
+                folder.check(name, record.size, record.sha256)
         return BundleFiles(folder.path, manifest, found, files)
 
     return read_folder(directory, follow_links, read)

@@ -13,7 +13,10 @@ T = TypeVar("T")
 Rule = Callable[[str, Any], Any]
 LARGEST = 1 << 53
 DEEPEST = 64
+SHOWN = 60
 PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+BRACKET = re.compile(rb'"(?:[^"\\]+|\\.?)*"?|[][{}]', re.DOTALL)  # or a text, whose brackets do not count
 
 
 class WrongValueError(Exception):
@@ -34,42 +37,73 @@ class Number:
 def parse_json(data: bytes) -> Any:
     """The JSON value in ``data``, its numbers as written.
 
+    The checks come in one order, in C++ too, so that a text with several faults has one message.
+
     Raises:
         DuplicateKeyError: A key stands twice.
-        WrongValueError: It is no JSON in UTF-8, or is nested deeper than 64.
+        WrongValueError: It is nested deeper than 64, or no JSON in UTF-8.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in values:
-                raise DuplicateKeyError(f"key {quoted(key)} stands twice")
-            values[key] = value
-        return values
-
-    def refuse(text: str) -> Any:
-        raise ValueError(text)  # NaN and Infinity, which are no JSON
-
-    def number(text: str) -> Number:
-        return Number(text) if abs(float(text)) < float("inf") else refuse(text)  # nor what no float64 holds
-
     if data.startswith(b"\xef\xbb\xbf"):
         raise WrongValueError("not JSON: begins with a byte order mark")
+    _check_depth(data)
     try:
         value = json.loads(
-            data.decode(), object_pairs_hook=once, parse_int=number, parse_float=number, parse_constant=refuse
+            data.decode(), object_pairs_hook=_Pairs, parse_int=_number, parse_float=_number, parse_constant=_refuse
         )
-    except (ValueError, RecursionError):
+        _check_texts(value)
+    except ValueError:
         raise WrongValueError("not JSON") from None
-    _check_tree(value)
-    return value
+    return _without_duplicates(value)
+
+
+class _Pairs(list[Any]):
+    """An object as it was written: a key may still stand twice."""
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)  # NaN and Infinity, which are no JSON
+
+
+def _number(text: str) -> Number:
+    return Number(text) if abs(float(text)) < float("inf") else _refuse(text)  # nor what no float64 holds
+
+
+def _check_depth(data: bytes) -> None:
+    """Refuse deep nesting before the parser meets it, which has a limit of its own."""
+    depth = 0
+    for token in BRACKET.finditer(data):
+        letter = token[0][:1]
+        depth = max(depth + (letter in b"[{") - (letter in b"]}"), 0)
+        if depth > DEEPEST:
+            raise WrongValueError(f"nested deeper than {DEEPEST}")
+
+
+def _check_texts(value: Any) -> None:
+    """Raise ValueError for half a surrogate pair, which is no text; Python's parser lets it through."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_texts(item)
+
+
+def _without_duplicates(value: Any) -> Any:
+    if not isinstance(value, _Pairs):
+        return [_without_duplicates(item) for item in value] if isinstance(value, list) else value
+    values: dict[str, Any] = {}
+    for key, item in value:
+        if key in values:
+            raise DuplicateKeyError(f"key {quoted(key)} stands twice")
+        values[key] = _without_duplicates(item)
+    return values
 
 
 def read_as(hint: type[T], value: Any, where: str = "") -> T:
     """``value`` as the type that ``hint`` names.
 
-    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[str, X]``; ``Mapping[str, Any]`` for
-    a free object; str; bool; float, from 0 up; ``Annotated[X, rule]``, whose rule reads the value itself.
+    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[K, X]``, where K's rule says which
+    keys there may be, and X is Any in a free object; str; bool; float, from 0 up; ``Annotated[X, rule]``, whose rule
+    reads the value itself.
 
     Raises:
         WrongValueError: It is something else; the message names the key.
@@ -89,8 +123,8 @@ def _read(hint: Any, where: str, value: Any) -> Any:
         items = _typed(where, value, list, "a list")
         return tuple(_read(arguments[0], _join(where, str(i)), item) for i, item in enumerate(items))
     if origin is Mapping:
-        items = _typed(where, value, dict, "an object")
-        return {key: _read(arguments[1], _join(where, key), item) for key, item in items.items()}
+        items = sorted(_typed(where, value, dict, "an object").items())
+        return {_read(arguments[0], where, key): _read(arguments[1], _join(where, key), item) for key, item in items}
     if hint is float:
         return _amount(where, value)
     if hint is bool:
@@ -109,7 +143,7 @@ def _read_fields(hint: Any, where: str, value: Any) -> Any:
             raise WrongValueError(f"{_join(where, key)}: expected a value, got nothing")
     for key in sorted(given):
         if key not in known:
-            raise wrong(_join(where, key), "no such key", given[key])
+            raise wrong(_join(where, named(key)), "no such key", given[key])
     return hint(**{key: _read(hints[key], _join(where, key), given[key]) for key in known})
 
 
@@ -161,14 +195,42 @@ def wrong(where: str, wanted: str, value: Any) -> WrongValueError:
 
 
 def shown(value: Any) -> str:
-    """A value inside a message: compact JSON on one line, at most 60 characters of it."""
-    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    """A value inside a message: compact JSON in ASCII on one line, at most 60 characters of it."""
+    return _cut(_compact(value))
+
+
+def named(key: str) -> str:
+    """A key inside a message: as it is where it is a plain name, else as JSON in ASCII."""
+    return key if PLAIN_NAME.fullmatch(key) else shown(key)
 
 
 def quoted(name: str) -> str:
-    """A name inside a message, on one line whatever it holds."""
-    return f"'{json.dumps(name, ensure_ascii=False)[1:-1]}'"
+    """A name inside a message, in ASCII on one line whatever it holds."""
+    return f"'{_cut(json.dumps(name)[1:-1])}'"
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's on one line of ASCII: a terminal obeys some of the other letters."""
+    return "".join(letter if " " <= letter <= "~" else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _compact(value: Any) -> str:
+    """JSON with sorted keys; a number that is no integer in the twelve digits that printf gives in any language."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{json.dumps(key)}:{_compact(value[key])}' for key in sorted(value))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_compact, value))}]"
+    number = plain(value)
+    if isinstance(number, int) and not -(1 << 63) <= number < 1 << 64:
+        number = float(number)
+    if not isinstance(number, float):
+        return json.dumps(number)
+    text = f"{number:.12g}"
+    return text if set(text) & {".", "e"} else f"{text}.0"
 
 
 def plain(value: Any) -> Any:
@@ -201,17 +263,3 @@ def _typed(where: str, value: Any, wanted: type, word: str) -> Any:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
-
-
-def _check_tree(value: Any) -> None:
-    """Refuse what Python's parser lets through: deep nesting, and half a surrogate pair, which is no text."""
-    depth, level = 0, [value]
-    while level:
-        for one in level:
-            if isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
-                raise WrongValueError("not JSON")
-        level = [one for one in level if isinstance(one, (dict, list))]
-        depth += bool(level)
-        if depth > DEEPEST:
-            raise WrongValueError(f"nested deeper than {DEEPEST}")
-        level = [item for one in level for item in ([*one, *one.values()] if isinstance(one, dict) else one)]

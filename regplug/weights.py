@@ -1,150 +1,21 @@
-"""State dict <-> safetensors, with a strict reader in front: ``docs/bundle.md`` states its rules."""
+"""State dict <-> safetensors, with the strict reader of its headers in front."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import BundleError, ExportError
-from regplug.strict import DuplicateKeyError, WrongValueError, parse_json, plain_digits
+from regplug.safetensors_header import DTYPE_NAMES, TENSOR_NAME, plain_size, read_header
+from regplug.strict import WrongValueError, parse_json, plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MAX_HEADER = 1 << 20
-MAX_TENSORS = 4096
-MAX_RANK = 8
-TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-TORCH_WORDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-DTYPE_NAMES = dict(zip(ITEM_SIZES, TORCH_WORDS, strict=True))
 METADATA_KEY = "regplug"
 
 TensorType = tuple[str, tuple[int, ...]]  # dtype in torch's words, sizes
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a safetensors file: its dtype (``F32``), shape, and place in the data."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor's bytes stand in a safetensors file, counted from the file's begin."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-class _Malformed(Exception):
-    """A rule of ``docs/bundle.md`` and what broke it."""
-
-
-def read_header(owner: str, data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, after every rule is checked.
-
-    Args:
-        owner: The file, for messages.
-        data: All of its bytes.
-
-    Raises:
-        BundleError: A rule is broken; the message names it.
-    """
-    try:
-        return _read_header(data)
-    except _Malformed as error:
-        raise BundleError(f"{owner}: {error}.") from None
-
-
-def _read_header(data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    if len(data) < 8:
-        raise _Malformed(f"size: expected at least 8 bytes, got {len(data)}")
-    length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER or length > len(data) - 8:
-        raise _Malformed(f"size: expected a header inside the file and within {MAX_HEADER} bytes, got {length}")
-    header = _parse(data[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _Malformed("metadata: expected strings")
-    if len(header) > MAX_TENSORS:
-        raise _Malformed(f"name: expected at most {MAX_TENSORS} tensors, got {len(header)}")
-    tensors = {name: _tensor_info(name, entry) for name, entry in header.items()}
-    end = 0
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if info.begin != end:
-            raise _Malformed(f"offsets: tensor '{name}': expected begin {end}, got {info.begin}")
-        end = info.end
-    if end != len(data) - 8 - length:
-        raise _Malformed(f"offsets: expected tensors over {len(data) - 8 - length} bytes, got {end}")
-    return tensors, metadata
-
-
-def _parse(header: bytes) -> dict[str, Any]:
-    if not header.startswith(b"{"):
-        raise _Malformed("header: expected a JSON object that begins with '{'")
-
-    try:
-        return parse_json(header.rstrip(b" "))  # type: ignore[no-any-return]
-    except DuplicateKeyError as error:
-        raise _Malformed(f"duplicate: {error}") from None
-    except WrongValueError:
-        raise _Malformed("header: expected a JSON object in UTF-8") from None
-
-
-def _tensor_info(name: str, entry: object) -> TensorInfo:
-    if not TENSOR_NAME.fullmatch(name):
-        raise _Malformed("name: expected letters, digits, '_', '.' and '-' (at most 256)")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _Malformed(f"tensor: tensor '{name}': expected exactly dtype, shape and data_offsets")
-    dtype = entry["dtype"]
-    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        raise _Malformed(f"dtype: tensor '{name}': expected one of {', '.join(ITEM_SIZES)}")
-    sizes = _integers(entry["shape"])
-    if sizes is None or len(sizes) > MAX_RANK or prod(filter(None, sizes)) * ITEM_SIZES[dtype] >= 1 << 63:
-        raise _Malformed(f"shape: tensor '{name}': expected at most {MAX_RANK} sizes without overflow")
-    offsets = _integers(entry["data_offsets"])
-    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _Malformed(f"offsets: tensor '{name}': expected two integers, begin <= end")
-    begin, end = offsets
-    nbytes = prod(sizes) * ITEM_SIZES[dtype]
-    if end - begin != nbytes:
-        raise _Malformed(f"bytes: tensor '{name}': expected {nbytes} bytes, got {end - begin}")
-    if begin % ITEM_SIZES[dtype]:
-        raise _Malformed(f"alignment: tensor '{name}': expected a multiple of {ITEM_SIZES[dtype]}, got {begin}")
-    return TensorInfo(dtype, tuple(sizes), begin, end)
-
-
-def _integers(values: object) -> list[int] | None:
-    """The list's numbers, if all are plain digits without a sign."""
-    if not isinstance(values, list):
-        return None
-    numbers = [number for value in values if (number := plain_digits(value)) is not None and number >= 0]
-    return numbers if len(numbers) == len(values) else None
-
-
-def stored_tensors(owner: str, data: bytes) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file stands, sorted by name; dtypes in torch's words (``float32``).
-
-    Raises:
-        BundleError: The file breaks a rule of ``docs/bundle.md``.
-    """
-    tensors, _ = read_header(owner, data)
-    begin = 8 + int.from_bytes(data[:8], "little")
-    return {
-        name: StoredTensor(DTYPE_NAMES[info.dtype], info.shape, begin + info.begin, info.end - info.begin)
-        for name, info in sorted(tensors.items())
-    }
 
 
 def load_tensors(owner: str, data: bytes) -> dict[str, Tensor]:
@@ -178,8 +49,8 @@ def read_metadata(owner: str, data: bytes) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = plain(parse_json(text.encode()))
+    except WrongValueError:
         values = None
     if not isinstance(values, dict):
         raise BundleError(f"{owner}: metadata: expected a JSON object under {METADATA_KEY!r}.")
@@ -276,8 +147,10 @@ def read_types(owner: str, text: str) -> dict[str, TensorType]:
         raise wrong from None
     types: dict[str, TensorType] = {}
     for name, value in values.items() if isinstance(values, dict) else [("", values)]:
-        sizes = _integers(value[1]) if isinstance(value, list) and len(value) == 2 else None
-        if sizes is None or value[0] not in DTYPE_NAMES.values():
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
+            raise wrong
+        sizes = [size for item in value[1] if (size := plain_size(item)) is not None]
+        if len(sizes) != len(value[1]) or value[0] not in DTYPE_NAMES.values():
             raise wrong
         types[name] = (value[0], tuple(sizes))
     return types

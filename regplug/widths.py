@@ -111,13 +111,15 @@ def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, de
 
 
 def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim: int) -> int:
-    """``probe`` where the module's own tensors are.
+    """``probe`` where the module's own tensors are; of one that has none, where tensors are made now.
 
     Raises:
         SpecError: The forward fails, or gives no ``[B, cond_dim]``.
     """
+    import torch
+
     first = next(chain(module.parameters(), module.buffers()), None)
-    device = "cpu" if first is None else str(first.device)
+    device = str(torch.get_default_device() if first is None else first.device)
     try:
         return probe(owner, module, num_registers, hidden_dim, device)
     except SpecError:

@@ -27,6 +27,16 @@ def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "manifest.json").write_text(json.dumps(values))
 
 
+def rename_strategy(full_name: str) -> Callable[[dict], None]:
+    """The change of a manifest that makes its strategy another's."""
+
+    def change(values: dict) -> None:
+        values["strategy"] = full_name
+        values["provenance"]["packages"][full_name.partition(":")[0]] = "1.0"
+
+    return change
+
+
 def repin(folder: Path) -> None:
     """Write the true sizes and digests of the folder's files into its manifest."""
 
@@ -95,6 +105,32 @@ def with_backbone(**changes: object) -> Callable[[Path], None]:
         backbone = {"name": "acme:vit", "model": None, "options": {}, "normalized": True}
         layout = {**LAYOUT, "start": 1, "normalized": True}
         values.update({"backbone": backbone, "layout": layout, **changes})
+
+    return lambda folder: edit_manifest(folder, change)
+
+
+def added_file(name: bytes) -> Callable[[Path], None]:
+    """The damage of a file whose name may be any bytes."""
+    return lambda folder: (folder / os.fsdecode(name)).touch()
+
+
+def many_files(folder: Path) -> None:
+    for index in range(4096):
+        (folder / f".{index}").touch()
+
+
+def with_outputs(count: int) -> Callable[[Path], None]:
+    """The damage of a conditioner's manifest with so many outputs."""
+
+    def change(values: dict) -> None:
+        film = {"generator": "regplug:kernel-film", "options": {}, "form": "gamma", "order": "gamma-first"}
+        outputs = [
+            {"name": f"{word}_{index}", "dtype": "float32", "shape": ["B", 1]}
+            for index in range(count // 2)
+            for word in ("gamma", "beta")
+        ]
+        values.update({"holds": "conditioner", "layout": {**LAYOUT, "start": 1}, "film": film, "outputs": outputs})
+        values["input"].update({"name": "tokens", "shape": ["B", "T", 24], "min_tokens": 5})
 
     return lambda folder: edit_manifest(folder, change)
 
@@ -278,6 +314,120 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a slice that is not inside its input": (
         set_value("golden", "cases", 5, "start", value=3),
         "bundle DIR: golden.safetensors: case 'slice': expected a slice of 4 inside the input.",
+    ),
+    "a name that moves the cursor": (
+        added_file(b"\x1b[2Jevil\xff\n.py"),
+        "bundle DIR: \\x1b\\x5b2Jevil\\xff\\x0a.py: not listed in the manifest; remove it.",
+    ),
+    "a name of another alphabet": (
+        added_file("é b".encode()),
+        "bundle DIR: \\xc3\\xa9\\x20b: not listed in the manifest; remove it.",
+    ),
+    "more files than anybody looks at": (many_files, "bundle DIR: expected at most 4096 files, got more."),
+    "a key that moves the cursor": (
+        set_value("\x1b[2J é", value="é"),
+        'bundle DIR: manifest.json: "\\u001b[2J \\u00e9": expected no such key, got "\\u00e9".',
+    ),
+    "a key of a thousand letters": (
+        set_value("a" * 1000, value=1),
+        f'bundle DIR: manifest.json: "{"a" * 59}...: expected no such key, got 1.',
+    ),
+    "a key that moves the cursor, twice": (
+        lambda f: (f / "manifest.json").write_text('{"\\u001b é": 1, "\\u001b é": 1}', encoding="utf-8"),
+        "bundle DIR: manifest.json: key '\\u001b \\u00e9' stands twice.",
+    ),
+    "a key twice beside deep nesting": (
+        lambda f: (f / "manifest.json").write_text('{"a": 1, "a": ' + "[" * 65 + "]" * 65 + "}"),
+        "bundle DIR: manifest.json: nested deeper than 64.",
+    ),
+    "a key twice beside what is no JSON": (
+        lambda f: (f / "manifest.json").write_text('{"a": 1, "a": 1, "b"}'),
+        "bundle DIR: manifest.json: not JSON.",
+    ),
+    "two keys twice, the first one outside": (
+        lambda f: (f / "manifest.json").write_text('{"a": 1, "a": {"b": 1, "b": 1}}'),
+        "bundle DIR: manifest.json: key 'a' stands twice.",
+    ),
+    "brackets inside a text": (
+        lambda f: (f / "manifest.json").write_text(json.dumps(["[" * 65 + '"\\'])),
+        'bundle DIR: manifest.json: expected an object, got ["' + "[" * 58 + "....",
+    ),
+    "an integer that C++ holds as a fraction": (
+        set_value("cond_dim", value=10**30),
+        "bundle DIR: manifest.json: cond_dim: expected an integer >= 1, got 1e+30.",
+    ),
+    "a fraction of sixteen digits": (
+        set_value("cond_dim", value=1234567890123456.5),
+        "bundle DIR: manifest.json: cond_dim: expected an integer >= 1, got 1.23456789012e+15.",
+    ),
+    "an option that is no keyword": (
+        set_value("options", value={"compressed_dim": 6, "a-b": 1}),
+        'bundle DIR: manifest.json: options: expected an option\'s name, got "a-b".',
+    ),
+    "a backend of another alphabet": (
+        set_value("programs", 0, "backend", value="torch\x1bscript"),
+        'bundle DIR: manifest.json: programs.0.backend: expected a plain name, got "torch\\u001bscript".',
+    ),
+    "a property on two lines": (
+        set_value("programs", 0, "properties", value={"note": "a\nb"}),
+        'bundle DIR: manifest.json: programs.0.properties.note: expected printable ASCII, got "a\\nb".',
+    ),
+    "a property without a plain name": (
+        set_value("programs", 0, "properties", value={"a b": "c"}),
+        'bundle DIR: manifest.json: programs.0.properties: expected a plain name, got "a b".',
+    ),
+    "CPU flags that are no words": (
+        set_value("programs", 0, "properties", value={"cpu_flags": "avx2  fma"}),
+        "bundle DIR: manifest.json: programs.0.properties.cpu_flags: expected plain words with spaces between, "
+        'got "avx2  fma".',
+    ),
+    "a file's key that is a path": (
+        set_value("files", "../evil", value={"size": 0, "sha256": "0" * 64}),
+        'bundle DIR: manifest.json: files: expected a file name, never a path, got "../evil".',
+    ),
+    "a version of two words": (
+        set_value("provenance", "torch", value="2.13 evil"),
+        'bundle DIR: manifest.json: provenance.torch: expected a version, got "2.13 evil".',
+    ),
+    "a package that is not named": (
+        set_value("provenance", "packages", value={}),
+        "bundle DIR: manifest.json: provenance.packages: expected regplug among them, got [].",
+    ),
+    "weights larger than any": (
+        set_value("files", WEIGHTS, "size", value=(64 << 30) + 1),
+        "bundle DIR: manifest.json: files.weights.safetensors.size: expected at most 68719476736, got 68719476737.",
+    ),
+    "golden cases larger than any": (
+        set_value("files", "golden.safetensors", "size", value=(256 << 20) + 1),
+        "bundle DIR: manifest.json: files.golden.safetensors.size: expected at most 268435456, got 268435457.",
+    ),
+    "a program larger than any": (
+        set_value("files", PROGRAM, "size", value=(4 << 30) + 1),
+        "bundle DIR: manifest.json: files.program.torchscript.pt.size: expected at most 4294967296, got 4294967297.",
+    ),
+    "an output without sizes": (
+        set_value("outputs", 0, "shape", value=[]),
+        'bundle DIR: manifest.json: outputs.0.shape: expected ["B",24], got [].',
+    ),
+    "outputs by the thousand": (
+        with_outputs(2000),
+        "bundle DIR: manifest.json: golden.cases: expected at most 4096 tensors, got 12006.",
+    ),
+    "a case of fewer samples than the least": (
+        set_value("input", "min_batch", value=1),
+        "bundle DIR: manifest.json: golden.cases.0.batch: expected an integer >= 1, got 0.",
+    ),
+    "a case whose name says another batch": (
+        set_value("golden", "cases", 1, "batch", value=5),
+        'bundle DIR: manifest.json: golden.cases.1.case: expected "batch_5", got "batch_1".',
+    ),
+    "a case of another length": (
+        set_value("golden", "cases", 2, "length", value=3),
+        "bundle DIR: manifest.json: golden.cases.2.length: expected 4, got 3.",
+    ),
+    "a slice of another length": (
+        set_value("golden", "cases", 5, "length", value=5),
+        "bundle DIR: manifest.json: golden.cases.5.length: expected 4, got 5.",
     ),
     "weights that are no safetensors": (
         lambda f: raw_weights(f, b"\0" * 4),

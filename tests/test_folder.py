@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
-from damage import DAMAGES, WEIGHTS, to_link
+from damage import DAMAGES, PROGRAM, WEIGHTS, set_value, to_link
 
 import regplug
+from regplug.folder import MAX_MANIFEST, read_folder
 from regplug.reading import read_bundle
 from regplug.writing import write_folder
 
@@ -53,6 +56,96 @@ def test_dotfiles_and_a_readme_beside_the_bundle_are_never_opened(copied):
     os.mkfifo(copied / ".gitattributes")
     (copied / ".git").mkdir()
     assert regplug.load(copied).out_dim == 24
+
+
+def test_a_link_that_is_turned_to_another_bundle_while_it_is_read_gives_the_other_whole(bundle, copied, tmp_path):
+    other = shutil.copytree(bundle, tmp_path / "other")
+    (tmp_path / "latest").symlink_to(copied)
+    seen = []
+
+    def read(folder):
+        seen.append(folder.read("manifest.json", at_most=MAX_MANIFEST))
+        if len(seen) == 1:
+            (tmp_path / "latest").unlink()
+            (tmp_path / "latest").symlink_to(other)
+            (copied / WEIGHTS).unlink()
+        return folder.read(WEIGHTS, at_most=1000)
+
+    assert read_folder(tmp_path / "latest", False, read) == (other / WEIGHTS).read_bytes()
+    assert len(seen) == 2
+
+
+def removed(folder):
+    shutil.rmtree(folder)
+
+
+def turned_to_a_file(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def emptied(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (removed, "no such folder."),
+        (turned_to_a_file, "not a folder."),
+        (emptied, "weights.safetensors: missing; export the bundle again."),
+    ],
+)
+def test_a_folder_that_goes_while_it_is_read_is_named_as_it_is_then(copied, change, said):
+    def read(folder):
+        if (copied / WEIGHTS).exists():
+            change(copied)
+        return folder.read(WEIGHTS, at_most=1000)
+
+    with pytest.raises(regplug.BundleError) as error:
+        read_folder(copied, False, read)
+    assert str(error.value) == f"bundle {copied}: {said}"
+
+
+def test_a_folder_that_is_replaced_without_pause_ends_in_an_answer(bundle, tmp_path):
+    count = 0
+
+    def read(folder):
+        nonlocal count
+        count += 1
+        shutil.copytree(bundle, tmp_path / str(count))
+        shutil.rmtree(tmp_path / "b")
+        (tmp_path / str(count)).rename(tmp_path / "b")
+        return folder.read(WEIGHTS, at_most=1000)
+
+    shutil.copytree(bundle, tmp_path / "b")
+    with pytest.raises(regplug.BundleError, match="replaced 100 times while it was read; try again"):
+        read_folder(tmp_path / "b", False, read)
+    assert count == 100
+
+
+def test_a_program_that_nobody_asked_for_is_read_in_parts(copied):
+    size = 256 << 20
+    os.truncate(copied / PROGRAM, size)
+    set_value("files", PROGRAM, "size", value=size)(copied)
+    code = (
+        "import resource, sys\n"
+        "from regplug.errors import BundleError\n"
+        "from regplug.reading import read_bundle\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))\n"
+        "keep = len(sys.argv) > 2\n"
+        "try:\n"
+        "    read_bundle(sys.argv[1], keep=lambda program: keep)\n"
+        "except BundleError as error:\n"
+        "    print(error)\n"
+    )
+    wanted = {(): "sha256 differs from the manifest; export the bundle again.", ("keep",): "expected memory for"}
+    for arguments, said in wanted.items():
+        command = [sys.executable, "-c", code, copied, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"bundle {copied}: {PROGRAM}: {said}")
 
 
 def test_a_socket_in_place_of_a_file_is_refused(copied):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regplug
+from regplug.agreement import parse_manifest
 from regplug.errors import BundleError
-from regplug.manifest import parse_manifest
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ WRONG = {
         "A" * 64,
     ),
     "files.golden.safetensors.size: expected an integer >= 0, got -1": (["files", "golden.safetensors", "size"], -1),
-    "provenance.plugin.version: expected a string, got 1": (["provenance", "plugin", "version"], 1),
+    "provenance.packages.regplug: expected a version, got 1": (["provenance", "packages", "regplug"], 1),
 }
 
 
@@ -105,7 +105,8 @@ def test_a_value_that_may_not_be_there_is_refused_with_its_key(manifest, message
             'holds: expected one of .*, got "\\\\ud83d\\\\ude00"',
         ),
         (lambda text: b"[" * 100 + b"]" * 100, "nested deeper than 64"),
-        (lambda text: b"[" * 100_000, "not JSON"),
+        (lambda text: b"[" * 100_000, "nested deeper than 64"),
+        (lambda text: b'"' + b"[" * 100_000, "manifest.json: not JSON"),
         (lambda text: text.replace(b"conditioner", b"\xff"), "not JSON"),
         (lambda text: text.replace(b'"cond_dim": 6', b'"cond_dim": ' + b"9" * 5000), "manifest.json: not JSON"),
         (lambda text: text.replace(b'"cond_dim": 6', b'"cond_dim": 1e400'), "manifest.json: not JSON"),

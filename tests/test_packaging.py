@@ -15,14 +15,15 @@ import regplug
 ROOT = Path(__file__).resolve().parent.parent
 
 PYTHON = """
-__init__ __main__ attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark builtin
-bundle bundle_commands cache cache_commands cache_place check_commands checkpoint choices cli conditioner cost cpu
-decay deprecation discovery doctor_commands entries errors film folder forking formula gate golden hookspecs
-import_commands importing information installed layout lazy_group loading manifest name_index naming new_commands
-options pairing printing program reading rebuilding registry scaffold selection signature spec staging stopwatch
-strict tokens torch_private verification weights weightsfile widths wiring writing
-backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/graph backends/interface
-backends/reuse backends/torchscript
+__init__ __main__ agreement attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark
+builtin bundle bundle_commands cache cache_commands cache_place check_commands checkpoint choices cli conditioner cost
+cpu decay deprecation discovery doctor_commands durable entries errors film folder forking formula gate golden
+hookspecs import_commands importing information installed layout lazy_group loading lone_files manifest name_index
+naming new_commands options origin pairing printing program reading rebuilding registry safetensors_header scaffold
+selection sign_commands signature signing spec staging stopwatch strict temporary tokens torch_private traces
+verification weights weightsfile widths wiring writing
+backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
+backends/interface backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/check conformance/imports conformance/junit
 conformance/modes conformance/named conformance/parametrizing conformance/programs conformance/pytest_plugin
 conformance/refusals conformance/run conformance/storing conformance/subject conformance/test_conformance
@@ -32,7 +33,7 @@ readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/
 """.split()  # noqa: SIM905
 HEADERS = """
 agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu dtype error fields folder golden
-held_weights json manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights
+guard held_weights json manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights
 write_safetensors
 """.split()  # noqa: SIM905
 NEW = """
@@ -89,6 +90,14 @@ def test_the_core_depends_on_five_packages_and_no_other(wheel):
     assert core == {"torch", "pluggy", "safetensors", "click", "rich"}
     # safetensors writes torch's tensors by way of numpy, and asks for it in an extra only
     assert any(line.startswith("safetensors[numpy]") for line in required)
+
+
+def test_what_signs_bundles_is_an_extra(wheel):
+    archive = zipfile.ZipFile(wheel)
+    [metadata] = [name for name in archive.namelist() if name.endswith("METADATA")]
+    required = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
+    extra = {re.match(r"[A-Za-z0-9-]+", line)[0] for line in required if "extra == 'sign'" in line.replace('"', "'")}
+    assert extra == {"model-signing", "pyopenssl"}
 
 
 def test_these_tests_run_on_the_installed_package_not_on_the_sources():

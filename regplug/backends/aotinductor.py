@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regplug.backends.compiling import compile_in_child, compiler_of, flags_of
+from regplug.backends.elf import check_library
 from regplug.backends.graph import WeightsAsInputs, export_graph
-from regplug.backends.interface import ExportBackend, Program, Run, Source
+from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source
 from regplug.backends.reuse import reused
 from regplug.cache import key_of
 from regplug.cpu import CPU_FLAGS, cpu_flags
@@ -28,9 +28,8 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_S
 ISA = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 # Libraries stay loaded, each with its descriptor: the loader knows a library by its path, and a path that is used
-# again would give the old one. torch's loaders keep process-wide state, so one at a time.
+# again would give the old one.
 _loaded: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {}
-_loading = threading.Lock()
 
 
 class AOTInductorBackend(ExportBackend):
@@ -111,6 +110,7 @@ def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType]
             "before it is written: export on such a machine, or with --isa x86-64-v3."
         )
     data = compile_in_child(OWNER, graph, compiler, isa, flags, time_limit)
+    check_library(f"{OWNER}: {isa}", data)
     properties = {
         "isa": isa,
         CPU_FLAGS: " ".join(sorted(flags)),
@@ -121,7 +121,7 @@ def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType]
 
 def _load(where: str, data: bytes) -> Callable[[list[Tensor]], list[Tensor]]:
     digest = hashlib.sha256(data).hexdigest()
-    with _loading:
+    with LOADING:
         if digest not in _loaded:
             try:
                 descriptor = _sealed(data)

@@ -9,9 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from regplug.forking import lock_over_forks
 from regplug.manifest import Input, Output
-from regplug.weights import StoredTensor
+from regplug.safetensors_header import StoredTensor
 
+# torch's loaders and the dynamic linker share state without locks: a backend holds this while it opens a program
+LOADING = lock_over_forks()
 # the flat outputs for one input: [c], or [gamma_0, beta_0, gamma_1, ...]
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -75,7 +78,8 @@ class ExportBackend(ABC):
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
         """Make a program runnable with these weights. The bytes are checked; their maker is not.
 
-        What it gives may share memory with its input, never with the weights.
+        What it gives may share memory with its input, never with the weights. Whatever it raises, and its run too,
+        reaches the user as a BundleError.
 
         Args:
             owner: The program's weights file, for messages.

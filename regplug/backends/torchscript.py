@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import zipfile
 from collections.abc import Mapping
 from itertools import groupby
@@ -12,16 +11,16 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from regplug.backends.interface import ExportBackend, Program, Run, Source
-from regplug.errors import BundleError, ExportError, told
+from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source
+from regplug.errors import ExportError, told
 from regplug.golden import flatten
 from regplug.torch_private import torchscript_without_warnings
 from regplug.weights import check_state, types_of
 
 FILE = "program.torchscript.pt"
+DEBUG = ".debug_pkl"
+MEMBER = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9._-]+)+")
 FINAL = re.compile(rb"  \w+ : Final\[")
-# torch's loaders keep process-wide state
-_loading = threading.Lock()
 
 
 class TorchScriptBackend(ExportBackend):
@@ -40,7 +39,10 @@ class TorchScriptBackend(ExportBackend):
                 torch.jit.save(torch.jit.script(source.module), archive)
         except Exception as error:  # the TorchScript compiler raises nearly every built-in exception
             raise ExportError(f"program 'torchscript': expected a scriptable module, got: {told(error)}") from error
-        return [Program(FILE, _without_debug_records(archive.getvalue()))]
+        made = archive.getvalue()
+        program = Program(FILE, _without_debug_records(made))
+        check_archive(program.data, made)
+        return [program]
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
         """Load the archive and set its weights.
@@ -48,11 +50,8 @@ class TorchScriptBackend(ExportBackend):
         Raises:
             BundleError: It does not load, or has other weights.
         """
-        try:
-            with _loading, torchscript_without_warnings():
-                module = torch.jit.load(io.BytesIO(program.data), map_location="cpu")
-        except Exception as error:  # torch raises RuntimeError, ValueError, EOFError, ... for a bad archive
-            raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
+        with LOADING, torchscript_without_warnings():
+            module = torch.jit.load(io.BytesIO(program.data), map_location="cpu")
         state = module.state_dict()
         check_state(owner, types_of(state), weights)
         with torch.no_grad():
@@ -69,12 +68,40 @@ class TorchScriptBackend(ExportBackend):
         return run
 
 
+def check_archive(archive: bytes, made: bytes) -> None:
+    """Refuse to ship an archive that is not what torch made, less its debug records.
+
+    Args:
+        archive: What is shipped.
+        made: What ``torch.jit.save`` gave.
+
+    Raises:
+        ExportError: A member is missing or added, has another size or a name that leaves the archive's folder, stands
+            twice, or is compressed.
+    """
+    owner = f"program 'torchscript': {FILE}"
+    with zipfile.ZipFile(io.BytesIO(made)) as before, zipfile.ZipFile(io.BytesIO(archive)) as after:
+        kept = [one for one in before.infolist() if not one.filename.endswith(DEBUG)]
+        members = after.infolist()
+    wanted = sorted((one.filename, one.file_size) for one in kept)
+    if (got := sorted((one.filename, one.file_size) for one in members)) != wanted:
+        raise ExportError(f"{owner}: expected the members {wanted}, got {got}.")
+    folders = {one.filename.partition("/")[0] for one in members}
+    if len(folders) != 1 or len({one.filename for one in members}) != len(members):
+        raise ExportError(f"{owner}: expected members of one folder, each once, got {[name for name, _ in got]}.")
+    for one in members:
+        if not MEMBER.fullmatch(one.filename) or ".." in one.filename.split("/"):
+            raise ExportError(f"{owner}: member {one.filename!r}: expected a plain name, got another.")
+        if one.compress_type != zipfile.ZIP_STORED:
+            raise ExportError(f"{owner}: member {one.filename!r}: expected it stored, got it compressed.")
+
+
 def _without_debug_records(archive: bytes) -> bytes:
     """The same archive without its ``.debug_pkl`` members, which hold absolute paths of the exporting machine."""
     cleaned = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as target:
         for member in source.infolist():
-            if not member.filename.endswith(".debug_pkl"):
+            if not member.filename.endswith(DEBUG):
                 # a fresh ZipInfo has the fixed date of 1980: the same module gives the same bytes
                 target.writestr(zipfile.ZipInfo(member.filename), _in_order(member.filename, source.read(member)))
     return cleaned.getvalue()

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from regplug.backends.interface import Source
 from regplug.errors import ExportError, told
 from regplug.manifest import WEIGHTS
-from regplug.weights import StoredTensor
+from regplug.safetensors_header import StoredTensor
 
 if TYPE_CHECKING:
     from onnx_ir import Model
@@ -78,6 +78,7 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
     strip(model)
     _declare(model.graph.input, [source.input.shape])
     _declare(model.graph.output, [output.shape for output in source.outputs])
+    check_places(model, source.weights)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -162,6 +163,22 @@ def point_to_weights(model: ModelProto, weights: Mapping[str, StoredTensor], use
             for key, value in (("location", WEIGHTS), ("offset", stored.offset), ("length", stored.nbytes)):
                 place.external_data.add(key=key, value=str(value))
         tensor.CopyFrom(place)
+
+
+def check_places(model: ModelProto, weights: Mapping[str, StoredTensor]) -> None:
+    """Refuse to ship a model that reads anything but the weights file, each weight where it stands.
+
+    Raises:
+        ExportError: A tensor's data is elsewhere.
+    """
+    for message in messages_of(model):
+        if not isinstance(message, TensorProto) or not message.external_data:
+            continue
+        got = {entry.key: entry.value for entry in message.external_data}
+        stored = weights.get(message.name)
+        wanted = stored and {"location": WEIGHTS, "offset": str(stored.offset), "length": str(stored.nbytes)}
+        if got != wanted:
+            raise ExportError(f"program 'onnx': tensor '{message.name}': expected data at {wanted}, got {got}.")
 
 
 def describe(tensor: TensorProto) -> str:

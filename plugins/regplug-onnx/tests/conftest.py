@@ -11,7 +11,8 @@ from torch import nn
 import regplug
 from regplug.backends.interface import Program, Source
 from regplug.manifest import Input, Output
-from regplug.weights import save_tensors, stored_tensors
+from regplug.safetensors_header import stored_tensors
+from regplug.weights import save_tensors
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import regplug
 from regplug.backends.graph import export_graph
 from regplug.backends.interface import Source
-from regplug.weights import StoredTensor
-from regplug_onnx.making import drop_whole_slices, make_model, point_to_weights, strip, used_weights
+from regplug.safetensors_header import StoredTensor
+from regplug_onnx.making import check_places, drop_whole_slices, make_model, point_to_weights, strip, used_weights
 
 STORED = {"w": StoredTensor("float32", (2, 3), 128, 24)}
 
@@ -38,6 +38,21 @@ def test_a_weight_becomes_its_place_in_the_weights_file() -> None:
         "offset": "128",
         "length": "24",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("location", "../weights.safetensors"), ("location", "/etc/passwd"), ("offset", "127"), ("length", "9999")],
+)
+def test_a_model_that_reads_anything_but_its_weights_where_they_stand_is_not_shipped(key: str, value: str) -> None:
+    model = model_with(torch.arange(6.0).reshape(2, 3))
+    point_to_weights(model, STORED, {"w"})
+    check_places(model, STORED)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == key:
+            entry.value = value
+    with pytest.raises(regplug.ExportError, match=r"^program 'onnx': tensor 'w': expected data at .*, got .*\.$"):
+        check_places(model, STORED)
 
 
 @pytest.mark.parametrize(

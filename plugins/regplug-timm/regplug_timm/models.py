@@ -19,7 +19,7 @@ from .reading import AFTER
 
 # with these create_model reads files or the network, or builds elsewhere; a bundle, which may be a stranger's, must not
 # ask for that
-READING = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "device")
+READING = re.compile(r"pretrained.*|checkpoint_path|cache_dir|device")
 
 IN_TRAINING = re.compile(r"training|drop|^p$|checkpointing|fused_attn|grad|device|dtype")
 
@@ -36,7 +36,7 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
         raise regplug.SpecError("backbone 'timm': expected a model, as timm:vit_small_patch14_reg4_dinov2, got none.")
     if not timm.is_model(name.partition(".")[0]):
         raise regplug.NameLookupError(f"model {name!r}: not known to timm{closest(name, timm.list_models())}.")
-    clashes = sorted(set(READING) & set(options))
+    clashes = sorted(filter(READING.fullmatch, options))
     if clashes:
         raise regplug.SpecError(
             f"model {name!r}: {clashes[0]}: expected no such option: weights are the caller's to load."

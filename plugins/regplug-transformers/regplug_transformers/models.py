@@ -100,17 +100,18 @@ def _stored_config(transformers: ModuleType, name: str) -> tuple[Family, dict[st
         return TYPES[name], {}
     if name == "tipsv2":
         return TYPES["tipsv2_vision_model"], {}
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    # "./NAME", never "NAME": a bundle's model is a name without a slash, and must not make its reader open a file
+    is_folder = "/" in name and Path(name).is_dir()
+    if is_folder and not (Path(name) / "config.json").is_file():
         raise regplug.NameLookupError(f"model {name!r}: expected a folder with config.json, got none in it.")
-    if not (folder.is_dir() or HUB_ID.fullmatch(name)):
+    if not (is_folder or HUB_ID.fullmatch(name)):
         if name in transformers.CONFIG_MAPPING:
             raise _without_registers(name, name)
         raise regplug.NameLookupError(
             f"model {name!r}: expected a model type, a folder with config.json or a hub id{closest(name, list(TYPES))}."
         )
     try:
-        stored = dict(transformers.PreTrainedConfig.get_config_dict(name, local_files_only=folder.is_dir())[0])
+        stored = dict(transformers.PreTrainedConfig.get_config_dict(name, local_files_only=is_folder)[0])
     except Exception as error:  # not there, no network, no JSON, JSON of something else: each raises its own
         raise regplug.NameLookupError(
             f"model {name!r}: expected a configuration there, got {type(error).__name__}: {told(error)}"

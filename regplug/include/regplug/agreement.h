@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "regplug/fields.h"
@@ -88,30 +89,83 @@ inline void check_outputs(const Json& json, const Manifest& manifest) {
   }
 }
 
-inline void check_lists(const Manifest& manifest) {
-  const auto sorted = [](std::vector<std::string> names) {
-    std::sort(names.begin(), names.end());
-    return names;
-  };
-  std::vector<std::string> as_written;
-  for (const GoldenCase& golden : manifest.cases) as_written.push_back(golden.name);
-  const std::vector<std::string> cases = sorted(as_written);
-  if (std::adjacent_find(cases.begin(), cases.end()) != cases.end() ||
-      !std::binary_search(cases.begin(), cases.end(), "batch_1")) {
-    wrong("golden.cases", "each case once and batch_1 among them", as_written);
+inline std::vector<std::string> sorted(std::vector<std::string> names) {
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// The case that every loader runs is there, and each case is one of this input: a loader relies on both.
+inline void check_cases(const Manifest& manifest) {
+  std::vector<std::string> cases;
+  for (const GoldenCase& golden : manifest.cases) cases.push_back(golden.name);
+  const std::vector<std::string> in_order = sorted(cases);
+  if (std::adjacent_find(in_order.begin(), in_order.end()) != in_order.end() ||
+      !std::binary_search(in_order.begin(), in_order.end(), "batch_1")) {
+    wrong("golden.cases", "each case once and batch_1 among them", cases);
   }
-  std::vector<std::string> expected{"weights.safetensors", "golden.safetensors"};
+  constexpr std::size_t kTensors = 4096;
+  const std::size_t tensors = cases.size() * (1 + manifest.outputs.size());
+  if (tensors > kTensors) wrong("golden.cases", "at most " + std::to_string(kTensors) + " tensors", tensors);
+  const std::int64_t length = manifest.input.shape[1];
+  const auto least = [](std::int64_t size) { return "an integer >= " + std::to_string(size); };
+  for (std::size_t i = 0; i < manifest.cases.size(); ++i) {
+    const GoldenCase& golden = manifest.cases[i];
+    const std::string where = "golden.cases." + std::to_string(i) + ".";
+    if (golden.batch < manifest.min_batch) wrong(where + "batch", least(manifest.min_batch), golden.batch);
+    if (golden.name.rfind("batch_", 0) == 0) same(where + "case", "batch_" + std::to_string(golden.batch), golden.name);
+    if (length != kFree) same(where + "length", length, golden.length);
+    if (golden.length < manifest.min_tokens) wrong(where + "length", least(manifest.min_tokens), golden.length);
+  }
+}
+
+inline bool is_flags(const std::string& text) {
+  for (std::size_t begin = 0; !text.empty() && begin <= text.size();) {
+    const std::size_t end = std::min(text.find(' ', begin), text.size());
+    if (!is_name(std::string_view(text).substr(begin, end - begin))) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+inline void check_programs(const Manifest& manifest) {
+  std::vector<std::string> cases;
+  for (const GoldenCase& golden : manifest.cases) cases.push_back(golden.name);
   for (std::size_t i = 0; i < manifest.programs.size(); ++i) {
     const Program& program = manifest.programs[i];
     const std::string where = "programs." + std::to_string(i) + ".";
     const std::string begin = "program." + program.backend;
     if (program.file.rfind(begin, 0) != 0) wrong(where + "file", "a name that begins with " + begin, program.file);
+    const auto flags = program.properties.find("cpu_flags");
+    if (flags != program.properties.end() && !is_flags(flags->second)) {
+      wrong(where + "properties.cpu_flags", "plain words with spaces between", flags->second);
+    }
     const std::vector<std::string> given = names_of(program.cases);
-    if (given != cases) wrong(where + "cases", "the golden cases and no other", given);
-    expected.push_back(program.file);
+    if (given != sorted(cases)) wrong(where + "cases", "the golden cases and no other", given);
   }
+}
+
+inline void check_files(const Manifest& manifest) {
+  std::vector<std::string> expected{"weights.safetensors", "golden.safetensors"};
+  for (const Program& program : manifest.programs) expected.push_back(program.file);
   const std::vector<std::string> files = names_of(manifest.files);
   if (files != sorted(expected)) wrong("files", listed(expected), files);
+  for (const auto& [name, entry] : manifest.files) {  // a file may be sparse, and its size cost its maker nothing
+    std::uint64_t most = std::uint64_t{4} << 30;
+    if (name == "weights.safetensors") most = std::uint64_t{64} << 30;
+    if (name == "golden.safetensors") most = std::uint64_t{256} << 20;
+    if (entry.size > most) wrong("files." + name + ".size", "at most " + std::to_string(most), entry.size);
+  }
+}
+
+inline void check_packages(const Manifest& manifest) {
+  const auto distribution = [](const std::string& name) { return name.substr(0, name.find(':')); };
+  std::vector<std::string> wanted{"regplug", distribution(manifest.strategy)};
+  if (manifest.film) wanted.push_back(distribution(manifest.film->generator));
+  if (manifest.backbone) wanted.push_back(distribution(manifest.backbone->name));
+  for (const std::string& name : sorted(wanted)) {
+    if (manifest.provenance.packages.count(name) != 0) continue;
+    wrong("provenance.packages", name + " among them", names_of(manifest.provenance.packages));
+  }
 }
 
 inline void check_agreement(const Json& json, const Manifest& manifest) {
@@ -121,7 +175,10 @@ inline void check_agreement(const Json& json, const Manifest& manifest) {
   if (conditioner != manifest.film.has_value()) wrong("film", conditioner ? "an object" : "null", json["film"]);
   check_input(json, manifest);
   check_outputs(json, manifest);
-  check_lists(manifest);
+  check_cases(manifest);
+  check_programs(manifest);
+  check_files(manifest);
+  check_packages(manifest);
 }
 
 }  // namespace regplug::detail

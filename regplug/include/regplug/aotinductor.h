@@ -16,6 +16,7 @@
 #include "regplug/checks.h"
 #include "regplug/error.h"
 #include "regplug/golden.h"
+#include "regplug/guard.h"
 #include "regplug/held_weights.h"
 #include "regplug/manifest.h"
 #include "regplug/model_library.h"
@@ -38,8 +39,10 @@ class AOTInductorBundle {
   static AOTInductorBundle open(const std::string& dir, const Options& options) {
     const Bundle bundle = Bundle::open(dir, options, kBackend);
     AOTInductorBundle opened(dir, options, bundle);
-    detail::check_golden("bundle " + dir + ": " + kProgram, bundle,
-                         [&](const TensorView& input) { return opened.forward(input); });
+    const std::string object = "bundle " + dir + ": " + kProgram;
+    detail::as_error(object, [&] {
+      detail::check_golden(object, bundle, [&](const TensorView& input) { return opened.forward(input); });
+    });
     return opened;
   }
 
@@ -70,9 +73,10 @@ class AOTInductorBundle {
   // Takes the weights of a lone safetensors file that fits; calls of `run` under way end with the old ones.
   // Throws Error, and keeps the old weights, when it does not fit.
   void reload_weights(const std::string& file) {
-    const SafeTensors weights = detail::read_weights(file, follow_links_, wanted_, manifest_);
-    auto held = detail::reported("weights " + file,
-                                 [&] { return std::make_shared<const detail::HeldWeights>(weights); });
+    auto held = detail::reported("weights " + file, [&] {
+      return std::make_shared<const detail::HeldWeights>(
+          detail::read_weights(file, follow_links_, wanted_, manifest_));
+    });
     const std::lock_guard<std::mutex> lock(shared_->mutex);
     shared_->weights = std::move(held);
   }
@@ -97,21 +101,28 @@ class AOTInductorBundle {
     const std::string label = "bundle " + dir + ": ";
     const Program& program = bundle.program();
     const std::string file = label + program.file;
-    wanted_ = detail::wanted_weights(file, program);
     const auto isa = program.properties.find("isa");
     if (isa != program.properties.end()) isa_ = isa->second;
-    detail::check_weights(wanted_, bundle.weights(), label + "weights.safetensors");
+    detail::reported(file, [&] {
+      wanted_ = detail::wanted_weights(file, program);
+      detail::check_weights(wanted_, bundle.weights(), label + "weights.safetensors");
+      library_ = &load(bundle);
+      if (library_->num_inputs() != wanted_.size() + 1 || library_->num_outputs() != manifest_.outputs.size()) {
+        throw detail::Reported("expected " + counted(wanted_.size() + 1, manifest_.outputs.size()) + ", got " +
+                               counted(library_->num_inputs(), library_->num_outputs()) + ".");
+      }
+      shared_->weights = std::make_shared<const detail::HeldWeights>(bundle.weights());
+    });
+  }
+
+  static const detail::ModelLibrary& load(const Bundle& bundle) {
+    const Manifest& manifest = bundle.manifest();
     try {
-      library_ = &detail::ModelLibrary::load(bundle.program_bytes().view(), manifest_.files.at(program.file).sha256);
+      return detail::ModelLibrary::load(bundle.program_bytes().view(),
+                                        manifest.files.at(bundle.program().file).sha256);
     } catch (const detail::Reported& error) {
-      throw Error(file + ": " + error.what() + "; made with torch " + manifest_.provenance.torch + ".");
+      throw detail::Reported(std::string(error.what()) + "; made with torch " + manifest.provenance.torch + ".");
     }
-    if (library_->num_inputs() != wanted_.size() + 1 || library_->num_outputs() != manifest_.outputs.size()) {
-      throw Error(file + ": expected " + counted(wanted_.size() + 1, manifest_.outputs.size()) + ", got " +
-                  counted(library_->num_inputs(), library_->num_outputs()) + ".");
-    }
-    shared_->weights = detail::reported(
-        file, [&] { return std::make_shared<const detail::HeldWeights>(bundle.weights()); });
   }
 
   static std::string counted(std::size_t inputs, std::size_t outputs) {
@@ -131,9 +142,9 @@ class AOTInductorBundle {
 
   // Fills as many outputs as the manifest lists.
   void forward(const TensorView& input, Tensor* outputs) const {
-    check_input(input);
-    if (input.sizes()[0] == 0) return no_samples(outputs);
     detail::reported(kProgram, [&] {
+      check_input(input);
+      if (input.sizes()[0] == 0) return no_samples(outputs);
       // A library compiled for contiguous memory reads a strided view as if it were contiguous, without a word.
       const bool as_it_is = input.is_contiguous() && input.is_aligned();
       const Tensor copied = as_it_is ? Tensor() : Tensor::copy_of(input);

@@ -1,16 +1,20 @@
-// A TorchScript archive loaded from memory, and the weights inside it.
+// A TorchScript archive loaded from memory, the weights inside it, and its code made ready to run.
 #pragma once
 
 #include <ATen/ATen.h>
 #include <caffe2/serialize/read_adapter_interface.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/passes/freeze_module.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 
@@ -34,9 +38,8 @@ class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
   std::string_view bytes_;
 };
 
+// Whoever calls holds `torch_loading`.
 inline torch::jit::Module load_archive(std::string_view bytes) {
-  static std::mutex one_at_a_time;  // torch's loaders share state that they do not lock
-  const std::lock_guard<std::mutex> lock(one_at_a_time);
   return torch::jit::load(std::make_shared<MemoryReader>(bytes), at::kCPU, /*load_debug_files=*/false);
 }
 
@@ -62,6 +65,27 @@ inline void set_weights(const torch::jit::Module& module, const SafeTensors& wei
   check_weights(signatures_of(module), weights, label);
   const at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : state_of(module)) tensor.copy_(to_tensor(weights.at(name)));
+}
+
+// With options as constants. The weights stay parameters: as constants they made the chain with FiLM slower.
+inline torch::jit::Module frozen(const torch::jit::Module& module) {
+  try {
+    torch::jit::Module constant =
+        torch::jit::freeze_module(module, {}, /*freezeInterfaces=*/true, /*preserveParameters=*/true);
+    const bool whole = names_of(state_of(constant)) == names_of(state_of(module));
+    return whole ? constant : module;  // a buffer became a constant, which no reload would reach
+  } catch (const c10::Error&) {  // it has an interface, or forks: it runs as it is
+    return module;
+  }
+}
+
+inline torch::jit::Code compiled(const torch::jit::Module& module) {
+  // The profiling executor costs 30 to 110 ms at the first call and gains nothing here. The guard is for this
+  // thread: the host's own setting stays.
+  const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
+  torch::jit::Stack nothing;  // which this plan does not look at
+  const torch::jit::Method forward = module.get_method("forward");
+  return torch::jit::toGraphFunction(forward.function()).get_executor().getPlanFor(nothing).code;
 }
 
 }  // namespace regplug::detail

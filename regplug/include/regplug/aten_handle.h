@@ -13,6 +13,7 @@
 #include "regplug/aoti_shim.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
+#include "regplug/guard.h"
 #include "regplug/view.h"
 
 namespace regplug::detail {
@@ -26,11 +27,13 @@ class Reported : public Error {
 // Calls `call()`; what is reported inside comes out as Error, "OBJECT: LINE".
 template <typename Call>
 auto reported(const std::string& object, Call call) -> decltype(call()) {
-  try {
-    return call();
-  } catch (const Reported& error) {
-    throw Error(object + ": " + error.what());
-  }
+  return as_error(object, [&] {
+    try {
+      return call();
+    } catch (const Reported& error) {
+      throw Error(object + ": " + error.what());
+    }
+  });
 }
 
 // Throws what the call into torch that just failed in this thread threw there.

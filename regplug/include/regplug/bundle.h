@@ -1,6 +1,7 @@
 // A bundle on disk, every byte of it checked. Includes no torch.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -13,6 +14,7 @@
 #include "regplug/cpu.h"
 #include "regplug/error.h"
 #include "regplug/folder.h"
+#include "regplug/json.h"
 #include "regplug/manifest.h"
 #include "regplug/read_manifest.h"
 #include "regplug/safetensors.h"
@@ -25,12 +27,24 @@ struct Options {
   std::string pin;            // the digest this bundle must have; empty: any
 };
 
+namespace detail {
+
+// Throws Error for what can be no bundle's digest: a typing error is not another bundle.
+inline void check_pin(const std::string& pin) {
+  const bool is_digest = pin.size() == 64 && pin.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+  if (pin.empty() || is_digest) return;
+  throw Error("digest: expected 64 hexadecimal digits, got " + quoted(pin) + ".");
+}
+
+}  // namespace detail
+
 // Data only: nothing in it is run. Copies share their bytes.
 class Bundle {
  public:
   // Reads and checks the folder whole. With a `backend`, keeps the bytes of that program too.
   // Throws Error for whatever does not match docs/bundle.md.
   static Bundle open(const std::string& dir, const Options& options = {}, const std::string& backend = "") {
+    detail::check_pin(options.pin);
     return detail::read_folder(dir, options.follow_links, [&](const detail::Folder& folder) {
       return Bundle(folder, options.pin, backend);
     });
@@ -54,7 +68,8 @@ class Bundle {
     const std::string label = folder.label() + ": ";
     for (const std::string& name : folder.names()) {
       if (name.front() == '.' || name == "README.md" || name == "manifest.json") continue;
-      if (manifest_.files.count(name) == 0) throw Error(label + name + ": not listed in the manifest; remove it.");
+      if (manifest_.files.count(name) != 0) continue;
+      throw Error(label + detail::spelled(name) + ": not listed in the manifest; remove it.");
     }
     const Program* chosen = nullptr;
     std::string refusal;
@@ -116,7 +131,8 @@ class Bundle {
       std::vector<char> chunk(std::size_t{1} << 20);
       std::uint64_t total = 0;
       while (total < entry.size) {
-        const std::size_t got = file.read(chunk.data(), chunk.size());
+        const std::size_t left = static_cast<std::size_t>(std::min<std::uint64_t>(chunk.size(), entry.size - total));
+        const std::size_t got = file.read(chunk.data(), left);
         if (got == 0) break;
         hash.update({chunk.data(), got});
         total += got;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -19,9 +20,11 @@ constexpr std::int64_t kLargest = std::int64_t{1} << 53;  // integers beyond are
 
 constexpr std::string_view kNameLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
 
-inline bool is_name(std::string_view name) {
-  return !name.empty() && name.find_first_not_of(kNameLetters) == std::string_view::npos;
+inline bool is_of(std::string_view text, std::string_view letters) {
+  return !text.empty() && text.size() <= 128 && text.find_first_not_of(letters) == std::string_view::npos;
 }
+
+inline bool is_name(std::string_view name) { return is_of(name, kNameLetters); }
 
 inline bool is_full_name(std::string_view name) {  // distribution:name
   const std::size_t colon = name.find(':');
@@ -29,19 +32,52 @@ inline bool is_full_name(std::string_view name) {  // distribution:name
 }
 
 inline bool is_file_name(std::string_view name) {  // never a path, never hidden
-  return is_name(name) && name.size() <= 128 && std::string_view("._-").find(name.front()) == std::string_view::npos;
+  return is_name(name) && std::string_view("._-").find(name.front()) == std::string_view::npos;
+}
+
+inline bool is_option(std::string_view name) {  // a keyword of a constructor
+  constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
+  return is_of(name, letters) && letters.find(name.front()) < letters.find('0');
+}
+
+inline bool is_version(std::string_view text) {
+  static const std::string letters = std::string(kNameLetters) + "+!";
+  return is_of(text, letters);
+}
+
+inline bool is_printable(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char letter) { return letter >= ' ' && letter <= '~'; });
 }
 
 inline bool is_sha256(std::string_view text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-// A value inside a message: compact JSON on one line, 60 characters of it at most.
-inline std::string shown(const Json& value) {
-  constexpr std::size_t kShown = 60;
-  const std::string text = value.dump(-1, ' ', true);
-  return text.size() <= kShown ? text : text.substr(0, kShown) + "...";
+// JSON with sorted keys, in ASCII; a number that is no integer in the twelve digits that printf gives in any language.
+inline std::string compact(const Json& value) {
+  std::string text;
+  if (value.is_object()) {
+    for (const auto& [key, item] : value.items()) {
+      text += (text.empty() ? "" : ",") + Json(key).dump(-1, ' ', true) + ":" + compact(item);
+    }
+    return "{" + text + "}";
+  }
+  if (value.is_array()) {
+    for (const Json& item : value) text += (text.empty() ? "" : ",") + compact(item);
+    return "[" + text + "]";
+  }
+  if (!value.is_number_float()) return value.dump(-1, ' ', true);
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.12g", value.get<double>());
+  text = digits;
+  return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
+
+// A value inside a message: 60 characters of it at most.
+inline std::string shown(const Json& value) { return cut(compact(value)); }
+
+// A key inside a message: as it is where it is a plain name.
+inline std::string named(const std::string& key) { return is_name(key) ? key : shown(key); }
 
 [[noreturn]] inline void wrong(const std::string& key, const std::string& expected, const Json& got) {
   throw Error(key + (key.empty() ? "expected " : ": expected ") + expected + ", got " + shown(got));
@@ -69,7 +105,7 @@ class Fields {
       if (!object_.contains(key)) throw Error(path(key) + ": expected a value, got nothing");
     }
     for (const auto& [key, value] : object_.items()) {
-      if (std::find(keys.begin(), keys.end(), key) == keys.end()) wrong(path(key), "no such key", value);
+      if (std::find(keys.begin(), keys.end(), key) == keys.end()) wrong(path(named(key)), "no such key", value);
     }
   }
 
@@ -100,9 +136,8 @@ class Fields {
     return at(key).get<double>();
   }
 
-  std::string text(const std::string& key) const {
-    return matching(key, "a string", [](const std::string&) { return true; });
-  }
+  std::string name(const std::string& key) const { return matching(key, "a plain name", is_name); }
+  std::string version(const std::string& key) const { return matching(key, "a version", is_version); }
 
   std::string one_of(const std::string& key, std::initializer_list<std::string> known) const {
     return matching(key, "one of " + listed(known), [&](const std::string& value) {
@@ -116,8 +151,9 @@ class Fields {
     return at(key).get<std::string>();
   }
 
-  const Json& object(const std::string& key) const {
-    if (!at(key).is_object()) wrong(path(key), "an object", at(key));
+  // An object with free values.
+  const Json& options(const std::string& key) const {
+    each_in(key, "an option's name", is_option, [](const std::string&, const std::string&, const Json&) {});
     return at(key);
   }
 
@@ -133,10 +169,14 @@ class Fields {
     for (std::size_t i = 0; i < list.size(); ++i) read(path(key) + "." + std::to_string(i), list[i]);
   }
 
-  // Calls `read(path, name, value)` for each key of an object with free keys.
-  template <typename Read>
-  void each_in(const std::string& key, Read read) const {
-    for (const auto& [name, value] : object(key).items()) read(path(key) + "." + name, name, value);
+  // Calls `read(path, name, value)` for each key of an object with free keys, all of them accepted names.
+  template <typename Accepts, typename Read>
+  void each_in(const std::string& key, const std::string& expected, Accepts accepts, Read read) const {
+    if (!at(key).is_object()) wrong(path(key), "an object", at(key));
+    for (const auto& [name, value] : at(key).items()) {
+      if (!accepts(name)) wrong(path(key), expected, name);
+      read(path(key) + "." + name, name, value);
+    }
   }
 
   static std::int64_t as_integer(const std::string& where, const Json& value, std::int64_t least) {

@@ -12,14 +12,17 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "regplug/bytes.h"
 #include "regplug/error.h"
+#include "regplug/fields.h"
 
 namespace regplug::detail {
 
@@ -83,8 +86,12 @@ class File {
 
   // The whole file, of the size it had when it was opened.
   Bytes read_all() const {
-    return Bytes::filled(static_cast<std::size_t>(size_),
-                         [&](char* place, std::size_t count) { return read(place, count); });
+    try {
+      return Bytes::filled(static_cast<std::size_t>(size_),
+                           [&](char* place, std::size_t count) { return read(place, count); });
+    } catch (const std::bad_alloc&) {
+      throw Error(label_ + ": expected memory for " + std::to_string(size_) + " bytes, got none.");
+    }
   }
 
  private:
@@ -96,6 +103,17 @@ class File {
   Descriptor fd_;
   std::uint64_t size_ = 0;
 };
+
+// A name from a folder, which may be any bytes: all but the letters of file names as \xHH.
+inline std::string spelled(const std::string& name) {
+  std::string text;
+  for (const char letter : name) {
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\x%02x", static_cast<unsigned>(static_cast<unsigned char>(letter)));
+    text += is_name({&letter, 1}) ? std::string(1, letter) : escaped;
+  }
+  return text;
+}
 
 class Folder {
  public:
@@ -125,20 +143,31 @@ class Folder {
       throw Error(label() + ": " + std::strerror(errno) + ".");
     }
     std::vector<std::string> found;
-    while (const dirent* entry = ::readdir(entries.get())) found.emplace_back(entry->d_name);
+    errno = 0;
+    while (const dirent* entry = ::readdir(entries.get())) {
+      const std::string name = entry->d_name;
+      if (name != "." && name != "..") found.push_back(name);
+      if (found.size() > kEntries) {
+        throw Error(label() + ": expected at most " + std::to_string(kEntries) + " files, got more.");
+      }
+      errno = 0;
+    }
+    if (errno != 0) throw Error(label() + ": " + std::strerror(errno) + ".");
     std::sort(found.begin(), found.end());
     return found;
   }
 
-  // Whether another folder stands at the path now.
+  // Whether something else stands at the path now, or nothing: opening it again says which.
   bool replaced() const {
     struct stat here {};
     struct stat there {};
-    if (::fstat(fd_.get(), &here) != 0 || ::stat(path_.c_str(), &there) != 0) return false;
+    if (::fstat(fd_.get(), &here) != 0 || ::stat(path_.c_str(), &there) != 0) return true;
     return here.st_ino != there.st_ino || here.st_dev != there.st_dev;
   }
 
  private:
+  static constexpr std::size_t kEntries = 4096;
+
   std::string path_;
   bool follow_links_;
   Descriptor fd_;

@@ -15,10 +15,16 @@ using Json = nlohmann::json;
 
 namespace detail {
 
-// A name inside a message: 'name'. What JSON escapes stays escaped, so that a message is one line whatever it quotes.
+// What a message shows of a text that somebody else wrote.
+inline std::string cut(const std::string& text) {
+  constexpr std::size_t kShown = 60;
+  return text.size() <= kShown ? text : text.substr(0, kShown) + "...";
+}
+
+// A name inside a message: 'name', in ASCII as JSON escapes it, so that a message is one line whatever it quotes.
 inline std::string quoted(const std::string& name) {
-  const std::string text = Json(name).dump(-1, ' ', false, Json::error_handler_t::replace);
-  return "'" + text.substr(1, text.size() - 2) + "'";
+  const std::string text = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
+  return "'" + cut(text.substr(1, text.size() - 2)) + "'";
 }
 
 // Told apart from other faults because safetensors has a rule of its own for it.
@@ -27,11 +33,29 @@ class DuplicateKey : public Error {
   using Error::Error;
 };
 
-// Builds the value from the parser's events: its own builder keeps the last of two equal keys and has no depth limit.
+// Refuses deep nesting before a parser meets it; brackets inside strings do not count.
+inline void check_depth(std::string_view text) {
+  constexpr std::size_t kDepth = 64;
+  std::size_t depth = 0;
+  bool inside = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char letter = text[i];
+    if (inside) {
+      if (letter == '\\') ++i;
+      inside = letter != '"';
+    } else if (letter == '[' || letter == '{') {
+      if (++depth > kDepth) throw Error("nested deeper than " + std::to_string(kDepth));
+    } else if (letter == ']' || letter == '}') {
+      if (depth > 0) --depth;
+    } else {
+      inside = letter == '"';
+    }
+  }
+}
+
+// Builds the value from the parser's events: its own builder keeps the last of two equal keys.
 class StrictJson final : public nlohmann::json_sax<Json> {
  public:
-  static constexpr std::size_t kDepth = 64;
-
   Json take() { return std::move(root_); }
 
   bool null() override { return add(nullptr) != nullptr; }
@@ -69,7 +93,6 @@ class StrictJson final : public nlohmann::json_sax<Json> {
   }
 
   bool open(Json container) {
-    if (open_.size() == kDepth) throw Error("nested deeper than " + std::to_string(kDepth));
     open_.push_back(add(std::move(container)));
     return true;
   }
@@ -85,11 +108,13 @@ class StrictJson final : public nlohmann::json_sax<Json> {
 };
 
 // Parses one JSON value. A number written as plain digits comes back as `is_number_unsigned()`, 1.0 and 1e3 do not.
-// Throws Error with a message that names no file; the caller knows which.
+// Throws Error with a message that names no file; the caller knows which. The checks come in one order, in Python too,
+// so that a text with several faults has one message.
 inline Json parse_json(std::string_view text) {
   // The parser skips a byte order mark and takes NUL for the end of the text; both would let bytes pass unread.
   if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Error("not JSON: begins with a byte order mark");
-  if (text.find('\0') != std::string_view::npos) throw Error("not JSON");
+  check_depth(text);
+  if (text.find('\0') != std::string_view::npos || !Json::accept(text)) throw Error("not JSON");
   StrictJson builder;
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();

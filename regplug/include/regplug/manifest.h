@@ -72,9 +72,7 @@ struct FileEntry {
 };
 
 struct Provenance {
-  std::string plugin_distribution;
-  std::string plugin_version;
-  std::string regplug;
+  std::map<std::string, std::string> packages;  // what the module is made of: distribution to version
   std::string torch;
   std::string python;
   std::string cpu;

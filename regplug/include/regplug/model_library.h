@@ -21,6 +21,7 @@
 #include "regplug/aten_handle.h"
 #include "regplug/error.h"
 #include "regplug/folder.h"
+#include "regplug/guard.h"
 
 namespace regplug::detail {
 
@@ -29,11 +30,9 @@ class ModelLibrary {
   // Loads the bytes, whose sha256 is `digest`; the same bytes are loaded once and serve every bundle that has them.
   // A library is never unloaded: the templates inside make the dynamic linker keep it anyway. Throws Error.
   static const ModelLibrary& load(std::string_view bytes, const std::string& digest) {
-    // One lock for all: loading two model libraries at the same time crashes now and then. The table is not destroyed
-    // at exit, when parts of libtorch are gone already.
-    static std::mutex one_at_a_time;
+    // Not destroyed at exit, when parts of libtorch are gone already.
     static auto* const loaded = new std::map<std::string, std::unique_ptr<const ModelLibrary>>();
-    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    const std::lock_guard<std::mutex> lock(torch_loading);
     std::unique_ptr<const ModelLibrary>& place = (*loaded)[digest];
     if (!place) place.reset(new ModelLibrary(bytes));
     return *place;

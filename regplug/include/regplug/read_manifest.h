@@ -39,13 +39,13 @@ inline Backbone read_backbone(const Fields& top) {
   if (!fields.at("model").is_null()) {
     backbone.model = fields.matching("model", "a model's name, never a path or an address", is_file_name);
   }
-  backbone.options = fields.object("options");
+  backbone.options = fields.options("options");
   backbone.normalized = fields.boolean("normalized");
   return backbone;
 }
 
 inline Signature read_signature(const Fields& fields) {
-  Signature signature{fields.text("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}), {}};
+  Signature signature{fields.name("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}), {}};
   fields.each_of("shape", [&](const std::string& where, const Json& size) {
     const bool free = size == "B" || size == "T";
     signature.shape.push_back(free ? kFree : Fields::as_integer(where, size, 1));
@@ -55,7 +55,7 @@ inline Signature read_signature(const Fields& fields) {
 
 inline GoldenCase read_case(const Fields& fields) {
   GoldenCase golden;
-  golden.name = fields.text("case");
+  golden.name = fields.name("case");
   golden.batch = fields.integer("batch", 0);
   golden.start = fields.maybe_integer("start", 0);
   golden.length = fields.integer("length", 1);
@@ -65,15 +65,17 @@ inline GoldenCase read_case(const Fields& fields) {
 }
 
 inline Program read_program(const Fields& fields) {
-  Program program{fields.text("backend"), fields.matching("file", "a file name, never a path", is_file_name), {}, {}};
-  fields.each_in("properties", [&](const std::string& where, const std::string& name, const Json& value) {
-    if (!value.is_string()) wrong(where, "a string", value);
+  Program program{fields.name("backend"), fields.matching("file", "a file name, never a path", is_file_name), {}, {}};
+  const auto property = [&](const std::string& where, const std::string& name, const Json& value) {
+    if (!value.is_string() || !is_printable(value.get<std::string>())) wrong(where, "printable ASCII", value);
     program.properties[name] = value.get<std::string>();
-  });
-  fields.each_in("cases", [&](const std::string& where, const std::string& name, const Json& value) {
+  };
+  fields.each_in("properties", "a plain name", is_name, property);
+  const auto result = [&](const std::string& where, const std::string& name, const Json& value) {
     const Fields one(where, value, {"error", "tolerance"});
     program.cases[name] = {one.amount("error"), one.amount("tolerance")};
-  });
+  };
+  fields.each_in("cases", "a plain name", is_name, result);
   return program;
 }
 
@@ -83,9 +85,16 @@ inline FileEntry read_file_entry(const Fields& fields) {
 }
 
 inline Provenance read_provenance(const Fields& fields) {
-  const Fields plugin = fields.inside("plugin", {"distribution", "version"});
-  return {plugin.text("distribution"), plugin.text("version"), fields.text("regplug"),
-          fields.text("torch"),        fields.text("python"),  fields.text("cpu")};
+  Provenance provenance;
+  const auto package = [&](const std::string& where, const std::string& name, const Json& value) {
+    if (!value.is_string() || !is_version(value.get<std::string>())) wrong(where, "a version", value);
+    provenance.packages[name] = value.get<std::string>();
+  };
+  fields.each_in("packages", "a plain name", is_name, package);
+  provenance.torch = fields.version("torch");
+  provenance.python = fields.version("python");
+  provenance.cpu = fields.version("cpu");
+  return provenance;
 }
 
 inline Manifest parse_manifest(std::string_view text) {
@@ -105,7 +114,7 @@ inline Manifest parse_manifest(std::string_view text) {
   manifest.strategy = top.matching("strategy", "distribution:name", is_full_name);
   manifest.num_registers = top.integer("num_registers", 1);
   manifest.hidden_dim = top.integer("hidden_dim", 1);
-  manifest.options = top.object("options");
+  manifest.options = top.options("options");
   manifest.cond_dim = top.integer("cond_dim", 1);
   if (!top.at("layout").is_null()) {
     manifest.layout = read_layout(
@@ -113,7 +122,7 @@ inline Manifest parse_manifest(std::string_view text) {
   }
   if (!top.at("film").is_null()) {
     const Fields film = top.inside("film", {"generator", "options", "form", "order"});
-    manifest.film = Film{film.matching("generator", "distribution:name", is_full_name), film.object("options"),
+    manifest.film = Film{film.matching("generator", "distribution:name", is_full_name), film.options("options"),
                          film.one_of("form", {"gamma", "1+gamma"}), film.one_of("order", {"gamma-first"})};
   }
   if (!top.at("backbone").is_null()) manifest.backbone = read_backbone(top);
@@ -134,11 +143,11 @@ inline Manifest parse_manifest(std::string_view text) {
   top.each_of("programs", [&](const std::string& where, const Json& value) {
     manifest.programs.push_back(read_program(Fields(where, value, {"backend", "file", "properties", "cases"})));
   });
-  top.each_in("files", [&](const std::string& where, const std::string& name, const Json& value) {
+  const auto file = [&](const std::string& where, const std::string& name, const Json& value) {
     manifest.files[name] = read_file_entry(Fields(where, value, {"size", "sha256"}));
-  });
-  manifest.provenance =
-      read_provenance(top.inside("provenance", {"plugin", "regplug", "torch", "python", "cpu"}));
+  };
+  top.each_in("files", "a file name, never a path", is_file_name, file);
+  manifest.provenance = read_provenance(top.inside("provenance", {"packages", "torch", "python", "cpu"}));
   check_agreement(json, manifest);
   return manifest;
 }

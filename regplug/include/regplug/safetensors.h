@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "regplug/bytes.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
+#include "regplug/fields.h"
 #include "regplug/json.h"
 
 namespace regplug {
@@ -41,8 +43,7 @@ class SafeTensors {
     if (length > kHeader || length > all.size() - 8) {
       fail("size: expected a header inside the file and within 1048576 bytes, got " + std::to_string(length));
     }
-    const Json header = parse_header(all.substr(8, static_cast<std::size_t>(length)));
-    read(header, all.substr(8 + static_cast<std::size_t>(length)));
+    read(parse_header(all.substr(8, static_cast<std::size_t>(length))), all.substr(8 + static_cast<std::size_t>(length)));
   }
 
   SafeTensors(std::string bytes, const std::string& label) : SafeTensors(Bytes(std::move(bytes)), label) {}
@@ -65,15 +66,22 @@ class SafeTensors {
   static constexpr std::size_t kTensors = 4096;
   static constexpr std::size_t kRank = 8;
   static constexpr std::size_t kName = 256;
-  static constexpr std::uint64_t kLargest = std::uint64_t{std::numeric_limits<std::int64_t>::max()};
+  static constexpr std::size_t kMetadataKeys = 1024;
+  static constexpr std::size_t kMetadataBytes = std::size_t{1} << 19;
+  static constexpr std::uint64_t kBytes = std::uint64_t{std::numeric_limits<std::int64_t>::max()};
+
+  using Span = std::pair<std::uint64_t, std::uint64_t>;  // where a tensor's bytes begin and end
 
   // `text` is "RULE: DETAIL".
   [[noreturn]] void fail(const std::string& text) const { throw Error(label_ + ": " + text + "."); }
 
   Json parse_header(std::string_view text) const {
-    if (text.empty() || text.front() != '{') fail("header: expected a JSON object that begins with '{'");
+    const std::size_t last = text.find_last_not_of(' ');
+    if (text.substr(0, 1) != "{" || text[last] != '}') {
+      fail("header: expected a JSON object from '{' to '}', then nothing but spaces");
+    }
     try {
-      return detail::parse_json(text.substr(0, text.find_last_not_of(' ') + 1));
+      return detail::parse_json(text);
     } catch (const detail::DuplicateKey& error) {
       fail(std::string("duplicate: ") + error.what());
     } catch (const Error&) {
@@ -81,17 +89,15 @@ class SafeTensors {
     }
   }
 
+  // A map of nlohmann's is sorted by the bytes of its keys, which is the order of their code points.
   void read(const Json& header, std::string_view data) {
-    using Span = std::pair<std::uint64_t, std::uint64_t>;
     const bool described = header.contains("__metadata__");
     if (described) read_metadata(header["__metadata__"]);
     const std::size_t count = header.size() - (described ? 1 : 0);
     if (count > kTensors) fail("name: expected at most 4096 tensors, got " + std::to_string(count));
     std::vector<std::pair<Span, std::string>> spans;
     for (const auto& [name, entry] : header.items()) {
-      if (name == "__metadata__") continue;
-      if (!named(name)) fail("name: expected letters, digits, '_', '.' and '-' (at most 256)");
-      spans.emplace_back(read_tensor(name, entry), name);
+      if (name != "__metadata__") spans.emplace_back(read_tensor(name, entry), name);
     }
     std::sort(spans.begin(), spans.end());
     std::uint64_t end = 0;
@@ -109,65 +115,93 @@ class SafeTensors {
       const auto begin = static_cast<std::size_t>(span.first);
       tensors_[name].bytes = data.substr(begin, static_cast<std::size_t>(span.second) - begin);
     }
+    check_booleans();
   }
 
   void read_metadata(const Json& entry) {
-    if (!entry.is_object()) fail("metadata: expected strings");
+    if (!entry.is_object()) fail("metadata: expected an object, got " + detail::shown(entry));
+    if (entry.size() > kMetadataKeys) fail("metadata: expected at most 1024 keys, got " + std::to_string(entry.size()));
+    std::size_t size = 0;
     for (const auto& [key, value] : entry.items()) {
-      if (!value.is_string()) fail("metadata: expected strings");
-      metadata_[key] = value.get<std::string>();
+      if (!value.is_string()) fail("metadata: expected strings, got " + detail::shown(value));
+      const auto& text = metadata_[key] = value.get<std::string>();
+      size += key.size() + text.size();
     }
+    if (size > kMetadataBytes) fail("metadata: expected at most 524288 bytes, got " + std::to_string(size));
   }
 
-  // Fills in all but the bytes; returns where they begin and end.
-  std::pair<std::uint64_t, std::uint64_t> read_tensor(const std::string& name, const Json& entry) {
-    const std::string who = ": tensor '" + name + "': ";
-    if (!entry.is_object() || entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") ||
-        !entry.contains("data_offsets")) {
-      fail("tensor" + who + "expected exactly dtype, shape and data_offsets");
+  // Fills in all but the bytes.
+  Span read_tensor(const std::string& name, const Json& entry) {
+    if (!named(name)) fail("name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + detail::shown(name));
+    const std::string who = ": tensor '" + name + "'";
+    if (!entry.is_object()) fail("tensor" + who + ": expected an object, got " + detail::shown(entry));
+    if (entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
+      fail("tensor" + who + ": expected exactly dtype, shape, data_offsets, got " +
+           detail::shown(detail::names_of(entry.get_ref<const Json::object_t&>())));
     }
     const auto dtype = std::find_if(detail::kDtypes.begin(), detail::kDtypes.end(),
                                     [&](const detail::DtypeNames& known) { return entry["dtype"] == known.stored; });
     if (dtype == detail::kDtypes.end()) {
-      fail("dtype" + who + "expected one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL");
+      fail("dtype" + who + ": expected one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, got " +
+           detail::shown(entry["dtype"]));
     }
-    TensorBytes tensor{dtype->name, {}, {}};
-    const Json& shape = entry["shape"];
-    std::uint64_t size = dtype->size;
-    std::uint64_t counted = dtype->size;  // without the sizes that are 0: torch multiplies the others for its strides
-    bool sized = shape.is_array() && shape.size() <= kRank;
-    for (std::size_t i = 0; sized && i < shape.size(); ++i) {
-      const std::uint64_t value = plain(shape[i]) ? shape[i].get<std::uint64_t>() : kLargest + 1;
-      sized = value <= kLargest && (value == 0 || counted <= kLargest / value);
-      counted *= value == 0 ? 1 : value;
-      size *= value;
-      tensor.shape.push_back(static_cast<std::int64_t>(value));
+    TensorBytes tensor{dtype->name, integers("shape" + who, "sizes", entry["shape"]), {}};
+    const std::uint64_t size = byte_size("shape" + who, dtype->size, tensor.shape);
+    const std::vector<std::int64_t> offsets = integers("offsets" + who, "offsets", entry["data_offsets"]);
+    if (offsets.size() != 2 || offsets[0] > offsets[1]) {
+      fail("offsets" + who + ": expected begin and end, begin <= end, got " + detail::shown(offsets));
     }
-    if (!sized) fail("shape" + who + "expected at most 8 sizes without overflow");
-    const Json& offsets = entry["data_offsets"];
-    if (!offsets.is_array() || offsets.size() != 2 || !plain(offsets[0]) || !plain(offsets[1]) ||
-        offsets[0] > offsets[1]) {
-      fail("offsets" + who + "expected two integers, begin <= end");
+    const Span span{static_cast<std::uint64_t>(offsets[0]), static_cast<std::uint64_t>(offsets[1])};
+    if (span.second - span.first != size) {
+      fail("bytes" + who + ": expected " + std::to_string(size) + " bytes, got " +
+           std::to_string(span.second - span.first));
     }
-    const auto begin = offsets[0].get<std::uint64_t>();
-    const auto end = offsets[1].get<std::uint64_t>();
-    if (end - begin != size) {
-      fail("bytes" + who + "expected " + std::to_string(size) + " bytes, got " + std::to_string(end - begin));
-    }
-    if (begin % dtype->size != 0) {
-      fail("alignment" + who + "expected a multiple of " + std::to_string(dtype->size) + ", got " +
-           std::to_string(begin));
+    if (span.first % dtype->size != 0) {
+      fail("alignment" + who + ": expected a multiple of " + std::to_string(dtype->size) + ", got " +
+           std::to_string(span.first));
     }
     tensors_.emplace(name, std::move(tensor));
-    return {begin, end};
+    return span;
   }
 
-  static bool plain(const Json& value) { return value.is_number_unsigned() && value.get<std::uint64_t>() <= kLargest; }
+  std::vector<std::int64_t> integers(const std::string& where, const std::string& what, const Json& list) const {
+    if (!list.is_array()) fail(where + ": expected a list of " + what + ", got " + detail::shown(list));
+    std::vector<std::int64_t> numbers;
+    for (const Json& item : list) {
+      const std::optional<std::int64_t> number = detail::plain_integer(item, 0);
+      if (!number) fail(where + ": expected " + what + " in plain digits, below 2^53, got " + detail::shown(item));
+      numbers.push_back(*number);
+    }
+    return numbers;
+  }
+
+  std::uint64_t byte_size(const std::string& where, std::size_t item, const std::vector<std::int64_t>& shape) const {
+    if (shape.size() > kRank) fail(where + ": expected at most 8 sizes, got " + std::to_string(shape.size()));
+    bool empty = false;
+    std::uint64_t size = item;
+    for (const std::int64_t length : shape) {
+      const auto factor = static_cast<std::uint64_t>(length);
+      empty = empty || factor == 0;
+      if (factor == 0) continue;  // torch multiplies the sizes for its strides, those beside a 0 too
+      if (size > kBytes / factor) fail(where + ": expected fewer than 2^63 bytes, got " + detail::shown(shape));
+      size *= factor;
+    }
+    return empty ? 0 : size;
+  }
+
+  // What another byte than 0 and 1 means as a boolean is left open by C++ and by torch.
+  void check_booleans() const {
+    for (const auto& [name, tensor] : tensors_) {
+      if (tensor.dtype != "bool") continue;
+      const std::size_t wrong = tensor.bytes.find_first_not_of(std::string_view("\0\1", 2));
+      if (wrong == std::string_view::npos) continue;
+      fail("bool: tensor '" + name + "': expected bytes 0 and 1, got " +
+           std::to_string(static_cast<unsigned char>(tensor.bytes[wrong])));
+    }
+  }
 
   static bool named(const std::string& name) {
-    return !name.empty() && name.size() <= kName &&
-           name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-") ==
-               std::string::npos;
+    return !name.empty() && name.size() <= kName && name.find_first_not_of(detail::kNameLetters) == std::string::npos;
   }
 
   Bytes bytes_;

@@ -7,12 +7,11 @@
 
 #include <cstddef>
 #include <cstring>
-#include <exception>
-#include <new>
 #include <string>
 
 #include "regplug/dtype.h"
 #include "regplug/error.h"
+#include "regplug/guard.h"
 #include "regplug/safetensors.h"
 #include "regplug/view.h"
 
@@ -44,19 +43,15 @@ inline std::string told(const std::string& text) {
 // Calls `call()`; what it throws comes out as Error, "OBJECT: LINE".
 template <typename Call>
 auto guarded(const std::string& object, Call call) -> decltype(call()) {
-  try {
-    return call();
-  } catch (const Error&) {
-    throw;
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const torch::jit::JITException& error) {  // the module's own `raise`
-    throw Error(object + ": " + told(error.getOriginalMsg().value_or(error.what())));
-  } catch (const c10::Error& error) {
-    throw Error(object + ": " + told(error.what_without_backtrace()));
-  } catch (const std::exception& error) {
-    throw Error(object + ": " + told(error.what()));
-  }
+  return as_error(object, [&] {
+    try {
+      return call();
+    } catch (const torch::jit::JITException& error) {  // the module's own `raise`
+      throw Error(object + ": " + told(error.getOriginalMsg().value_or(error.what())));
+    } catch (const c10::Error& error) {
+      throw Error(object + ": " + told(error.what_without_backtrace()));
+    }
+  });
 }
 
 }  // namespace detail

@@ -5,10 +5,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/stack.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/api/module.h>
-#include <torch/csrc/jit/passes/freeze_module.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <algorithm>
@@ -25,6 +22,7 @@
 #include "regplug/checks.h"
 #include "regplug/error.h"
 #include "regplug/golden.h"
+#include "regplug/guard.h"
 #include "regplug/manifest.h"
 #include "regplug/safetensors.h"
 #include "regplug/tensor.h"
@@ -47,12 +45,15 @@ class TorchScriptBundle {
   static TorchScriptBundle open(const std::string& dir, const Options& options) {
     const Bundle bundle = Bundle::open(dir, options, kBackend);
     TorchScriptBundle opened(dir, options, bundle);
-    detail::check_golden("bundle " + dir + ": " + kProgram, bundle, [&](const TensorView& input) {
-      std::vector<Tensor> outputs;
-      for (const at::Tensor& output : opened.forward(to_tensor(input))) {
-        outputs.push_back(Tensor::copy_of(view_of(output)));
-      }
-      return outputs;
+    const std::string object = "bundle " + dir + ": " + kProgram;
+    detail::guarded(object, [&] {
+      detail::check_golden(object, bundle, [&](const TensorView& input) {
+        std::vector<Tensor> outputs;
+        for (const at::Tensor& output : opened.forward(to_tensor(input))) {
+          outputs.push_back(Tensor::copy_of(view_of(output)));
+        }
+        return outputs;
+      });
     });
     return opened;
   }
@@ -87,9 +88,10 @@ class TorchScriptBundle {
       const std::shared_ptr<const Loaded> old = current();
       const SafeTensors weights =
           detail::read_weights(file, follow_links_, detail::signatures_of(old->module), manifest_);
+      const at::NoGradGuard no_grad;  // or each set of weights would keep the one it was copied from
       const torch::jit::Module fresh = old->module.deepcopy();
       detail::set_weights(fresh, weights, label);
-      auto loaded = std::make_shared<const Loaded>(fresh);
+      auto loaded = std::make_shared<const Loaded>(Loaded{fresh, old->code});
       const std::lock_guard<std::mutex> lock(shared_->mutex);
       shared_->loaded = std::move(loaded);
     });
@@ -101,30 +103,9 @@ class TorchScriptBundle {
 
   // One set of weights and the code that runs them; never changed once others can see it.
   struct Loaded {
-    explicit Loaded(torch::jit::Module filled) : module(std::move(filled)) {
-      const torch::jit::Module constant = frozen(module);
-      object = constant._ivalue();
-      // The profiling executor costs 30 to 110 ms at the first call and gains nothing here. The guard is for this
-      // thread: the host's own setting stays.
-      const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
-      torch::jit::Stack nothing;  // which this plan does not look at
-      const torch::jit::Method forward = constant.get_method("forward");
-      code = torch::jit::toGraphFunction(forward.function()).get_executor().getPlanFor(nothing).code;
-    }
-
-    torch::jit::Module module;  // for the next weights
-    c10::IValue object;
-    torch::jit::Code code;
+    torch::jit::Module module;
+    torch::jit::Code code;  // of every set of weights: to compile it anew would add to the archive's types for ever
   };
-
-  // With options as constants. The weights stay parameters: as constants they made the chain with FiLM slower.
-  static torch::jit::Module frozen(const torch::jit::Module& module) {
-    try {
-      return torch::jit::freeze_module(module, {}, /*freezeInterfaces=*/true, /*preserveParameters=*/true);
-    } catch (const c10::Error&) {  // it has an interface, or forks: it runs as it is
-      return module;
-    }
-  }
 
   struct Shared {
     std::mutex mutex;
@@ -140,9 +121,11 @@ class TorchScriptBundle {
         shared_(std::make_unique<Shared>()) {
     const std::string label = "bundle " + dir + ": ";
     detail::guarded(label + bundle.program().file, [&] {
-      const torch::jit::Module module = detail::load_archive(bundle.program_bytes().view());
-      detail::set_weights(module, bundle.weights(), label + "weights.safetensors");
-      shared_->loaded = std::make_shared<const Loaded>(module);
+      const std::lock_guard<std::mutex> lock(detail::torch_loading);
+      const torch::jit::Module loaded = detail::load_archive(bundle.program_bytes().view());
+      detail::set_weights(loaded, bundle.weights(), label + "weights.safetensors");
+      const torch::jit::Module module = detail::frozen(loaded);
+      shared_->loaded = std::make_shared<const Loaded>(Loaded{module, detail::compiled(module)});
     });
   }
 
@@ -161,7 +144,7 @@ class TorchScriptBundle {
       // for a plan, each time anew, which takes longer than the checks here.
       torch::jit::Stack stack;
       stack.reserve(2);
-      stack.push_back(loaded->object);
+      stack.push_back(loaded->module._ivalue());
       stack.emplace_back(input.contiguous());
       torch::jit::InterpreterState(loaded->code).run(stack);
       std::vector<at::Tensor> outputs = flatten(torch::jit::pop(stack));

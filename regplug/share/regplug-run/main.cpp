@@ -55,6 +55,11 @@ Arguments parse(const std::vector<std::string>& given) {
     } else if (argument == "--digest") {
       if (++i == given.size() || given[i].empty()) throw UsageError("--digest: expected a value, got nothing.");
       arguments.options.pin = given[i];
+      try {
+        regplug::detail::check_pin(given[i]);
+      } catch (const regplug::Error& error) {
+        throw UsageError(error.what());
+      }
     } else {
       throw UsageError(argument + ": no such option; known: --digest, --follow-links, --help.");
     }

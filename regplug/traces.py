@@ -1,0 +1,54 @@
+"""Looks for the exporting machine in what a program carries: paths tell strangers its user, its projects, its tools."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from regplug.errors import ExportError
+
+SYSTEM = {Path("/"), Path("/usr"), Path("/usr/local")}  # the same on every machine
+TENSORS = re.compile(r"[^/]+/(data|constants)/\d+")  # of a TorchScript archive: numbers, where any bytes may stand
+
+
+def check_traces(owner: str, data: bytes) -> None:
+    """Refuse a program that holds a path of this machine.
+
+    Args:
+        owner: The program's file, for the message.
+        data: Its bytes; of an archive, every member but its tensors is looked at.
+
+    Raises:
+        ExportError: A path stands there; says which, and in what member.
+    """
+    places = [os.fsencode(place) + b"/" for place in sorted(_places())]
+    for member, content in _parts(data):
+        for place in places:
+            if (found := content.find(place)) >= 0:
+                text = re.match(rb"[\x20-\x7e]{0,80}", content[found:])
+                told = text.group().decode() if text else ""
+                raise ExportError(f"{owner}: {member}expected no path of this machine, got {told!r}.")
+
+
+def _places() -> set[Path]:
+    named = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix)}
+    named.add(Path(torch.__file__).parent.parent)
+    return (named | {place.resolve() for place in named}) - SYSTEM
+
+
+def _parts(data: bytes) -> Iterator[tuple[str, bytes]]:
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        yield "", data
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for name in archive.namelist():
+            if not TENSORS.fullmatch(name):
+                yield f"member {name!r}: ", archive.read(name)

@@ -1,0 +1,252 @@
+"""A manifest that asks for something else than a module of these weights: nothing allocated, read or run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from damage import edit_manifest
+from strategies import EVERY, spec_of
+
+import regplug
+
+# loads bundles one after another, with little more memory than torch itself takes
+LOAD = """
+import resource, sys, torch, regplug
+regplug.resolve("mean", num_registers=1, hidden_dim=1).build()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), used + (256 << 20)))
+for path in sys.stdin.read().split():
+    try:
+        regplug.load(path)
+        print("loaded")
+    except regplug.BundleError as error:
+        print(error)
+"""
+LARGE = (10**12, 1 << 40, 1 << 50)
+
+
+def load_all(folders):
+    """What each load in a process of small memory says; one line each."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        input="\n".join(map(str, folders)),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(folders), done.stdout + done.stderr
+    return lines
+
+
+def exported(folder, spec, module, **changes):
+    regplug.export(spec, module, folder, backends=[])
+    edit_manifest(folder, lambda values: values.update(changes))
+    return folder
+
+
+def widened(folder, cond_dim):
+    """The manifest says this width everywhere, and only the golden cases do not."""
+
+    def change(values):
+        values["cond_dim"] = cond_dim
+        values["outputs"][0]["shape"][1] = cond_dim
+
+    edit_manifest(folder, change)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    spec = spec_of("regplug:compress-concat")
+    return exported(tmp_path_factory.mktemp("good") / "b", spec, spec.build())
+
+
+def test_the_process_of_small_memory_loads_what_is_good_and_refuses_what_is_large(good, tmp_path):
+    assert load_all([good]) == ["loaded"]
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run(
+            [sys.executable, "-c", LOAD + "\ntorch.zeros(1 << 28)"],
+            input="",
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+
+
+def test_options_of_any_size_allocate_nothing(tmp_path):
+    folders = []
+    for index, (strategy, (options, _)) in enumerate(sorted(EVERY.items())):
+        spec = spec_of(strategy)
+        sizes = [name for name, value in options.items() if isinstance(value, int) and not isinstance(value, bool)]
+        for name in sizes:
+            for large in LARGE:
+                folder = tmp_path / f"{index}-{name}-{large}"
+                folders.append(exported(folder, spec, spec.build(), options={**options, name: large}))
+    assert len(folders) > 30
+    for folder, said in zip(folders, load_all(folders), strict=True):
+        assert said.startswith(f"bundle {folder}: "), said
+
+
+def test_a_width_that_agrees_with_a_large_option_is_held_to_the_golden_cases(good, tmp_path):
+    spec = spec_of("regplug:compress-concat")
+    folder = exported(tmp_path / "b", spec, spec.build(), options={"compressed_dim": 1 << 40})
+    widened(folder, 4 << 40)
+    wanted = "golden.safetensors: tensor 'batch_0.output.conditioning': expected float64 [0, 4398046511104]"
+    assert load_all([folder])[0].startswith(f"bundle {folder}: {wanted}")
+
+
+@pytest.mark.parametrize("sizes", [{"num_registers": 1 << 40}, {"hidden_dim": 1 << 50}])
+def test_registers_of_any_size_are_held_to_the_golden_cases(tmp_path, sizes):
+    spec = spec_of("regplug:mean")
+    folder = exported(tmp_path / "b", spec, spec.build(), **sizes)
+    wanted = {"num_registers": 4, "hidden_dim": 24, **sizes}
+
+    def change(values):
+        values["input"]["shape"] = ["B", wanted["num_registers"], wanted["hidden_dim"]]
+        for case in values["golden"]["cases"]:
+            case["length"] = wanted["num_registers"]
+
+    edit_manifest(folder, change)
+    widened(folder, wanted["hidden_dim"])
+    assert load_all([folder])[0].startswith(f"bundle {folder}: golden.safetensors: tensor 'batch_0.")
+
+
+def test_a_film_generator_of_any_size_allocates_nothing(tmp_path):
+    spec = spec_of("regplug:pool")
+    film = regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=5, num_film_layers=2)
+    layout = regplug.TokenLayout(num_registers=4, hidden_dim=24, start=1)
+    module = regplug.Conditioner(layout, spec.build(), film)
+    folders = []
+    for option in ("num_film_layers", "kernel_hidden_dim", "film_hidden_dim"):
+        for large in (10**9, *LARGE):
+            folder = exported(tmp_path / f"{option}-{large}", spec, module)
+
+            def change(values, option=option, large=large):
+                values["film"]["options"][option] = large
+
+            edit_manifest(folder, change)
+            folders.append(folder)
+    for folder, said in zip(folders, load_all(folders), strict=True):
+        assert said.startswith(f"bundle {folder}: "), said
+
+
+def attached(**model_options):
+    torch.manual_seed(0)
+    small = {"img_size": 28, "depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
+    return regplug.attach("timm:vit_small_patch14_reg4_dinov2", "mean", model_options={**small, **model_options})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    module = attached()
+    return exported(tmp_path_factory.mktemp("whole") / "b", module.spec, module)
+
+
+def with_options(whole, folder, **options):
+    """The bundle with a backbone, its model built with these options besides."""
+    folder.mkdir()
+    for file in whole.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    edit_manifest(folder, lambda values: values["backbone"]["options"].update(options))
+    return folder
+
+
+def test_a_backbone_of_any_size_allocates_nothing(whole, tmp_path):
+    changes = [{"embed_dim": 1 << 40}, {"depth": 10**9}, {"img_size": 28 << 30}, {"mlp_ratio": 1e12}]
+    changes += [{"reg_tokens": 1 << 40}, {"num_classes": 1 << 50}]
+    folders = [with_options(whole, tmp_path / str(index), **options) for index, options in enumerate(changes)]
+    for folder, said in zip(folders, load_all(folders), strict=True):
+        assert said.startswith(f"bundle {folder}: "), said
+
+
+def test_a_layout_of_any_size_behind_a_backbone_allocates_nothing(whole, tmp_path):
+    folder = with_options(whole, tmp_path / "b")
+
+    def change(values):
+        values.update({"num_registers": 1 << 20})
+        values["layout"].update({"num_registers": 1 << 20})
+
+    edit_manifest(folder, change)
+    assert load_all([folder])[0].startswith(f"bundle {folder}: layout: expected TokenLayout(")
+
+
+class Trace:
+    """Unpickled it makes a folder."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.place),))
+
+
+def test_the_canary_sings_when_it_is_unpickled(tmp_path):
+    torch.save(Trace(tmp_path / "trace"), tmp_path / "evil.pth")
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert (tmp_path / "trace").exists()
+
+
+READING = {
+    "checkpoint_path": lambda evil: str(evil),
+    "pretrained": lambda evil: True,
+    "pretrained_cfg": lambda evil: {"file": str(evil)},
+    "pretrained_cfg_overlay": lambda evil: {"file": str(evil)},
+    "cache_dir": lambda evil: str(evil.parent / "cache"),
+    "device": lambda evil: "cuda",
+    "pretrained_strict": lambda evil: False,
+}
+
+
+@pytest.mark.parametrize("option", READING)
+def test_a_backbones_option_that_reads_or_fetches_is_refused_by_name_at_load_and_at_export(whole, tmp_path, option):
+    torch.save(Trace(tmp_path / "trace"), tmp_path / "evil.pth")
+    value = READING[option](tmp_path / "evil.pth")
+    folder = with_options(whole, tmp_path / "b", **{option: value})
+    wanted = f"model 'vit_small_patch14_reg4_dinov2': {option}: expected no such option"
+    with pytest.raises(regplug.BundleError, match=f"the installed regplug-timm:timm: {wanted}") as error:
+        regplug.load(folder)
+    assert "\n" not in str(error.value)
+    with pytest.raises(regplug.SpecError, match=wanted):
+        attached(**{option: value})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b", "evil.pth"]
+
+
+def test_the_whole_without_such_an_option_is_loaded(whole):
+    assert json.loads((whole / "manifest.json").read_bytes())["backbone"]["options"]["depth"] == 1
+    assert regplug.load(whole).spec.strategy == "regplug:mean"
+
+
+def test_a_bundles_model_is_never_a_folder_of_its_reader(tmp_path, monkeypatch):
+    from regplug_transformers.models import build
+
+    monkeypatch.chdir(tmp_path)
+    with torch.device("meta"):
+        build().config.save_pretrained("model")
+        assert build("./model").config.num_register_tokens == 4
+    with pytest.raises(regplug.NameLookupError, match="model 'model': expected a model type, a folder"):
+        build("model")
+
+
+def test_what_a_strangers_file_says_of_itself_cannot_talk_to_the_terminal(good, tmp_path):
+    from click.testing import CliRunner
+
+    from regplug.cli import group
+    from regplug.weights import save_tensors
+
+    evil = "\x1b[2J\n\u202e"
+    said = {"options": {evil: evil}, "film": [{evil: evil}, {evil: evil}], "layout": [{}, 3], "weights": evil}
+    (tmp_path / "w.safetensors").write_bytes(save_tensors({"a": torch.ones(1)}, said))
+    folder = exported(tmp_path / "b", spec_of("regplug:mean"), spec_of("regplug:mean").build(), options={"a": [evil]})
+    for path in (tmp_path / "w.safetensors", folder):
+        done = CliRunner().invoke(group, ["info", str(path)])
+        assert done.exit_code == 0, done.output
+        assert "\\x1b[2J\\n\\u202e" in done.output
+        assert done.output.isascii()
+        assert done.output.replace("\n", "").isprintable()
+    with pytest.raises(regplug.BundleError) as error:
+        regplug.load(folder)
+    assert str(error.value).isprintable()
