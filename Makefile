@@ -29,7 +29,7 @@ matrix: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/matrix.py
 
 # what a loader and a writer must stand, by the thousand and million; `make torture PARTS="damaged soak"` for some of it
-torture: $(VENV)/tested-tools $(VENV)/torture-tools $(VENV)/installed tracer fuzzer
+torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer
 	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json
 
 lint: $(VENV)/tested-tools
@@ -54,17 +54,13 @@ $(VENV)/tools: | compiler
 # Oracles of the tests: what they ask for besides, and another torch, is not needed for what is compared.
 $(VENV)/tested-tools: $(VENV)/tools tests/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1 \
-	  model-signing==1.1.1 pyopenssl==26.4.0
+	  model-signing==1.1.1 pyopenssl==26.4.0 cosmic-ray==8.7.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
 	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1 stevedore==5.10.0
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  cp tests/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
 	  tokenizers tqdm requests httpx importlib_metadata filelock
-	touch $@
-
-$(VENV)/torture-tools: $(VENV)/tools
-	$(BIN)/pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
 	touch $@
 
 # Debian's packages, where they are missing: strace fails and kills single system calls, clang brings libFuzzer

@@ -1,6 +1,5 @@
 """The system calls of a writer, recorded, and a crash of the machine after each: what was not synced is unsure."""
 
-import hashlib
 import random
 import shutil
 from collections import Counter
@@ -65,10 +64,15 @@ def judge(scenario: Scenario, tree: Tree, folder: Path, reported: bool) -> list[
     return bad
 
 
+def frozen(tree: Tree) -> tuple[object, ...]:
+    """The same as a key of a set."""
+    return tuple((name, frozen(one) if isinstance(one, dict) else one) for name, one in sorted(tree.items()))
+
+
 def crash_everywhere(one: Recorded, work: Path, share: float, seed: int, progress: Callable[[str], None]) -> Figure:
     draw = random.Random(seed)
     bad = Counter(dict.fromkeys((LOST, CORRUPT, UNDONE, LEFT), 0))
-    seen: set[bytes] = set()
+    seen = set()
     made = 0
     points = moments(one.disk)
     for calls in points:
@@ -76,7 +80,7 @@ def crash_everywhere(one: Recorded, work: Path, share: float, seed: int, progres
         reported = one.disk.success is not None and calls >= one.disk.success
         for tree in crashes(one.disk, calls, draw):
             made += 1
-            key = hashlib.sha256(repr((reported, tree)).encode()).digest()
+            key = reported, frozen(tree)
             if key not in seen and (share >= 1 or draw.random() < share):
                 seen.add(key)
                 bad.update(judge(one.scenario, tree, work / "crashed", reported))

@@ -164,6 +164,10 @@ class Recorder:
     def _on_close(self, words: list, result: int) -> None:
         self.descriptors.pop(int(words[0]), None)
 
+    def _on_mmap(self, words: list, result: int) -> None:
+        if "MAP_SHARED" in words[3]:
+            raise NotImplementedError("mmap: what is written through shared memory is no part of the model")
+
     def _on_mkdir(self, words: list, result: int) -> None:
         parent, name = self._where(words[0].decode())
         node = self._new(True)

@@ -142,7 +142,7 @@ def fail_calls(
     return Figure(scenario.what, len(tries), dict(bad), seed=seed if share < 1 else None, note=note)
 
 
-def record(scenario: Scenario, folder: Path, lazy: bool) -> list[Call]:
+def record(scenario: Scenario, folder: Path, lazy: bool = False) -> list[Call]:
     """The calls of a writing that succeeds."""
     scenario.prepare(folder)
     log = folder.with_suffix(".log")

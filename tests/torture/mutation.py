@@ -30,7 +30,6 @@ TESTS = Path(__file__).resolve().parent.parent
 # the module: the kinds of named cases that judge it, and its functions that they are there to judge; none for all
 JSON_READER = {
     "parse_json",
-    "_refuse",
     "_number",
     "_check_depth",
     "_check_texts",
