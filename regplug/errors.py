@@ -27,7 +27,7 @@ class PluginError(RegplugError):
 
 
 class ExportError(RegplugError):
-    """A module cannot become a bundle, or a program left the tolerance; nothing was written."""
+    """A module cannot become a bundle, a program left the tolerance, or the disk refused; says what stands now."""
 
 
 class BundleError(RegplugError):
