@@ -218,7 +218,7 @@ def test_a_fault_inside_the_program_is_one_line(programs, bundle, tmp_path):
 
 def test_of_several_programs_the_one_that_uses_most_of_this_cpu_runs(programs, bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
-    isas = {"least": "", "most": "fpu sse sse2 " + "pni ", "beyond": "fpu sse sse2 pni xx_flag xx_more"}
+    isas = {"least": "", "most": "fpu sse sse2 pni", "beyond": "fpu sse sse2 pni xx_flag xx_more"}
 
     def change(values):
         [record] = [one for one in values["programs"] if one["backend"] == "aotinductor"]

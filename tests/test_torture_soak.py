@@ -24,6 +24,15 @@ def test_what_each_round_keeps_is_seen_in_the_slope(kept):
     assert figure("x", rounds, samples).ok == (kept <= MOST)
 
 
+def test_one_step_of_the_allocator_in_few_rounds_is_no_growth_and_a_tensor_a_round_is():
+    rounds = 500
+    stepped = [Sample((100 << 20) + (40 << 10) * (number > 50), 5, 1) for number in range(SAMPLES)]
+    kept = [Sample((100 << 20) + number * rounds // SAMPLES * 1024, 5, 1) for number in range(SAMPLES)]
+    assert growth(stepped, rounds) > MOST
+    assert figure("x", rounds, stepped).ok
+    assert not figure("x", rounds, kept).ok
+
+
 @pytest.mark.parametrize("kept", ["descriptors", "threads"])
 def test_a_descriptor_or_thread_that_is_kept_is_seen(kept):
     samples = [Sample(100 << 20, 5, 1)] * SAMPLES
