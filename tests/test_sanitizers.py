@@ -21,7 +21,7 @@ OPTIONS = {
 
 
 def built_with(folder, sanitizers, target):
-    flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1"
+    flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0"
     settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
     settings |= {"CMAKE_CXX_FLAGS": flags, "CMAKE_BUILD_TYPE": "None"}
     return build(folder, settings=settings, target=target)

@@ -20,7 +20,7 @@ def read_all(reader, program, folder):
 
 
 def corpus_reader(reader, program, headers=HEADERS):
-    flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCORPUS"]
+    flags = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCORPUS"]
     flags += ["-DMANIFEST"] if reader == "manifest" else []
     return compiled("fuzz.cpp", program, *flags, headers=headers)
 

@@ -48,7 +48,7 @@ def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
 
 def test_a_few_mutants_are_made_in_a_copy_and_die_and_the_sources_stay_as_they_are(tmp_path):
     sources = {path: path.read_bytes() for path in mutation.PACKAGE.glob("*.py")}
-    figures = mutation.run(tmp_path, 0.01, 0, lambda word: None)
+    figures = mutation.run(tmp_path, 0.005, 0, lambda word: None)
     assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
     assert all(figure.tried >= 1 and "not made" not in figure.bad for figure in figures)
     assert {path: path.read_bytes() for path in sources} == sources
