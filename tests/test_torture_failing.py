@@ -1,9 +1,15 @@
 """What the battery of failing calls says of the writer, on a sample, and that it sees a writer that is wrong."""
 
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from torture import failing
+from torture.tracing import CALLS, tool, traced
 
 
 def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_path):
@@ -16,6 +22,36 @@ def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_pa
     for figure in figures:
         assert figure.ok, figure
         assert figure.tried >= 12
+
+
+CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
+LOOKS = {"newfstatat", "readlink", "openat", "fstat", "getdents64", "close", "access", "fcntl"}
+
+
+def calls_on(folder, log):
+    """The names of the calls whose path, or descriptor's path, lies in the folder."""
+    lines = [line for line in log.read_text().splitlines() if f"{folder}/" in line and "execve" not in line]
+    return [CALL.match(line)[1] for line in lines if CALL.match(line)]
+
+
+def test_the_command_makes_the_calls_that_the_battery_fails_and_before_them_only_looks(tmp_path):
+    """The battery fails the calls of the writer alone; importing torch for each of them would take an hour."""
+    command = [str(Path(sys.executable).with_name("regplug")), "export", "mean", "--num-registers", "4"]
+    command += ["--hidden-dim", "24", "--force", "--output"]
+    subprocess.run([*command, tmp_path / "made" / "b"], check=True, capture_output=True)
+    for place in ("by-command", "by-writer"):  # they are replaced
+        shutil.copytree(tmp_path / "made" / "b", tmp_path / place / "b")
+        (tmp_path / place / "b" / "README.md").write_text("# mine\n")
+    log = tmp_path / "log"
+    options = ["-f", "-y", "-e", f"trace={CALLS}", "-e", "signal=none"]
+    by_command = [tool(), *options, "-o", log, *command, tmp_path / "by-command" / "b"]
+    subprocess.run(by_command, check=True, capture_output=True)
+    made = calls_on(tmp_path / "by-command", log)
+    assert traced(log, ["folder", tmp_path / "by-writer" / "b", tmp_path / "made" / "b"], "-y").returncode == 0
+    written = calls_on(tmp_path / "by-writer", log)
+    assert {"mkdir", "renameat2", "fsync", "write", "fchmod"} <= set(written)
+    assert made[len(made) - len(written) :] == written
+    assert set(made[: len(made) - len(written)]) <= LOOKS
 
 
 @pytest.fixture(scope="module")
