@@ -28,9 +28,11 @@ scale: $(VENV)/tested-tools $(VENV)/installed
 matrix: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/matrix.py
 
-# what a loader and a writer must stand, by the thousand and million; `make torture PARTS="damaged soak"` for some of it
+# what a loader and a writer must stand, by the thousand and million; `make torture PARTS="damaged soak"` for some of it,
+# `make torture PAGE=docs/SECURITY.md` to publish the figures
 torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer
-	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json
+	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json \
+	  $(if $(PAGE),--page $(abspath $(PAGE)))
 
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .

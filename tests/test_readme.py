@@ -12,7 +12,7 @@ import checks_page
 import cli_page
 import pytest
 import readouts_page
-from torture.__main__ import PARTS
+from torture.__main__ import PARTS, write_page
 
 import regplug
 from regplug import hookspecs
@@ -145,6 +145,33 @@ def test_the_security_page_names_every_part_of_the_battery_and_tests_that_there_
     files = {word for cell in cells for word in re.findall(r"`(tests/[\w.]+)`", cell)}
     assert all((ROOT / file).exists() for file in files)
     assert all(any(word in cell for word in (*named, *files, "`make test`")) for cell in cells)
+
+
+def test_the_security_page_shows_the_figures_of_every_part_and_none_that_is_bad():
+    text = (ROOT / "docs" / "SECURITY.md").read_text()
+    table = text.partition("<!-- figures -->\n")[2].partition("<!-- end of figures -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines() if "| `" in line]
+    assert {row[0] for row in rows} == {f"`{part}`" for part in PARTS}
+    for row in rows:
+        part, _, tried, bad, _, _ = row
+        assert int(tried.replace(",", "")) > 0
+        counts = [int(count) for count in re.findall(r" (\d+)(?:,|$)", bad)]
+        assert counts
+        most = int(tried.replace(",", "")) // 20 if part == "`mutation`" else 0
+        assert max(counts) <= most, row
+
+
+def test_a_page_without_the_marks_is_left_alone_and_a_note_of_many_lines_keeps_a_row_one_line(tmp_path):
+    row = {"part": "x", "what": "y", "tried": 2, "bad": {"z": 0}, "seed": None, "seconds": 1, "note": "one\ntwo"}
+    page = tmp_path / "page.md"
+    page.write_text("before\n")
+    with pytest.raises(SystemExit, match="expected the marks"):
+        write_page(page, [row])
+    assert page.read_text() == "before\n"
+    page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    write_page(page, [row])
+    assert page.read_text().startswith("before\n<!-- figures -->\nThe last run: ")
+    assert page.read_text().endswith("\n| `x` | y (one) | 2 | z 0 |  | 1 |\n<!-- end of figures -->\nafter\n")
 
 
 def test_links_lead_to_files():

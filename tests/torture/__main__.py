@@ -3,10 +3,13 @@
 import argparse
 import importlib
 import json
+import os
+import platform
 import sys
 import tempfile
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -43,10 +46,18 @@ def print_table(rows: list[dict]) -> None:
 
 def write_page(page: Path, rows: list[dict]) -> None:
     """Put the figures between the page's two marks."""
-    lines = ["| part | what was tried | times | what must not happen | seed | seconds |", "|---|---|---|---|---|---|"]
+    seconds = sum({row["part"]: row["seconds"] for row in rows}.values())
+    lines = [
+        f"The last run: {time.strftime('%Y-%m-%d')}, {seconds / 60:.0f} minutes on {os.cpu_count()} cores; regplug "
+        f"{version('regplug')}, torch {version('torch')}, Python {platform.python_version()}, {platform.system()}.",
+        "",
+        "| part | what was tried | times | what must not happen | seed | part's seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         bad = ", ".join(f"{word} {count}" for word, count in row["bad"].items())
-        what = f"{row['what']} ({row['note']})" if row["note"] else row["what"]
+        note = row["note"].partition("\n")[0]  # what survived of the mutants is in the JSON
+        what = f"{row['what']} ({note})" if note else row["what"]
         seed = "" if row["seed"] is None else row["seed"]
         lines.append(f"| `{row['part']}` | {what} | {row['tried']:,} | {bad} | {seed} | {row['seconds']} |")
     before, begin, rest = page.read_text().partition("<!-- figures -->\n")

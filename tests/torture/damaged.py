@@ -360,7 +360,7 @@ def figures(counts: Mapping[str, Counter[str]], told: Mapping[str, Sequence[str]
         if name in PAIRS:
             bad[APART] = found[APART]
         tried = sum(found.values()) - found[APART]
-        note = f"refused {found['refused']}, accepted with the right numbers {found['accepted']}"
+        note = f"{found['refused']:,} refused, {found['accepted']:,} accepted"
         note = "; ".join([note, *told.get(name, [])[:3]])
         rows.append(Figure(f"damaged bundles, {name}", tried, bad, seed=seed, note=note))
     return rows

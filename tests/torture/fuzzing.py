@@ -102,7 +102,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
                 runs,
                 {"faults": faults, "ends without a reason": wrong_end},
                 seed=seed,
-                note=f"{kept} inputs that took a new path",
+                note=f"{kept:,} inputs that took a new path",
             )
         )
     return figures

@@ -59,7 +59,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
                 f"named {what}, malformed and their accepted twins",
                 len(cases),
                 {word: len(names) for word, names in found.items()},
-                note=first or f"{len(cases) - accepted} refused, {accepted} accepted",
+                note=first or f"{len(cases) - accepted:,} refused, {accepted} accepted",
             )
         )
     return figures

@@ -150,7 +150,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
                 shown += examples
                 progress(f"{what}: {done * BATCH}")
             words = ("disagreements", "different messages", "looser than the reference")
-            note = f"{counted['accepted']} accepted, {counted['stricter']} refused that the reference takes"
+            note = f"{counted['accepted']:,} accepted, {counted['stricter']:,} refused that the reference takes"
             (work / f"{what}.txt").write_text("\n".join(shown))
             figures.append(
                 Figure(

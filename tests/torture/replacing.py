@@ -87,6 +87,7 @@ def read_beside(work: Path, readers: dict[str, tuple[int, list[str]]], writer: s
         lines = {name: reader.communicate(timeout=900)[0].splitlines() for name, reader in running.items()}
     finally:
         replaced = sum(int(one.communicate(timeout=60)[0] or 0) for one in writers)
+    beside = f"{replaced:,} replacements by {WRITERS} writers"
     figures = []
     for name, answers in lines.items():
         seen = Counter(answers)
@@ -94,7 +95,7 @@ def read_beside(work: Path, readers: dict[str, tuple[int, list[str]]], writer: s
         gave_up = sum(count for line, count in seen.items() if line.endswith(REPLACED))
         errors = readers[name][0] - seen.total() + sum(seen[line] for line in seen if len(line) != 64) - gave_up
         versions = len(known & seen.keys())
-        note = f"{versions} versions seen, {replaced} replacements by {WRITERS} writers, {gave_up} gave up and said so"
+        note = f"beside {beside}; {versions} versions seen, {gave_up} opens ended in 'replaced 100 times'"
         figures.append(Figure(f"opens in {name}", seen.total(), {"mixtures": mixed, "errors": errors}, note=note))
     return figures
 
