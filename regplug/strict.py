@@ -249,10 +249,9 @@ def plain_digits(value: Any) -> int | None:
 
 
 def _amount(where: str, value: Any) -> float:
-    number = float(value.text) if isinstance(value, Number) else -1.0
-    if not 0 <= number < float("inf"):
+    if not isinstance(value, Number) or float(value.text) < 0:
         raise wrong(where, "a number >= 0", value)
-    return number
+    return float(value.text)
 
 
 def _typed(where: str, value: Any, wanted: type, word: str) -> Any:

@@ -7,70 +7,13 @@ import json
 import typing
 from dataclasses import fields, is_dataclass
 
+from contradictory_manifests import agreement
+from good_manifests import BASES, readout
+
 from regplug.manifest import Manifest
 
-SHA = "0" * 64
-CASE = {"case": "batch_1", "batch": 1, "start": None, "length": 4, "eager_error": 0.0, "tolerance": 1e-6}
 KINDS = [None, True, 1, 1.5, "two\nwords", [], {}, [[]], {"a": 1}]
 Case = tuple[bytes, str | None]
-
-
-def readout() -> dict:
-    """A readout with one program: the smallest manifest that has something in every list."""
-    program = {
-        "backend": "onnx",
-        "file": "program.onnx",
-        "properties": {"opset": "20"},
-        "cases": {"batch_1": {"error": 0.0, "tolerance": 1e-6}},
-    }
-    names = ("weights.safetensors", "golden.safetensors", "program.onnx")
-    return {
-        "bundle_format": 1,
-        "holds": "readout",
-        "strategy": "regplug:pool",
-        "num_registers": 4,
-        "hidden_dim": 8,
-        "options": {},
-        "cond_dim": 8,
-        "layout": None,
-        "film": None,
-        "backbone": None,
-        "input": {"name": "registers", "dtype": "float32", "shape": ["B", 4, 8], "min_batch": 1, "min_tokens": None},
-        "outputs": [{"name": "conditioning", "dtype": "float32", "shape": ["B", 8]}],
-        "golden": {"truth": "float64", "cases": [dict(CASE)]},
-        "programs": [program],
-        "files": {name: {"size": 1, "sha256": SHA} for name in names},
-        "provenance": {"packages": {"regplug": "1.0"}, "torch": "2.13.0", "python": "3.11.7", "cpu": "AVX2"},
-    }
-
-
-def conditioner() -> dict:
-    """Tokens in, FiLM pairs out."""
-    film = {"generator": "regplug:kernel-film", "options": {}, "form": "gamma", "order": "gamma-first"}
-    layout = {"num_registers": 4, "hidden_dim": 8, "start": 1, "indices": None, "num_tokens": None, "normalized": None}
-    tokens = {"name": "tokens", "dtype": "float32", "shape": ["B", "T", 8], "min_batch": 1, "min_tokens": 5}
-    pairs = [{"name": name, "dtype": "float32", "shape": ["B", 3]} for name in ("gamma_0", "beta_0")]
-    golden = {"truth": "eager", "cases": [CASE | {"length": 9}]}
-    return readout() | {
-        "holds": "conditioner",
-        "film": film,
-        "layout": layout,
-        "input": tokens,
-        "outputs": pairs,
-        "golden": golden,
-    }
-
-
-def images() -> dict:
-    """A readout behind its backbone."""
-    layout = conditioner()["layout"] | {"normalized": True}
-    backbone = {"name": "regplug:digits", "model": "small", "options": {"depth": 2}, "normalized": True}
-    pixels = {"name": "images", "dtype": "float32", "shape": ["B", 3, 8, 8], "min_batch": 1, "min_tokens": None}
-    golden = {"truth": "eager", "cases": [CASE | {"length": 3}]}
-    return readout() | {"layout": layout, "backbone": backbone, "input": pixels, "golden": golden}
-
-
-BASES = {"readout": readout, "conditioner": conditioner, "images": images}
 
 
 def places(hint: object, value: object, path: tuple = ()) -> typing.Iterator[tuple[tuple, object, object]]:
@@ -233,13 +176,36 @@ def texts() -> typing.Iterator[tuple[str, bytes, str | None]]:
     yield "no UTF-8", good.replace("AVX2", "\0").encode().replace(b"\\u0000", b"\xff"), "not JSON"
 
 
+def shown_values() -> typing.Iterator[tuple[str, bytes, str | None]]:
+    """Values as a message shows them: numbers at the ends of what languages hold, texts at the length that is cut."""
+    for text, shown in (
+        ("-2", "-2"), ("-64", "-64"), ("-70", "-70"),
+        ("-4611686018427387905", "-4611686018427387905"),
+        ("-9223372036854775807", "-9223372036854775807"),
+        ("-9223372036854775808", "-9223372036854775808"),
+        ("-9223372036854775809", "-9.22337203685e+18"),
+        ("-18446744073709551616", "-1.84467440737e+19"),
+        ("9223372036854775808", "9223372036854775808"),
+        ("18446744073709551615", "18446744073709551615"),
+        ("18446744073709551616", "1.84467440737e+19"),
+        ("18446744073709551617", "1.84467440737e+19"),
+    ):  # fmt: skip
+        data = json.dumps(readout() | {"hidden_dim": "@"}).replace('"@"', text).encode()
+        yield f"{text} shown", data, f"hidden_dim: expected an integer >= 1, got {shown}."
+    for length in (57, 58, 59, 60):
+        data = json.dumps(readout() | {"hidden_dim": "x" * length}).encode()
+        whole = f'"{"x" * length}"'
+        shown = whole if len(whole) <= 60 else f"{whole[:60]}..."
+        yield f"a text of {length} letters shown", data, f"hidden_dim: expected an integer >= 1, got {shown}."
+
+
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {}
     for name, base in BASES.items():
         found[name] = json.dumps(base()).encode(), None
         for case, data, said in fields_of(name, base()):
             found[case] = data, said
-    for group in (limits, texts):
+    for group in (limits, texts, agreement, shown_values):
         for case, data, said in group():
             if case in found:
                 raise ValueError(f"case {case!r}: expected a name of its own.")

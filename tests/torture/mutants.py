@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import good_manifests
 import malformed_files
-import malformed_manifests
 
 from torture import Figure
 from torture.verdicts import FILE, MANIFEST, Record, compare, compiled
@@ -117,7 +117,7 @@ def good_files(work: Path) -> tuple[list[bytes], list[bytes]]:
     import regplug
 
     files = [data for data, said in malformed_files.cases().values() if said is None and len(data) <= LARGEST]
-    manifests = [json.dumps(base()).encode() for base in malformed_manifests.BASES.values()]
+    manifests = [json.dumps(base()).encode() for base in good_manifests.BASES.values()]
     for name, (spec, module) in {"r": consumer.readout("compress-concat"), "c": consumer.conditioner("prefix")}.items():
         regplug.export(spec, module, work / name)
         manifests.append((work / name / "manifest.json").read_bytes())

@@ -1,0 +1,62 @@
+"""Manifests that every reader accepts: what the malformed ones are made from."""
+
+SHA = "0" * 64
+CASE = {"case": "batch_1", "batch": 1, "start": None, "length": 4, "eager_error": 0.0, "tolerance": 1e-6}
+
+
+def readout() -> dict:
+    """A readout with one program: the smallest manifest that has something in every list."""
+    program = {
+        "backend": "onnx",
+        "file": "program.onnx",
+        "properties": {"opset": "20"},
+        "cases": {"batch_1": {"error": 0.0, "tolerance": 1e-6}},
+    }
+    names = ("weights.safetensors", "golden.safetensors", "program.onnx")
+    return {
+        "bundle_format": 1,
+        "holds": "readout",
+        "strategy": "regplug:pool",
+        "num_registers": 4,
+        "hidden_dim": 8,
+        "options": {},
+        "cond_dim": 8,
+        "layout": None,
+        "film": None,
+        "backbone": None,
+        "input": {"name": "registers", "dtype": "float32", "shape": ["B", 4, 8], "min_batch": 1, "min_tokens": None},
+        "outputs": [{"name": "conditioning", "dtype": "float32", "shape": ["B", 8]}],
+        "golden": {"truth": "float64", "cases": [dict(CASE)]},
+        "programs": [program],
+        "files": {name: {"size": 1, "sha256": SHA} for name in names},
+        "provenance": {"packages": {"regplug": "1.0"}, "torch": "2.13.0", "python": "3.11.7", "cpu": "AVX2"},
+    }
+
+
+def conditioner() -> dict:
+    """Tokens in, FiLM pairs out."""
+    film = {"generator": "regplug:kernel-film", "options": {}, "form": "gamma", "order": "gamma-first"}
+    layout = {"num_registers": 4, "hidden_dim": 8, "start": 1, "indices": None, "num_tokens": None, "normalized": None}
+    tokens = {"name": "tokens", "dtype": "float32", "shape": ["B", "T", 8], "min_batch": 1, "min_tokens": 5}
+    pairs = [{"name": name, "dtype": "float32", "shape": ["B", 3]} for name in ("gamma_0", "beta_0")]
+    golden = {"truth": "eager", "cases": [CASE | {"length": 9}]}
+    return readout() | {
+        "holds": "conditioner",
+        "film": film,
+        "layout": layout,
+        "input": tokens,
+        "outputs": pairs,
+        "golden": golden,
+    }
+
+
+def images() -> dict:
+    """A readout behind its backbone."""
+    layout = conditioner()["layout"] | {"normalized": True}
+    backbone = {"name": "regplug:digits", "model": "small", "options": {"depth": 2}, "normalized": True}
+    pixels = {"name": "images", "dtype": "float32", "shape": ["B", 3, 8, 8], "min_batch": 1, "min_tokens": None}
+    golden = {"truth": "eager", "cases": [CASE | {"length": 3}]}
+    return readout() | {"layout": layout, "backbone": backbone, "input": pixels, "golden": golden}
+
+
+BASES = {"readout": readout, "conditioner": conditioner, "images": images}
