@@ -5,9 +5,24 @@ A message reads ``<object>: expected <what>, got <value>``, then what is known o
 
 from __future__ import annotations
 
+import re
+
+MAX_MESSAGE = 400  # characters
+HEAD, TAIL = 300, 97  # what is kept of a longer one: the object, and what to do
+# what a terminal obeys, what turns the direction of what follows, what nobody sees, and bytes that are no text
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
 
 class RegplugError(Exception):
-    """The root: ``except RegplugError`` catches all that regplug raises on purpose."""
+    """The root: ``except RegplugError`` catches all that regplug raises on purpose.
+
+    Its message is one line of at most 400 characters, whatever it quotes, and holds nothing that a terminal obeys.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(truncate(escape(message)))
 
 
 class SpecError(RegplugError, ValueError):
@@ -40,6 +55,24 @@ class MissingFileError(BundleError):
 
 class ConformanceError(RegplugError):
     """A readout does not do what every readout must."""
+
+
+def escape(text: str) -> str:
+    """The text with what a terminal obeys, or what nobody sees, as ``\\n``, ``\\x1b`` or ``\\u202e``."""
+    return UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a path that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    short = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+    return short.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def truncate(text: str) -> str:
+    """At most 400 characters: of a longer text the beginning and the end."""
+    return text if len(text) <= MAX_MESSAGE else f"{text[:HEAD]}...{text[-TAIL:]}"
 
 
 def told(error: BaseException) -> str:
