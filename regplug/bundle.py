@@ -279,7 +279,9 @@ def _check_rebuilt(
     """Refuse a module whose spec and weights do not give the same module again: nobody could load it."""
     try:
         rebuilt = rebuild("to be", manifest, state, registry)
-        results = [compare(module_run(rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases]
+        results = [
+            compare(module_run("to be", rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases
+        ]
     except RegplugError as error:
         raise ExportError(f"{owner}: expected a module that its spec rebuilds, got another: {error}") from error
     why = "was it changed after spec.build()"

@@ -241,17 +241,18 @@ def _chosen_module(
     from regplug.conditioner import Conditioner
     from regplug.installed import default_registry
     from regplug.pairing import pair
-    from regplug.weightsfile import fill
+    from regplug.weightsfile import build_filled
 
-    torch.manual_seed(seed)
-    module: Any = spec.build()
-    if generator and place is not None:
+    def build() -> Any:
+        readout = spec.build()
+        if not generator or place is None:
+            return readout
         family = default_registry().film_entry(generator)
         generated = pair(spec, family.build, width=family.width, **film_options)
-        module = Conditioner(place, module, generated, family.form, family.order)
-    if weights is not None:
-        fill(module, weights, spec)
-    return spec, module, place
+        return Conditioner(place, readout, generated, family.form, family.order)
+
+    torch.manual_seed(seed)
+    return spec, build() if weights is None else build_filled(build, weights, spec), place
 
 
 def _layout(

@@ -10,9 +10,7 @@ import re
 MAX_MESSAGE = 400  # characters
 HEAD, TAIL = 300, 97  # what is kept of a longer one: the object, and what to do
 # what a terminal obeys, what turns the direction of what follows, what nobody sees, and bytes that are no text
-UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 class RegplugError(Exception):

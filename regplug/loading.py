@@ -29,10 +29,11 @@ def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
     manifest = files.manifest
     weights, golden = weights_of(files), golden_of(files)  # both before anything of the sizes that they prove is made
     module = rebuild(files.path, manifest, weights, registry)
-    result = run_case(module_run(module), files, golden, SMOKE_CASE)
+    owner = f"bundle {files.path}: the installed {manifest.strategy}"
+    result = run_case(module_run(owner, module), files, golden, SMOKE_CASE)
     if not result.ok:
         raise BundleError(
-            f"bundle {files.path}: the installed {manifest.strategy}: case '{result.case}': error "
+            f"{owner}: case '{result.case}': error "
             f"{result.error:.3g} is above the tolerance {result.tolerance:.3g}; it was made with "
             f"{manifest.made_with}."
         )
@@ -99,8 +100,13 @@ def tolerance_factor(manifest: Manifest) -> float:
     return 1.0 if cpu_capability() == manifest.provenance.cpu else 2.0
 
 
-def module_run(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """A module as a function with flat outputs, which raises a BundleError where the module fails."""
+def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """A module as a function with flat outputs, which raises a BundleError where the module fails.
+
+    Args:
+        owner: Whose module it is, for messages.
+        module: In eval mode.
+    """
 
     def run(given: Tensor) -> list[Tensor]:
         try:
@@ -109,8 +115,7 @@ def module_run(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
             raise
         except Exception as error:  # the installed class may be another than the one that was exported
             raise BundleError(
-                f"{type(module).__name__}: expected outputs for {list(given.shape)}, got {type(error).__name__}: "
-                f"{told(error)}"
+                f"{owner}: expected outputs for {list(given.shape)}, got {type(error).__name__}: {told(error)}"
             ) from error
 
     return run

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
 from regplug.attachment import AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.backbone import build_backbone
@@ -22,8 +16,9 @@ from regplug.conditioner import Conditioner
 from regplug.entries import FiLMEntry, load_reference, reference_of
 from regplug.errors import BundleError, ExportError, NameLookupError, RegplugError, SpecError
 from regplug.layout import TokenLayout
-from regplug.manifest import MAX_TENSORS, WEIGHTS, BackboneRecord, FiLMRecord, Manifest
+from regplug.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
 from regplug.options import bind
+from regplug.outline import build_outlined
 from regplug.pairing import film_family
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec, json_options, specify
@@ -34,7 +29,7 @@ from regplug.weights import check_state, load_state, types_of
 from regplug.widths import construct
 
 ATTACHED = (AttachedReadout, AttachedConditioner)
-MAX_PARTS = 16 * MAX_TENSORS  # most parts of a network are modules without weights
+ALWAYS_ALLOWED = 1 << 16  # a count of so many takes no time and no memory
 
 
 def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry: Registry) -> nn.Module:
@@ -54,11 +49,16 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
         BundleError: The installed class refuses the sizes or options, or has other weights or another width.
     """
     owner = f"bundle {path}: {WEIGHTS}"
+
+    def compare(outline: nn.Module) -> None:
+        if isinstance(outline, ATTACHED):
+            persist_buffers(outline.tokens)
+        check_state(owner, types_of(outline.state_dict()), state)
+
     try:
+        _check_counts(path, manifest, state)
         with torch.random.fork_rng(devices=[]):
-            _check_outline(owner, path, manifest, state, registry)
-            with torch.device("cpu"):
-                module = _build(path, manifest, registry)
+            module = build_outlined(lambda: _build(path, manifest, registry), compare, state)
     except SpecError as error:
         said = printable(str(error))  # it may quote an option
         raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {said}") from error
@@ -69,45 +69,34 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
     return module.eval()
 
 
-def _check_outline(owner: str, path: str, manifest: Manifest, state: Mapping[str, Tensor], registry: Registry) -> None:
-    """Compare all weights before one is allocated: a manifest may ask for a module of any size."""
-    try:
-        with torch.device("meta"), _at_most(MAX_PARTS):
-            outline = _build(path, manifest, registry)
-    except SpecError as error:
-        if "meta" not in str(error):
-            raise
-        return  # a FiLM class that reads its own numbers as it is built, which torch refuses there by this word
-    if isinstance(outline, ATTACHED):
-        persist_buffers(outline.tokens)
-    check_state(owner, types_of(outline.state_dict()), state)
+def _check_counts(path: str, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+    """Refuse an option that counts more than the bundle holds numbers: constructors loop over some counts.
 
-
-@contextmanager
-def _at_most(parts: int) -> Iterator[None]:
-    """Refuse to build on when a module has so many parts: an option may ask for a billion of them.
+    Not of the strategy, where an integer may be a seed.
 
     Raises:
-        SpecError: It has.
+        BundleError: An integer in the options is larger than any width, length or number of layers can be here.
     """
-    here, count = threading.get_ident(), 0
+    numbers = sum(tensor.numel() for tensor in state.values())
+    most = max(numbers, prod(size for size in manifest.input.shape if isinstance(size, int)), ALWAYS_ALLOWED)
+    film, backbone = manifest.film, manifest.backbone
+    counted = [(f"FiLM generator {film.generator!r}", film.options)] if film else []
+    counted += [(f"backbone {backbone.name!r}", backbone.options)] if backbone else []
+    for owner, options in counted:
+        for option, value in options.items():
+            if (largest := _largest_integer(value)) > most:
+                raise BundleError(
+                    f"bundle {path}: {owner}: option {option!r}: expected at most {most}, as many numbers as the "
+                    f"weights hold, got {largest}."
+                )
 
-    def refuse(module: nn.Module, name: str, part: object) -> None:
-        nonlocal count
-        count += threading.get_ident() == here  # the hooks see what other threads build
-        if count > parts:
-            raise SpecError(f"expected a module of at most {parts} parts, got more.")
 
-    hooks = [
-        register_module_parameter_registration_hook(refuse),
-        register_module_buffer_registration_hook(refuse),
-        register_module_module_registration_hook(refuse),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _largest_integer(value: object) -> int:
+    """The largest absolute integer in a JSON value."""
+    if isinstance(value, int):
+        return abs(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return max(map(_largest_integer, items), default=0)
 
 
 def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:

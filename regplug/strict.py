@@ -96,8 +96,8 @@ def _depth(data: bytes) -> int:
     taken off. No loop of Python's: a text may be nothing but brackets.
     """
     steps = memoryview(TEXT.sub(b"", data).translate(DEPTHS, NO_BRACKETS)).cast("b")
-    depths = list(accumulate(steps, initial=0))
-    return max(map(sub, depths, accumulate(depths, min)))
+    depths: list[int] = list(accumulate(steps, initial=0))
+    return int(max(map(sub, depths, accumulate(depths, min))))
 
 
 def _check_texts(value: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -121,6 +122,58 @@ class OperationWatch(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         self._seen(str(func), args, output)
         return output
+
+
+class NoNumbersError(RuntimeError):
+    """A module asked a tensor on the meta device for its numbers, which it has none of, while it was built."""
+
+
+class MetaReadWatch(TorchDispatchMode):
+    """Raises a NoNumbersError, a type of its own, where torch's text alone would tell this error from others."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            raise NoNumbersError("a number of a tensor on the meta device")
+        try:
+            return func(*args, **(kwargs or {}))
+        except NotImplementedError as error:  # copied to a device with numbers, or an operation that looks at them
+            raise NoNumbersError(str(error)) from error
+
+
+class AllocationLimit(TorchDispatchMode):
+    """Refuses an operation before it runs where all tensors that were made would hold more than so many bytes.
+
+    What an operation gives is found by running it on the meta device first. A tensor that is freed still counts.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = self._left = most
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not func._schema.is_mutable:  # what writes into a tensor makes none
+            self._left -= self._size_of_output(func, args, kwargs)
+            if self._left < 0:
+                raise MemoryError(f"expected to take at most {self._most} bytes, got more")
+        return func(*args, **kwargs)
+
+    def _size_of_output(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        def outline(value: Any) -> Any:
+            return value.to("meta") if isinstance(value, Tensor) else value
+
+        args, kwargs = tree_map(outline, (args, kwargs))
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        try:
+            output = func(*args, **kwargs)
+        except (NotImplementedError, RuntimeError):  # it looks at numbers, and gives no more than it was given
+            return 0
+        return sum(one.numel() * one.itemsize for one in tree_leaves(output) if isinstance(one, Tensor))
 
 
 @contextmanager

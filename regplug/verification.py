@@ -104,7 +104,8 @@ def verify(
             raise
         checks.append(Check("eager", "-", "not installed"))
     else:
-        checks += _run_cases("eager", module_run(module), files.manifest, golden)
+        owner = f"bundle {files.path}: the installed {files.manifest.strategy}"
+        checks += _run_cases("eager", module_run(owner, module), files.manifest, golden)
         if programs:
             progress("torch.compile")
             checks += _check_compiled(module, files.manifest, golden)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from regplug.attachment import AttachedConditioner
 from regplug.conditioner import Conditioner
@@ -19,12 +19,13 @@ from regplug.folder import read_lone_file
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.manifest import BackboneRecord, FiLMRecord, FullName, LayoutRecord, Positive
+from regplug.outline import build_outlined
 from regplug.rebuilding import ATTACHED, describe_backbone, describe_film
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
 from regplug.strict import WrongValueError, one_of, parse_json, read_as
 from regplug.torch_private import persist_buffers
-from regplug.weights import load_state, load_tensors, read_metadata
+from regplug.weights import check_state, load_state, load_tensors, read_metadata, types_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,30 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
     return note
 
 
+def build_filled(build: Callable[[], nn.Module], path: str, spec: ReadoutSpec) -> nn.Module:
+    """Build a module and set its weights from a safetensors file, which is compared before a weight is allocated.
+
+    Args:
+        build: Makes the module, on the default device; of sizes and options that the file may have told.
+        path: The file.
+        spec: What builds the readout.
+
+    Raises:
+        BundleError: The file is malformed, says that it is of another strategy, or does not fit.
+        SpecError: ``build`` refuses the sizes or options.
+    """
+    owner = f"weights {path}"
+    data = read_lone_file(owner, path)
+    state = load_tensors(owner, data)
+
+    def compare(outline: nn.Module) -> None:
+        _check_said(owner, _wanted(outline, spec), _read_said(owner, data))
+        _take_dtype(outline, state)
+        check_state(owner, types_of(outline.state_dict()), state)
+
+    return _filled(owner, build_outlined(build, compare, state), state)
+
+
 def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
     """Set the module's weights from a safetensors file; the module takes the file's dtype.
 
@@ -82,20 +107,33 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
     """
     owner = f"weights {path}"
     data = read_lone_file(owner, path)
-    wanted = describe(module, spec, None, default_registry())
-    if wanted["holds"] == "readout":  # its layout is only a note
-        wanted = {key: value for key, value in wanted.items() if key not in ("layout", "film")}
     said = _read_said(owner, data)
-    _check_said(owner, wanted, said)
-    state = load_tensors(owner, data)
+    _check_said(owner, _wanted(module, spec), said)
     # a bundle's file has every buffer, what `state_dict()` gave has not
     undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and said else None
+    _filled(owner, module, load_tensors(owner, data))
+    if undo:
+        undo()
+
+
+def _filled(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    _take_dtype(module, state)
+    load_state(owner, module, state)
+    return module
+
+
+def _take_dtype(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         module.to(dtypes.pop())
-    load_state(owner, module, state)
-    if undo:
-        undo()
+
+
+def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
+    """What a weights file of the module must say of itself, where it says anything."""
+    wanted = describe(module, spec, None, default_registry())
+    if wanted["holds"] == "readout":  # its layout is only a note
+        return {key: value for key, value in wanted.items() if key not in ("layout", "film")}
+    return wanted
 
 
 def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, registry: Registry) -> dict[str, Any]:

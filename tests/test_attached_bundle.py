@@ -164,7 +164,7 @@ def test_no_weight_can_be_baked_into_a_program_unseen(module):
 
     def seen(state):
         baked.load_state_dict(state)
-        results = [compare(module_run(baked), golden, case, signature.outputs) for case in golden.golden.cases]
+        results = [compare(module_run("baked", baked), golden, case, signature.outputs) for case in golden.golden.cases]
         return not all(result.ok for result in results)
 
     assert not seen(moved)

@@ -43,7 +43,7 @@ def test_nothing_is_frozen_that_is_not_opened_here():
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_a_frozen_bundle_is_opened_as_data_and_holds_every_golden_case(name):
-    check_cases(name, module_run(regplug.load(FROZEN / name, digest=DIGESTS[name])))
+    check_cases(name, module_run(name, regplug.load(FROZEN / name, digest=DIGESTS[name])))
 
 
 @pytest.mark.parametrize(("name", "backend"), EACH_PROGRAM)
@@ -81,4 +81,4 @@ def test_another_digest_than_the_frozen_one_is_refused(name):
 def test_the_golden_check_sees_another_output():
     loaded = regplug.load(FROZEN / "readout")
     with pytest.raises(AssertionError):
-        check_cases("readout", lambda given: [out + 1e-3 for out in module_run(loaded)(given)])
+        check_cases("readout", lambda given: [out + 1e-3 for out in module_run("readout", loaded)(given)])

@@ -5,13 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from click.testing import CliRunner
 from damage import edit_manifest
 from strategies import EVERY, spec_of
+from torture.options import load_measured, memory
 
 import regplug
+from regplug.cli import group
+from regplug.weights import save_tensors
+from regplug.weightsfile import build_filled
 
 # loads bundles one after another, with little more memory than torch itself takes
 LOAD = """
@@ -29,8 +36,12 @@ for path in sys.stdin.read().split():
 LARGE = (10**12, 1 << 40, 1 << 50)
 
 
-# what makes a reader that compares nothing before it builds
-WITHOUT_OUTLINE = "import regplug.rebuilding\nregplug.rebuilding._check_outline = lambda *given: None\n"
+# what makes a reader that compares nothing before it builds, and bounds nothing
+WITHOUT_OUTLINE = (
+    "import regplug.rebuilding\n"
+    "regplug.rebuilding.build_outlined = lambda build, compare, state: build()\n"
+    "regplug.rebuilding._check_counts = lambda *given: None\n"
+)
 
 
 def load_all(folders, before=""):
@@ -129,7 +140,7 @@ def test_a_film_generator_of_any_size_allocates_nothing(tmp_path):
     made = exported(tmp_path / "made", spec, regplug.Conditioner(layout, spec.build(), film))
     folders = []
     for option in ("num_film_layers", "kernel_hidden_dim", "film_hidden_dim"):
-        for large in (10**9, *LARGE):
+        for large in (60_000, 10**9, *LARGE):
             folder = shutil.copytree(made, tmp_path / f"{option}-{large}")
 
             def change(values, option=option, large=large):
@@ -138,9 +149,12 @@ def test_a_film_generator_of_any_size_allocates_nothing(tmp_path):
             edit_manifest(folder, change)
             folders.append(folder)
     for folder, said in zip(folders, load_all(folders), strict=True):
-        assert said.startswith(f"bundle {folder}: weights.safetensors: tensor 'film.mlp."), said
+        wanted = "FiLM generator 'regplug:kernel-film': option '"
+        if folder.name.endswith("-60000"):
+            wanted = "weights.safetensors: tensor 'film.mlp."
+        assert said.startswith(f"bundle {folder}: {wanted}"), said
     # a reader that compares nothing first asks the machine for all of it
-    assert all("memory" in said for said in load_all(folders[:1], WITHOUT_OUTLINE))
+    assert all("memory" in said for said in load_all(folders[1:2], WITHOUT_OUTLINE))
 
 
 def attached(**model_options):
@@ -164,12 +178,142 @@ def with_options(whole, folder, **options):
     return folder
 
 
-def test_a_backbone_of_any_size_allocates_nothing(whole, tmp_path):
-    changes = [{"embed_dim": 1 << 40}, {"depth": 10**9}, {"img_size": 28 << 30}, {"mlp_ratio": 1e12}]
-    changes += [{"reg_tokens": 1 << 40}, {"num_classes": 1 << 50}]
-    folders = [with_options(whole, tmp_path / str(index), **options) for index, options in enumerate(changes)]
-    for folder, said in zip(folders, load_all(folders), strict=True):
-        assert said.startswith(f"bundle {folder}: "), said
+REFUSED = {
+    "backbone 'regplug-timm:timm': option 'embed_dim': expected at most 65536, as many numbers as the weights hold": [
+        {"embed_dim": 1 << 40}
+    ],
+    "backbone 'regplug-timm:timm': option 'depth': expected at most 65536": [{"depth": 10**9}, {"depth": 16_000_000}],
+    "the installed regplug-timm:timm: model 'vit_small_patch14_reg4_dinov2': depth: expected at most 1024 blocks": [
+        {"depth": 1025},
+        {"depth": 65_536},
+    ],
+    "the installed regplug-timm:timm: model 'vit_small_patch14_reg4_dinov2': expected options that it takes": [
+        {"depth": 1000}
+    ],
+    "backbone 'regplug-timm:timm': option 'img_size': expected at most 65536": [{"img_size": 28 << 30}],
+    "backbone 'regplug-timm:timm': option 'patch_size': expected at most 65536": [{"patch_size": [[1 << 20]]}],
+    "weights.safetensors: tensor 'tokens.model.blocks.0.mlp.fc1.bias': expected float32 [": [{"mlp_ratio": 1e6}],
+    "layout: expected TokenLayout(num_registers=4, ": [{"reg_tokens": 5}, {"reg_tokens": 60_000}],
+}
+
+
+@pytest.mark.parametrize(("said", "options"), [(said, one) for said, some in REFUSED.items() for one in some])
+def test_a_backbone_of_any_size_is_refused_before_it_allocates_or_loops(whole, tmp_path, said, options):
+    folder = with_options(whole, tmp_path / "b", **options)
+    came = load_measured(str(folder))
+    assert came.said.startswith(f"bundle {folder}: {said}"), came.said
+    assert came.taken < 16 << 20
+    assert came.seconds < 1
+
+
+def test_a_reader_without_bounds_takes_memory_for_each_block_that_a_manifest_asks_for(whole, tmp_path):
+    folder = with_options(whole, tmp_path / "b", depth=1000)
+    assert load_all([folder], WITHOUT_OUTLINE) != load_all([folder])
+
+
+@pytest.mark.parametrize("options", [{"metadata": 1}, {"init_type": "meta"}, {"film_hidden_dim": 1 << 40}])
+def test_no_word_of_a_manifest_switches_off_the_comparison_of_sizes(tmp_path, options):
+    spec = spec_of("regplug:compress-concat")
+    film = regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=5, num_film_layers=2)
+    layout = regplug.TokenLayout(num_registers=4, hidden_dim=24, start=1)
+    folder = exported(tmp_path / "b", spec, regplug.Conditioner(layout, spec.build(), film))
+
+    def change(values):
+        values["options"]["compressed_dim"] = 10**7
+        values["cond_dim"] = 4 * 10**7
+        values["film"]["options"].update(options)
+
+    edit_manifest(folder, change)
+    came = load_measured(str(folder))
+    assert came.said.startswith(f"bundle {folder}: ")
+    assert came.taken < 16 << 20
+
+
+class Meta(torch.nn.Module):
+    """Refuses its option, in words that torch has for the meta device; notes where it was asked to be built."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, hidden_dim: int, metadata: int = 0):
+        super().__init__()
+        self.asked.append(str(torch.empty(0).device))
+        if metadata:
+            raise ValueError("Tensor.item() cannot be called on meta tensors")
+        self.scale = torch.nn.Parameter(torch.ones(hidden_dim))
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return registers.mean(1) * self.scale
+
+
+class ReadsNumbers(torch.nn.Module):
+    """A FiLM generator that reads the numbers of its own tensors while it is built, as drop rates are listed."""
+
+    def __init__(self, cond_dim: int, layers: int = 3):
+        super().__init__()
+        self.cond_dim, self.layers = cond_dim, layers
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, layers)]
+        self.bias = torch.nn.Parameter(torch.ones(layers, 4))
+        self.register_buffer("steps", torch.arange(layers).repeat_interleave(4).float())
+
+    def forward(self, conditioning: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        given = conditioning.sum(1, keepdim=True)
+        return [(given * self.bias[0], given + self.bias[1])]
+
+
+class Odd:
+    @regplug.hookimpl
+    def regplug_readouts(self):
+        return [regplug.ReadoutEntry("metaphor", Meta)]
+
+    @regplug.hookimpl
+    def regplug_films(self):
+        return [regplug.FiLMEntry("reads-numbers", ReadsNumbers, form="gamma", order="gamma-first")]
+
+
+@pytest.fixture
+def odd_registry():
+    registry = regplug.Registry.installed()
+    registry.register(Odd(), "odd", "1.0")
+    return registry
+
+
+def test_a_strategy_whose_name_and_errors_say_meta_keeps_its_bounds(odd_registry, tmp_path):
+    spec = odd_registry.resolve("odd:metaphor", num_registers=4, hidden_dim=24)
+    regplug.export(spec, spec.build(), tmp_path / "b", backends=[], registry=odd_registry)
+    edit_manifest(tmp_path / "b", lambda values: values["options"].update(metadata=1))
+    Meta.asked.clear()
+    with pytest.raises(regplug.BundleError, match="Tensor.item\\(\\) cannot be called on meta tensors"):
+        regplug.load(tmp_path / "b", registry=odd_registry)
+    assert Meta.asked == ["meta"]
+
+
+def test_a_module_that_reads_its_own_numbers_loads_and_is_bounded_by_its_weights(odd_registry, tmp_path):
+    spec = odd_registry.resolve("mean", num_registers=4, hidden_dim=24)
+    layout = regplug.TokenLayout(num_registers=4, hidden_dim=24, start=1)
+    film = regplug.pair(spec, ReadsNumbers, registry=odd_registry)
+    conditioner = regplug.Conditioner(layout, spec.build(), film, registry=odd_registry)
+    regplug.export(spec, conditioner, tmp_path / "b", backends=[], registry=odd_registry)
+    assert regplug.load(tmp_path / "b", registry=odd_registry).film.rates == [0.0, 0.5, 1.0]
+    edit_manifest(tmp_path / "b", lambda values: values["film"]["options"].update(layers=60_000))
+    with pytest.raises(regplug.BundleError, match="expected to take at most 10[0-9]{5} bytes, got more"):
+        regplug.load(tmp_path / "b", registry=odd_registry)
+
+
+def test_a_lone_weights_file_is_compared_before_what_it_says_of_itself_is_allocated(tmp_path):
+    file = tmp_path / "w.safetensors"
+    said = {"strategy": "regplug:compress-concat", "num_registers": 4, "hidden_dim": 24, "holds": "readout"}
+    said |= {"options": {"compressed_dim": 20_000_000}, "film": None, "layout": None, "backbone": None}
+    file.write_bytes(save_tensors({"compress.weight": torch.zeros(6, 24)}, said))
+    spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=20_000_000)
+    wanted = "expected float32 \\[20000000, 24\\], got float32 \\[6, 24\\]"
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    with pytest.raises(regplug.BundleError, match=wanted):
+        build_filled(spec.build, str(file), spec)
+    assert memory("VmHWM") - before < 16 << 20
+    done = CliRunner().invoke(group, ["export", "--weights", str(file), "-o", str(tmp_path / "b")])
+    assert isinstance(done.exception, regplug.BundleError)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_layout_of_any_size_behind_a_backbone_allocates_nothing(whole, tmp_path):
@@ -241,11 +385,6 @@ def test_a_bundles_model_is_never_a_folder_of_its_reader(tmp_path, monkeypatch):
 
 
 def test_what_a_strangers_file_says_of_itself_cannot_talk_to_the_terminal(good, tmp_path):
-    from click.testing import CliRunner
-
-    from regplug.cli import group
-    from regplug.weights import save_tensors
-
     evil = "\x1b[2J\n\u202e"
     said = {"options": {evil: evil}, "film": [{evil: evil}, {evil: evil}], "layout": [{}, 3], "weights": evil}
     (tmp_path / "w.safetensors").write_bytes(save_tensors({"a": torch.ones(1)}, said))

@@ -18,7 +18,18 @@ from rich.table import Table
 from torture import Figure
 
 # in the order of the promises in docs/SECURITY.md
-PARTS = ("malformed", "mutants", "fuzzing", "mutation", "damaged", "failing", "crashing", "replacing", "soak")
+PARTS = (
+    "malformed",
+    "mutants",
+    "fuzzing",
+    "mutation",
+    "damaged",
+    "options",
+    "failing",
+    "crashing",
+    "replacing",
+    "soak",
+)
 
 
 def run_part(name: str, share: float, seed: int) -> tuple[list[Figure], float]:

@@ -389,7 +389,7 @@ def _answer(kind: str, folder: str, original: Path) -> dict[str, object]:
             return {"refused": f"{bad.program}: {bad.case}: {bad.verdict}"}
         return {"weights": read_bundle(folder).manifest.files[DATA[0]].sha256}
     loaded = regplug.load(folder, **({} if kind == "data" else {"program": kind}))
-    flat = module_run(loaded) if kind == "data" else loaded.run_flat
+    flat = module_run(f"bundle {folder}", loaded) if kind == "data" else loaded.run_flat
     cases = golden.golden.cases
     return {"errors": {case.case: str(compare(flat, golden, case, manifest.outputs).error) for case in cases}}
 

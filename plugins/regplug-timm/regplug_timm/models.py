@@ -21,6 +21,8 @@ from .reading import AFTER
 # ask for that
 READING = re.compile(r"pretrained.*|checkpoint_path|cache_dir|device")
 
+MAX_DEPTH = 1024  # blocks; timm lists as many numbers before the first block can be refused
+
 IN_TRAINING = re.compile(r"training|drop|^p$|checkpointing|fused_attn|grad|device|dtype")
 
 
@@ -41,6 +43,9 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
         raise regplug.SpecError(
             f"model {name!r}: {clashes[0]}: expected no such option: weights are the caller's to load."
         )
+    depth = options.get("depth")
+    if isinstance(depth, int) and depth > MAX_DEPTH:
+        raise regplug.SpecError(f"model {name!r}: depth: expected at most {MAX_DEPTH} blocks, got {depth}.")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's constructors refuse in any way: TypeError, AssertionError, KeyError, ...

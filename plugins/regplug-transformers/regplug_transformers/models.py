@@ -23,6 +23,8 @@ from .layouts import base_of
 TYPES = {family.model_type: family for family in FAMILIES}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
+MAX_LAYERS = 1024  # configurations list as many names before the first layer can be refused
+
 # what configurations hold for Backbone classes and heads: no plain model is built of it
 FOREIGN = (
     "out_features",
@@ -57,6 +59,10 @@ def build(name: str = "dinov2_with_registers", **options: Any) -> nn.Module:
         if option not in known:
             raise regplug.SpecError(
                 f"model {name!r}: option {option!r}: expected a known option, got {value!r}{closest(option, known)}."
+            )
+        if option.endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
+            raise regplug.SpecError(
+                f"model {name!r}: option {option!r}: expected at most {MAX_LAYERS} layers, got {value}."
             )
     model_class = load_reference(f"model {name!r}", family.model_class("Model"))
     try:
