@@ -65,6 +65,19 @@ class Folder:
         self._check_digest(name, sha256, hashlib.sha256(data).hexdigest())
         return data
 
+    def read_tensors(self, name: str, size: int, sha256: str) -> bytearray:
+        """As ``read_checked``, into memory that tensors may share: they are written to, and bytes are not.
+
+        Raises:
+            BundleError: As ``read_checked``.
+        """
+        with self._open(name) as (descriptor, found):
+            self._check_size(name, size, found)
+            data = read_array(self._owner(name), descriptor, size)
+        self._check_size(name, size, len(data))
+        self._check_digest(name, sha256, hashlib.sha256(data).hexdigest())
+        return data
+
     def check(self, name: str, size: int, sha256: str) -> None:
         """As ``read_checked``, for a file that nobody wants to keep: it may be larger than the memory.
 
@@ -172,6 +185,8 @@ def opened_file(
         descriptor = os.open(path, flags, dir_fd=folder)
     except FileNotFoundError:
         raise MissingFileError(f"{owner}: missing{if_missing}.") from None
+    except ValueError:
+        raise BundleError(f"{owner}: expected a path, got one with a NUL inside.") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
@@ -196,6 +211,8 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
         raise BundleError(f"bundle {path}: no such folder.") from None
     except NotADirectoryError:
         raise BundleError(f"bundle {path}: not a folder.") from None
+    except ValueError:
+        raise BundleError(f"bundle {path}: expected a path, got one with a NUL inside.") from None
     except OSError as error:
         raise BundleError(f"bundle {path}: {error.strerror}.") from error
     try:
@@ -204,15 +221,34 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
         os.close(descriptor)
 
 
-def _read_all(owner: str, descriptor: int, size: int) -> bytes:
-    parts, left = [], size
+def read_array(owner: str, descriptor: int, size: int) -> bytearray:
+    """So many bytes of an open file, fewer where it is shorter, in memory that may be written to.
+
+    Raises:
+        BundleError: There is not so much memory.
+    """
     try:
-        while left > 0 and (part := os.read(descriptor, left)):  # one call gives at most 2 GiB
-            parts.append(part)
-            left -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = bytearray(size)
     except MemoryError:
-        raise BundleError(f"{owner}: expected memory for {size} bytes, got none.") from None
+        raise _without_memory(owner, size) from None
+    done = 0
+    with memoryview(data) as view:
+        while done < size and (got := os.readv(descriptor, [view[done:]])):  # one call gives at most 2 GiB
+            done += got
+    del data[done:]
+    return data
+
+
+def _read_all(owner: str, descriptor: int, size: int) -> bytes:
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(size)  # into one block, however many calls that takes
+    except MemoryError:
+        raise _without_memory(owner, size) from None
+
+
+def _without_memory(owner: str, size: int) -> BundleError:
+    return BundleError(f"{owner}: expected memory for {size} bytes, got none.")
 
 
 def _spelled(name: bytes) -> str:

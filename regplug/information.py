@@ -15,16 +15,15 @@ from regplug.choices import chosen_spec
 from regplug.discovery import normalise
 from regplug.entries import BackboneEntry, ReadoutEntry, load_reference, reference_of
 from regplug.errors import NameLookupError, SpecError
-from regplug.folder import read_lone_file
 from regplug.installed import default_registry
 from regplug.manifest import DESCRIBED
 from regplug.options import closest, describe_signature
 from regplug.options import describe as describe_options
 from regplug.reading import read_bundle
 from regplug.registry import Registry
-from regplug.safetensors_header import read_header
+from regplug.safetensors_header import read_file_header
 from regplug.spec import ReadoutSpec
-from regplug.weights import read_metadata
+from regplug.weights import parse_metadata
 
 # what our docstrings have: ``c = ...``, after what it is made of, and a line, to the paragraph's end, with Source:
 EQUATION = re.compile(r"((?:``[^`=]+ = [^`]+``,\s+)*``c = [^`]+``)")
@@ -102,9 +101,8 @@ def _inform_path(what: str, digest: str | None, follow_links: bool) -> dict[str,
 
 def _inform_weights(what: str) -> dict[str, Any]:
     owner = f"weights {what}"
-    data = read_lone_file(owner, what)
-    tensors, _ = read_header(owner, data)
-    said = read_metadata(owner, data)
+    tensors, metadata = read_file_header(owner, what)
+    said = parse_metadata(owner, metadata)
     return {
         "weights": what,
         **{key: said[key] for key in DESCRIBED if key in said},  # a stranger's key could take the place of another

@@ -86,13 +86,13 @@ def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | No
 
 def weights_of(files: BundleFiles) -> dict[str, Tensor]:
     """The weights of a bundle that was read."""
-    return load_tensors(f"bundle {files.path}: {WEIGHTS}", files.files[WEIGHTS])
+    return load_tensors(f"bundle {files.path}: {WEIGHTS}", files.tensors[WEIGHTS])
 
 
 def golden_of(files: BundleFiles) -> GoldenSet:
     """The golden cases of a bundle that was read."""
     owner = f"bundle {files.path}: {GOLDEN}"
-    return golden_set(owner, files.manifest, load_tensors(owner, files.files[GOLDEN]))
+    return golden_set(owner, files.manifest, load_tensors(owner, files.tensors[GOLDEN]))
 
 
 def tolerance_factor(manifest: Manifest) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
@@ -16,6 +17,7 @@ from torch.nn.modules.module import (
 
 from regplug.errors import SpecError
 from regplug.torch_private import AllocationLimit, MetaReadWatch, NoNumbersError
+from regplug.weights import TensorType
 
 # most parts of a network are modules without weights, and a readout may have no weights at all
 PARTS_PER_TENSOR, MORE_PARTS = 16, 1024
@@ -24,7 +26,7 @@ BYTES_PER_BYTE, MORE_BYTES = 16, 1 << 20
 
 
 def build_outlined(
-    build: Callable[[], nn.Module], compare: Callable[[nn.Module], None], state: Mapping[str, Tensor]
+    build: Callable[[], nn.Module], compare: Callable[[nn.Module], None], weights: Mapping[str, TensorType]
 ) -> nn.Module:
     """Build a module on the CPU after its outline was compared with the weights that it is for.
 
@@ -34,12 +36,12 @@ def build_outlined(
     Args:
         build: Makes the module, on the default device.
         compare: Given the outline, or the module where there is none, raises where it does not fit the weights.
-        state: The weights: they bound how many parts the module may have.
+        weights: The weights' types: they bound how many parts and bytes the module may have.
 
     Raises:
         SpecError: ``build`` refuses, or makes a module of more parts or bytes than these weights can be of.
     """
-    parts = PARTS_PER_TENSOR * len(state) + MORE_PARTS
+    parts = PARTS_PER_TENSOR * len(weights) + MORE_PARTS
     limit: AbstractContextManager[object] = nullcontext()
     outline = None
     try:
@@ -48,7 +50,8 @@ def build_outlined(
     except SpecError as error:
         if not _reads_numbers(error):
             raise
-        limit = AllocationLimit(BYTES_PER_BYTE * sum(tensor.nbytes for tensor in state.values()) + MORE_BYTES)
+        stored = sum(prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in weights.values())
+        limit = AllocationLimit(BYTES_PER_BYTE * stored + MORE_BYTES)
     else:
         compare(outline)
     with torch.device("cpu"), limit, _at_most(parts):

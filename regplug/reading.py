@@ -25,13 +25,15 @@ class BundleFiles:
         path: The folder, as the caller gave it.
         manifest: What it is.
         digest: The manifest's sha256, which pins all of it.
-        files: The bytes that were kept.
+        files: The bytes of the programs that were kept, by file.
+        tensors: Those of ``weights.safetensors`` and ``golden.safetensors``.
     """
 
     path: str
     manifest: Manifest
     digest: str
     files: Mapping[str, bytes]
+    tensors: Mapping[str, bytearray]
 
 
 def read_bundle(
@@ -63,13 +65,15 @@ def read_bundle(
             raise BundleError(f"bundle {folder.path}: {MANIFEST}: sha256 is {found}, pinned is {digest.lower()}.")
         manifest = parse_manifest(folder.path, data)
         folder.check_listing(manifest.files)
-        kept = {WEIGHTS, GOLDEN, *(program.file for program in manifest.programs if keep(program))}
-        files = {}
+        kept = {program.file for program in manifest.programs if keep(program)}
+        files, tensors = {}, {}
         for name, record in manifest.files.items():
-            if name in kept:
+            if name in (WEIGHTS, GOLDEN):
+                tensors[name] = folder.read_tensors(name, record.size, record.sha256)
+            elif name in kept:
                 files[name] = folder.read_checked(name, record.size, record.sha256)
             else:
                 folder.check(name, record.size, record.sha256)
-        return BundleFiles(folder.path, manifest, found, files)
+        return BundleFiles(folder.path, manifest, found, files, tensors)
 
     return read_folder(directory, follow_links, read)

@@ -58,7 +58,7 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
     try:
         _check_counts(path, manifest, state)
         with torch.random.fork_rng(devices=[]):
-            module = build_outlined(lambda: _build(path, manifest, registry), compare, state)
+            module = build_outlined(lambda: _build(path, manifest, registry), compare, types_of(state))
     except SpecError as error:
         said = printable(str(error))  # it may quote an option
         raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {said}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from regplug.errors import BundleError
+from regplug.folder import opened_file, read_array
 from regplug.strict import LARGEST, DuplicateKeyError, WrongValueError, parse_json, plain_digits, shown
 
 MAX_HEADER = 1 << 20
@@ -21,6 +23,11 @@ ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16"
 TORCH_WORDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 DTYPE_NAMES = dict(zip(ITEM_SIZES, TORCH_WORDS, strict=True))
 FIELDS = ("dtype", "shape", "data_offsets")
+CHUNK = 1 << 20
+
+Tensors = dict[str, "TensorInfo"]
+Metadata = dict[str, str]
+Read = Callable[[int, int], "bytes | bytearray"]  # the bytes of a file from one place to another
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class _Malformed(Exception):
     """A rule of ``docs/bundle.md`` and what broke it."""
 
 
-def read_header(owner: str, data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(owner: str, data: bytes | bytearray) -> tuple[Tensors, Metadata]:
     """The tensors, sorted by name, and the metadata of a safetensors file, after every rule is checked.
 
     Args:
@@ -57,13 +64,51 @@ def read_header(owner: str, data: bytes) -> tuple[dict[str, TensorInfo], dict[st
     Raises:
         BundleError: A rule is broken; the message names the first in the order of ``docs/bundle.md``.
     """
+    return _checked(owner, len(data), lambda begin, end: data[begin:end])
+
+
+def read_file_header(owner: str, path: str) -> tuple[Tensors, Metadata]:
+    """As ``read_header``, of a file that is in no bundle: of its tensors only the booleans are read.
+
+    Raises:
+        BundleError: It cannot be read, or breaks a rule.
+    """
+    with opened_file(owner, path) as descriptor:
+        return _checked(owner, os.fstat(descriptor).st_size, _reader(owner, descriptor))
+
+
+def read_file(owner: str, path: str) -> bytearray:
+    """All bytes of such a file; of one that breaks a rule no more than its header is read.
+
+    Raises:
+        BundleError: It cannot be read, or breaks a rule.
+    """
+    with opened_file(owner, path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        _checked(owner, size, _reader(owner, descriptor))
+        data = read_array(owner, descriptor, size)
+    read_header(owner, data)  # another may have written to it meanwhile
+    return data
+
+
+def _reader(owner: str, descriptor: int) -> Read:
+    def read(begin: int, end: int) -> bytes:
+        part = os.pread(descriptor, end - begin, begin)
+        if len(part) != end - begin:
+            raise BundleError(f"{owner}: expected {end} bytes, got {begin + len(part)}; it is written to meanwhile.")
+        return part
+
+    return read
+
+
+def _checked(owner: str, size: int, read: Read) -> tuple[Tensors, Metadata]:
     try:
-        return _read_header(data)
+        return _read_header(size, read)
     except _Malformed as error:
         raise BundleError(f"{owner}: {error}.") from None
 
 
-def stored_tensors(owner: str, data: bytes) -> dict[str, StoredTensor]:
+def stored_tensors(owner: str, data: bytes | bytearray) -> dict[str, StoredTensor]:
     """Where each tensor of a safetensors file stands, sorted by name; dtypes in torch's words (``float32``).
 
     Raises:
@@ -77,19 +122,19 @@ def stored_tensors(owner: str, data: bytes) -> dict[str, StoredTensor]:
     }
 
 
-def _read_header(data: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    if len(data) < 8:
-        raise _Malformed(f"size: expected at least 8 bytes, got {len(data)}")
-    length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER or length > len(data) - 8:
+def _read_header(size: int, read: Read) -> tuple[Tensors, Metadata]:
+    if size < 8:
+        raise _Malformed(f"size: expected at least 8 bytes, got {size}")
+    length = int.from_bytes(read(0, 8), "little")
+    if length > MAX_HEADER or length > size - 8:
         raise _Malformed(f"size: expected a header inside the file and within {MAX_HEADER} bytes, got {length}")
-    header = _parse(data[8 : 8 + length])
+    header = _parse(bytes(read(8, 8 + length)))
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise _Malformed(f"name: expected at most {MAX_TENSORS} tensors, got {len(header)}")
     tensors = {name: _tensor_info(name, entry) for name, entry in sorted(header.items())}
-    _check_cover(tensors, len(data) - 8 - length)
-    _check_booleans(tensors, data, 8 + length)
+    _check_cover(tensors, size - 8 - length)
+    _check_booleans(tensors, read, 8 + length)
     return tensors, metadata
 
 
@@ -156,13 +201,16 @@ def _check_cover(tensors: Mapping[str, TensorInfo], size: int) -> None:
         raise _Malformed(f"offsets: expected tensors over {size} bytes, got {end}")
 
 
-def _check_booleans(tensors: Mapping[str, TensorInfo], data: bytes, start: int) -> None:
+def _check_booleans(tensors: Mapping[str, TensorInfo], read: Read, start: int) -> None:
     """What another byte than 0 and 1 means as a boolean is left open by C++ and by torch."""
     for name, info in tensors.items():
-        span = start + info.begin, start + info.end
-        if info.dtype == "BOOL" and data.count(0, *span) + data.count(1, *span) != info.end - info.begin:
-            first = next(byte for byte in data[slice(*span)] if byte > 1)
-            raise _Malformed(f"bool: tensor '{name}': expected bytes 0 and 1, got {first}")
+        if info.dtype != "BOOL":
+            continue
+        for begin in range(start + info.begin, start + info.end, CHUNK):
+            part = read(begin, min(begin + CHUNK, start + info.end))
+            if part.count(0) + part.count(1) != len(part):
+                first = next(byte for byte in part if byte > 1)
+                raise _Malformed(f"bool: tensor '{name}': expected bytes 0 and 1, got {first}")
 
 
 def _integers(where: str, what: str, value: Any) -> list[int]:

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import BundleError, ExportError
-from regplug.safetensors_header import DTYPE_NAMES, TENSOR_NAME, plain_size, read_header
+from regplug.safetensors_header import (
+    DTYPE_NAMES,
+    TENSOR_NAME,
+    StoredTensor,
+    TensorInfo,
+    plain_size,
+    read_header,
+    stored_tensors,
+)
 from regplug.strict import WrongValueError, parse_json, plain
 
 if TYPE_CHECKING:
@@ -18,16 +26,27 @@ METADATA_KEY = "regplug"
 TensorType = tuple[str, tuple[int, ...]]  # dtype in torch's words, sizes
 
 
-def load_tensors(owner: str, data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in its order by name.
+def load_tensors(owner: str, data: bytes | bytearray) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in its order by name. They share the memory of a ``bytearray``.
 
     Raises:
         BundleError: The file breaks a rule of ``docs/bundle.md``.
     """
-    from safetensors.torch import load
+    import torch
 
-    read_header(owner, data)
-    return dict(sorted(load(data).items()))
+    stored = stored_tensors(owner, data)
+    shared = data if isinstance(data, bytearray) else bytearray(data)
+
+    def tensor(one: StoredTensor) -> Tensor:
+        dtype = getattr(torch, one.dtype)
+        if not one.nbytes:
+            return torch.empty(one.shape, dtype=dtype, device="cpu")
+        found = torch.frombuffer(shared, dtype=torch.uint8, count=one.nbytes, offset=one.offset)
+        if found.data_ptr() % dtype.itemsize:  # the data may begin anywhere in the file, and torch expects it aligned
+            found = found.clone()
+        return found.view(dtype).view(one.shape)
+
+    return {name: tensor(one) for name, one in stored.items()}
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
@@ -39,13 +58,22 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | No
     return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=text)
 
 
-def read_metadata(owner: str, data: bytes) -> dict[str, Any]:
+def read_metadata(owner: str, data: bytes | bytearray) -> dict[str, Any]:
     """What a weights file of regplug says of itself; empty for one that says nothing.
 
     Raises:
         BundleError: The file breaks a rule, or its ``regplug`` metadata is no JSON object.
     """
-    text = read_header(owner, data)[1].get(METADATA_KEY)
+    return parse_metadata(owner, read_header(owner, data)[1])
+
+
+def parse_metadata(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """As ``read_metadata``, of the metadata of a header that was read.
+
+    Raises:
+        BundleError: What stands under ``regplug`` is no JSON object.
+    """
+    text = metadata.get(METADATA_KEY)
     if text is None:
         return {}
     try:
@@ -115,13 +143,26 @@ def types_of(state: Mapping[str, Tensor]) -> dict[str, TensorType]:
     return {name: (dtype_name(tensor), tuple(tensor.shape)) for name, tensor in sorted(state.items())}
 
 
+def stored_types(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorType]:
+    """Dtype and sizes of the tensors in a header."""
+    return {name: (DTYPE_NAMES[info.dtype], info.shape) for name, info in tensors.items()}
+
+
 def check_state(owner: str, wanted: Mapping[str, TensorType], state: Mapping[str, Tensor]) -> None:
     """Refuse weights whose names, shapes or dtypes are not those that are wanted.
 
     Raises:
         BundleError: The first difference.
     """
-    got = types_of(state)
+    check_types(owner, wanted, types_of(state))
+
+
+def check_types(owner: str, wanted: Mapping[str, TensorType], got: Mapping[str, TensorType]) -> None:
+    """As ``check_state``, of weights that are known by their types alone.
+
+    Raises:
+        BundleError: The first difference.
+    """
     if set(wanted) != set(got):
         raise BundleError(f"{owner}: expected tensors {_names(wanted)}, got {_names(got)}.")
     for name in sorted(wanted):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor, nn
 
 from regplug.attachment import AttachedConditioner
@@ -15,17 +16,17 @@ from regplug.conditioner import Conditioner
 from regplug.deprecation import current_options
 from regplug.entries import Entry, ReadoutEntry
 from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
-from regplug.folder import read_lone_file
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.manifest import BackboneRecord, FiLMRecord, FullName, LayoutRecord, Positive
 from regplug.outline import build_outlined
 from regplug.rebuilding import ATTACHED, describe_backbone, describe_film
 from regplug.registry import Registry
+from regplug.safetensors_header import read_file, read_file_header, read_header
 from regplug.spec import ReadoutSpec
 from regplug.strict import WrongValueError, one_of, parse_json, read_as
 from regplug.torch_private import persist_buffers
-from regplug.weights import check_state, load_state, load_tensors, read_metadata, types_of
+from regplug.weights import TensorType, check_types, load_state, load_tensors, parse_metadata, stored_types, types_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
         NameLookupError: There is no such strategy.
     """
     owner = f"weights {path}"
-    said = _read_said(owner, read_lone_file(owner, path))
+    said = _read_said(owner, read_file_header(owner, path)[1])
     if not said:
         return None
     try:
@@ -88,15 +89,16 @@ def build_filled(build: Callable[[], nn.Module], path: str, spec: ReadoutSpec) -
         SpecError: ``build`` refuses the sizes or options.
     """
     owner = f"weights {path}"
-    data = read_lone_file(owner, path)
-    state = load_tensors(owner, data)
+    tensors, metadata = read_file_header(owner, path)
+    types = stored_types(tensors)
 
     def compare(outline: nn.Module) -> None:
-        _check_said(owner, _wanted(outline, spec), _read_said(owner, data))
-        _take_dtype(outline, state)
-        check_state(owner, types_of(outline.state_dict()), state)
+        _check_said(owner, _wanted(outline, spec), _read_said(owner, metadata))
+        _take_dtype(outline, types)
+        check_types(owner, types_of(outline.state_dict()), types)
 
-    return _filled(owner, build_outlined(build, compare, state), state)
+    module = build_outlined(build, compare, types)
+    return _filled(owner, module, load_tensors(owner, read_file(owner, path)))
 
 
 def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
@@ -106,8 +108,8 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
         BundleError: The file is malformed, says that it is of another strategy, or does not fit.
     """
     owner = f"weights {path}"
-    data = read_lone_file(owner, path)
-    said = _read_said(owner, data)
+    data = read_file(owner, path)
+    said = _read_said(owner, read_header(owner, data)[1])
     _check_said(owner, _wanted(module, spec), said)
     # a bundle's file has every buffer, what `state_dict()` gave has not
     undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and said else None
@@ -117,13 +119,13 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
 
 
 def _filled(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    _take_dtype(module, state)
+    _take_dtype(module, types_of(state))
     load_state(owner, module, state)
     return module
 
 
-def _take_dtype(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+def _take_dtype(module: nn.Module, types: Mapping[str, TensorType]) -> None:
+    dtypes = {dtype for name, _ in types.values() if (dtype := getattr(torch, name)).is_floating_point}
     if len(dtypes) == 1:
         module.to(dtypes.pop())
 
@@ -163,9 +165,9 @@ def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, r
     }
 
 
-def _read_said(owner: str, data: bytes) -> dict[str, Any]:
+def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the file says of itself, in the words that are current now: it may have been written before a renaming."""
-    said: dict[str, Any] = read_metadata(owner, data)
+    said: dict[str, Any] = parse_metadata(owner, metadata)
     registry = default_registry()
     lookups: tuple[tuple[object, str, Callable[[str], Entry]], ...] = (
         (said, "strategy", registry.readout_entry),
