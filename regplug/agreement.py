@@ -144,7 +144,8 @@ def _check_cases(manifest: Manifest) -> None:
 
 
 def _check_programs(manifest: Manifest) -> None:
-    cases = {case.case for case in manifest.golden.cases}
+    """Each program is named for its backend, and was held to the tolerances of the golden cases."""
+    tolerances = {case.case: case.tolerance for case in manifest.golden.cases}
     for index, program in enumerate(manifest.programs):
         where = f"programs.{index}"
         if not program.file.startswith(f"program.{program.backend}"):
@@ -152,8 +153,13 @@ def _check_programs(manifest: Manifest) -> None:
         flags = program.properties.get(CPU_FLAGS, "")
         if flags and not all(map(PLAIN_NAME.fullmatch, flags.split(" "))):
             raise wrong(f"{where}.properties.{CPU_FLAGS}", "plain words with spaces between", flags)
-        if set(program.cases) != cases:
+        if set(program.cases) != set(tolerances):
             raise wrong(f"{where}.cases", "the golden cases and no other", sorted(program.cases))
+        for name, result in sorted(program.cases.items()):
+            if result.tolerance != tolerances[name]:
+                raise wrong(f"{where}.cases.{name}.tolerance", shown(tolerances[name]), result.tolerance)
+            if result.error > result.tolerance:
+                raise wrong(f"{where}.cases.{name}.error", f"at most {shown(result.tolerance)}", result.error)
 
 
 def _check_files(manifest: Manifest) -> None:

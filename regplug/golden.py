@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod, sqrt
 
 import torch
 from torch import Tensor, nn
 
 from regplug.errors import BundleError, ExportError, ShapeError
-from regplug.manifest import IMAGES, Golden, GoldenCase, Input, Manifest, Output
+from regplug.folder import MANIFEST
+from regplug.manifest import GOLDEN, IMAGES, Golden, GoldenCase, Input, Manifest, Output
+from regplug.strict import shown, wrong
 from regplug.weights import dtype_name
 
 MAX_BYTES = 4_000_000
@@ -20,6 +22,7 @@ SEED = 0
 # the sizes of the cases; the last two give way where the file would grow too large
 BATCHES = (0, 1, 2, 7, 64)
 SLICE_BATCH = 2
+ROUNDING = 1e-9  # of what another language makes of the decimal digits of a tolerance
 SLICE_START = 1  # tokens before and after the slice
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -35,8 +38,8 @@ class CaseError:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance; NaN never is."""
-        return self.error <= self.tolerance
+        """Whether the error is within the tolerance; NaN and infinity never are."""
+        return isfinite(self.error) and self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class GoldenSet:
     def outputs(self, case: GoldenCase, names: Sequence[str]) -> list[Tensor]:
         """The case's expected outputs."""
         return [self.tensors[f"{case.case}.output.{name}"] for name in names]
+
+    def scale(self, case: GoldenCase, names: Sequence[str]) -> float:
+        """The largest absolute number that the case's outputs must be; 0 where they have none."""
+        return _scale_of(self.outputs(case, names))
 
 
 def flatten(output: object) -> list[Tensor]:
@@ -89,6 +96,7 @@ def make_golden(
     generator = torch.Generator().manual_seed(SEED)
     plan = _plan(owner, signature, lengths, prod(rest), outputs)
     double = _double_of(module, dtype, [1, lengths[0], *rest])
+    source = "eager" if double is None else "float64"
     cases: list[GoldenCase] = []
     tensors: dict[str, Tensor] = {}
     for index, (name, batch, start) in enumerate(plan):
@@ -103,29 +111,51 @@ def make_golden(
             truth = eager if double is None else flatten(double(given.double()))
         if not all(bool(tensor.isfinite().all()) for tensor in (*eager, *truth)):
             raise ExportError(f"{owner}: case {name!r}: expected finite outputs, got inf or nan; check the weights.")
-        scale = max((tensor.abs().max().item() for tensor in truth if tensor.numel()), default=0.0)
-        rounding = 4 * torch.finfo(dtype).eps * scale
+        scale = _scale_of(truth)
         # or its own noise would widen the tolerance until any program is within it
-        if not (moved := largest_error(again, eager)) <= rounding:
+        if not (moved := largest_error(again, eager)) <= 4 * torch.finfo(dtype).eps * scale:
             raise ExportError(
                 f"{owner}: case {name!r}: expected the same outputs for the same input, got {moved:.3g} apart; "
                 "a readout neither draws at random in eval mode nor writes into its input or its buffers."
             )
         error = largest_error(eager, truth)
-        tolerance = 1e-5 * scale if double is None else 4 * error + rounding
-        cases.append(GoldenCase(name, batch, start, length, error, tolerance))
+        if error > (most := most_eager_error(source, dtype, scale)):
+            raise ExportError(
+                f"{owner}: case {name!r}: expected outputs within {most:.3g} of float64, got {error:.3g}; "
+                f"{signature.dtype} is too coarse for this module."
+            )
+        cases.append(GoldenCase(name, batch, start, length, error, tolerance_of(source, dtype, error, scale)))
         tensors[f"{name}.input"] = drawn
         for output, tensor in zip(outputs, truth, strict=True):
             tensors[f"{name}.output.{output.name}"] = tensor.clone()
-    return GoldenSet(Golden("eager" if double is None else "float64", tuple(cases)), tensors)
+    return GoldenSet(Golden(source, tuple(cases)), tensors)
 
 
-def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> GoldenSet:
-    """The golden set of a bundle, its tensors compared with the manifest.
+def tolerance_of(truth: str, dtype: torch.dtype, eager_error: float, scale: float) -> float:
+    """How far from the truth an output may be: four times eager's own error and four units in the last place.
+
+    Args:
+        truth: Where the expected outputs come from, ``float64`` or ``eager``.
+        dtype: The module's.
+        eager_error: Eager's largest error.
+        scale: The largest absolute number among the expected outputs.
+    """
+    return 4 * eager_error + 4 * torch.finfo(dtype).eps * scale if truth == "float64" else 1e-5 * scale
+
+
+def most_eager_error(truth: str, dtype: torch.dtype, scale: float) -> float:
+    """The largest error that a manifest may say eager has: the tolerance follows from it, and must mean something."""
+    return scale * min(1 / 8, 16 * sqrt(torch.finfo(dtype).eps)) if truth == "float64" else 0.0
+
+
+def golden_set(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> GoldenSet:
+    """The golden set of a bundle, its tensors compared with the manifest, and each tolerance computed again.
 
     Raises:
-        BundleError: A tensor is missing, too many, or not of the shape that the case says.
+        BundleError: A tensor is missing, too many, or not of the shape that the case says; an output is not finite; or
+            a tolerance is not the one that follows from eager's error and the outputs.
     """
+    owner = f"bundle {path}: {GOLDEN}"
     truth = "float64" if manifest.golden.truth == "float64" else manifest.input.dtype
     rest = [int(size) for size in manifest.input.shape[2:]]
     wanted: dict[str, tuple[str, list[int]]] = {}
@@ -148,7 +178,31 @@ def golden_set(owner: str, manifest: Manifest, tensors: Mapping[str, Tensor]) ->
     for case in manifest.golden.cases:
         if golden.input(case).shape[1] != case.length:
             raise BundleError(f"{owner}: case '{case.case}': expected a slice of {case.length} inside the input.")
+    for index, case in enumerate(manifest.golden.cases):
+        _check_tolerance(path, f"golden.cases.{index}", manifest, golden, case)
     return golden
+
+
+def _check_tolerance(path: str, where: str, manifest: Manifest, golden: GoldenSet, case: GoldenCase) -> None:
+    """Refuse a tolerance that the format's formula does not give: it would make of any number a right one."""
+    scale = golden.scale(case, [output.name for output in manifest.outputs])
+    if not isfinite(scale):
+        raise BundleError(f"bundle {path}: {GOLDEN}: case '{case.case}': expected finite outputs, got inf or nan.")
+    truth, dtype = manifest.golden.truth, getattr(torch, manifest.input.dtype)
+    most = most_eager_error(truth, dtype, scale)
+    if case.eager_error > most:
+        error = wrong(f"{where}.eager_error", f"at most {shown(most)}", case.eager_error)
+        raise BundleError(f"bundle {path}: {MANIFEST}: {error}.")
+    wanted = tolerance_of(truth, dtype, case.eager_error, scale)
+    if abs(case.tolerance - wanted) > ROUNDING * wanted:
+        error = wrong(f"{where}.tolerance", shown(wanted), case.tolerance)
+        raise BundleError(f"bundle {path}: {MANIFEST}: {error}.")
+
+
+def _scale_of(tensors: Sequence[Tensor]) -> float:
+    """The largest absolute number, NaN where there is one; 0 of no numbers."""
+    largest = [tensor.double().abs().max().item() for tensor in tensors if tensor.numel()]
+    return float("nan") if any(one != one for one in largest) else max(largest, default=0.0)
 
 
 def compare(run: Run, golden: GoldenSet, case: GoldenCase, outputs: Sequence[Output], factor: float = 1.0) -> CaseError:

@@ -91,8 +91,8 @@ def weights_of(files: BundleFiles) -> dict[str, Tensor]:
 
 def golden_of(files: BundleFiles) -> GoldenSet:
     """The golden cases of a bundle that was read."""
-    owner = f"bundle {files.path}: {GOLDEN}"
-    return golden_set(owner, files.manifest, load_tensors(owner, files.tensors[GOLDEN]))
+    tensors = load_tensors(f"bundle {files.path}: {GOLDEN}", files.tensors[GOLDEN])
+    return golden_set(files.path, files.manifest, tensors)
 
 
 def tolerance_factor(manifest: Manifest) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from regplug.rebuilding import rebuild
 from regplug.registry import Registry
 from regplug.signing import read_signed_bundle
 from regplug.torch_private import mark_dynamic_batch
+
+MEASURED_AGAIN = 16  # so many times the error, and units in the last place, may lie between two machines
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def verify(
         checks.append(Check("eager", "-", "not installed"))
     else:
         owner = f"bundle {files.path}: the installed {files.manifest.strategy}"
-        checks += _run_cases("eager", module_run(owner, module), files.manifest, golden)
+        checks += _check_eager(module_run(owner, module), files.manifest, golden)
         if programs:
             progress("torch.compile")
             checks += _check_compiled(module, files.manifest, golden)
@@ -148,6 +150,19 @@ def _reader(
     if signature is not None:
         raise SpecError("signature: expected a public key beside it, got none.")
     return read_bundle
+
+
+def _check_eager(run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet) -> Iterator[Check]:
+    """Every case, and whether eager's error is of the size that the manifest says: the tolerance follows from it."""
+    names = [output.name for output in manifest.outputs]
+    rounding = torch.finfo(getattr(torch, manifest.input.dtype)).eps
+    for check, case in zip(_run_cases("eager", run, manifest, golden), golden.golden.cases, strict=True):
+        most = MEASURED_AGAIN * ((check.error or 0.0) + rounding * golden.scale(case, names))
+        if check.ok and case.eager_error > most:
+            detail = f"case '{case.case}': eager_error: expected at most {most:.3g} as measured here, got "
+            yield replace(check, verdict="failed", detail=f"{detail}{case.eager_error:.3g}.")
+        else:
+            yield check
 
 
 def _check_program(

@@ -211,6 +211,15 @@ def of_programs() -> Edits:
     for names in ([], ["batch_2"], ["batch_1", "batch_2"]):
         said = "programs.0.cases: expected the golden cases and no other, got ["
         yield "readout", {"programs/0/cases": dict.fromkeys(names, result)}, said
+    place = "programs/0/cases/batch_1"
+    for tolerance in (0.0, 0.99e-6, 1.01e-6, 1e308):
+        said = f"programs.0.cases.batch_1.tolerance: expected 1e-06, got {tolerance:.12g}"
+        yield "readout", {f"{place}/tolerance": tolerance}, said
+    for error in (0.0, 1e-300, 1e-6):
+        yield "readout", {f"{place}/error": error}, None
+    for error in (1.01e-6, 1e308):
+        said = f"programs.0.cases.batch_1.error: expected at most 1e-06, got {error:.12g}"
+        yield "readout", {f"{place}/error": error}, said
     second = readout()["programs"][0] | {"file": "program.onnx.2"}
     files = {"files/program.onnx.2": {"size": 1, "sha256": SHA}}
     yield "readout", {"programs": [readout()["programs"][0], second]} | files, None

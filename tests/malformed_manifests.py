@@ -137,6 +137,7 @@ def limits() -> typing.Iterator[tuple[str, bytes, str | None]]:
         for value in (0, 0.0, 1, 1e-300, 1e300):
             good = readout()
             good["golden"]["cases"][0][key] = value
+            good["programs"][0]["cases"]["batch_1"]["tolerance"] = good["golden"]["cases"][0]["tolerance"]
             yield f"{key} as {value!r}", json.dumps(good).encode(), None
 
 

@@ -660,7 +660,10 @@ def test_an_installed_class_that_fails_now_is_a_bundle_error(tmp_path, registry,
     regplug.export(spec, trained(spec), tmp_path / "b", backends=[], registry=registry)
     # two samples are what the width is measured with
     monkeypatch.setattr(ScaledMean, "forward", lambda self, registers: registers.mean(1 if len(registers) == 2 else 7))
-    with pytest.raises(regplug.BundleError, match=r"the installed test-plugin:scaled: expected outputs for \[1, 4, 24\], got IndexError"):
+    with pytest.raises(
+        regplug.BundleError,
+        match=r"the installed test-plugin:scaled: expected outputs for \[1, 4, 24\], got IndexError",
+    ):
         regplug.load(tmp_path / "b", registry=registry)
 
 

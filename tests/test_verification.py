@@ -1,12 +1,18 @@
 """Verify: what it runs, what it finds, and that it finds what is wrong."""
 
+import math
+import re
+import shutil
+
 import pytest
 import torch
-from damage import edit_manifest, rename_strategy, replace_weights
+from damage import edit_manifest, rename_strategy, repin, replace_weights
 
 import regplug
+from regplug.golden import CaseError
 from regplug.program import LoadedProgram
 from regplug.verification import Check, _refuses, wrong_inputs
+from regplug.weights import load_tensors, save_tensors
 
 SIZES = {"num_registers": 4, "hidden_dim": 24}
 
@@ -70,11 +76,109 @@ def test_eager_that_left_its_tolerance_is_a_failed_row(bundles, tmp_path, monkey
 
 
 def test_weights_of_another_training_fail_every_case(bundles, tmp_path):
-    import shutil
-
     folder = shutil.copytree(bundles / "readout", tmp_path / "b")
     replace_weights(folder, lambda state: {name: tensor + 0.1 for name, tensor in state.items()})
     assert not regplug.verify(folder).ok
+
+
+LARGEST_ERROR = 16 * 2**-11.5  # of a float32 output of 1
+
+
+@pytest.mark.parametrize("value", [1e308, 1e-30, 0.0])
+@pytest.mark.parametrize("load", [regplug.load, regplug.verify, lambda f: regplug.load(f, program="torchscript")])
+def test_a_tolerance_that_the_formula_does_not_give_is_refused_by_every_reader(bundles, tmp_path, load, value):
+    folder = shutil.copytree(bundles / "readout", tmp_path / "b")
+    replace_weights(folder, lambda state: {name: 1000 * torch.randn_like(tensor) for name, tensor in state.items()})
+    with_tolerances(folder, lambda case: {"tolerance": value})
+    # B = 0 has no outputs, and so no tolerance but 0
+    index = int(value == 0.0)
+    said = rf"manifest.json: golden.cases.{index}.tolerance: expected [0-9.e-]+, got {re.escape(f'{value:.12g}')}"
+    with pytest.raises(regplug.BundleError, match=said):
+        load(folder)
+
+
+def with_tolerances(folder, change):
+    """Change what the manifest says of each case, and of each program's cases alike."""
+
+    def edit(values):
+        for case in values["golden"]["cases"]:
+            case.update(change(case))
+            for program in values["programs"]:
+                program["cases"][case["case"]] = {"error": 0.0, "tolerance": case["tolerance"]}
+
+    edit_manifest(folder, edit)
+
+
+def scale(folder, case):
+    tensors = load_tensors("golden", (folder / "golden.safetensors").read_bytes())
+    found = [tensor for name, tensor in tensors.items() if name.startswith(f"{case['case']}.output.")]
+    return max((tensor.abs().max().item() for tensor in found if tensor.numel()), default=0.0)
+
+
+def test_an_error_of_eager_beyond_what_its_dtype_explains_is_refused(bundles, tmp_path):
+    folder = shutil.copytree(bundles / "readout", tmp_path / "b")
+
+    def claim(share):
+        def change(case):
+            error = share * LARGEST_ERROR * scale(folder, case)
+            return {"eager_error": error, "tolerance": 4 * error + 4 * 2**-23 * scale(folder, case)}
+
+        with_tolerances(folder, change)
+
+    claim(1.01)
+    with pytest.raises(
+        regplug.BundleError, match=r"golden\.cases\.1\.eager_error: expected at most [0-9.]+, got [0-9.]+"
+    ):
+        regplug.load(folder)
+    claim(0.99)
+    regplug.load(folder)
+
+
+def test_verify_measures_the_error_of_eager_again(bundles, tmp_path):
+    folder = shutil.copytree(bundles / "readout", tmp_path / "b")
+
+    def change(case):
+        error = 1e-4 * scale(folder, case)
+        return {"eager_error": error, "tolerance": 4 * error + 4 * 2**-23 * scale(folder, case)}
+
+    with_tolerances(folder, change)
+    regplug.load(folder)
+    found = regplug.verify(folder)
+    assert not found.ok
+    assert {check.case for check in found.checks if not check.ok} == set(CASES) - {"batch_0"}
+    [said] = [check.detail for check in found.checks if check.case == "batch_7"]
+    assert re.fullmatch(r"case 'batch_7': eager_error: expected at most \S+ as measured here, got \S+\.", said)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_golden_outputs_that_are_not_finite_are_refused(bundles, tmp_path, value):
+    folder = shutil.copytree(bundles / "readout", tmp_path / "b")
+    golden = load_tensors("golden", (folder / "golden.safetensors").read_bytes())
+    golden["batch_2.output.conditioning"][1, 3] = value
+    (folder / "golden.safetensors").write_bytes(save_tensors(golden))
+    repin(folder)
+    said = "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan"
+    for read in (regplug.load, regplug.verify, lambda f: regplug.load(f, program="torchscript")):
+        with pytest.raises(regplug.BundleError, match=said):
+            read(folder)
+
+
+def test_no_infinite_error_is_within_an_infinite_tolerance():
+    assert not CaseError("batch_1", math.inf, math.inf).ok
+    assert not CaseError("batch_1", math.nan, math.inf).ok
+    assert CaseError("batch_1", 1e300, 1e300).ok
+
+
+def test_a_module_too_coarse_in_its_dtype_is_not_exported(tmp_path, monkeypatch):
+    """Its error would make a tolerance of half the outputs, which refuses nothing."""
+    from regplug.readouts.averages import RegisterMean
+
+    spec = regplug.resolve("mean", num_registers=4, hidden_dim=24)
+    forward = RegisterMean.forward
+    coarse = lambda self, given: forward(self, given) + (given.dtype == torch.float32) * 0.1  # noqa: E731
+    monkeypatch.setattr(RegisterMean, "forward", coarse)
+    with pytest.raises(regplug.ExportError, match="case 'batch_1': expected outputs within .* of float64, got 0.1"):
+        regplug.export(spec, spec.build(), tmp_path / "b", backends=[])
 
 
 def test_a_program_that_takes_what_it_must_refuse_is_seen(bundles):
@@ -97,8 +201,6 @@ def test_a_bundle_whose_strategy_is_not_installed_still_has_its_programs_verifie
     bare = regplug.Registry({"regplug": discover()["regplug"]})
     found = bare.readout_entries()
     assert found
-    import shutil
-
     folder = shutil.copytree(bundles / "readout", tmp_path / "b")
     edit_manifest(folder, rename_strategy("elsewhere:compress-concat"))
     verified = regplug.verify(folder, programs=True, registry=bare)
