@@ -25,6 +25,7 @@ PARTS = (
     "mutation",
     "damaged",
     "options",
+    "large",
     "failing",
     "crashing",
     "replacing",
