@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from consumer import CONSUMER, LAYOUTS, SITE, build, built, check_golden, conditioner, installed, readout, run, tool
-from damage import DAMAGES, PROGRAM, to_link
+from damage import DAMAGES, PROGRAM, change_golden, edit_manifest, negate_outputs, to_link
 
 import regplug
-from regplug.weights import save_tensors
+from regplug.weights import load_tensors, save_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,16 +64,176 @@ def test_other_dtypes_run_in_cpp_too(programs, tmp_path, dtype):
 
 
 def test_the_golden_check_in_cpp_sees_a_wrong_value(programs, bundle, tmp_path):
-    """A tolerance of zero is what no float32 program keeps; the check must then fail."""
     folder = shutil.copytree(bundle, tmp_path / "b")
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    for case in ("batch_2", "batch_7", "slice"):
-        manifest["programs"][0]["cases"][case]["tolerance"] = 0.0
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    negate_outputs(folder, "batch_2", "batch_7", "slice")
     code, out = run(programs / "regplug_golden", folder)
     report = json.loads(out)
     assert code == 1
     assert [case for case, found in report["cases"].items() if not found["ok"]] == ["batch_2", "batch_7", "slice"]
+
+
+def set_case(index, key, value):
+    return lambda values: values["golden"]["cases"][index].update({key: value})
+
+
+def set_result(name, key, value):
+    return lambda values: values["programs"][0]["cases"][name].update({key: value})
+
+
+def believed(values):
+    """What a stranger writes who wants any program to be within the tolerance."""
+    for case in [*values["golden"]["cases"], *values["programs"][0]["cases"].values()]:
+        case["tolerance"] = 1e308
+
+
+TOLERANCES = {
+    "of a program": (
+        set_result("batch_2", "tolerance", 1.5),
+        "programs.0.cases.batch_2.tolerance: expected GIVEN, got 1.5",
+    ),
+    "errors of a program": (
+        set_result("batch_7", "error", 0.25),
+        "programs.0.cases.batch_7.error: expected at most GIVEN, got 0.25",
+    ),
+    "of everything": (believed, "golden.cases.0.tolerance: expected 0.0, got 1e+308"),
+    "eager's error of nothing": (
+        set_case(0, "eager_error", 1e-300),
+        "golden.cases.0.eager_error: expected at most 0.0, got 1e-300",
+    ),
+    "another error of eager": (
+        set_case(1, "eager_error", 0.0),
+        "golden.cases.1.tolerance: expected ROUNDING, got GIVEN",
+    ),
+    "an error of eager without an end": (
+        set_case(1, "eager_error", 1e9),
+        "golden.cases.1.eager_error: expected at most LARGEST, got 1000000000.0",
+    ),
+}
+
+
+def shown(value):
+    text = f"{value:.12g}"
+    return text if set(text) & set(".e") else text + ".0"
+
+
+@pytest.mark.parametrize("case", TOLERANCES)
+def test_a_tolerance_that_is_not_the_formulas_is_refused(programs, bundle, tmp_path, case):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    cases = {one["case"]: one for one in json.loads((folder / "manifest.json").read_bytes())["golden"]["cases"]}
+    change, message = TOLERANCES[case]
+    edit_manifest(folder, change)
+    name = next((name for name in cases if name in message), "batch_1")
+    tensors = load_tensors("golden", (folder / "golden.safetensors").read_bytes())
+    scale = tensors["batch_1.output.conditioning"].abs().max().item()
+    message = message.replace("GIVEN", shown(cases[name]["tolerance"]))
+    message = message.replace("ROUNDING", shown(4 * 2**-23 * scale))
+    message = message.replace("LARGEST", shown(16 * 2**-11.5 * scale))
+    expected = (1, f"bundle {folder}: manifest.json: {message}.\n")
+    assert run(programs / "regplug_open", folder) == expected
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_golden_outputs_that_are_not_finite_are_refused(programs, bundle, tmp_path, value):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    change_golden(folder, lambda tensors: tensors["batch_2.output.conditioning"][1].fill_(value))
+    message = "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan."
+    assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {message}\n")
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
+def test_the_tolerances_formula_holds_for_every_dtype(programs, tmp_path, dtype, eps):
+    """The largest error of eager that may be is accepted with its tolerance, and no larger one."""
+    spec, module = readout("pool")
+    regplug.export(spec, module.to(dtype), tmp_path / "b", backends=[])
+    tensors = load_tensors("golden", (tmp_path / "b" / "golden.safetensors").read_bytes())
+    scale = tensors["batch_1.output.conditioning"].abs().max().item()
+    most = scale * min(1 / 8, 16 * eps**0.5)
+
+    def change(error):
+        return lambda values: values["golden"]["cases"][1].update(
+            eager_error=error, tolerance=4 * (error + eps * scale)
+        )
+
+    edit_manifest(tmp_path / "b", change(most))
+    assert run(programs / "regplug_open", tmp_path / "b") == (0, "ok\n")
+    edit_manifest(tmp_path / "b", change(most * (1 + 1e-6)))
+    code, out = run(programs / "regplug_open", tmp_path / "b")
+    assert code == 1
+    assert f"golden.cases.1.eager_error: expected at most {shown(most)}, got " in out
+
+
+def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+
+    def to_eager(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name].float()
+
+    change_golden(folder, to_eager)
+    tensors = load_tensors("golden", (folder / "golden.safetensors").read_bytes())
+
+    def change(values, error=0.0):
+        values["golden"]["truth"] = "eager"
+        for case in values["golden"]["cases"]:
+            outputs = tensors[f"{case['case']}.output.conditioning"]
+            scale = outputs.abs().max().item() if outputs.numel() else 0.0
+            case.update(eager_error=error, tolerance=1e-5 * scale)
+            for program in values["programs"]:
+                program["cases"][case["case"]] = {"error": 0.0, "tolerance": 1e-5 * scale}
+
+    edit_manifest(folder, change)
+    assert run(programs / "regplug_open", folder, "--torchscript") == (0, "ok\n")
+    edit_manifest(folder, lambda values: change(values, 1e-9))
+    message = "manifest.json: golden.cases.0.eager_error: expected at most 0.0, got 1e-09."
+    assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {message}\n")
+
+
+DENSE = "expected a dense tensor on the CPU, got "
+OWN_KEY = "one with a dispatch key of its own; use the tensor inside it."
+VIEWS = {
+    "negated": "one that is negated lazily; use resolve_neg().",
+    "imaginary": "one that is negated lazily; use resolve_neg().",
+    "complex": "one that is conjugated lazily; use resolve_conj().",
+    "undefined": "no tensor.",
+    "sparse": "another layout; use to_dense().",
+    "mkldnn": "another layout; use to_dense().",
+    "meta": "one of the meta device, which has no numbers.",
+    "zeros": "one of zeros without memory; use clone().",
+    "quantized": "a quantized one; use dequantize().",
+    "nested": "a nested one; use to_padded_tensor().",
+    "batched": OWN_KEY,
+    "functional": OWN_KEY,
+}
+RUNS = {
+    "negated": "",  # the right numbers
+    "imaginary": "",
+    "complex": "expected dtype float32, got complex64.",
+    "undefined": "expected registers [B, 4, 24], got no tensor.",
+    "sparse": "expected a dense tensor, got another layout.",
+    "mkldnn": "expected a dense tensor, got another layout.",
+    "meta": "expected device cpu, got meta.",
+    "zeros": DENSE + VIEWS["zeros"],
+    "quantized": "expected dtype float32, got qint8.",
+    "nested": "expected a dense tensor, got a nested one.",
+    "batched": DENSE + OWN_KEY,
+    "functional": DENSE + OWN_KEY,
+}
+MOVED_FROM = "bundle: expected an open bundle, got one that was moved from."
+
+
+def test_a_tensor_whose_memory_is_not_its_numbers_is_refused_or_gives_the_right_ones(programs, bundle):
+    report = check_golden(programs / "regplug_golden", bundle)
+    assert report["view_of"] == {name: f"tensor: {DENSE}{got}" for name, got in VIEWS.items()}
+    assert report["run"] == {name: text and f"program 'torchscript': {text}" for name, text in RUNS.items()}
+    assert report["moved_from"] == [MOVED_FROM] * 3
+    far = report["to_tensor"].pop("far")
+    assert far.startswith("tensor: ")
+    assert "1152921504606846980 bytes" in far
+    assert report["to_tensor"] == {
+        "nothing": "tensor: expected a tensor, got none.",
+        "backward": "tensor: expected strides >= 0, got [-1]; use Tensor::copy_of.",
+        "short": "tensor: expected 16 bytes, got 4.",
+    }
 
 
 @pytest.mark.parametrize("case", DAMAGES)

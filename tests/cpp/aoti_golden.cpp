@@ -1,6 +1,9 @@
-// regplug_aoti_golden BUNDLE [OTHER]: runs every golden case of BUNDLE, and inputs that must be refused; with OTHER, a
-// bundle of other code, it opens and drops that one first. One JSON object on stdout.
+// regplug_aoti_golden BUNDLE [OTHER | --global LIBRARY]: runs every golden case of BUNDLE, and inputs that must be
+// refused; with OTHER, a bundle of other code, it opens and drops that one first; with LIBRARY it puts that one into
+// the global scope first. One JSON object on stdout.
 #include <regplug/aotinductor.h>
+
+#include <dlfcn.h>
 
 #include <cstdint>
 #include <cstring>
@@ -133,12 +136,14 @@ bool check(const std::string& dir, regplug::Json& report) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2 && argc != 3) {
-    std::cerr << "usage: regplug_aoti_golden BUNDLE [OTHER]\n";
+  const bool global = argc == 4 && std::string(argv[2]) == "--global";
+  if (argc != 2 && argc != 3 && !global) {
+    std::cerr << "usage: regplug_aoti_golden BUNDLE [OTHER | --global LIBRARY]\n";
     return 2;
   }
   regplug::Json report;
   try {
+    if (global && ::dlopen(argv[3], RTLD_NOW | RTLD_GLOBAL) == nullptr) throw regplug::Error(::dlerror());
     if (argc == 3) regplug::AOTInductorBundle::open(argv[2]);
     report["ok"] = check(argv[1], report);
   } catch (const std::exception& error) {

@@ -2,9 +2,12 @@
 #include <regplug/archive.h>
 
 #include <ATen/ATen.h>
+#include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
 #include <c10/core/InferenceMode.h>
 #include <regplug/torchscript.h>
 
+#include <cstdint>
 #include <exception>
 #include <iostream>
 #include <string>
@@ -28,6 +31,70 @@ std::string refusal(const regplug::TorchScriptBundle& program, const at::Tensor&
   } catch (const regplug::Error& error) {
     return error.what();
   }
+}
+
+template <typename Call>
+std::string message_of(Call call) {
+  try {
+    call();
+    return "";
+  } catch (const regplug::Error& error) {
+    return error.what();
+  }
+}
+
+// Tensors whose memory is not what it seems, all of the shape and dtype of `good`: what view_of says of each, and what
+// run says; where it says nothing, its numbers are those of the plain tensor.
+bool check_odd(const regplug::TorchScriptBundle& program, const at::Tensor& good, regplug::Json& report) {
+  const at::Tensor drawn = at::randn(good.sizes(), good.options());
+  const at::Tensor zeros = at::zeros(good.sizes(), good.options());
+  struct Odd {
+    const char* name;
+    at::Tensor tensor;
+    at::Tensor plain;
+  };
+  const std::vector<Odd> all_odd{
+      {"negated", at::_neg_view(drawn), drawn.neg()},
+      {"imaginary", at::imag(at::conj(at::complex(zeros, drawn))), drawn.neg()},
+      {"undefined", at::Tensor(), zeros},
+      {"sparse", drawn.to_sparse(), drawn},
+      {"mkldnn", drawn.to_mkldnn(), drawn},
+      {"meta", drawn.to(at::kMeta), drawn},
+      {"zeros", at::_efficientzerotensor(good.sizes(), good.options()), zeros},
+      {"quantized", at::quantize_per_tensor(zeros, 0.1, 0, at::kQInt8), zeros},
+      {"nested", at::_nested_tensor_from_mask(drawn, at::ones({good.size(0), good.size(1)}, at::kBool)), drawn},
+      {"batched", at::functorch::makeBatched(at::stack({drawn, drawn}), 0, 1), drawn},
+      {"functional", at::functionalization::impl::to_functional_tensor(drawn), drawn},
+      {"complex", at::complex(drawn, zeros).conj(), drawn},
+  };
+  bool all = true;
+  for (const Odd& odd : all_odd) {
+    at::Tensor got;
+    report["view_of"][odd.name] = message_of([&] { regplug::view_of(odd.tensor); });
+    report["run"][odd.name] = message_of([&] { got = program.run(odd.tensor); });
+    all = all && (!got.defined() || got.allclose(program.run(odd.plain)));
+  }
+  // what only looks odd is taken
+  const at::Tensor part = at::zeros({good.size(0), good.size(1), good.size(2) + 3}).narrow(2, 2, good.size(2));
+  all = all && message_of([&] { regplug::view_of(part.requires_grad_()); }).empty();
+  const c10::InferenceMode inference;
+  return all && message_of([&] { regplug::view_of(at::zeros({2})); }).empty();
+}
+
+void check_conversions(const std::string& dir, regplug::Json& report) {
+  using regplug::TensorView;
+  const std::vector<float> numbers(4);
+  const TensorView backward(regplug::Dtype::float32, numbers.data() + 3, {4}, {-1});
+  const TensorView far(regplug::Dtype::float32, numbers.data(), {2, 1}, {std::int64_t{1} << 58, 1});
+  report["to_tensor"]["nothing"] = message_of([] { regplug::to_tensor(TensorView()); });
+  report["to_tensor"]["backward"] = message_of([&] { regplug::to_tensor(backward); });
+  report["to_tensor"]["far"] = message_of([&] { regplug::to_tensor(far); });
+  report["to_tensor"]["short"] = message_of([] { regplug::to_tensor(regplug::TensorBytes{"float32", {4}, "1234"}); });
+  auto first = regplug::TorchScriptBundle::open(dir);
+  const auto second = std::move(first);
+  report["moved_from"] = {message_of([&] { first.run(at::zeros({1, 4, 24})); }),
+                          message_of([&] { first.run_film(at::zeros({1, 4, 24})); }),
+                          message_of([&] { first.reload_weights(dir + "/weights.safetensors"); })};
 }
 
 bool check(const std::string& dir, regplug::Json& report) {
@@ -78,6 +145,10 @@ bool check(const std::string& dir, regplug::Json& report) {
     all = all && !refusal(program, good.narrow(0, 0, 0)).empty();
   }
   all = all && refusal(program, good).empty();
+  if (!manifest.is_conditioner() && good.scalar_type() == at::kFloat) {
+    all = check_odd(program, good, report) && all;
+    check_conversions(dir, report);
+  }
   try {
     if (manifest.is_conditioner()) {
       program.run(good);

@@ -1,19 +1,31 @@
 // regplug_units FOLDER: the torch-free parts by themselves; prints one line for each check that fails, then
 // ATen's CPU capability as cpu.h finds it. FOLDER is for files.
+#include <regplug/bundle.h>
 #include <regplug/checks.h>
 #include <regplug/cpu.h>
+#include <regplug/cpuid.h>
 #include <regplug/golden.h>
+#include <regplug/read_manifest.h>
 #include <regplug/safetensors.h>
 #include <regplug/sha256.h>
 #include <regplug/view.h>
 #include <regplug/write_safetensors.h>
 
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <clocale>
 #include <cmath>
+#include <csignal>
 #include <cstdint>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <limits>
+#include <locale>
+#include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -94,6 +106,113 @@ void check_views() {
   check(!unaligned.is_aligned() && regplug::Tensor::copy_of(unaligned).data<float>()[23] == 23, "bytes that lie oddly");
 }
 
+void check_impossible_views() {
+  using regplug::Dtype;
+  using regplug::Sizes;
+  using regplug::Tensor;
+  using regplug::TensorView;
+  constexpr std::int64_t large = std::int64_t{1} << 62;
+  const auto said = [](const Sizes& sizes) { return message_of([&] { TensorView(Dtype::float32, nullptr, sizes); }); };
+  check(said({large, 4, 24}) == "tensor: expected fewer than 2^63 bytes, got float32 [4611686018427387904, 4, 24].",
+        "a product of sizes that overflows");
+  check(said({large, 0, 24}) == "tensor: expected fewer than 2^63 bytes, got float32 [4611686018427387904, 0, 24].",
+        "strides that overflow beside a size of 0");
+  check(said({2, -1}) == "tensor: expected sizes >= 0, got [2, -1].", "a negative size");
+  check(said({large >> 3, 0}).empty() && said({0, large >> 3}).empty(), "a tensor of no items");
+  const auto strided = [](const Sizes& sizes, const Sizes& strides) {
+    return message_of([&] { TensorView(Dtype::float32, nullptr, sizes, strides); });
+  };
+  const std::string beyond = "tensor: expected strides within 2^63 bytes, got ";
+  check(strided({2}, {large}) == beyond + "[4611686018427387904] for [2].", "a stride that overflows in bytes");
+  check(strided({2}, {std::numeric_limits<std::int64_t>::min()}) == beyond + "[-9223372036854775808] for [2].",
+        "the least stride");
+  check(strided({3, 3}, {large >> 2, large >> 2}).rfind(beyond, 0) == 0, "strides that overflow together");
+  check(strided({2}, {1, 1}) == "tensor: expected one stride for each size, got [1, 1] for [2].", "a stride too many");
+  const std::vector<float> numbers{0, 1, 2, 3};
+  const TensorView backward(Dtype::float32, numbers.data() + 3, {4}, {-1});
+  check(Tensor::copy_of(backward).data<float>()[3] == 0, "a view from the end to the beginning");
+  check(Tensor::copy_of(TensorView(Dtype::float32, numbers.data(), {0, large >> 3})).items() == 0, "a copy of nothing");
+  const TensorView far(Dtype::float32, numbers.data(), {1, 0}, {large >> 2, large >> 2});
+  check(far.narrow(1, 0, 0).narrow(0, 1, 0).items() == 0 && far.is_contiguous(), "a part of nothing");
+  const std::string none = "tensor: expected a tensor, got none.";
+  check(message_of([] { Tensor::copy_of(TensorView()); }) == none, "a copy of no tensor");
+  check(message_of([] { Tensor::copy_of(TensorView(Dtype::float32, nullptr, {2})); }) == none, "a copy of no memory");
+  const Sizes sizes{large, 4};
+  check(message_of([&] { static_cast<void>(sizes.product()); }) ==
+            "tensor: expected a product of sizes below 2^63, got [4611686018427387904, 4].",
+        "a product that overflows");
+  const regplug::TensorBytes cut{"float32", {4}, std::string_view("1234", 4)};
+  check(message_of([&] { static_cast<void>(TensorView(cut)); }) == "tensor: expected 16 bytes, got 4.",
+        "bytes that are fewer than the shape wants");
+}
+
+void check_messages() {
+  const auto said = [](const std::string& text) { return std::string(regplug::Error(text).what()); };
+  check(said("tab\tline\nreturn\rescape\x1b[31m\x7f") == "tab\\tline\\nreturn\\rescape\\x1b[31m\\x7f",
+        "control characters in a message");
+  check(said(std::string("a\0b", 3)) == "a\\x00b", "NUL in a message");
+  check(said("\xC2\x9B \xD8\x9C \xE2\x80\x8B \xE2\x80\xAE \xE2\x81\xA9 \xEF\xBB\xBF") ==
+            "\\x9b \\u061c \\u200b \\u202e \\u2069 \\ufeff",
+        "characters that turn a line around");
+  check(said("\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80") == "\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80",
+        "letters of any language stay");
+  check(said("\xFF \xC0\x80 \xED\xA0\x80 \xE2\x82 \xF4\x90\x80\x80 \xF0\x80\x80\x80") ==
+            "\\xff \\xc0\\x80 \\xed\\xa0\\x80 \\xe2\\x82 \\xf4\\x90\\x80\\x80 \\xf0\\x80\\x80\\x80",
+        "bytes that are no UTF-8");
+  std::string accents;
+  for (int i = 0; i < 400; ++i) accents += "\xC3\xA9";
+  check(said(accents) == accents, "400 characters stay");
+  check(said("b" + accents) == "b" + accents.substr(0, 598) + "..." + accents.substr(0, 194), "401 are shortened");
+  check(said(std::string(101, '\n') + std::string(300, 'z')) ==
+            said(std::string(101, '\n')) + std::string(98, 'z') + "..." + std::string(97, 'z'),
+        "a message is escaped before it is measured");
+  check(said(said("b" + accents)) == said("b" + accents), "a message that is passed on stays");
+  std::string files;
+  for (int i = 0; i < 30; ++i) files += "x123456789.";
+  const std::string refused = message_of([&] {
+    regplug::detail::read_manifest("{\"" + files + "\": 1, \"" + files + "\": 1}", "bundle " + std::string(390, 'd'));
+  });
+  check(refused.rfind("bundle ddd", 0) == 0 && refused.size() == 400 &&
+            refused.substr(refused.size() - 18) == "...' stands twice.",
+        "a long message is cut once, with its label");
+}
+
+// Numbers as German writes them, in iostreams and, where the system has such a locale, in printf.
+class Comma : public std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+  char do_thousands_sep() const override { return '.'; }
+  std::string do_grouping() const override { return "\3"; }
+};
+
+void check_locales() {
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Comma));
+  std::setlocale(LC_NUMERIC, "de_DE.UTF-8");  // for printf, where the system has it
+  using regplug::detail::number;
+  check(number(2.01e-7) == "2.01e-07" && number(0.25) == "0.25" && number(1234.5) == "1.23e+03" && number(0) == "0" &&
+            number(std::nan("")) == "nan" && number(-HUGE_VAL) == "-inf",
+        "a number in a message, whatever the locale");
+  check(regplug::detail::shown({1.5, 1234567.25, 1e300, 12345, 2.0}) == "[1.5,1234567.25,1e+300,12345,2.0]",
+        "numbers of a manifest, whatever the locale");
+  check(regplug::detail::parse_json("[1.5]")[0] == 1.5, "a number is read, whatever the locale");
+  std::locale::global(before);
+  std::setlocale(LC_ALL, "C");
+}
+
+// The words that programs ask for, as regplug/backends/compiling.py lists them, are the same from the CPU itself.
+void check_cpuid() {
+  const std::set<std::string> system = regplug::detail::listed_flags("/proc/cpuinfo");
+  const std::set<std::string> own = regplug::detail::cpuid_flags();
+  for (const char* word :
+       {"pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe", "fma4",
+        "xop", "tbm", "sse4a", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi",
+        "avx512_vbmi2", "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512er",
+        "avx512pf", "avx_vnni", "avx_ifma", "amx_tile", "amx_bf16", "amx_int8"}) {
+    check(system.count(word) == own.count(word), std::string("cpuid and /proc/cpuinfo differ: ") + word);
+  }
+  check(std::includes(system.begin(), system.end(), own.begin(), own.end()), "a word that /proc/cpuinfo has not");
+  check(regplug::detail::listed_flags("/dev/null").empty(), "no flags in an empty file");
+}
+
 void check_numbers() {
   using regplug::detail::from_half;
   check(from_half(0x3c00) == 1 && from_half(0xc000) == -2 && from_half(0x7bff) == 65504, "half: ordinary numbers");
@@ -126,6 +245,78 @@ void check_writing(const std::string& folder) {
         "a folder that is not there");
 }
 
+void check_refused_names(const std::string& folder) {
+  const std::string path = folder + "/refused.safetensors";
+  const std::vector<float> numbers(4);
+  const regplug::TensorView one(numbers.data(), {1});
+  const auto said = [&](const std::string& name) {
+    return message_of([&] { regplug::write_safetensors(path, {{name, one}}); });
+  };
+  const std::string wanted = path + ": name: expected 1 to 256 letters, digits, '_', '.' and '-', got ";
+  check(said("a/b") == wanted + "\"a/b\".", "a name with a slash");
+  check(said("") == wanted + "\"\".", "an empty name");
+  check(said("__metadata__") == wanted + "\"__metadata__\".", "the name of the metadata");
+  check(said(std::string(301, 'a')) == wanted + "\"" + std::string(59, 'a') + "....", "a name of 301 letters");
+  check(said("\xff") == wanted + "\"\\ufffd\".", "a name that is no UTF-8");
+  const auto refused = [&](const std::map<std::string, regplug::TensorView>& tensors) {
+    return message_of([&] { regplug::write_safetensors(path, tensors); });
+  };
+  check(refused({{"a", regplug::TensorView()}}) == path + ": tensor 'a': expected a tensor, got none.", "no tensor");
+  const std::int64_t wide = std::int64_t{1} << 53;
+  check(refused({{"a", {numbers.data(), {0, wide}}}}) ==
+            path + ": tensor 'a': expected sizes and offsets below 2^53, got [0, 9007199254740992].",
+        "a size that no reader takes");
+  const regplug::TensorView odd(regplug::Dtype::boolean, "\2", {1});
+  check(refused({{"a", odd}}) == path + ": tensor 'a': expected bytes 0 and 1 in a bool tensor, got another.",
+        "a bool that is neither");
+  std::map<std::string, regplug::TensorView> many;
+  for (int i = 0; i < 4096; ++i) many[std::string(230, 'a') + std::to_string(i)] = one;
+  check(refused(many).rfind(path + ": size: expected a header within 1048576 bytes, got ", 0) == 0, "a long header");
+  many["b"] = one;
+  check(refused(many) == path + ": name: expected at most 4096 tensors, got 4097.", "too many tensors");
+  check(bytes_of(path).empty(), "what is refused is not written");
+  const std::string nul("a\0b", 3);
+  const std::string no_nul = "a\\x00b: expected a path without NUL, got one with it.";
+  check(message_of([&] { regplug::write_safetensors(nul, {}); }) == no_nul, "a path to write with NUL");
+  check(message_of([&] { regplug::Bundle::open(nul); }) == "bundle " + no_nul, "a bundle's path with NUL");
+}
+
+bool waits() {
+  sigset_t set;
+  sigpending(&set);
+  return sigismember(&set, SIGXFSZ) == 1;
+}
+
+// No file may grow beyond a limit: the signal that ends a process for it never arrives, and the host's own stays.
+void check_file_size_limit(const std::string& folder) {
+  const std::string path = folder + "/large.safetensors";
+  const std::vector<float> numbers(2000);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  rlimit limit = before;
+  limit.rlim_cur = 1000;
+  setrlimit(RLIMIT_FSIZE, &limit);
+  const auto said = [&] {
+    return message_of([&] { regplug::write_safetensors(path, {{"a", {numbers.data(), {2000}}}}); });
+  };
+  check(said() == path + ": File too large." && !waits() && bytes_of(path).empty(), "a file beyond the limit");
+  sigset_t only;
+  sigset_t mask;
+  sigemptyset(&only);
+  sigaddset(&only, SIGXFSZ);
+  pthread_sigmask(SIG_BLOCK, &only, &mask);
+  check(said() == path + ": File too large." && !waits(), "none is left where the host blocks it");
+  raise(SIGXFSZ);
+  check(said() == path + ": File too large." && waits(), "the host's own still waits");
+  const timespec no_time{};
+  check(sigtimedwait(&only, nullptr, &no_time) == SIGXFSZ && !waits(), "and is one");
+  pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+  sigset_t now;
+  pthread_sigmask(SIG_SETMASK, nullptr, &now);
+  check(sigismember(&now, SIGXFSZ) == 0, "the mask is as it was");
+  setrlimit(RLIMIT_FSIZE, &before);
+}
+
 void check_sizes() {
   regplug::Manifest manifest;
   manifest.input.name = "images";
@@ -149,8 +340,14 @@ int main(int argc, char** argv) {
   }
   check_sha256();
   check_views();
+  check_impossible_views();
+  check_messages();
+  check_locales();
+  check_cpuid();
   check_numbers();
   check_writing(argv[1]);
+  check_refused_names(argv[1]);
+  check_file_size_limit(argv[1]);
   check_sizes();
   std::cout << regplug::detail::cpu_capability() << "\n";
   return failures == 0 ? 0 : 1;

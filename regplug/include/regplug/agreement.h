@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -129,7 +130,11 @@ inline bool is_flags(const std::string& text) {
 
 inline void check_programs(const Manifest& manifest) {
   std::vector<std::string> cases;
-  for (const GoldenCase& golden : manifest.cases) cases.push_back(golden.name);
+  std::map<std::string, double> tolerances;
+  for (const GoldenCase& golden : manifest.cases) {
+    cases.push_back(golden.name);
+    tolerances[golden.name] = golden.tolerance;
+  }
   for (std::size_t i = 0; i < manifest.programs.size(); ++i) {
     const Program& program = manifest.programs[i];
     const std::string where = "programs." + std::to_string(i) + ".";
@@ -141,6 +146,11 @@ inline void check_programs(const Manifest& manifest) {
     }
     const std::vector<std::string> given = names_of(program.cases);
     if (given != sorted(cases)) wrong(where + "cases", "the golden cases and no other", given);
+    for (const auto& [name, result] : program.cases) {
+      const double tolerance = tolerances[name];
+      same(where + "cases." + name + ".tolerance", tolerance, result.tolerance);
+      if (result.error > tolerance) wrong(where + "cases." + name + ".error", "at most " + shown(tolerance), result.error);
+    }
   }
 }
 

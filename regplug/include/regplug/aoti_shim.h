@@ -58,6 +58,7 @@ struct AotiInterface {
     AtenTensorHandle handle;
   };
   std::int32_t (*create)(Container* made, std::size_t models, const char* device, const char* cubin_dir);
+  std::int32_t (*destroy)(Container);
   std::int32_t (*count_inputs)(Container, std::size_t* count);
   std::int32_t (*count_outputs)(Container, std::size_t* count);
   std::int32_t (*count_constants)(Container, std::size_t* count);

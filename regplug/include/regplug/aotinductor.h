@@ -49,6 +49,7 @@ class AOTInductorBundle {
   // registers [B, R, D], or images with a backbone inside -> conditioning [B, cond_dim]. Thread-safe. The result owns
   // its memory. Throws Error when the input does not fit, or the program fails.
   Tensor run(const TensorView& input) const {
+    if (!shared_) detail::refuse_moved_from();
     if (manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a conditioner; use run_film.");
     Tensor conditioning;
     forward(input, &conditioning);
@@ -57,6 +58,7 @@ class AOTInductorBundle {
 
   // tokens [B, T, D], or images -> (gamma, beta), each [B, width], for every FiLM layer in order. As `run` in all else.
   std::vector<std::pair<Tensor, Tensor>> run_film(const TensorView& input) const {
+    if (!shared_) detail::refuse_moved_from();
     if (!manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a readout; use run.");
     std::vector<Tensor> flat = forward(input);
     std::vector<std::pair<Tensor, Tensor>> pairs;
@@ -73,6 +75,7 @@ class AOTInductorBundle {
   // Takes the weights of a lone safetensors file that fits; calls of `run` under way end with the old ones.
   // Throws Error, and keeps the old weights, when it does not fit.
   void reload_weights(const std::string& file) {
+    if (!shared_) detail::refuse_moved_from();
     auto held = detail::reported("weights " + file, [&] {
       return std::make_shared<const detail::HeldWeights>(
           detail::read_weights(file, follow_links_, wanted_, manifest_));
@@ -106,22 +109,24 @@ class AOTInductorBundle {
     detail::reported(file, [&] {
       wanted_ = detail::wanted_weights(file, program);
       detail::check_weights(wanted_, bundle.weights(), label + "weights.safetensors");
-      library_ = &load(bundle);
+      library_ = load(bundle);
       if (library_->num_inputs() != wanted_.size() + 1 || library_->num_outputs() != manifest_.outputs.size()) {
-        throw detail::Reported("expected " + counted(wanted_.size() + 1, manifest_.outputs.size()) + ", got " +
+        throw detail::Fault("expected " + counted(wanted_.size() + 1, manifest_.outputs.size()) + ", got " +
                                counted(library_->num_inputs(), library_->num_outputs()) + ".");
       }
       shared_->weights = std::make_shared<const detail::HeldWeights>(bundle.weights());
     });
   }
 
-  static const detail::ModelLibrary& load(const Bundle& bundle) {
+  static detail::ModelLibrary::Use load(const Bundle& bundle) {
     const Manifest& manifest = bundle.manifest();
     try {
       return detail::ModelLibrary::load(bundle.program_bytes().view(),
                                         manifest.files.at(bundle.program().file).sha256);
-    } catch (const detail::Reported& error) {
-      throw detail::Reported(std::string(error.what()) + "; made with torch " + manifest.provenance.torch + ".");
+    } catch (const detail::NoRoom& error) {
+      throw detail::Fault(std::string(error.what()) + ".");
+    } catch (const detail::Fault& error) {
+      throw detail::Fault(std::string(error.what()) + "; made with torch " + manifest.provenance.torch + ".");
     }
   }
 
@@ -209,7 +214,7 @@ class AOTInductorBundle {
   std::string isa_;
   Dtype dtype_;
   detail::WeightSignatures wanted_;
-  const detail::ModelLibrary* library_ = nullptr;
+  detail::ModelLibrary::Use library_;
   std::unique_ptr<Shared> shared_;
 };
 

@@ -18,19 +18,13 @@
 
 namespace regplug::detail {
 
-// What torch or a model library reports; it names no object yet.
-class Reported : public Error {
- public:
-  using Error::Error;
-};
-
-// Calls `call()`; what is reported inside comes out as Error, "OBJECT: LINE".
+// Calls `call()`; what torch or a model library reports inside comes out as Error, "OBJECT: LINE".
 template <typename Call>
 auto reported(const std::string& object, Call call) -> decltype(call()) {
   return as_error(object, [&] {
     try {
       return call();
-    } catch (const Reported& error) {
+    } catch (const Fault& error) {
       throw Error(object + ": " + error.what());
     }
   });
@@ -41,7 +35,7 @@ auto reported(const std::string& object, Call call) -> decltype(call()) {
   const char* text = nullptr;
   if (torch_exception_get_what_without_backtrace != nullptr) text = torch_exception_get_what_without_backtrace();
   const std::string told = text == nullptr ? "" : first_line(text);
-  throw Reported(told.empty() ? "the library reported an error, see stderr" : told);
+  throw Fault(told.empty() ? "the library reported an error, see stderr" : told);
 }
 
 inline void shim(AOTITorchError code) {

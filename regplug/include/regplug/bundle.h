@@ -14,11 +14,13 @@
 #include "regplug/cpu.h"
 #include "regplug/error.h"
 #include "regplug/folder.h"
+#include "regplug/guard.h"
 #include "regplug/json.h"
 #include "regplug/manifest.h"
 #include "regplug/read_manifest.h"
 #include "regplug/safetensors.h"
 #include "regplug/sha256.h"
+#include "regplug/tolerances.h"
 
 namespace regplug {
 
@@ -45,8 +47,10 @@ class Bundle {
   // Throws Error for whatever does not match docs/bundle.md.
   static Bundle open(const std::string& dir, const Options& options = {}, const std::string& backend = "") {
     detail::check_pin(options.pin);
-    return detail::read_folder(dir, options.follow_links, [&](const detail::Folder& folder) {
-      return Bundle(folder, options.pin, backend);
+    return detail::as_error("bundle " + dir, [&] {
+      return detail::read_folder(dir, options.follow_links, [&](const detail::Folder& folder) {
+        return Bundle(folder, options.pin, backend);
+      });
     });
   }
 
@@ -94,6 +98,7 @@ class Bundle {
     weights_ = SafeTensors(kept[kWeights], label + kWeights);
     golden_ = SafeTensors(kept[kGolden], label + kGolden);
     check_golden(label + kGolden);
+    detail::check_tolerances(label, manifest_, golden_);
   }
 
   void read_manifest(const detail::Folder& folder, const std::string& pin) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "regplug/cpuid.h"
 #include "regplug/error.h"
 #include "regplug/manifest.h"
 
@@ -24,16 +25,22 @@ inline std::vector<std::string> words(const std::string& text) {
   return found;
 }
 
-// The words of the first `flags` line of /proc/cpuinfo; none where there is no such line.
+// The words of the first `flags` line of a file as /proc/cpuinfo is; none where there is no such line.
+inline std::set<std::string> listed_flags(const char* path) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, 5, "flags") != 0) continue;
+    const std::vector<std::string> found = words(line.substr(line.find(':') + 1));
+    return {found.begin(), found.end()};
+  }
+  return {};
+}
+
+// What this CPU can do, in the words of /proc/cpuinfo, which a container need not show.
 inline const std::set<std::string>& cpu_flags() {
   static const std::set<std::string> flags = [] {
-    std::ifstream file("/proc/cpuinfo");
-    for (std::string line; std::getline(file, line);) {
-      if (line.compare(0, 5, "flags") != 0) continue;
-      const std::vector<std::string> found = words(line.substr(line.find(':') + 1));
-      return std::set<std::string>(found.begin(), found.end());
-    }
-    return std::set<std::string>();
+    std::set<std::string> found = listed_flags("/proc/cpuinfo");
+    return found.empty() ? cpuid_flags() : found;
   }();
   return flags;
 }

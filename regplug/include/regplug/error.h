@@ -2,28 +2,36 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "regplug/message.h"
+
 namespace regplug {
 
-// Message: `OBJECT: expected WHAT, got VALUE[; use FIX].` on one line; the Python package words it the same way.
+// Message: `OBJECT: expected WHAT, got VALUE[; use FIX].` on one line of at most 400 characters, whatever it quotes;
+// the Python package writes the same one.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit Error(const std::string& text) : std::runtime_error(detail::shortened(detail::printable(text))) {}
+
+ protected:
+  struct Whole {};
+  Error(Whole, const std::string& text) : std::runtime_error(text) {}
 };
 
 namespace detail {
 
+// A fault that does not name its object yet. The code that catches it puts the object in front and throws an Error,
+// which shortens the message once.
+class Fault : public Error {
+ public:
+  explicit Fault(const std::string& text) : Error(Whole{}, text) {}
+};
+
 // A numeric error or tolerance: three significant digits, as Python's "%.3g".
-inline std::string number(double value) {
-  if (value != value) return "nan";  // printf would show its sign bit
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", value);
-  return text;
-}
+inline std::string number(double value) { return digits(value, 3); }
 
 inline std::string word(const std::string& value) { return value; }
 inline std::string word(std::int64_t value) { return std::to_string(value); }

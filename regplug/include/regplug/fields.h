@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -54,11 +53,12 @@ inline bool is_sha256(std::string_view text) {
 }
 
 // JSON with sorted keys, in ASCII; a number that is no integer in the twelve digits that printf gives in any language.
+// A text that is no UTF-8, which no JSON holds but a name in memory may, loses what it cannot show.
 inline std::string compact(const Json& value) {
   std::string text;
   if (value.is_object()) {
     for (const auto& [key, item] : value.items()) {
-      text += (text.empty() ? "" : ",") + Json(key).dump(-1, ' ', true) + ":" + compact(item);
+      text += (text.empty() ? "" : ",") + compact(Json(key)) + ":" + compact(item);
     }
     return "{" + text + "}";
   }
@@ -66,10 +66,8 @@ inline std::string compact(const Json& value) {
     for (const Json& item : value) text += (text.empty() ? "" : ",") + compact(item);
     return "[" + text + "]";
   }
-  if (!value.is_number_float()) return value.dump(-1, ' ', true);
-  char digits[32];
-  std::snprintf(digits, sizeof digits, "%.12g", value.get<double>());
-  text = digits;
+  if (!value.is_number_float()) return value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  text = digits(value.get<double>(), 12);
   return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
 
@@ -80,7 +78,7 @@ inline std::string shown(const Json& value) { return cut(compact(value)); }
 inline std::string named(const std::string& key) { return is_name(key) ? key : shown(key); }
 
 [[noreturn]] inline void wrong(const std::string& key, const std::string& expected, const Json& got) {
-  throw Error(key + (key.empty() ? "expected " : ": expected ") + expected + ", got " + shown(got));
+  throw Fault(key + (key.empty() ? "expected " : ": expected ") + expected + ", got " + shown(got));
 }
 
 // An integer in plain digits, `least` <= value < 2^53; not set for any other value. "-0" and "1.0" are not plain.
@@ -94,7 +92,7 @@ inline std::optional<std::int64_t> plain_integer(const Json& value, std::int64_t
   return number && *number >= least ? number : std::nullopt;
 }
 
-// An object whose keys are exactly those given. Throws Error, "KEY: expected WHAT, got VALUE", where KEY is the path
+// An object whose keys are exactly those given. Throws Fault, "KEY: expected WHAT, got VALUE", where KEY is the path
 // from the top: "input.shape", "golden.cases.0.case".
 class Fields {
  public:
@@ -102,7 +100,7 @@ class Fields {
       : where_(std::move(where)), object_(object) {
     if (!object_.is_object()) wrong(where_, "an object", object_);
     for (const char* key : keys) {
-      if (!object_.contains(key)) throw Error(path(key) + ": expected a value, got nothing");
+      if (!object_.contains(key)) throw Fault(path(key) + ": expected a value, got nothing");
     }
     for (const auto& [key, value] : object_.items()) {
       if (std::find(keys.begin(), keys.end(), key) == keys.end()) wrong(path(named(key)), "no such key", value);

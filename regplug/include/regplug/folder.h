@@ -44,6 +44,12 @@ class Descriptor {
   int fd_;
 };
 
+// Throws Error for a path that the system would read up to its first NUL only. `label` begins the message.
+inline const char* checked_path(const std::string& path, const std::string& label) {
+  if (path.find('\0') == std::string::npos) return path.c_str();
+  throw Error(label + ": expected a path without NUL, got one with it.");
+}
+
 // A file that is not there: the one fault that a folder replaced meanwhile explains.
 class Missing : public Error {
  public:
@@ -55,7 +61,7 @@ class File {
  public:
   // Neither waits for a FIFO's writer nor follows a link, unless links are allowed.
   File(int folder, const std::string& path, std::string label, bool follow_links, const std::string& if_missing)
-      : label_(std::move(label)), fd_(::openat(folder, path.c_str(), flags(follow_links))) {
+      : label_(std::move(label)), fd_(::openat(folder, checked_path(path, label_), flags(follow_links))) {
     if (fd_.get() < 0) {
       if (errno == ENOENT) throw Missing(label_ + ": missing" + if_missing);
       if (errno == ELOOP) throw Error(label_ + ": a symbolic link; use follow_links if that is meant.");
@@ -120,7 +126,7 @@ class Folder {
   Folder(std::string path, bool follow_links)
       : path_(std::move(path)),
         follow_links_(follow_links),
-        fd_(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+        fd_(::open(checked_path(path_, label()), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
     if (fd_.get() >= 0) return;
     if (errno == ENOENT) throw Error(label() + ": no such folder.");
     if (errno == ENOTDIR) throw Error(label() + ": not a folder.");

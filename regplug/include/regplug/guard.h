@@ -16,6 +16,11 @@ namespace regplug::detail {
 // time, of whatever kind, crashes now and then.
 inline std::mutex torch_loading;
 
+// For what is left of a bundle that was moved from.
+[[noreturn]] inline void refuse_moved_from() {
+  throw Error("bundle: expected an open bundle, got one that was moved from.");
+}
+
 // Calls `call()`; what it throws comes out as Error, "OBJECT: LINE".
 template <typename Call>
 auto as_error(const std::string& object, Call call) -> decltype(call()) {

@@ -28,9 +28,9 @@ inline std::string quoted(const std::string& name) {
 }
 
 // Told apart from other faults because safetensors has a rule of its own for it.
-class DuplicateKey : public Error {
+class DuplicateKey : public Fault {
  public:
-  using Error::Error;
+  using Fault::Fault;
 };
 
 // Refuses deep nesting before a parser meets it; brackets inside strings do not count.
@@ -44,7 +44,7 @@ inline void check_depth(std::string_view text) {
       if (letter == '\\') ++i;
       inside = letter != '"';
     } else if (letter == '[' || letter == '{') {
-      if (++depth > kDepth) throw Error("nested deeper than " + std::to_string(kDepth));
+      if (++depth > kDepth) throw Fault("nested deeper than " + std::to_string(kDepth));
     } else if (letter == ']' || letter == '}') {
       if (depth > 0) --depth;
     } else {
@@ -77,7 +77,7 @@ class StrictJson final : public nlohmann::json_sax<Json> {
   }
 
   bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override {
-    throw Error("not JSON");
+    throw Fault("not JSON");
   }
 
  private:
@@ -108,13 +108,13 @@ class StrictJson final : public nlohmann::json_sax<Json> {
 };
 
 // Parses one JSON value. A number written as plain digits comes back as `is_number_unsigned()`, 1.0 and 1e3 do not.
-// Throws Error with a message that names no file; the caller knows which. The checks come in one order, in Python too,
+// Throws Fault: the caller knows which file it is. The checks come in one order, in Python too,
 // so that a text with several faults has one message.
 inline Json parse_json(std::string_view text) {
   // The parser skips a byte order mark and takes NUL for the end of the text; both would let bytes pass unread.
-  if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Error("not JSON: begins with a byte order mark");
+  if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Fault("not JSON: begins with a byte order mark");
   check_depth(text);
-  if (text.find('\0') != std::string_view::npos || !Json::accept(text)) throw Error("not JSON");
+  if (text.find('\0') != std::string_view::npos || !Json::accept(text)) throw Fault("not JSON");
   StrictJson builder;
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();

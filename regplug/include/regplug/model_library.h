@@ -1,42 +1,50 @@
 // A model library of AOTInductor, loaded from memory through the C shim. It holds code and no weights.
 #pragma once
 
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "regplug/aoti_shim.h"
 #include "regplug/aten_handle.h"
 #include "regplug/error.h"
-#include "regplug/folder.h"
 #include "regplug/guard.h"
+#include "regplug/shared_object.h"
 
 namespace regplug::detail {
 
 class ModelLibrary {
  public:
+  struct Release {
+    void operator()(const ModelLibrary* library) const { release(*library); }
+  };
+  using Use = std::unique_ptr<const ModelLibrary, Release>;
+
   // Loads the bytes, whose sha256 is `digest`; the same bytes are loaded once and serve every bundle that has them.
-  // A library is never unloaded: the templates inside make the dynamic linker keep it anyway. Throws Error.
-  static const ModelLibrary& load(std::string_view bytes, const std::string& digest) {
-    // Not destroyed at exit, when parts of libtorch are gone already.
-    static auto* const loaded = new std::map<std::string, std::unique_ptr<const ModelLibrary>>();
+  // With its last use the library is unloaded, if the dynamic linker lets it go; else it waits for the next.
+  // Throws Fault.
+  static Use load(std::string_view bytes, const std::string& digest) {
+    // What is still in use when this is destroyed stays as it is: the library's own data may be gone by then.
+    static const struct AtExit {
+      ~AtExit() { exiting_ = true; }
+    } at_exit;
     const std::lock_guard<std::mutex> lock(torch_loading);
-    std::unique_ptr<const ModelLibrary>& place = (*loaded)[digest];
-    if (!place) place.reset(new ModelLibrary(bytes));
-    return *place;
+    const auto found = loaded().find(digest);
+    if (found != loaded().end()) return found->second->use();
+    std::unique_ptr<ModelLibrary> library(new ModelLibrary(bytes, digest));
+    return loaded().emplace(digest, std::move(library)).first->second->use();
   }
+
+  ModelLibrary(const ModelLibrary&) = delete;
+  ModelLibrary& operator=(const ModelLibrary&) = delete;
+  ~ModelLibrary() { delete_containers(); }
 
   std::size_t num_inputs() const { return num_inputs_; }
   std::size_t num_outputs() const { return num_outputs_; }
@@ -51,25 +59,42 @@ class ModelLibrary {
   }
 
  private:
-  explicit ModelLibrary(std::string_view bytes) {
-    Descriptor file = sealed(bytes);
-    const std::string path = "/proc/self/fd/" + std::to_string(file.get());
-    handle_ = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (handle_ == nullptr) {
-      std::string text = first_line(::dlerror());
-      if (text.rfind(path + ": ", 0) == 0) text.erase(0, path.size() + 2);
-      throw Reported(text);
-    }
-    // The descriptor stays open as long as the library is loaded, that is for good: the dynamic linker knows a library
-    // by its path first, and under a number that is used again it would find the old one.
-    file.release();
+  // By digest; those of no use by now too, where the dynamic linker keeps them.
+  static std::map<std::string, std::unique_ptr<ModelLibrary>>& loaded() {
+    // Not destroyed at exit, when parts of libtorch are gone already.
+    static auto* const libraries = new std::map<std::string, std::unique_ptr<ModelLibrary>>();
+    return *libraries;
+  }
+
+  Use use() {
+    ++uses_;
+    return Use(this);
+  }
+
+  static void release(const ModelLibrary& used) {
+    if (exiting_) return;
+    const std::lock_guard<std::mutex> lock(torch_loading);
+    const auto found = loaded().find(used.digest_);
+    ModelLibrary& library = *found->second;
+    if (--library.uses_ != 0) return;
+    library.delete_containers();
+    if (library.object_.unload()) loaded().erase(found);
+  }
+
+  struct Opened {};
+  ModelLibrary(Opened, std::string_view bytes, const std::string& digest) : object_(bytes), digest_(digest) {}
+
+  // After the other constructor the destructor runs whatever this one throws.
+  ModelLibrary(std::string_view bytes, const std::string& digest) : ModelLibrary(Opened{}, bytes, digest) {
     find("ContainerCreateWithDevice", calls_.create);
     find("ContainerGetNumInputs", calls_.count_inputs);
     find("ContainerGetNumOutputs", calls_.count_outputs);
     find("ContainerGetNumConstants", calls_.count_constants);
     find("ContainerRunSingleThreaded", calls_.run);
+    find("ContainerDelete", calls_.destroy);
     maybe_find("AOTInductorModelContainerExtractConstantsMapEntries", calls_.constants);
     maybe_find("AOTInductorGetLastError", calls_.last_error);
+    free_.reserve(1);
     const AotiInterface::Container container = make();
     free_.push_back(container);
     check(calls_.count_inputs(container, &num_inputs_));
@@ -79,7 +104,7 @@ class ModelLibrary {
     const AotiInterface::ConstantEntry* entries = nullptr;
     std::size_t filled = 0;
     check(calls_.constants(container, &entries, &filled, false));
-    if (filled != num_constants_) throw Reported("expected a library that holds its constants, got one without");
+    if (filled != num_constants_) throw Fault("expected a library that holds its constants, got one without");
   }
 
   AotiInterface::Container make() const {
@@ -107,32 +132,21 @@ class ModelLibrary {
     free_.push_back(container);
   }
 
-  // The bytes as a file that nobody can change any more.
-  static Descriptor sealed(std::string_view bytes) {
-    Descriptor file(::memfd_create("regplug-program", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    while (file.get() >= 0 && !bytes.empty()) {
-      const ::ssize_t done = ::write(file.get(), bytes.data(), bytes.size());
-      if (done < 0 && errno == EINTR) continue;
-      if (done < 0) break;
-      bytes.remove_prefix(static_cast<std::size_t>(done));
-    }
-    if (file.get() < 0 || !bytes.empty() ||
-        ::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
-      throw Reported(std::string("in memory: ") + std::strerror(errno));
-    }
-    return file;
+  void delete_containers() {
+    for (const AotiInterface::Container container : free_) calls_.destroy(container);
+    free_.clear();
   }
 
   template <typename Function>
   void find(const char* name, Function& function) {
     const std::string symbol = std::string("AOTInductorModel") + name;
     maybe_find(symbol.c_str(), function);
-    if (function == nullptr) throw Reported("expected a model library of AOTInductor, got one without " + symbol);
+    if (function == nullptr) throw Fault("expected a model library of AOTInductor, got one without " + symbol);
   }
 
   template <typename Function>
   void maybe_find(const char* symbol, Function& function) {
-    function = reinterpret_cast<Function>(::dlsym(handle_, symbol));
+    function = reinterpret_cast<Function>(object_.symbol(symbol));
   }
 
   // The library prints its error to stderr and keeps the text; where a call into torch failed, torch has the reason.
@@ -142,10 +156,14 @@ class ModelLibrary {
     if (calls_.last_error != nullptr) calls_.last_error(&text);
     const std::string told = text == nullptr ? "" : first_line(text);
     if (told.empty() || told.find("API call failed") != std::string::npos) shim_failed();
-    throw Reported(told);
+    throw Fault(told);
   }
 
-  void* handle_ = nullptr;
+  static inline std::atomic<bool> exiting_{false};
+
+  SharedObject object_;
+  std::string digest_;
+  std::size_t uses_ = 0;
   AotiInterface calls_{};
   // A container serves one call at a time: the library's own way of sharing one costs a tenth of a short call.
   mutable std::mutex mutex_;

@@ -104,7 +104,7 @@ inline Manifest parse_manifest(std::string_view text) {
   // Before anything else: another format may have other keys.
   const std::string format = std::to_string(REGPLUG_BUNDLE_FORMAT);
   if (json.is_object() && json.contains("bundle_format") && shown(json["bundle_format"]) != format) {
-    throw Error("bundle_format: expected " + format + ", got " + shown(json["bundle_format"]) +
+    throw Fault("bundle_format: expected " + format + ", got " + shown(json["bundle_format"]) +
                 "; use a newer regplug");
   }
   const Fields top("", json,
@@ -156,7 +156,7 @@ inline Manifest parse_manifest(std::string_view text) {
 inline Manifest read_manifest(std::string_view text, const std::string& label) {
   try {
     return parse_manifest(text);
-  } catch (const Error& error) {
+  } catch (const Fault& error) {
     throw Error(label + ": " + error.what() + ".");
   }
 }

@@ -50,6 +50,13 @@ class SafeTensors {
 
   // What a file may have beside its data: the header and the eight bytes of its length.
   static constexpr std::uint64_t kOverhead = (std::uint64_t{1} << 20) + 8;
+  static constexpr std::uint64_t kHeader = kOverhead - 8;
+  static constexpr std::size_t kTensors = 4096;
+
+  static bool is_tensor_name(const std::string& name) {
+    return !name.empty() && name.size() <= kName && name != "__metadata__" &&
+           name.find_first_not_of(detail::kNameLetters) == std::string::npos;
+  }
 
   const std::map<std::string, TensorBytes>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -62,8 +69,6 @@ class SafeTensors {
   }
 
  private:
-  static constexpr std::uint64_t kHeader = kOverhead - 8;
-  static constexpr std::size_t kTensors = 4096;
   static constexpr std::size_t kRank = 8;
   static constexpr std::size_t kName = 256;
   static constexpr std::size_t kMetadataKeys = 1024;
@@ -132,7 +137,7 @@ class SafeTensors {
 
   // Fills in all but the bytes.
   Span read_tensor(const std::string& name, const Json& entry) {
-    if (!named(name)) fail("name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + detail::shown(name));
+    if (!is_tensor_name(name)) fail("name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + detail::shown(name));
     const std::string who = ": tensor '" + name + "'";
     if (!entry.is_object()) fail("tensor" + who + ": expected an object, got " + detail::shown(entry));
     if (entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
@@ -198,10 +203,6 @@ class SafeTensors {
       fail("bool: tensor '" + name + "': expected bytes 0 and 1, got " +
            std::to_string(static_cast<unsigned char>(tensor.bytes[wrong])));
     }
-  }
-
-  static bool named(const std::string& name) {
-    return !name.empty() && name.size() <= kName && name.find_first_not_of(detail::kNameLetters) == std::string::npos;
   }
 
   Bytes bytes_;

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/core/DispatchKeySet.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/jit/runtime/jit_exception.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -56,32 +59,68 @@ auto guarded(const std::string& object, Call call) -> decltype(call()) {
 
 }  // namespace detail
 
-// A copy in memory of its own, with the strides of the view, on the CPU.
-inline at::Tensor to_tensor(const TensorView& view) {
-  const at::IntArrayRef sizes(view.sizes().data(), view.sizes().size());
-  const at::IntArrayRef strides(view.strides().data(), view.strides().size());
-  at::Tensor tensor = at::empty_strided(sizes, strides, detail::to_dtype(dtype_name(view.dtype())));
-  if (tensor.numel() == 0) return tensor;
-  std::size_t last = 0;  // item; the memory between the items is copied with them
-  for (std::size_t i = 0; i < sizes.size(); ++i) last += static_cast<std::size_t>((sizes[i] - 1) * strides[i]);
-  std::memcpy(tensor.data_ptr(), view.data(), (last + 1) * item_size(view.dtype()));
-  return tensor;
+namespace detail {
+
+// What a tensor is that has no plain memory on the CPU to look at, and what to do about it; empty for one that has.
+inline std::string not_plain(const at::Tensor& tensor) {
+  if (!tensor.defined()) return "no tensor";
+  if (tensor.is_nested()) return "a nested one; use to_padded_tensor()";
+  if (tensor.layout() != at::kStrided) return "another layout; use to_dense()";
+  if (tensor.is_meta()) return "one of the meta device, which has no numbers";
+  if (!tensor.device().is_cpu()) return "device " + tensor.device().str() + "; use cpu()";
+  if (tensor.is_quantized()) return "a quantized one; use dequantize()";
+  if (tensor._is_zerotensor()) return "one of zeros without memory; use clone()";
+  const c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                   c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
+                                   c10::DispatchKey::Negative, c10::DispatchKey::Conjugate});
+  if (!plain.has_all(tensor.key_set())) return "one with a dispatch key of its own; use the tensor inside it";
+  return "";
 }
 
-// The tensor stays the owner.
+}  // namespace detail
+
+// A copy in memory of its own, with the strides of the view, on the CPU. Throws Error where there is no tensor, or a
+// stride is negative.
+inline at::Tensor to_tensor(const TensorView& view) {
+  if (!view.defined()) throw Error("tensor: expected a tensor, got none.");
+  if (std::any_of(view.strides().begin(), view.strides().end(), [](std::int64_t stride) { return stride < 0; })) {
+    throw Error("tensor: expected strides >= 0, got " + detail::listed(view.strides()) + "; use Tensor::copy_of.");
+  }
+  return detail::guarded("tensor", [&] {
+    const at::IntArrayRef sizes(view.sizes().data(), view.sizes().size());
+    const at::IntArrayRef strides(view.strides().data(), view.strides().size());
+    at::Tensor tensor = at::empty_strided(sizes, strides, detail::to_dtype(dtype_name(view.dtype())));
+    if (tensor.numel() == 0) return tensor;
+    std::size_t last = 0;  // item; the memory between the items is copied with them
+    for (std::size_t i = 0; i < sizes.size(); ++i) last += static_cast<std::size_t>((sizes[i] - 1) * strides[i]);
+    std::memcpy(tensor.data_ptr(), view.data(), (last + 1) * item_size(view.dtype()));
+    return tensor;
+  });
+}
+
+// The tensor stays the owner. Throws Error where its numbers do not lie in memory as they are.
 inline TensorView view_of(const at::Tensor& tensor) {
-  return TensorView(dtype_named(detail::dtype_name(tensor.scalar_type())), tensor.const_data_ptr(),
-                    Sizes(tensor.sizes().data(), tensor.sizes().size()),
-                    Sizes(tensor.strides().data(), tensor.strides().size()));
+  return detail::guarded("tensor", [&] {
+    std::string found = detail::not_plain(tensor);
+    if (found.empty() && tensor.is_neg()) found = "one that is negated lazily; use resolve_neg()";
+    if (found.empty() && tensor.is_conj()) found = "one that is conjugated lazily; use resolve_conj()";
+    if (!found.empty()) throw Error("tensor: expected a dense tensor on the CPU, got " + found + ".");
+    return TensorView(dtype_named(detail::dtype_name(tensor.scalar_type())), tensor.const_data_ptr(),
+                      Sizes(tensor.sizes().data(), tensor.sizes().size()),
+                      Sizes(tensor.strides().data(), tensor.strides().size()));
+  });
 }
 
 // A copy in memory of its own, on the CPU.
 inline at::Tensor to_tensor(const TensorBytes& entry) {
-  const at::ScalarType dtype = detail::to_dtype(entry.dtype);
-  // A stored bool may be any byte; only 0 and 1 are values of the type.
-  at::Tensor tensor = at::empty(entry.shape, dtype == at::kBool ? at::kByte : dtype);
-  if (!entry.bytes.empty()) std::memcpy(tensor.data_ptr(), entry.bytes.data(), entry.bytes.size());
-  return dtype == at::kBool ? tensor.ne(0) : tensor;
+  const TensorView checked(entry);
+  return detail::guarded("tensor", [&] {
+    const at::ScalarType dtype = detail::to_dtype(entry.dtype);
+    // A stored bool may be any byte; only 0 and 1 are values of the type.
+    at::Tensor tensor = at::empty(entry.shape, dtype == at::kBool ? at::kByte : dtype);
+    if (checked.nbytes() != 0) std::memcpy(tensor.data_ptr(), entry.bytes.data(), checked.nbytes());
+    return dtype == at::kBool ? tensor.ne(0) : tensor;
+  });
 }
 
 }  // namespace regplug

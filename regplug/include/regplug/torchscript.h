@@ -62,12 +62,14 @@ class TorchScriptBundle {
   // its memory; it is an inference tensor: clone() it outside c10::InferenceMode before autograd or an in-place
   // operation there. Throws Error when the input does not fit, or the program fails.
   at::Tensor run(const at::Tensor& input) const {
+    if (!shared_) detail::refuse_moved_from();
     if (manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a conditioner; use run_film.");
     return forward(input).front();
   }
 
   // tokens [B, T, D], or images -> (gamma, beta), each [B, width], for every FiLM layer in order. As `run` in all else.
   std::vector<std::pair<at::Tensor, at::Tensor>> run_film(const at::Tensor& input) const {
+    if (!shared_) detail::refuse_moved_from();
     if (!manifest().is_conditioner()) throw Error("bundle " + dir_ + ": holds a readout; use run.");
     std::vector<at::Tensor> flat = forward(input);
     std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
@@ -83,6 +85,7 @@ class TorchScriptBundle {
   // Takes the weights of a lone safetensors file that fits; calls of `run` under way end with the old ones.
   // Throws Error, and keeps the old weights, when it does not fit.
   void reload_weights(const std::string& file) {
+    if (!shared_) detail::refuse_moved_from();
     const std::string label = "weights " + file;
     detail::guarded(label, [&] {
       const std::shared_ptr<const Loaded> old = current();
@@ -179,12 +182,15 @@ class TorchScriptBundle {
 
   void check_input(const at::Tensor& input) const {
     if (!input.defined()) detail::refuse_input(kProgram, manifest_.input, "", "no tensor");
+    if (input.is_nested()) fail("expected a dense tensor, got a nested one.");  // which has no sizes
     detail::check_shape(kProgram, manifest_, input.sizes().data(), input.sizes().size());
     if (input.scalar_type() != dtype_) {
       detail::refuse_dtype(kProgram, manifest_, detail::dtype_name(input.scalar_type()));
     }
     if (!input.device().is_cpu()) fail("expected device cpu, got " + input.device().str() + ".");
     if (input.layout() != at::kStrided) fail("expected a dense tensor, got another layout.");
+    const std::string found = detail::not_plain(input);
+    if (!found.empty()) fail("expected a dense tensor on the CPU, got " + found + ".");
   }
 
   // A tensor, or a list of (gamma, beta). Tensors leave their containers, so that their counts say who else holds them.

@@ -39,9 +39,12 @@ class Sizes {
   std::int64_t operator[](std::size_t i) const { return sizes_[i]; }
   std::int64_t& operator[](std::size_t i) { return sizes_[i]; }
 
+  // Throws Error when it is 2^63 or more.
   std::int64_t product() const {
     std::int64_t items = 1;
-    for (const std::int64_t size : *this) items *= size;
+    bool overflow = false;
+    for (const std::int64_t size : *this) overflow = __builtin_mul_overflow(items, size, &items) || overflow;
+    if (overflow) throw Error("tensor: expected a product of sizes below 2^63, got " + detail::listed(*this) + ".");
     return items;
   }
 
@@ -52,13 +55,45 @@ class Sizes {
 
 namespace detail {
 
-// The strides of a contiguous tensor.
+// Nothing that a view computes of its sizes and strides may overflow, bytes and not items: torch's own rule, which
+// leaves out sizes of 0. A view of no items may have any strides that count bytes.
+inline void check_sizes(Dtype dtype, const Sizes& sizes) {
+  auto bytes = static_cast<std::int64_t>(item_size(dtype));
+  for (const std::int64_t size : sizes) {
+    if (size < 0) throw Error("tensor: expected sizes >= 0, got " + listed(sizes) + ".");
+    if (size == 0 || !__builtin_mul_overflow(bytes, size, &bytes)) continue;
+    throw Error("tensor: expected fewer than 2^63 bytes, got " + dtype_name(dtype) + " " + listed(sizes) + ".");
+  }
+}
+
+inline void check_strides(Dtype dtype, const Sizes& sizes, const Sizes& strides) {
+  if (sizes.size() != strides.size()) {
+    throw Error("tensor: expected one stride for each size, got " + listed(strides) + " for " + listed(sizes) + ".");
+  }
+  const auto item = static_cast<std::int64_t>(item_size(dtype));
+  std::int64_t before = -item;  // how far the memory reaches to either side of the first item, in bytes
+  std::int64_t behind = item;
+  bool overflow = false;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    std::int64_t step = 0;
+    overflow = __builtin_mul_overflow(strides[i], item, &step) || overflow;
+    std::int64_t reach = 0;
+    overflow = __builtin_mul_overflow(step, std::max<std::int64_t>(sizes[i] - 1, 0), &reach) || overflow;
+    std::int64_t& side = reach < 0 ? before : behind;
+    overflow = __builtin_add_overflow(side, reach, &side) || overflow;
+  }
+  if (overflow) {
+    throw Error("tensor: expected strides within 2^63 bytes, got " + listed(strides) + " for " + listed(sizes) + ".");
+  }
+}
+
+// The strides of a contiguous tensor, whose sizes were checked.
 inline Sizes strides_of(const Sizes& sizes) {
   Sizes strides = sizes;
   std::int64_t items = 1;
   for (std::size_t i = sizes.size(); i-- > 0;) {
     strides[i] = items;
-    items *= sizes[i];
+    items *= std::max<std::int64_t>(sizes[i], 1);
   }
   return strides;
 }
@@ -86,12 +121,17 @@ class TensorView {
  public:
   TensorView() = default;  // no tensor
 
+  // Throws Error when the sizes or the strides make no tensor.
   TensorView(Dtype dtype, const void* data, const Sizes& sizes)
-      : TensorView(dtype, data, sizes, detail::strides_of(sizes)) {}
+      : data_(static_cast<const char*>(data)), sizes_(sizes), dtype_(dtype), defined_(true) {
+    detail::check_sizes(dtype, sizes);
+    strides_ = detail::strides_of(sizes);
+  }
   // Strides in items, not bytes; as many as there are sizes.
   TensorView(Dtype dtype, const void* data, const Sizes& sizes, const Sizes& strides)
       : data_(static_cast<const char*>(data)), sizes_(sizes), strides_(strides), dtype_(dtype), defined_(true) {
-    if (sizes.size() != strides.size()) throw Error("tensor: expected one stride for each size.");
+    detail::check_sizes(dtype, sizes);
+    detail::check_strides(dtype, sizes, strides);
   }
 
   // The dtype is that of the numbers: TensorView(registers.data(), {batch, 4, 384}).
@@ -99,7 +139,11 @@ class TensorView {
   TensorView(const Number* data, const Sizes& sizes) : TensorView(detail::dtype_of<Number>(), data, sizes) {}
 
   // A tensor of a safetensors file, in the bytes of that file.
-  TensorView(const TensorBytes& entry) : TensorView(dtype_named(entry.dtype), entry.bytes.data(), entry.shape) {}
+  TensorView(const TensorBytes& entry) : TensorView(dtype_named(entry.dtype), entry.bytes.data(), entry.shape) {
+    if (entry.bytes.size() == nbytes()) return;
+    throw Error("tensor: expected " + std::to_string(nbytes()) + " bytes, got " + std::to_string(entry.bytes.size()) +
+                ".");
+  }
 
   bool defined() const { return defined_ && (data_ != nullptr || items() == 0); }
   Dtype dtype() const { return dtype_; }
@@ -131,12 +175,14 @@ class TensorView {
     }
     TensorView part = *this;
     part.sizes_[dimension] = length;
-    if (items() != 0) part.data_ += start * strides_[dimension] * static_cast<std::int64_t>(item_size(dtype_));
+    if (part.items() != 0) part.data_ += start * strides_[dimension] * static_cast<std::int64_t>(item_size(dtype_));
     return part;
   }
 
-  // Writes the items to `place` in C order, whatever the strides and the alignment.
+  // Writes the items to `place` in C order, whatever the strides and the alignment. Throws Error when there is no
+  // tensor.
   void copy_to(char* place) const {
+    if (!defined()) throw Error("tensor: expected a tensor, got none.");
     if (items() != 0) copy_from(data_, 0, place);
   }
 
@@ -172,7 +218,7 @@ class Tensor {
   Tensor(Dtype dtype, const Sizes& sizes, const void* data, std::shared_ptr<const void> owner)
       : view_(dtype, data, sizes), owner_(std::move(owner)) {}
 
-  // A copy in memory of its own.
+  // A copy in memory of its own. Throws Error when there is no tensor.
   static Tensor copy_of(const TensorView& from) {
     const std::shared_ptr<char> room(new char[std::max<std::size_t>(from.nbytes(), 1)], std::default_delete<char[]>());
     from.copy_to(room.get());

@@ -21,8 +21,11 @@
 #include "regplug/dtype.h"
 #include "regplug/error.h"
 #include "regplug/folder.h"
+#include "regplug/guard.h"
 #include "regplug/json.h"
+#include "regplug/safetensors.h"
 #include "regplug/view.h"
+#include "regplug/writing.h"
 
 namespace regplug {
 namespace detail {
@@ -37,7 +40,7 @@ class NewFile {
                               std::to_string(::getpid()) + "-";
     struct stat status {};
     // a rename would take the place of a device just as well
-    if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) throw Error(path + ": not a regular file.");
+    if (::stat(checked_path(path, path), &status) == 0 && !S_ISREG(status.st_mode)) throw Error(path + ": not a regular file.");
     for (int attempt = 0; fd_.get() < 0; ++attempt) {
       temporary_ = begin + std::to_string(attempt);
       fd_ = Descriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
@@ -51,12 +54,7 @@ class NewFile {
   }
 
   void write(std::string_view bytes) {
-    while (!bytes.empty()) {
-      const ::ssize_t done = ::write(fd_.get(), bytes.data(), bytes.size());
-      if (done < 0 && errno == EINTR) continue;
-      if (done < 0) fail();
-      bytes.remove_prefix(static_cast<std::size_t>(done));
-    }
+    if (!write_all(fd_.get(), bytes)) fail();
   }
 
   void put_in_place() {
@@ -75,38 +73,80 @@ class NewFile {
   Descriptor fd_;
 };
 
-}  // namespace detail
+// Refuses what SafeTensors would refuse to read, but for the length of the header and the bytes of booleans.
+inline void check_readable(const std::string& path, const std::map<std::string, TensorView>& tensors) {
+  if (tensors.size() > SafeTensors::kTensors) {
+    throw Error(path + ": name: expected at most 4096 tensors, got " + std::to_string(tensors.size()) + ".");
+  }
+  std::int64_t bytes = 0;
+  for (const auto& [name, view] : tensors) {
+    if (!SafeTensors::is_tensor_name(name)) {
+      throw Error(path + ": name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + shown(name) + ".");
+    }
+    const std::string who = path + ": tensor '" + name + "': ";
+    if (!view.defined()) throw Error(who + "expected a tensor, got none.");
+    const Sizes& sizes = view.sizes();
+    const bool large = std::any_of(sizes.begin(), sizes.end(), [](std::int64_t size) { return size >= kLargest; });
+    if (large || __builtin_add_overflow(bytes, static_cast<std::int64_t>(view.nbytes()), &bytes) || bytes >= kLargest) {
+      throw Error(who + "expected sizes and offsets below 2^53, got " + listed(sizes) + ".");
+    }
+  }
+}
 
-// Throws Error, and leaves what stood at `path`, when it cannot be written.
-inline void write_safetensors(const std::string& path, const std::map<std::string, TensorView>& tensors) {
-  // Large items first: then every tensor begins at a multiple of its item size without holes between them.
-  std::vector<std::pair<std::string, TensorView>> order(tensors.begin(), tensors.end());
-  std::stable_sort(order.begin(), order.end(), [](const auto& one, const auto& other) {
-    return item_size(one.second.dtype()) > item_size(other.second.dtype());
-  });
+// The bytes of a view in C order; `copy` owns them where the view is not contiguous.
+inline std::string_view bytes_of(const std::string& who, const TensorView& view, Tensor& copy) {
+  if (!view.is_contiguous()) copy = Tensor::copy_of(view);
+  const std::string_view bytes(view.is_contiguous() ? view.data() : copy.view().data(), view.nbytes());
+  if (view.dtype() == Dtype::boolean && bytes.find_first_not_of(std::string_view("\0\1", 2)) != std::string_view::npos) {
+    throw Error(who + ": expected bytes 0 and 1 in a bool tensor, got another.");
+  }
+  return bytes;
+}
+
+// The length of the header and the header.
+inline std::string header_of(const std::string& path, const std::vector<std::pair<std::string, TensorView>>& order) {
   Json header = Json::object();
   std::size_t end = 0;
   for (const auto& [name, view] : order) {
     const std::size_t begin = end;
     end += view.nbytes();
-    header[name] = {{"dtype", detail::described(view.dtype()).stored},
+    header[name] = {{"dtype", described(view.dtype()).stored},
                     {"shape", std::vector<std::int64_t>(view.sizes().begin(), view.sizes().end())},
                     {"data_offsets", {begin, end}}};
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
+  if (text.size() > SafeTensors::kHeader) {
+    throw Error(path + ": size: expected a header within 1048576 bytes, got " + std::to_string(text.size()) + ".");
+  }
   std::string length;
   for (std::size_t i = 0; i < 8; ++i) length += static_cast<char>(static_cast<unsigned char>(text.size() >> (8 * i)));
+  return length + text;
+}
 
-  detail::NewFile file(path);
-  file.write(length + text);
+inline void write_tensors(const std::string& path, const std::map<std::string, TensorView>& tensors) {
+  check_readable(path, tensors);
+  // Large items first: then every tensor begins at a multiple of its item size without holes between them.
+  std::vector<std::pair<std::string, TensorView>> order(tensors.begin(), tensors.end());
+  std::stable_sort(order.begin(), order.end(), [](const auto& one, const auto& other) {
+    return item_size(one.second.dtype()) > item_size(other.second.dtype());
+  });
+  const std::string header = header_of(path, order);
+  NewFile file(path);
+  file.write(header);
   for (const auto& [name, view] : order) {
-    if (view.nbytes() == 0) continue;
-    const Tensor contiguous = view.is_contiguous() ? Tensor(view.dtype(), view.sizes(), view.data(), nullptr)
-                                                   : Tensor::copy_of(view);
-    file.write({contiguous.view().data(), contiguous.nbytes()});
+    Tensor copy;
+    file.write(bytes_of(path + ": tensor '" + name + "'", view, copy));
   }
   file.put_in_place();
+}
+
+}  // namespace detail
+
+// Throws Error, and leaves what stood at `path`, when it cannot be written, or when a tensor has a name, a shape or
+// values that no safetensors file of a bundle may have.
+inline void write_safetensors(const std::string& path, const std::map<std::string, TensorView>& tensors) {
+  detail::as_error(path, [&] { detail::write_tensors(path, tensors); });
 }
 
 }  // namespace regplug
