@@ -328,6 +328,14 @@ def test_the_torch_free_parts_hold_and_name_atens_cpu_capability(programs, run_p
     assert out == run_python("import torch; print(torch.backends.cpu.get_cpu_capability())", env=env).stdout
 
 
+def test_the_torch_free_parts_hold_in_a_german_process(programs, tmp_path):
+    command = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
+    if shutil.which("localedef") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("the system has no sources of locales")
+    code, out = run(programs / "regplug_units", tmp_path, env={**os.environ, "LOCPATH": str(tmp_path)})
+    assert code == 0, out
+
+
 def test_the_cmake_package_names_a_component_that_it_does_not_know(tmp_path):
     lines = ["cmake_minimum_required(VERSION 3.23)", "project(x LANGUAGES CXX)"]
     lines += ["find_package(regplug REQUIRED COMPONENTS onnx)"]

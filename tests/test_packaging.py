@@ -32,9 +32,9 @@ doctor/findings doctor/metadata doctor/patches doctor/processes
 readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations
 """.split()  # noqa: SIM905
 HEADERS = """
-agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu dtype error fields folder golden
-guard held_weights json manifest model_library read_manifest safetensors sha256 tensor torchscript version view weights
-write_safetensors
+agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu cpuid dtype error fields folder golden
+guard held_weights json manifest message model_library numbers read_manifest safetensors sha256 shared_object tensor
+tolerances torchscript version view weights write_safetensors writing
 """.split()  # noqa: SIM905
 NEW = """
 README.md gitignore github/test.yml package/__init__.py package/readout.py pyproject.toml tests/test_readout.py

@@ -85,6 +85,13 @@ def test_regplug_run_touches_no_memory_that_is_not_its_own(checked, bundles, tmp
     assert run(program, bundles / "one", bundles / "weights.safetensors", tmp_path / "out.safetensors") == (1, "")
 
 
+def test_what_is_left_of_a_bundle_touches_no_memory_that_is_not_its_own(checked, bundles):
+    """Results, what a bundle was moved from, and bundles that live until the process ends."""
+    code, out = run(checked / "regplug_aoti_life", bundles / "one", bundles / "one")
+    assert code == 0
+    assert json.loads(out)["outlives"]
+
+
 def test_runs_reloads_and_opens_side_by_side_leak_nothing(checked, bundles):
     code, out = run(checked / "regplug_aoti_reload", bundles / "one", bundles / "weights.safetensors", 20)
     assert code == 0, out

@@ -10,8 +10,8 @@
 
 namespace regplug {
 
-// Message: `OBJECT: expected WHAT, got VALUE[; use FIX].` on one line of at most 400 characters, whatever it quotes;
-// the Python package writes the same one.
+// Message: `OBJECT: expected WHAT, got VALUE[; use FIX].` on one line of at most 400 characters, also where it quotes
+// a stranger; the Python package writes the same one.
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& text) : std::runtime_error(detail::shortened(detail::printable(text))) {}

@@ -52,7 +52,13 @@ class ModelLibrary {
 
   // Runs the model; takes over the inputs, also when it throws. Thread-safe.
   void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
-    const AotiInterface::Container container = take();
+    AotiInterface::Container container = nullptr;
+    try {
+      container = take();
+    } catch (...) {
+      for (std::size_t i = 0; i < num_inputs_; ++i) AtenTensor(inputs[i]).reset();
+      throw;
+    }
     const std::int32_t code = calls_.run(container, inputs, num_inputs_, outputs, num_outputs_, nullptr, nullptr);
     give_back(container);
     check(code);
@@ -84,7 +90,7 @@ class ModelLibrary {
   struct Opened {};
   ModelLibrary(Opened, std::string_view bytes, const std::string& digest) : object_(bytes), digest_(digest) {}
 
-  // After the other constructor the destructor runs whatever this one throws.
+  // Once the other constructor is done, the destructor runs even if this one throws.
   ModelLibrary(std::string_view bytes, const std::string& digest) : ModelLibrary(Opened{}, bytes, digest) {
     find("ContainerCreateWithDevice", calls_.create);
     find("ContainerGetNumInputs", calls_.count_inputs);

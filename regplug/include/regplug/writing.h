@@ -13,7 +13,7 @@
 namespace regplug::detail {
 
 // Blocks SIGXFSZ in this thread while it lives. One that was pending before stays pending; one that came meanwhile is
-// taken away, for the write has reported it as EFBIG. Leaves errno alone.
+// taken away, because the write has reported it as EFBIG. Leaves errno alone.
 class FileSizeSignalBlocked {
  public:
   FileSizeSignalBlocked() : pending_(pending()) { ::pthread_sigmask(SIG_BLOCK, only(), &before_); }
