@@ -193,6 +193,18 @@ def torchscript_without_warnings() -> Iterator[None]:
             raise
 
 
+# A line of the C++ that Inductor writes (torch 2.13), and one without a destructor. The C library keeps a model library
+# mapped until every thread that has such a destructor to run has ended, the main one too.
+LAST_ERROR = "static thread_local std::string g_aoti_last_error;"
+LAST_ERROR_WITHOUT_DESTRUCTOR = (
+    "static thread_local struct { char text[1024]; "
+    "const char* c_str() const { return text; } "
+    "void clear() { text[0] = 0; } "
+    "void operator=(const char* said) { int i = 0; for (; i < 1023 && said[i]; ++i) text[i] = said[i]; text[i] = 0; } "
+    "} g_aoti_last_error;"
+)
+
+
 def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | None, output: str) -> None:
     """Compile a graph to a bare AOTInductor model library, in a process that does nothing else.
 

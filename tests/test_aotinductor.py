@@ -379,7 +379,7 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monke
 def test_what_a_failing_compiler_says_is_told_on_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     write_compiler(
-        tmp_path / "bad", 'case "$*" in *--version*) exec c++ "$@";; esac; echo "x.h:1:2: error: no" >&2; exit 1'
+        tmp_path / "bad", 'case " $*" in *" --version"*) exec c++ "$@";; esac; echo "x.h:1:2: error: no" >&2; exit 1'
     )
     monkeypatch.setenv("CXX", str(tmp_path / "bad"))
     spec = regplug.resolve("mean", **SIZES)

@@ -23,7 +23,7 @@ naming new_commands options origin pairing printing program reading rebuilding r
 selection sign_commands signature signing spec staging stopwatch strict temporary tokens torch_private traces
 verification weights weightsfile widths wiring writing
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
-backends/interface backends/reuse backends/torchscript
+backends/interface backends/model_library backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/check conformance/imports conformance/junit
 conformance/modes conformance/named conformance/parametrizing conformance/programs conformance/pytest_plugin
 conformance/refusals conformance/run conformance/storing conformance/subject conformance/test_conformance

@@ -309,13 +309,28 @@ LIBRARIES = {
         ["-Wl,--no-as-needed", "-lresolv"],
         "expected no library but libtorch's own, got libresolv.so.2",
     ),
+    "a name of its own": (["-DOTHER"], r"expected no exported symbol but AOTInductor\*, got other and 0 more"),
+    "the same, in the older table": (["-DOTHER", "-Wl,--hash-style=sysv"], r"got other and 0 more"),
+    "a name that a process has once": (
+        ["-DONCE"],
+        r"expected no exported symbol but AOTInductor\*, got AOTInductorOnce",
+    ),
 }
+SOURCE = """
+extern "C" int AOTInductorOne() { return 1; }
+#ifdef OTHER
+extern "C" int other() { return 1; }
+#endif
+#ifdef ONCE
+__asm__(".data; .globl AOTInductorOnce; .type AOTInductorOnce, @gnu_unique_object; AOTInductorOnce: .long 1; .text");
+#endif
+"""
 
 
 @pytest.mark.parametrize("case", LIBRARIES)
 def test_a_library_that_asks_the_linker_for_more_is_not_shipped(tmp_path, case):
     flags, message = LIBRARIES[case]
-    (tmp_path / "a.cpp").write_text("int one() { return 1; }\n")
+    (tmp_path / "a.cpp").write_text(SOURCE)
     for extra in ([], flags):
         command = ["c++", "-shared", "-fPIC", "-o", tmp_path / "a.so", tmp_path / "a.cpp", *extra]
         subprocess.run(command, check=True)
@@ -324,6 +339,15 @@ def test_a_library_that_asks_the_linker_for_more_is_not_shipped(tmp_path, case):
             check_library("library", data)
     with pytest.raises(ExportError, match=message):
         check_library("library", data)
+
+
+def test_a_library_that_exports_all_that_it_defines_is_not_shipped_and_one_made_today_exports_the_interface(scaled):
+    old = (Path(__file__).parent / "data" / "format-1" / "readout" / LIBRARY).read_bytes()
+    with pytest.raises(
+        ExportError, match=r"library: expected no exported symbol but AOTInductor\*, got _Z\w+ and \d{3} "
+    ):
+        check_library("library", old)
+    check_library("library", (scaled / "once" / LIBRARY).read_bytes())
 
 
 def test_a_library_that_is_none_or_is_cut_is_not_shipped(scaled):

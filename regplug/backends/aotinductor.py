@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from regplug.backends.compiling import compile_in_child, compiler_of, flags_of
+from regplug.backends.compiling import EDIT, LINKING, VISIBLE, compile_in_child, compiler_of, flags_of
 from regplug.backends.elf import check_library
 from regplug.backends.graph import WeightsAsInputs, export_graph
-from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source
+from regplug.backends.interface import ExportBackend, Program, Run, Source
+from regplug.backends.model_library import open_model_library
 from regplug.backends.reuse import reused
 from regplug.cache import key_of
 from regplug.cpu import CPU_FLAGS, cpu_flags
-from regplug.errors import BundleError, ExportError, SpecError, told
-from regplug.torch_private import open_library
+from regplug.errors import ExportError, SpecError
 from regplug.weights import TensorType, check_state, read_types, types_of, write_types
 
 OWNER = "program 'aotinductor'"
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 ISA = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-# Libraries stay loaded, each with its descriptor: the loader knows a library by its path, and a path that is used
-# again would give the old one.
-_loaded: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {}
 
 
 class AOTInductorBackend(ExportBackend):
@@ -85,20 +77,23 @@ class AOTInductorBackend(ExportBackend):
         """
         where = f"{owner.rpartition(': ')[0]}: {program.file}"
         check_state(owner, read_types(where, program.properties.get("weights", "")), weights)
-        run_library = _load(where, program.data)
+        library = open_model_library(where, program.data)
         held = [_own(weights[name]) for name in sorted(weights)]
         begins = {tensor.untyped_storage().data_ptr() for tensor in held}
 
         def run(given: Tensor) -> list[Tensor]:
-            outputs = run_library([given, *held])
+            outputs = library.run([given, *held])
             return [out.clone() if out.untyped_storage().data_ptr() in begins else out for out in outputs]
 
         return run
 
 
 def _settings(isa: str) -> dict[str, object]:
-    # a cache folder may be shared by machines; 'native' is another on each
-    return {"isa": isa, "cpu": key_of(sorted(cpu_flags()))[:12]} if isa == "native" else {"isa": isa}
+    # what an older regplug kept is made otherwise
+    settings: dict[str, object] = {"isa": isa, "making": key_of([EDIT, VISIBLE, *LINKING])[:12]}
+    if isa == "native":  # a cache folder may be shared by machines, and this is another on each
+        settings["cpu"] = key_of(sorted(cpu_flags()))[:12]
+    return settings
 
 
 def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType], time_limit: float) -> Program:
@@ -117,32 +112,6 @@ def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType]
         "weights": write_types(weights),
     }
     return Program(f"program.aotinductor.{isa}.so", data, properties)
-
-
-def _load(where: str, data: bytes) -> Callable[[list[Tensor]], list[Tensor]]:
-    digest = hashlib.sha256(data).hexdigest()
-    with LOADING:
-        if digest not in _loaded:
-            try:
-                descriptor = _sealed(data)
-            except OSError as error:
-                raise BundleError(f"{where}: in memory: {error.strerror}.") from error
-            path = f"/proc/self/fd/{descriptor}"
-            try:
-                _loaded[digest] = open_library(path)
-            except RuntimeError as error:  # no library, or one of another torch
-                os.close(descriptor)
-                raise BundleError(f"{where}: {told(error).replace(f'{path}: ', '')}") from error
-        return _loaded[digest]
-
-
-def _sealed(data: bytes) -> int:
-    """A descriptor of the checked bytes, as a file in memory that nobody can change any more."""
-    descriptor = os.memfd_create("regplug-program", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(data)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-    return descriptor
 
 
 def _own(weight: Tensor) -> Tensor:

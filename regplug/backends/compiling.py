@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from regplug.errors import ExportError
 from regplug.temporary import temporary_folder
+from regplug.torch_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 
 # what a compiler defines when it may use an instruction set, and the word of /proc/cpuinfo for it; those that
 # compilers use unasked
@@ -66,7 +67,12 @@ VECTORS = {
 }
 # whatever configures torch's compiler from outside would make another library than the settings say
 CONFIGURING = re.compile(r"TORCH_|TORCHINDUCTOR_|TORCHDYNAMO_|AOT_INDUCTOR_|AOTINDUCTOR_|ATEN_CPU_CAPABILITY|CXX$")
-GRAPH, LIBRARY, COMPILER = "graph.pt2", "program.so", "c++"
+GRAPH, LIBRARY, COMPILER, EXPORTED, EDITED = "graph.pt2", "program.so", "c++", "exported", "edited"
+# A process may have several model libraries, which all define the same C++ names: none may be bound to another's, so
+# the interface alone is visible, and the library's own calls of it stay inside.
+VISIBLE = "{ global: AOTInductor*; local: *; };\n"
+EDIT = f"s/{LAST_ERROR}/{LAST_ERROR_WITHOUT_DESTRUCTOR.replace('&', chr(92) + '&')}/\n"
+LINKING = ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-Bsymbolic")
 
 
 def compiler_of(owner: str) -> str:
@@ -134,10 +140,13 @@ def compile_in_child(
 
 
 def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
-    """A compiler that names no folder of this machine, keeps no symbols, and asks for no executable stack."""
+    """A compiler that names no folder of this machine, keeps no symbols but those of the interface, and asks for no
+    executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
     words = [compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
-    words += ["-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"]
+    words += [*LINKING, f"-Wl,--version-script={folder / EXPORTED}"]
+    (folder / EXPORTED).write_text(VISIBLE)
+    (folder / EDITED).write_text(EDIT)
     path = folder / COMPILER
     # Inductor names a source by a hash of its command line, folders and all; it says -march=native, and the last one
     # counts; torch 2.10 links libtorch too, which a C++ host that has libtorch_cpu alone would not find
@@ -148,6 +157,7 @@ def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
         '  case "$word" in -ltorch) continue ;; -*) ;; *.cpp) source="$word" ;; esac\n'
         '  set -- "$@" "$word"\n'
         "done\n"
+        f'${{source:+sed -i -f {shlex.quote(str(folder / EDITED))} "$source"}}\n'
         f'exec {shlex.join(words)} ${{source:+"-ffile-prefix-map=$source=program.cpp"}} "$@" -march={isa}\n'
     )
     path.chmod(0o700)

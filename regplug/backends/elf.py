@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from regplug.errors import ExportError
 
@@ -14,7 +15,10 @@ KNOWN = {
 SHARED, X86_64 = 3, 62
 LOAD, DYNAMIC, STACK = 1, 2, 0x6474E551
 EXECUTABLE, WRITABLE = 1, 2
-NEEDED, STRINGS, RPATH, RUNPATH = 1, 5, 15, 29
+NEEDED, HASH, STRINGS, SYMBOLS, RPATH, RUNPATH, GNU_HASH = 1, 4, 5, 6, 15, 29, 0x6FFFFEF5
+SYMBOL = struct.Struct("<IBBHQQ")
+LOCAL, UNIQUE = 0, 10
+INTERFACE = "AOTInductor"  # how the names begin of all that torch calls in a model library
 
 
 def check_library(owner: str, data: bytes) -> None:
@@ -22,7 +26,8 @@ def check_library(owner: str, data: bytes) -> None:
 
     Raises:
         ExportError: It is no shared object for x86-64, wants an executable stack or memory that is both written and
-            run, searches folders of its own, or needs a library that no libtorch has.
+            run, searches folders of its own, needs a library that no libtorch has, or exports anything but a model
+            library's interface, which other libraries in the process would be bound to.
     """
     if data[:6] != b"\x7fELF\x02\x01" or len(data) < 64 or struct.unpack_from("<HH", data, 16) != (SHARED, X86_64):
         raise ExportError(f"{owner}: expected a shared object for x86-64, got other bytes.")
@@ -44,18 +49,61 @@ def _check_segments(owner: str, data: bytes) -> None:
         raise ExportError(f"{owner}: expected memory that is written or run, got some that is both.")
     begin, length = next((place, size) for kind, _, place, _, _, size in segments if kind == DYNAMIC)
     entries = list(struct.iter_unpack("<QQ", data[begin : begin + length]))
-    address = next(value for tag, value in entries if tag == STRINGS)
-    names = next(
-        place + address - start
-        for kind, _, place, start, _, size in segments
-        if kind == LOAD and start <= address < start + size
-    )
+
+    def place_of(wanted: int) -> int:
+        address = next(value for tag, value in entries if tag == wanted)
+        place, start = next(
+            (place, start)
+            for kind, _, place, start, _, size in segments
+            if kind == LOAD and start <= address < start + size
+        )
+        return int(place + address - start)
+
+    names = place_of(STRINGS)
     needed = {_text(data, names + value) for tag, value in entries if tag == NEEDED}
     searched = [_text(data, names + value) for tag, value in entries if tag in (RPATH, RUNPATH)]
     if searched:
         raise ExportError(f"{owner}: expected no folder to search for libraries, got {', '.join(searched)}.")
     if foreign := sorted(needed - KNOWN):
         raise ExportError(f"{owner}: expected no library but libtorch's own, got {', '.join(foreign)}.")
+    tags = {tag for tag, _ in entries}
+    counts = [count(data, place_of(tag)) for tag, count in COUNTS.items() if tag in tags]
+    visible = sorted(_visible(data, place_of(SYMBOLS), max(counts), names))
+    if visible:
+        raise ExportError(
+            f"{owner}: expected no exported symbol but {INTERFACE}*, got {visible[0]} and {len(visible) - 1} more."
+        )
+
+
+def _visible(data: bytes, symbols: int, count: int, names: int) -> Iterator[str]:
+    """The symbols, but those of the interface, that other libraries may be bound to, or that the process may share."""
+    for index in range(count):
+        name, info, _, section, _, _ = SYMBOL.unpack_from(data, symbols + index * SYMBOL.size)
+        if section and info >> 4 != LOCAL:
+            text = _text(data, names + name)
+            if info >> 4 == UNIQUE or not text.startswith(INTERFACE):
+                yield text
+
+
+def _hash_count(data: bytes, place: int) -> int:
+    """The number of symbols, which the older table of hashes says."""
+    _, count = struct.unpack_from("<II", data, place)
+    return int(count)
+
+
+def _gnu_hash_count(data: bytes, place: int) -> int:
+    """The number of symbols: the newer table has chains of the exported ones, and the last chain ends with the last."""
+    buckets, first, bloom, _ = struct.unpack_from("<IIII", data, place)
+    begin = place + 16 + 8 * bloom
+    last: int = max(struct.unpack_from(f"<{buckets}I", data, begin), default=0)
+    if last < first:
+        return int(first)  # it exports nothing
+    while not struct.unpack_from("<I", data, begin + 4 * (buckets + last - first))[0] & 1:
+        last += 1
+    return last + 1
+
+
+COUNTS = {HASH: _hash_count, GNU_HASH: _gnu_hash_count}
 
 
 def _text(data: bytes, begin: int) -> str:
