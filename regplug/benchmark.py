@@ -22,7 +22,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from regplug.bench_report import PLACES, WORKS, CopyRate, Plan, Report, Row, Side
 from regplug.errors import SpecError, told
+from regplug.inductor_folder import private_inductor_folder
 from regplug.options import bind, parameters_of
 from regplug.spec import ReadoutSpec
 from regplug.stopwatch import copy_rate, describe_machine, gemm_rate, interleaved, spread_of
@@ -214,7 +215,8 @@ def _rows(
                 registers = _registers(spec, batch, place, plan, work == "forward+backward")
                 if mode == "compile" and batch > 1:  # one sample is a case of its own to torch.compile
                     mark_dynamic_batch(registers)
-                row = _measure(row, first, second, registers, plan.rounds)
+                with private_inductor_folder() if mode == "compile" else nullcontext():
+                    row = _measure(row, first, second, registers, plan.rounds)
             if work != "forward+backward":
                 row = replace(row, ours=first.reached(row.ours, copies[batch], gemm, spec.hidden_dim, batch))
                 if second is not None and row.other is not None:

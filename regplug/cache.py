@@ -29,6 +29,7 @@ from regplug.weights import read_metadata, save_tensors
 ENTRY = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.safetensors")
 DAY = 86_400.0
 WRITING = ".entry.writing-"
+INDUCTOR = "inductor"  # the folder of what torch.compile keeps
 
 log = logging.getLogger("regplug")
 
@@ -101,7 +102,8 @@ def entries() -> list[CacheEntry]:
 def prune(days: float) -> list[CacheEntry]:
     """Delete what is damaged or was not used for so many days, and what killed processes left half written.
 
-    So are the indexes of names, ``names-*.json``, which are written again for next to nothing.
+    So are the indexes of names, ``names-*.json``, which are written again for next to nothing, and what torch.compile
+    keeps.
 
     Returns:
         What was deleted.
@@ -111,11 +113,11 @@ def prune(days: float) -> list[CacheEntry]:
     for one in old:
         one.path.unlink(missing_ok=True)
     _sweep(cache_folder())
-    for pattern, longest in ((".*.writing", DAY), ("names-*.json", days * DAY)):
+    for pattern, longest in ((".*.writing", DAY), ("names-*.json", days * DAY), (INDUCTOR, days * DAY)):
         for path in cache_folder().glob(pattern):
             with suppress(FileNotFoundError):
                 if now - path.stat().st_mtime > longest:
-                    path.unlink()
+                    delete(path)
     return old
 
 

@@ -193,6 +193,18 @@ def torchscript_without_warnings() -> Iterator[None]:
             raise
 
 
+@contextmanager
+def no_precompiled_headers() -> Iterator[None]:
+    """Keep ``torch.compile`` from headers that are precompiled: it has one place for them, in the temporary folder.
+
+    ``torch._inductor.config.cpp_cache_precompile_headers``; ``TORCHINDUCTOR_CACHE_DIR`` does not move them.
+    """
+    from torch._inductor import config
+
+    with config.patch(cpp_cache_precompile_headers=False):
+        yield
+
+
 # A line of the C++ that Inductor writes (torch 2.13), and one without a destructor. The C library keeps a model library
 # mapped until every thread that has such a destructor to run has ended, the main one too.
 LAST_ERROR = "static thread_local std::string g_aoti_last_error;"

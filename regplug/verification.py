@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regplug.cpu import missing_flags
 from regplug.errors import ExportError, NameLookupError, ShapeError, SpecError, told
 from regplug.golden import GoldenSet, compare, flatten
+from regplug.inductor_folder import private_inductor_folder
 from regplug.installed import default_registry
 from regplug.loading import golden_of, module_run, open_program, tolerance_factor, weights_of
 from regplug.manifest import IMAGES, Input, Manifest, ProgramRecord
@@ -179,7 +180,8 @@ def _check_program(
 
 def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) -> list[Check]:
     try:
-        return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
+        with private_inductor_folder():
+            return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
     except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
         return [Check("torch.compile", "-", "failed", detail=str(error))]
 

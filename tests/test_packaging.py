@@ -18,7 +18,8 @@ PYTHON = """
 __init__ __main__ agreement attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark
 builtin bundle bundle_commands cache cache_commands cache_place check_commands checkpoint choices cli conditioner cost
 cpu decay deprecation discovery doctor_commands durable entries errors film folder forking formula gate golden
-hookspecs import_commands importing information installed layout lazy_group loading lone_files manifest name_index
+hookspecs import_commands importing inductor_folder information installed layout lazy_group loading lone_files manifest
+name_index
 naming new_commands options origin pairing printing program reading rebuilding registry safetensors_header scaffold
 selection sign_commands signature signing spec staging stopwatch strict temporary tokens torch_private traces
 verification weights weightsfile widths wiring writing

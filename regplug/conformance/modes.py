@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regplug.conformance.check import Check
 from regplug.conformance.subject import BATCHES, Subject, close
 from regplug.errors import ConformanceError, told
+from regplug.inductor_folder import private_inductor_folder
 from regplug.torch_private import mark_dynamic_batch, torchscript_without_warnings
 
 Run = Callable[[Tensor], Tensor]
@@ -45,7 +46,7 @@ def compiled(subject: Subject) -> None:
     readout = subject.trained()
     torch.compiler.reset()  # or graphs of an earlier readout of this class would count against the limit
     run = torch.compile(readout, fullgraph=True, backend=subject.compiler)
-    with torch.no_grad():
+    with torch.no_grad(), private_inductor_folder():
         _equal(subject, "compiled", run, readout, _free(subject.registers(2)))
         with torch.compiler.set_stance("fail_on_recompile"):
             try:
