@@ -11,6 +11,7 @@ from regplug.backends.interface import ExportBackend, Program, Run
 from regplug.errors import BundleError, RegplugError, ShapeError, told
 from regplug.golden import GoldenSet, compare
 from regplug.manifest import SMOKE_CASE, Input, Manifest
+from regplug.torch_private import is_plain, without_subclass
 from regplug.weights import dtype_name
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
@@ -21,7 +22,7 @@ class LoadedProgram:
 
     Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
     gives the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` where the backbone is inside. Views
-    and slices are welcome: the input is made contiguous.
+    and slices are welcome, lazily negated and conjugated ones too: the input is made plain and contiguous.
 
     Args:
         backend: The name of the export backend that made it.
@@ -56,12 +57,17 @@ class LoadedProgram:
 
     def run_flat(self, given: Tensor) -> list[Tensor]:
         """As a call, with the outputs as one list in the manifest's order."""
+        if type(given) is not Tensor or not is_plain(given):
+            given = _plain(self._owner, self.manifest.input, given)
         check_input(self._owner, self.manifest.input, given)
         if not given.shape[0]:
             return self._nothing()
         if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype, whatever surrounds it
             with torch.autocast("cpu", enabled=False):
                 return self.run_flat(given)
+        taken = given.untyped_storage().data_ptr()
+        if not taken:  # resized away, as FSDP does with weights that it has sharded
+            raise ShapeError(f"{self._owner}: expected a tensor with memory, got one whose storage was freed.")
         try:
             with torch.inference_mode():
                 outputs = self._run(given.contiguous())
@@ -70,7 +76,6 @@ class LoadedProgram:
         except BaseException as error:  # a program fails in whatever way its runtime does, SystemExit among them
             raise BundleError(f"{self._owner}: {told(error)}") from error
         check_outputs(self._owner, self.manifest, outputs, given.shape[0])
-        taken = given.untyped_storage().data_ptr()
         # a module may give back a view of its input; the caller's next write there must not change it
         return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
 
@@ -117,14 +122,38 @@ def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapp
         raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
 
 
+def _plain(owner: str, signature: Input, given: Tensor) -> Tensor:
+    """The numbers of a tensor that is not a plain one, as a plain one: compiled code reads memory and nothing else.
+
+    Raises:
+        ShapeError: It has none in the CPU's memory, or is none.
+    """
+    if not isinstance(given, Tensor):
+        raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
+    if type(given).__torch_dispatch__ is Tensor.__torch_dispatch__ and not given.is_nested:
+        if given.layout == torch.strided and given.device.type == "cpu":
+            plain = without_subclass(given).resolve_neg().resolve_conj()
+            if is_plain(plain):
+                return plain
+        check_input(owner, signature, given)  # says more of another dtype, layout or device
+    raise ShapeError(
+        f"{owner}: expected a plain tensor, got {_kind_of(given)}; call the program with plain tensors, outside of "
+        "torch.func's transforms."
+    )
+
+
+def _kind_of(given: Tensor) -> str:
+    if given.is_nested:
+        return "a nested one"
+    return type(given).__name__ if type(given) is not Tensor else "one that holds no numbers of its own"
+
+
 def check_input(owner: str, signature: Input, given: Tensor) -> None:
     """Refuse what the program would read past, or answer wrongly.
 
     Raises:
         ShapeError: Rank, sizes, batch, dtype or device is not what the signature says.
     """
-    if not isinstance(given, Tensor):
-        raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
     sizes, least, wanted = list(given.shape), "", signature.shape
     fits = len(sizes) == len(wanted) and all(w in ("B", "T", size) for w, size in zip(wanted, sizes, strict=True))
     if fits and sizes[0] < signature.min_batch:

@@ -193,6 +193,34 @@ def torchscript_without_warnings() -> Iterator[None]:
             raise
 
 
+_dispatch_keys = torch._C._dispatch_keys  # looked up once: it is asked on every call
+
+
+def _keys_of_plain_tensors() -> frozenset[int]:
+    with torch.inference_mode(False):
+        ordinary = torch.empty(0, device="cpu")
+    with torch.inference_mode():
+        return frozenset(_dispatch_keys(one).raw_repr() for one in (ordinary, torch.empty(0, device="cpu")))
+
+
+_PLAIN = _keys_of_plain_tensors()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is its numbers in the CPU's memory and nothing else: none that is negated or conjugated when it
+    is read, sparse, quantized, nested or fake, and no wrapper of another, as inside ``torch.vmap``.
+
+    By ``torch._C._dispatch_keys``: what all of those have is a key more, or another.
+    """
+    return _dispatch_keys(tensor).raw_repr() in _PLAIN
+
+
+def without_subclass(tensor: Tensor) -> Tensor:
+    """The same memory as a ``torch.Tensor``, whatever a subclass's ``__torch_function__`` does."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(Tensor)
+
+
 @contextmanager
 def no_precompiled_headers() -> Iterator[None]:
     """Keep ``torch.compile`` from headers that are precompiled: it has one place for them, in the temporary folder.
