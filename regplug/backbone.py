@@ -11,6 +11,7 @@ from regplug.deprecation import current_options
 from regplug.discovery import normalise
 from regplug.entries import BackboneEntry, CheckpointSite, FiLMSite, Reference, load_reference, reference_of
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, told
+from regplug.foreign import class_name, repr_of
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.registry import Registry
@@ -164,7 +165,7 @@ def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:
     """The layout that the plugin gives for a model; raises as ``measure_backbone`` does."""
     layout = _call(entry, "layout", entry.layout, model)
     if not isinstance(layout, TokenLayout):
-        raise PluginError(f"backbone {entry.name!r}: layout: expected a TokenLayout, got {type(layout).__name__}.")
+        raise PluginError(f"backbone {entry.name!r}: layout: expected a TokenLayout, got {class_name(layout)}.")
     return layout
 
 
@@ -180,7 +181,7 @@ def ask_tokens(entry: BackboneEntry, model: Any, normalized: bool) -> nn.Module:
         raise SpecError(f"backbone {entry.name!r}: expected a backbone that says how its tokens are read, got none.")
     tokens = _call(entry, "tokens", entry.tokens, model, normalized)
     if not isinstance(tokens, nn.Module):
-        raise PluginError(f"backbone {entry.name!r}: tokens: expected an nn.Module, got {type(tokens).__name__}.")
+        raise PluginError(f"backbone {entry.name!r}: tokens: expected an nn.Module, got {class_name(tokens)}.")
     return tokens
 
 
@@ -209,10 +210,12 @@ def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, .
         raise SpecError(f"{owner}: expected a backbone that finds readouts in checkpoints, got one that does not.")
     sites = _call(entry, "weights", entry.weights, dict(shapes))
     if not isinstance(sites, Sequence) or not all(isinstance(site, CheckpointSite) for site in sites):
-        raise PluginError(f"{owner}: weights: expected a sequence of CheckpointSite, got {sites!r}.")
+        raise PluginError(f"{owner}: weights: expected a sequence of CheckpointSite, got {repr_of(sites)}.")
     for site in sites:
         if not BLOCK.fullmatch(site.where) or sum(other.where == site.where for other in sites) > 1:
-            raise PluginError(f"{owner}: weights: expected a block of its own for each site, got {site.where!r}.")
+            raise PluginError(
+                f"{owner}: weights: expected a block of its own for each site, got {repr_of(site.where)}."
+            )
         unknown = {*site.readout.values(), *site.film_weights.values()} - set(shapes)
         if unknown:
             raise PluginError(f"{owner}: weights: expected names of the checkpoint, got {', '.join(sorted(unknown))}.")
@@ -223,7 +226,7 @@ def _ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
     sites = () if entry.film_sites is None else tuple(_call(entry, "film_sites", entry.film_sites, model))
     for site in sites:
         if not isinstance(site, FiLMSite):
-            raise PluginError(f"backbone {entry.name!r}: film_sites: expected FiLMSite, got {site!r}.")
+            raise PluginError(f"backbone {entry.name!r}: film_sites: expected FiLMSite, got {repr_of(site)}.")
     return sites
 
 
@@ -233,7 +236,9 @@ def _call(entry: BackboneEntry, word: str, reference: Reference, /, *arguments: 
         return target(*arguments, **options)
     except RegplugError:  # meant for the user: an unknown model, one without registers
         raise
-    except (Exception, SystemExit) as error:  # the plugin's code may fail in any way; say whose it was
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the plugin's code may fail in any way; say whose it was
         raise PluginError(
-            f"backbone {entry.name!r}: expected {word} to answer, got {type(error).__name__}: {told(error)}"
+            f"backbone {entry.name!r}: expected {word} to answer, got {class_name(error)}: {told(error)}"
         ) from error

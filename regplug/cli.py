@@ -17,9 +17,9 @@ from regplug.choices import (
     json_option,
     size_options,
 )
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, message_of
 from regplug.lazy_group import LazyGroup
-from regplug.printing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PLUGIN, EXIT_USAGE, print_columns, print_json
+from regplug.printing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PLUGIN, EXIT_USAGE, print_columns, print_json, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except RegplugError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {message_of(error)}", err=True)  # a plugin may raise a class of its own
         sys.exit(exit_code(error))
     except FutureWarning as error:  # where the user made warnings errors
         click.echo(f"error: {error}", err=True)
@@ -75,7 +75,7 @@ _show_elsewhere = warnings.showwarning
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """One line for a name that is going out of use; the line of click that called us tells nobody anything."""
     if issubclass(category, FutureWarning):
-        click.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {message_of(message) if isinstance(message, Warning) else message}", err=True)
     else:
         _show_elsewhere(message, category, *place, **more)
 
@@ -122,7 +122,7 @@ def list_command(as_json: bool) -> None:
                         "distribution": record.distribution,
                         "version": record.version,
                         "status": record.status,
-                        "error": record.error and str(record.error),
+                        "error": record.error and message_of(record.error),
                     }
                     for record in registry.plugins()
                 ]
@@ -138,7 +138,10 @@ def list_command(as_json: bool) -> None:
         if rows:
             print_columns((section.replace("_", " "), "from", ""), rows)
             click.echo()
-    found = [(one.distribution, one.version, one.status, str(one.error or "")) for one in registry.plugins()]
+    found = [
+        (one.distribution, one.version, one.status, message_of(one.error) if one.error else "")
+        for one in registry.plugins()
+    ]
     print_columns(("plugins", "version", "status", ""), found)
 
 
@@ -188,7 +191,7 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
         print_json("info", values)
         return
     # a stranger's words may talk to the terminal
-    show = printable if "bundle" in values or "weights" in values else str
+    show = printable if "bundle" in values or "weights" in values else _visible_lines
     for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
         if isinstance(value, list) and _is_table(value):
             click.echo(f"{key}:")
@@ -208,6 +211,10 @@ def cmake_dir_command() -> None:
 def include_dir_command() -> None:
     """Print the folder of the C++ headers."""
     click.echo(HERE / "include")
+
+
+def _visible_lines(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _is_table(value: list[Any]) -> bool:

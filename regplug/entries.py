@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import PluginError, SpecError, told
+from regplug.errors import PluginError, SpecError, clip, told
+from regplug.foreign import are_texts, class_name, exact, mapping_of, repr_of, texts_of
 
 if TYPE_CHECKING:
     from regplug.layout import TokenLayout
@@ -18,6 +19,7 @@ REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A
 SIZES = ("num_registers", "hidden_dim")
 FILM_FORMS = ("gamma", "1+gamma")
 FILM_ORDERS = ("gamma-first", "shift-first")
+LONGEST = 400  # characters of what an import raised
 
 # "module:attr", or the object itself for a plugin made in a running program.
 Reference = str | Callable[..., Any]
@@ -30,13 +32,17 @@ class Provenance:
     distribution: str
     version: str
 
+    def __post_init__(self) -> None:
+        for word in ("distribution", "version"):
+            object.__setattr__(self, word, exact(getattr(self, word)))
+
 
 def check_reference(owner: str, word: str, reference: object) -> None:
     """Refuse what is neither ``"module:attr"`` nor callable."""
     if isinstance(reference, str) and REFERENCE_PATTERN.fullmatch(reference):
         return
     if isinstance(reference, str) or not callable(reference):
-        raise SpecError(f"{owner}: {word}: expected 'module:attr' or a callable, got {reference!r}.")
+        raise SpecError(f"{owner}: {word}: expected 'module:attr' or a callable, got {repr_of(reference)}.")
 
 
 def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
@@ -52,12 +58,14 @@ def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
         target: Any = importlib.import_module(module)
         for part in attribute.split("."):
             target = getattr(target, part)
-    except (Exception, SystemExit) as error:  # a plugin that exits at import must not end its host
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin that exits at import must not end its host; so is a Rust panic
         raise PluginError(
-            f"{owner}: expected to import {reference!r}, got {type(error).__name__}: {told(error)}."
+            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(told(error), LONGEST)}."
         ) from error
     if not callable(target):
-        raise PluginError(f"{owner}: expected a callable at {reference!r}, got {type(target).__name__}.")
+        raise PluginError(f"{owner}: expected a callable at {reference!r}, got {class_name(target)}.")
     return target  # type: ignore[no-any-return]
 
 
@@ -89,20 +97,28 @@ class Entry:
     old_names: Sequence[str] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        for word in ("name", "build", "summary"):
+            self._make_exact(word)
         if not (isinstance(self.name, str) and NAME_PATTERN.fullmatch(self.name)):
             raise SpecError(
-                f"{type(self).__name__}: name: expected letters, digits, '.', '_' and '-', got {self.name!r}."
+                f"{type(self).__name__}: name: expected letters, digits, '.', '_' and '-', got {repr_of(self.name)}."
             )
         check_reference(self.label, "build", self.build)
         if not (isinstance(self.summary, str) and len(self.summary.splitlines()) <= 1):
-            raise SpecError(f"{self.label}: summary: expected one line of text, got {self.summary!r}.")
+            raise SpecError(f"{self.label}: summary: expected one line of text, got {repr_of(self.summary)}.")
         if self.old_names != ():
             self._check_old_names()
 
+    def _make_exact(self, word: str) -> None:
+        """Make a text exactly ``str``, so that no class of a plugin's decides what it equals."""
+        value = getattr(self, word)
+        if type(value) is not str and isinstance(value, str):
+            object.__setattr__(self, word, exact(value))
+
     def _check_old_names(self) -> None:
-        names = _texts(self.label, "old_names", self.old_names)
+        names = texts_of(f"{self.label}: old_names", self.old_names)
         if not all(map(self._is_another_name, names)):
-            raise SpecError(f"{self.label}: old_names: expected a list of other names, got {list(names)!r}.")
+            raise SpecError(f"{self.label}: old_names: expected a list of other names, got {repr_of(list(names))}.")
         object.__setattr__(self, "old_names", names)
 
     def _is_another_name(self, name: str) -> bool:
@@ -134,15 +150,16 @@ class ReadoutEntry(Entry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.sizes, Mapping) or set(self.sizes.values()) - set(SIZES):
-            raise SpecError(
-                f"{self.label}: sizes: expected constructor words that mean 'num_registers' or 'hidden_dim', "
-                f"got {self.sizes!r}."
-            )
-        old = self.old_options
-        is_mapping = isinstance(old, Mapping) and all(isinstance(new, str) for new in old.values())
-        if not is_mapping or {*old, *old.values()} & set(SIZES) or old.keys() & set(old.values()):
-            raise SpecError(f"{self.label}: old_options: expected old words, each with its new one, got {old!r}.")
+        wanted = f"{self.label}: sizes: expected constructor words that mean 'num_registers' or 'hidden_dim'"
+        sizes = mapping_of(wanted, self.sizes)
+        if not are_texts(sizes.values()) or set(sizes.values()) - set(SIZES):
+            raise SpecError(f"{wanted}, got {repr_of(sizes)}.")
+        wanted = f"{self.label}: old_options: expected old words, each with its new one"
+        old = mapping_of(wanted, self.old_options)
+        if not are_texts(old.values()) or {*old, *old.values()} & set(SIZES) or old.keys() & set(old.values()):
+            raise SpecError(f"{wanted}, got {repr_of(old)}.")
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "old_options", old)
 
 
 @dataclass(frozen=True)
@@ -169,12 +186,14 @@ class FiLMEntry(Entry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for word in ("width", "form", "order", "width_at"):
+            self._make_exact(word)
         check_convention(self.label, self.form, self.order)
-        object.__setattr__(self, "classes", _texts(self.label, "classes", self.classes))
+        object.__setattr__(self, "classes", texts_of(f"{self.label}: classes", self.classes))
         for word in ("width", "width_at"):
             value = getattr(self, word)
             if not (isinstance(value, str) or (value is None and word == "width_at")):
-                raise SpecError(f"{self.label}: {word}: expected text, got {value!r}.")
+                raise SpecError(f"{self.label}: {word}: expected text, got {repr_of(value)}.")
 
 
 @dataclass(frozen=True)
@@ -229,17 +248,22 @@ class BackboneEntry(Entry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for word in ("layout", "film_sites", "tokens", "describe", "weights", "default"):
+            self._make_exact(word)
         check_reference(self.label, "layout", self.layout)
         for word in ("film_sites", "tokens", "describe", "weights"):
             reference = getattr(self, word)
             if reference is not None:
                 check_reference(self.label, word, reference)
         for word in ("readouts", "classes"):
-            object.__setattr__(self, word, _texts(self.label, word, getattr(self, word)))
-        if not isinstance(self.options, Mapping):
-            raise SpecError(f"{self.label}: options: expected names with values, got {self.options!r}.")
-        if self.default is not None and self.default not in self.readouts:
-            raise SpecError(f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {self.default!r}.")
+            object.__setattr__(self, word, texts_of(f"{self.label}: {word}", getattr(self, word)))
+        object.__setattr__(
+            self, "options", mapping_of(f"{self.label}: options: expected names with values", self.options)
+        )
+        if self.default is not None and not (type(self.default) is str and self.default in self.readouts):
+            raise SpecError(
+                f"{self.label}: default: expected one of {', '.join(self.readouts)}, got {repr_of(self.default)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -279,12 +303,5 @@ class ExportBackendEntry(Entry):
 def check_convention(owner: str, form: object, order: object) -> None:
     """Refuse a FiLM form or order that is not one of the two known of each."""
     for word, value, known in (("form", form, FILM_FORMS), ("order", order, FILM_ORDERS)):
-        if value not in known:
-            raise SpecError(f"{owner}: {word}: expected one of {', '.join(known)}, got {value!r}.")
-
-
-def _texts(owner: str, word: str, values: object) -> tuple[str, ...]:
-    """A list of strings as a tuple; a lone string would be taken for a list of letters."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(one, str) for one in values):
-        raise SpecError(f"{owner}: {word}: expected a list of texts, got {values!r}.")
-    return tuple(values)
+        if not (isinstance(value, str) and exact(value) in known):
+            raise SpecError(f"{owner}: {word}: expected one of {', '.join(known)}, got {repr_of(value)}.")

@@ -83,8 +83,10 @@ def told(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """All that an exception says; a plugin's own class may fail at that, too."""
     try:
-        return str(error)
-    except Exception:  # what it raises is no news beside the exception itself
+        return str.__str__(str(error))  # a subclass of str may raise wherever it is used
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # even SystemExit, which would end the host silently and with success
         return "<no message>"
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeGuard, Union
 
 from regplug.entries import SIZES
 from regplug.errors import SpecError
+from regplug.foreign import repr_of
 from regplug.layout import is_int
 
 MOST_LISTED = 60
@@ -97,7 +98,8 @@ def describe_signature(build: Callable[..., Any]) -> str:
 def _parameters(build: Callable[..., Any]) -> dict[str, str]:
     hints = _hints(build)
     return {
-        name: _spell(hints.get(name, Any)) + ("" if p.default is inspect.Parameter.empty else f" = {p.default!r}")
+        name: _spell(hints.get(name, Any))
+        + ("" if p.default is inspect.Parameter.empty else f" = {repr_of(p.default)}")
         for name, p in parameters_of(_name(build), build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
@@ -150,7 +152,7 @@ def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect
     try:
         return inspect.signature(build).parameters
     except (TypeError, ValueError) as error:  # a class written in C may show none
-        raise SpecError(f"{owner}: expected a class or function with a signature, got {build!r}.") from error
+        raise SpecError(f"{owner}: expected a class or function with a signature, got {repr_of(build)}.") from error
 
 
 def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pluggy
@@ -13,7 +14,11 @@ import pluggy
 from regplug import hookspecs
 from regplug.entries import Entry, Provenance, ReadoutEntry
 from regplug.errors import PluginError, clip, message_of, told
+from regplug.foreign import bounded, class_name, repr_of
 from regplug.hookspecs import HOOKS
+
+MOST_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy looks at each
+LONGEST = 400  # characters of what a plugin raised
 
 
 class PluginManager(pluggy.PluginManager):
@@ -59,21 +64,28 @@ def stage(
         if plugins := list({id(plugin): plugin for plugin in plugins}.values()):
             manager = PluginManager()
             for plugin in plugins:
+                _refuse_endless(owner, plugin)
                 manager.register(plugin)
             manager.check_pending()
             for hook, wanted in HOOKS.items():
                 for implementation in getattr(manager.hook, hook).get_hookimpls():
                     entries[hook] += _checked(owner, hook, wanted, implementation.function())
-        for hook, some in entries.items():
+        # made again, which checks what a plugin may have changed since
+        marked = {
+            hook: tuple(replace(entry, provenance=provenance) for entry in some) for hook, some in entries.items()
+        }
+        for hook, some in marked.items():
             _refuse_duplicates(owner, hook, some)
-    except (PluginError, KeyboardInterrupt):
+        return marked
+    except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a plugin raises is its own affair, not its host's; so is a Rust panic
+    except BaseException as error:  # whatever a plugin raises must not take the host down; so is a Rust panic
+        if _is_ours(error):
+            raise
         raise PluginError(
-            f"{owner}: expected hooks that return entries, got {type(error).__name__}: "
-            f"{' '.join(message_of(error).split())}"  # pluggy says what is wrong below its first line
+            f"{owner}: expected hooks that return entries, got {class_name(error)}: "
+            f"{clip(message_of(error), LONGEST)}"  # pluggy says what is wrong below its first line
         ) from error
-    return {hook: tuple(replace(entry, provenance=provenance) for entry in some) for hook, some in entries.items()}
 
 
 def import_plugin(distribution: str, reference: str) -> object:
@@ -89,20 +101,32 @@ def import_plugin(distribution: str, reference: str) -> object:
             target = getattr(target, part)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit at import would end the host with success and no word
+    except BaseException as error:  # SystemExit at import would end the host silently and with success
         raise PluginError(
-            f"plugin {distribution!r}: expected to import {reference!r}, got {type(error).__name__}: {told(error)}"
+            f"plugin {distribution!r}: expected to import {reference!r}, got {class_name(error)}: "
+            f"{clip(told(error), LONGEST)}"
         ) from error
     return target
 
 
+def _is_ours(error: BaseException) -> bool:
+    """Whether it is a plain error of this module's, and no plugin's subclass or message that may raise when shown."""
+    return type(error) is PluginError and all(type(argument) is str for argument in error.args)
+
+
+def _refuse_endless(owner: str, plugin: object) -> None:
+    names = type(plugin).__dir__(plugin)  # not sorted, and of a module's own __dir__ not even a list yet
+    if len(list(islice(names, MOST_ATTRIBUTES + 1))) > MOST_ATTRIBUTES:
+        raise PluginError(f"{owner}: expected at most {MOST_ATTRIBUTES} names in its module, got more.")
+
+
 def _checked(owner: str, hook: str, wanted: type[Entry], result: object) -> list[Entry]:
     if isinstance(result, (str, bytes)) or not isinstance(result, Iterable):
-        raise PluginError(f"{owner}: {hook}: expected a list of {wanted.__name__}, got {type(result).__name__}.")
-    entries = list(result)
+        raise PluginError(f"{owner}: {hook}: expected a list of {wanted.__name__}, got {class_name(result)}.")
+    entries: list[Entry] = bounded(result, f"{owner}: {hook}", PluginError)
     for entry in entries:
         if type(entry) is not wanted:
-            raise PluginError(f"{owner}: {hook}: expected {wanted.__name__}, got {clip(repr(entry), 200)}.")
+            raise PluginError(f"{owner}: {hook}: expected {wanted.__name__}, got {repr_of(entry)}.")
     return entries
 
 

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError, told
+from regplug.foreign import class_name, repr_of
 from regplug.layout import is_int
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any
 
     try:
         module = build(**arguments)
-    except (Exception, SystemExit) as error:  # whatever a constructor raises means: not with these arguments
-        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a constructor raises means: not with these arguments
+        given = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
         raise SpecError(
             f"{owner}: expected sizes and options that its constructor takes, got {given}: {told(error)}"
         ) from error
     if not isinstance(module, nn.Module):
-        raise SpecError(f"{owner}: expected an nn.Module, got {type(module).__name__}.")
+        raise SpecError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
     return module
 
 
@@ -63,11 +66,13 @@ def measure(
         width = probe(owner, module, num_registers, hidden_dim, device="meta")
     except SpecError:
         raise
-    except (Exception, SystemExit) as error:  # no meta forward: any operation may lack one, and may say so in any way
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # no meta forward: any operation may lack one, and may say so in any way
         if stated is None:
             raise SpecError(
                 f"{owner}: expected an integer attribute out_dim or a forward that runs on the meta device, "
-                f"got neither ({type(error).__name__}: {told(error)})."
+                f"got neither ({class_name(error)}: {told(error)})."
             ) from error
         return stated, False
     check_width(owner, stated, width)
@@ -82,7 +87,7 @@ def stated_width(owner: str, module: nn.Module) -> int | None:
     """
     stated = getattr(module, "out_dim", None)
     if stated is not None and not (is_int(stated) and stated >= 1):
-        raise SpecError(f"{owner}: out_dim: expected a positive integer, got {stated!r}.")
+        raise SpecError(f"{owner}: out_dim: expected a positive integer, got {repr_of(stated)}.")
     return stated
 
 
@@ -101,7 +106,7 @@ def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, de
         for child, mode in training.items():
             child.training = mode
     if not isinstance(output, torch.Tensor):
-        raise SpecError(f"{owner}: expected a tensor [B, cond_dim], got {type(output).__name__}.")
+        raise SpecError(f"{owner}: expected a tensor [B, cond_dim], got {class_name(output)}.")
     if output.dim() != 2 or output.shape[0] != PROBE_BATCH:
         raise SpecError(
             f"{owner}: expected [{PROBE_BATCH}, cond_dim] for registers {list(registers.shape)}, "
@@ -124,10 +129,12 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
         return probe(owner, module, num_registers, hidden_dim, device)
     except SpecError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a forward raises means: not these registers
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a forward raises means: not these registers
         raise SpecError(
             f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
-            f"got {type(error).__name__}: {told(error)}"
+            f"got {class_name(error)}: {told(error)}"
         ) from error
 
 

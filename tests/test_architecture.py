@@ -45,6 +45,7 @@ LIGHT += [
     "deprecation",
     "doctor_commands",
     "import_commands",
+    "foreign",
     "forking",
     "lazy_group",
     "name_index",

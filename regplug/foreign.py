@@ -1,0 +1,79 @@
+"""Reads what plugins hand over: text becomes exactly ``str``, and showing an object never raises what it raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from regplug.errors import RegplugError, SpecError, clip
+
+MOST_ENTRIES = 10_000  # of one hook, and of one list or mapping in an entry
+SHOWN = 200  # characters of an object's repr
+
+T = TypeVar("T")
+
+
+def exact(text: str) -> str:
+    """The text itself, without what a subclass of ``str`` says of its equality, hash or format."""
+    return text if type(text) is str else str.__str__(text)
+
+
+def repr_of(value: object) -> str:
+    """An object's ``repr`` on one bounded line; what that raises is caught."""
+    try:
+        return clip(exact(repr(value)), SHOWN)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a class of a plugin's may even exit here
+        return f"<{class_name(value)} object>"
+
+
+def class_name(value: object) -> str:
+    """The name of an object's class, whatever its metaclass makes of ``__name__``."""
+    return clip(exact(vars(type)["__name__"].__get__(type(value))), SHOWN)
+
+
+def bounded(values: Iterable[T], what: str, error: type[RegplugError]) -> list[T]:
+    """The values as a list; a generator may go on forever.
+
+    Args:
+        values: Any iterable of a plugin's.
+        what: What they are, for the message.
+        error: Raised where they are too many.
+    """
+    found = list(islice(values, MOST_ENTRIES + 1))
+    if len(found) > MOST_ENTRIES:
+        raise error(f"{what}: expected at most {MOST_ENTRIES} of them, got more.")
+    return found
+
+
+def texts_of(owner: str, values: object) -> tuple[str, ...]:
+    """A list of texts as a tuple; a lone text would be taken for a list of letters.
+
+    Raises:
+        SpecError: It is something else.
+    """
+    if not isinstance(values, str) and isinstance(values, Sequence):
+        texts = bounded(values, owner, SpecError)
+        if are_texts(texts):
+            return tuple(map(exact, texts))
+    raise SpecError(f"{owner}: expected a list of texts, got {repr_of(values)}.")
+
+
+def mapping_of(wanted: str, values: object) -> dict[str, Any]:
+    """A mapping with texts as keys as a plain dictionary; the texts among its values are exactly ``str`` too.
+
+    Raises:
+        SpecError: It is something else; the message begins with what is wanted.
+    """
+    if isinstance(values, Mapping):
+        items = bounded(values.items(), wanted, SpecError)
+        if are_texts([key for key, _ in items]):
+            return {exact(key): exact(value) if isinstance(value, str) else value for key, value in items}
+    raise SpecError(f"{wanted}, got {repr_of(values)}.")
+
+
+def are_texts(values: Iterable[object]) -> bool:
+    """Whether all of them are text."""
+    return all(isinstance(value, str) for value in values)

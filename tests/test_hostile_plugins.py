@@ -1,0 +1,247 @@
+"""What an installed plugin does to its host: each kind of misbehaviour is survived, and the plugin is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scale import make_distribution
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Add = Callable[..., None]
+
+GOOD = """
+import regplug
+@regplug.hookimpl
+def regplug_readouts():
+    return [regplug.ReadoutEntry("fine", "good_models:Fine")]
+"""
+GOOD_MODELS = """
+from torch import nn
+class Fine(nn.Module):
+    def __init__(self, hidden_dim: int):
+        super().__init__()
+        self.out_dim = hidden_dim
+    def forward(self, registers):
+        return registers[:, 0]
+"""
+HOOK = """
+import regplug
+@regplug.hookimpl
+def regplug_readouts():
+    return [regplug.ReadoutEntry({name!r}, "good_models:Fine")]
+"""
+ENVIRONMENT = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder with a good plugin, which every other shares."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    make_distribution(folder, "good", "good_plugin", GOOD, "[regplug_v1]\nx = good_plugin\n")
+    (folder / "good_models.py").write_text(GOOD_MODELS)
+    return folder
+
+
+@pytest.fixture
+def add(site: Path) -> Add:
+    """Install a plugin next to the good one, named ``evil`` if nothing else is said."""
+
+    def install(text: str, name: str = "evil") -> None:
+        info = site / f"{name}-1.0.dist-info"
+        if info.exists():
+            (site / f"{name}.py").write_text(text)
+        else:
+            make_distribution(site, name, name, text, f"[regplug_v1]\nx = {name}\n")
+
+    return install
+
+
+@pytest.fixture
+def python(site: Path, tmp_path: Path) -> Run:
+    """Run Python in an empty folder with the plugins installed; what hangs fails the test."""
+    (tmp_path / "here").mkdir()
+
+    def run(*words: str, env: Mapping[str, str] = {}, **more: Any) -> subprocess.CompletedProcess[str]:
+        variables = {**ENVIRONMENT, "PYTHONPATH": str(site), "REGPLUG_CACHE_DIR": str(tmp_path / "cache"), **env}
+        more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        return subprocess.run(
+            [sys.executable, *words], cwd=tmp_path / "here", env=variables, text=True, timeout=120, check=False, **more
+        )
+
+    return run
+
+
+@pytest.fixture
+def regplug_command(python: Run) -> Run:
+    """Run the command as a user does."""
+    return lambda *words, **more: python("-m", "regplug", *words, **more)
+
+
+SIZES = ("--num-registers", "2", "--hidden-dim", "3")
+CREATE = (
+    "import regplug, torch\n"
+    "print(tuple(regplug.create('fine', num_registers=2, hidden_dim=3)(torch.zeros(5, 2, 3)).shape))"
+)
+
+
+# ---- exceptions and objects that fail when they are shown
+
+SHOWN = ("raise SystemExit(0)", "raise BaseException", "raise GeneratorExit", "return 3")
+EVIL = {
+    "an exception": "class E(Exception):\n    def __str__(self): {act}\n    __repr__ = __str__\nraise E",
+    "an exception of ours": "import regplug\nclass E(regplug.PluginError):\n    def __str__(self): {act}\nraise E",
+    "an object for an entry": (
+        "import regplug\nclass O:\n    def __repr__(self): {act}\n    __str__ = __repr__\n"
+        "@regplug.hookimpl\ndef regplug_readouts(): return [O()]"
+    ),
+    "a class with a name of its own": (
+        "class M(type):\n    @property\n    def __name__(cls): {act}\n"
+        "class E(Exception, metaclass=M):\n    pass\nraise E('seen')"
+    ),
+    "a hook's exception of ours": (
+        "import regplug\nclass E:\n    def __str__(self): {act}\n    __repr__ = __str__\n"
+        "@regplug.hookimpl\ndef regplug_readouts(): raise regplug.PluginError(E())"
+    ),
+    "a summary": (
+        "import regplug\nclass O:\n    def __repr__(self): {act}\n    __str__ = __repr__\n"
+        "@regplug.hookimpl\ndef regplug_readouts(): return [regplug.ReadoutEntry('a', 'b:c', summary=O())]"
+    ),
+}
+
+
+def test_what_fails_when_it_is_shown_is_a_broken_plugin_and_hides_nobody(add: Add, regplug_command: Run) -> None:
+    kinds = {
+        f"evil{number}": EVIL[kind].format(act=act)
+        for number, (kind, act) in enumerate((kind, act) for kind in EVIL for act in SHOWN)
+    }
+    for name, text in kinds.items():
+        add(text, name)
+    done = regplug_command("list", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = json.loads(done.stdout)
+    assert "fine" in [one["name"] for one in listed["strategies"]]
+    statuses = {one["distribution"]: one["status"] for one in listed["plugins"]}
+    assert {statuses[name] for name in kinds} == {"broken"}
+    errors = {one["distribution"]: one["error"] for one in listed["plugins"]}
+    assert [name for name in kinds if not errors[name].startswith(f"plugin {name!r}: ")] == []
+
+
+def test_an_exception_that_exits_when_it_is_shown_ends_no_export_and_no_program(
+    add: Add, regplug_command: Run, python: Run, tmp_path: Path
+) -> None:
+    add(EVIL["an exception"].format(act=SHOWN[0]))
+    done = regplug_command("export", "fine", *SIZES, "--no-programs", "-o", "out")
+    assert (done.returncode, (tmp_path / "here/out/manifest.json").is_file()) == (0, True), done.stderr
+    assert python("-c", CREATE).stdout.strip() == "(5, 3)"
+    done = regplug_command("cond-dim", "evil:any", *SIZES)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: strategy 'evil:any': plugin 'evil': expected to import 'evil', got E: <no message>\n"
+    )
+
+
+def test_a_module_and_a_constructor_that_fail_when_they_are_shown_are_reported(
+    add: Add, regplug_command: Run, site: Path
+) -> None:
+    add(HOOK.format(name="evil").replace("good_models:Fine", "evil_models:Evil"))
+    for place in ("import", "constructor"):
+        raising = "class E(BaseException):\n    def __str__(self): raise SystemExit(0)\n"
+        inner = "raise E" if place == "import" else "class Evil:\n    def __init__(self, hidden_dim: int): raise E"
+        (site / "evil_models.py").write_text(raising + inner)
+        done = regplug_command("cond-dim", "evil", *SIZES)
+        assert (done.returncode, done.stdout) == ({"import": 3, "constructor": 2}[place], "")
+        assert "got E: <no message>" in done.stderr or "hidden_dim=3: <no message>" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_long_message_is_cut_and_nothing_of_it_steers_the_terminal(add: Add, regplug_command: Run) -> None:
+    add("raise ValueError('\\x1b[31m\\u202e' + 'long ' * 10_000_000)")
+    done = regplug_command("list")
+    assert done.returncode == 0
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("evil ")]
+    assert "got ValueError: [31m long long" in line
+    assert line.isprintable()
+    assert len(line) < 600
+
+
+def test_a_summary_cannot_steer_the_terminal(add: Add, regplug_command: Run) -> None:
+    add(HOOK.format(name="evil").replace('")]', '", summary="red \\x1b[31m, turned \\u202e, café")]'))
+    for words in (["list"], ["info", "evil"]):
+        done = regplug_command(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        [line] = [line for line in done.stdout.splitlines() if "turned" in line]
+        assert line.rstrip().endswith("red \\x1b[31m, turned \\u202e, café")
+
+
+# ---- names that are more than text
+
+TEXT = """
+import regplug
+class Text(str):
+    def __eq__(self, other): {act}
+    def __ne__(self, other): {act}
+    def __hash__(self): {act}
+    def __format__(self, how): {act}
+    def __str__(self): {act}
+    def __repr__(self): {act}
+    def __len__(self): {act}
+    def __iter__(self): {act}
+    def splitlines(self, *words): {act}
+    def isprintable(self): {act}
+    def partition(self, *words): {act}
+    def startswith(self, *words): {act}
+
+@regplug.hookimpl
+def regplug_readouts():
+    entry = regplug.ReadoutEntry(
+        Text("evil"), Text("good_models:Fine"), summary=Text("words"), old_names=[Text("older")],
+        sizes={{Text("width"): Text("hidden_dim")}} if "{act}" == "return True" else {{}},
+    )
+    object.__setattr__(entry, "name", Text("evil"))
+    return [entry]
+@regplug.hookimpl
+def regplug_films():
+    return [regplug.FiLMEntry("film", "a:b", width=Text("w"), form=Text("gamma"), order=Text("gamma-first"),
+                              classes=[Text("a:c")], width_at=Text("w"))]
+@regplug.hookimpl
+def regplug_backbones():
+    return [regplug.BackboneEntry("vit", Text("a:b"), layout=Text("a:l"), readouts=[Text("evil")],
+                                  default=Text("evil"), tokens=Text("a:t"))]
+"""
+
+
+def exact_everywhere(value: Any) -> bool:
+    """Whether every text in a value is exactly ``str``."""
+    if isinstance(value, dict):
+        return all(map(exact_everywhere, [*value.keys(), *value.values()]))
+    if isinstance(value, (list, tuple)):
+        return all(map(exact_everywhere, value))
+    return type(value) is str or not isinstance(value, str)
+
+
+@pytest.mark.parametrize("act", ["raise SystemExit(0)", "return True"])
+def test_a_subclass_of_text_is_taken_as_plain_text(act: str, add: Add, python: Run) -> None:
+    add(TEXT.format(act=act))
+    code = (
+        "import json, sys, regplug\nfrom dataclasses import fields\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_hostile_plugins import exact_everywhere\n"
+        "r = regplug.default_registry()\n"
+        "every = [*r.readout_entries(), *r.film_entries(), *r.backbone_entries()]\n"
+        "names = [e.name for e in every if e.provenance.distribution == 'evil']\n"
+        "plain = all(exact_everywhere(getattr(e, f.name)) for e in every for f in fields(e))\n"
+        "found = [r.readout_entry(name).full_name for name in ('fine', 'evil')]\n"
+        "try: r.readout_entry('nobody')\n"
+        "except regplug.NameLookupError: print(json.dumps([names, [plain, *found]]))"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["evil", "film", "vit"], [True, "good:fine", "evil:evil"]]
