@@ -90,6 +90,7 @@ def bench_command(
             raise click.UsageError(f"--html: expected a file, got {str(html)!r}.")
         if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             raise click.UsageError(f"--html: expected a folder that can be written into, got {str(folder)!r}.")
+        html = html.absolute()  # before a plugin is imported, which may change the working folder
     specs = [chosen_spec(strategy, r, hidden_dim, None, options)[0] for r in dict.fromkeys(num_registers)]
     from regplug.benchmark import bench, build_other
 

@@ -95,6 +95,7 @@ def export_command(
         check_place(output, force)  # before torch is imported and anything is computed
     except ExportError as error:
         raise click.UsageError(str(error)) from error
+    place_of_output = output.absolute()  # before a plugin is imported, which may change the working folder
     compiled = {"isa": isa or None, "time_limit": time_limit}
     compiled = {name: value for name, value in compiled.items() if value is not None}
     if compiled and "aotinductor" not in backends:
@@ -111,7 +112,7 @@ def export_command(
         done = export(
             spec,
             module,
-            output,
+            place_of_output,
             backends=() if no_programs else tuple(dict.fromkeys(backends)),
             settings={"aotinductor": compiled} if compiled else None,
             layout=place,
@@ -119,9 +120,9 @@ def export_command(
             progress=step,
         )
     if as_json:
-        print_json("export", {"directory": str(done.directory), "digest": done.digest, **spec.as_dict()})
+        print_json("export", {"directory": str(output), "digest": done.digest, **spec.as_dict()})
         return
-    click.echo(f"bundle {done.directory}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
+    click.echo(f"bundle {output}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
     click.echo(f"digest {done.digest}")
     if weights is None:
         click.echo(f"weights are initial, from seed {seed}; use --weights FILE for trained ones", err=True)

@@ -69,6 +69,7 @@ def check_command(
     """
     if junit is not None:
         _check_place(junit)  # now, not after minutes of checking
+        junit = junit.absolute()  # before a plugin is imported, which may change the working folder
     expected: dict[str, str] = {}
     for check, reason in map(_expectation, expect):
         if expected.setdefault(check, reason) != reason:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from regplug.errors import PluginError, SpecError, clip, told
 from regplug.foreign import are_texts, class_name, exact, mapping_of, repr_of, texts_of
+from regplug.kept_host import kept_host
 
 if TYPE_CHECKING:
     from regplug.layout import TokenLayout
@@ -46,11 +47,17 @@ def check_reference(owner: str, word: str, reference: object) -> None:
 
 
 def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
-    """Import what ``reference`` names.
+    """Import what ``reference`` names, and put the working folder back if that changes it.
 
     Raises:
         PluginError: The module cannot be imported or has no such attribute; the cause is chained.
     """
+    with kept_host():
+        return import_reference(owner, reference)
+
+
+def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
+    """As ``load_reference``, with whatever the import does to the process."""
     if not isinstance(reference, str):
         return reference
     module, _, attribute = reference.partition(":")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 import weakref
 
+FORK_LIMIT_S = 60.0  # a plugin may fork in a thread that its own import waits for: then nobody gives the lock back
 _locks: set[weakref.ref[threading.RLock]] = set()
 _held: list[threading.RLock] = []  # over a fork
 
@@ -20,11 +22,14 @@ def lock_over_forks() -> threading.RLock:
 
 def _take_all() -> None:
     locks = [lock for reference in tuple(_locks) if (lock := reference())]
+    end = time.monotonic() + FORK_LIMIT_S
     # who imports holds one and may want another, so no order is safe: all at once, or none
     while not all(taken := [lock.acquire(timeout=0.05) for lock in locks]):
+        if time.monotonic() > end:
+            break
         for lock in itertools.compress(locks, taken):
             lock.release()
-    _held[:] = locks
+    _held[:] = itertools.compress(locks, taken)
 
 
 def _release_all() -> None:

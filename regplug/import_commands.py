@@ -10,6 +10,7 @@ import click
 
 from regplug.choices import KeyValue, complete_backbone, complete_strategy, json_option
 from regplug.errors import ExportError
+from regplug.kept_host import kept_host
 from regplug.printing import print_columns, print_json, progress
 
 if TYPE_CHECKING:
@@ -75,17 +76,18 @@ def import_command(
     from regplug.importing import import_readouts
 
     with progress("import") as step:
-        found = import_readouts(
-            checkpoint,
-            backbone,
-            block=block,
-            every=every,
-            strategy=strategy,
-            options=dict(options),
-            layout=dict(layout),
-            readout_only=readout_only,
-            progress=step,
-        )
+        with kept_host():  # a plugin's code may change the working folder
+            found = import_readouts(
+                checkpoint,
+                backbone,
+                block=block,
+                every=every,
+                strategy=strategy,
+                options=dict(options),
+                layout=dict(layout),
+                readout_only=readout_only,
+                progress=step,
+            )
         files = {_place(output, one, every): one.to_bytes() for one in found.readouts}
         for path in files:
             _check_place(path, checkpoint, force)

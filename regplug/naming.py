@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from regplug.entries import Entry
-from regplug.errors import NameLookupError
+from regplug.errors import NameLookupError, PluginError
 
 OWN = "regplug"
 EntryT = TypeVar("EntryT", bound=Entry)
@@ -18,6 +18,15 @@ EntryT = TypeVar("EntryT", bound=Entry)
 def is_own(entry: Entry) -> bool:
     """Whether regplug itself brought it: such a name is reserved."""
     return entry.provenance is not None and entry.provenance.distribution == OWN
+
+
+def refuse_own(distribution: str) -> None:
+    """A built-in name always means the built-in: its distribution is neither blocked nor forgotten."""
+    if distribution == OWN:
+        raise PluginError(
+            f"plugin {OWN!r}: expected another plugin than regplug's own, which cannot be blocked or forgotten; "
+            "a built-in name always means the built-in."
+        )
 
 
 def pick(word: str, name: str, entries: Sequence[EntryT]) -> EntryT | None:

@@ -159,7 +159,10 @@ def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:
     target = build.__init__ if isinstance(build, type) else build  # type: ignore[misc]
     try:
         return typing.get_type_hints(target)
-    except Exception:  # a hint may name what only a type checker imports: then the constructor alone judges
+    except (
+        Exception,
+        SystemExit,
+    ):  # a hint may name what only a type checker imports: then the constructor alone judges
         return {}
 
 

@@ -19,9 +19,10 @@ from regplug.entries import (
     ReadoutEntry,
 )
 from regplug.errors import NameLookupError, PluginError
-from regplug.forking import lock_over_forks
+from regplug.import_lock import ImportLock
+from regplug.kept_host import kept_host
 from regplug.name_index import NameIndex
-from regplug.naming import OWN, EntryT, is_own, pick, spellings, worker_hint
+from regplug.naming import OWN, EntryT, is_own, pick, refuse_own, spellings, worker_hint
 from regplug.options import closest
 from regplug.staging import import_plugin, stage
 
@@ -62,7 +63,7 @@ class Registry:
         self._records: dict[str, PluginRecord] = {}
         self._claims: dict[str, list[str]] = {}  # names that a broken plugin would have offered
         self._strict = strict
-        self._lock = lock_over_forks()
+        self._lock = ImportLock()
         for distribution in disabled:
             self.block(distribution)
 
@@ -89,15 +90,19 @@ class Registry:
         with self._lock:
             if name in self._pending or name in self._records:
                 raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
-            self._commit(name, stage(Provenance(name, version), (), [plugin]), version)
+            with self._lock.importing(name), kept_host():
+                entries = stage(Provenance(name, version), (), [plugin])
+            self._commit(name, entries, version)
 
     def unregister(self, distribution: str) -> None:
         """Forget a distribution and all that it brought.
 
         Raises:
             NameLookupError: No such plugin is known.
+            PluginError: It is regplug itself.
         """
         name = normalise(distribution)
+        refuse_own(name)
         with self._lock:
             if self._pending.pop(name, None) is None and self._records.pop(name, None) is None:
                 known = sorted({*self._pending, *self._records})
@@ -106,8 +111,13 @@ class Registry:
             self._entries.pop(name, None)
 
     def block(self, distribution: str) -> None:
-        """Never import this distribution's plugin; forget it if it was."""
+        """Never import this distribution's plugin; forget it if it was.
+
+        Raises:
+            PluginError: It is regplug itself.
+        """
         name = normalise(distribution.strip())
+        refuse_own(name)
         with self._lock:
             found = self._pending.pop(name, None)
             version = found.version if found else getattr(self._records.get(name), "version", "unknown")
@@ -203,11 +213,9 @@ class Registry:
         return entry
 
     def _find_bare(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
-        with self._lock:
-            self._load(OWN)
-            own = [entry for entry in self._loaded(hook, wanted) if entry.name == name and is_own(entry)]
-        if own:  # a bare built-in name means the built-in, whoever else uses it, and imports nobody else
-            return own[0]
+        own = self._find_own(hook, wanted, name)
+        if own is not None:  # a bare built-in name means the built-in, whoever else uses it, and imports nobody else
+            return own
         entry = self._find_remembered(hook, wanted, name) or pick(word, name, self._all(hook, wanted))
         if entry is not None:
             return entry
@@ -219,6 +227,14 @@ class Registry:
         raise NameLookupError(
             f"{word} {name!r}: not registered{worker_hint()}{closest(name, spellings(self._all(hook, wanted)))}{hint}."
         )
+
+    def _find_own(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
+        """The built-in of this name; without the lock once it is loaded, for another plugin may be importing."""
+        if OWN not in self._entries:
+            with self._lock:
+                self._load(OWN)
+        offered = self._entries.get(OWN, {}).get(hook, ())
+        return next((entry for entry in offered if isinstance(entry, wanted) and entry.name == name), None)
 
     def _find_remembered(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
         """What the plugin gives that offered this name in an earlier process; None if that does not settle it."""
@@ -233,6 +249,8 @@ class Registry:
 
     def _find_owned(self, word: str, hook: str, wanted: type[EntryT], distribution: str, bare: str) -> EntryT:
         full = f"{distribution}:{bare}"
+        if distribution == OWN and (own := self._find_own(hook, wanted, bare)):
+            return own
         with self._lock:
             self._load(distribution)
             record = self._records.get(distribution)
@@ -269,6 +287,8 @@ class Registry:
 
     def _load(self, distribution: str) -> None:
         """Import one distribution's plugin as a transaction: all of it is registered, or nothing."""
+        if OWN in self._pending and distribution != OWN:  # a plugin may ask for it while it is imported
+            self._load(OWN)
         found = self._pending.pop(distribution, None)  # first: a plugin may ask the registry while it is imported
         if found is None:
             return
@@ -278,8 +298,9 @@ class Registry:
                 raise PluginError(
                     f"plugin {distribution!r}: expected protocol {PROTOCOL}, got {found.newest}; update regplug."
                 )
-            modules = [import_plugin(distribution, reference) for reference in found.modules]
-            entries = stage(Provenance(distribution, version), found.readouts, modules)
+            with self._lock.importing(distribution), kept_host():
+                modules = [import_plugin(distribution, reference) for reference in found.modules]
+                entries = stage(Provenance(distribution, version), found.readouts, modules)
         except PluginError as error:
             if self._strict:
                 self._pending[distribution] = found  # so that it is fatal to whoever asks next, too

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from regplug.errors import ExportError, told
+from regplug.foreign import class_name
 from regplug.golden import flatten
 from regplug.layout import TokenLayout
 from regplug.manifest import IMAGES, Input, Output
@@ -111,13 +112,15 @@ def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tup
         given = forward(1)
     except ExportError:
         raise
-    except Exception as error:  # whatever a forward raises means: not this input
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a forward raises means: not this input
         raise ExportError(
-            f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {type(error).__name__}: {told(error)}"
+            f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {class_name(error)}: {told(error)}"
         ) from error
     try:
         min_batch = 0 if forward(0) == given else 1
-    except Exception:  # an unchanged module may refuse an empty batch, by an assert too
+    except (Exception, SystemExit):  # an unchanged module may refuse an empty batch, by an assert too
         min_batch = 1
     return given, min_batch
 

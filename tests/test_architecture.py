@@ -45,6 +45,8 @@ LIGHT += [
     "deprecation",
     "doctor_commands",
     "import_commands",
+    "import_lock",
+    "kept_host",
     "foreign",
     "forking",
     "lazy_group",

@@ -380,6 +380,11 @@ def test_a_malformed_file_is_named_for_importing_torch_fails_over_it(run_python:
     wanted = "expected 'name = module:attr', got"
     assert [(finding["distribution"], finding["level"], finding["message"]) for finding in report["findings"]] == [
         (
+            "regplug",
+            PROBLEM,
+            "plugin 'regplug': REGPLUG_DISABLE names it, which every other command refuses; take it out.",
+        ),
+        (
             "unreadable",
             PROBLEM,
             f"{unreadable}/entry_points.txt: line 2: {wanted} 'attend'{stops}; install unreadable again.",

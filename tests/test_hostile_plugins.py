@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -245,3 +246,137 @@ def test_a_subclass_of_text_is_taken_as_plain_text(act: str, add: Add, python: R
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [["evil", "film", "vit"], [True, "good:fine", "evil:evil"]]
+
+
+# ---- plugins that have no end
+
+ASKING = """
+import threading, regplug
+said = []
+def ask():
+    try: said.append(regplug.default_registry().readout_entry({name!r}).full_name)
+    except regplug.RegplugError as error: said.append(str(error))
+asking = threading.Thread(target=ask)
+asking.start()
+asking.join()
+"""
+
+
+@pytest.mark.parametrize("name", ["pool", "regplug:pool"])
+def test_a_built_in_is_known_to_a_thread_that_a_plugin_waits_for_at_its_import(
+    name: str, add: Add, python: Run
+) -> None:
+    add(ASKING.format(name=name) + HOOK.format(name="evil"))
+    done = python("-c", "import regplug; assert 'evil' in regplug.strategies(); import evil; print(*evil.said)")
+    assert (done.returncode, done.stdout) == (0, "regplug:pool\n"), done.stderr
+
+
+def test_another_name_is_refused_to_it_when_the_import_has_taken_too_long(add: Add, python: Run) -> None:
+    add(ASKING.format(name="fine") + HOOK.format(name="evil"))
+    code = (
+        "import regplug, regplug.import_lock\nregplug.import_lock.IMPORT_LIMIT_S = 0.5\n"
+        "print(*[name for name in regplug.strategies() if name in ('evil', 'fine')])\nimport evil; print(*evil.said)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "evil fine\nplugin 'evil': expected an import that ends within 0.5 s, got one that goes on in another thread; "
+        "a plugin may not ask the registry from another thread while it is imported.\n"
+    )
+
+
+def test_a_fork_in_a_thread_that_a_plugin_waits_for_ends(add: Add, python: Run) -> None:
+    forking = (
+        "import os, threading\ndef fork():\n    child = os.fork()\n    child or os._exit(0)\n    os.waitpid(child, 0)\n"
+    )
+    add(
+        f"{forking}forking = threading.Thread(target=fork)\nforking.start()\nforking.join()\n"
+        + HOOK.format(name="evil")
+    )
+    code = "import regplug, regplug.forking; regplug.forking.FORK_LIMIT_S = 0.5; print('evil' in regplug.strategies())"
+    done = python("-W", "ignore::DeprecationWarning", "-c", code)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+ENDLESS = {
+    "a hook that yields without end": (
+        "import itertools, regplug\n@regplug.hookimpl\ndef regplug_readouts():\n"
+        "    return (regplug.ReadoutEntry(f'r{n}', 'a:b') for n in itertools.count())",
+        "regplug_readouts: expected at most 10000 of them, got more.",
+    ),
+    "a million entries": (
+        "import regplug\n@regplug.hookimpl\ndef regplug_readouts():\n"
+        "    return [regplug.ReadoutEntry('a', 'a:b')] * 1_000_000",
+        "regplug_readouts: expected at most 10000 of them, got more.",
+    ),
+    "names without end": (
+        "import itertools\ndef __dir__(): return map(str, itertools.count())",
+        "expected at most 100000 names in its module, got more.",
+    ),
+    "many names": (
+        "globals().update((f'name_{n}', n) for n in range(200_000))",
+        "expected at most 100000 names in its module, got more.",
+    ),
+    "old names without end": (
+        "import itertools, regplug\nfrom collections.abc import Sequence\nclass Old(Sequence):\n"
+        "    def __len__(self): return 1\n    def __getitem__(self, n): return f'o{n}'\n"
+        "@regplug.hookimpl\ndef regplug_readouts():\n    return [regplug.ReadoutEntry('a', 'a:b', old_names=Old())]",
+        "SpecError: ReadoutEntry 'a': old_names: expected at most 10000 of them, got more.",
+    ),
+}
+
+
+def test_what_has_no_end_is_refused_at_a_limit(add: Add, regplug_command: Run) -> None:
+    for number, (text, _) in enumerate(ENDLESS.values()):
+        add(text, f"evil{number}")
+    done = regplug_command("list", "--json", preexec_fn=_limit_memory)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = json.loads(done.stdout)
+    errors = [one["error"] for one in listed["plugins"] if one["distribution"].startswith("evil")]
+    for number, (error, (_, said)) in enumerate(zip(errors, ENDLESS.values(), strict=True)):
+        assert error.startswith(f"plugin 'evil{number}': ")
+        assert error.endswith(said)
+    assert "fine" in [one["name"] for one in listed["strategies"]]
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+
+def test_ten_thousand_entries_of_one_hook_are_taken(add: Add, python: Run) -> None:
+    add(
+        "import regplug\n@regplug.hookimpl\ndef regplug_readouts():\n"
+        "    return [regplug.ReadoutEntry(f'r{n}', 'a:b') for n in range(10_000)]"
+    )
+    assert python("-c", "import regplug; print(len(regplug.strategies()) > 10_000)").stdout == "True\n"
+
+
+# ---- what an import changes in the process
+
+
+def test_an_import_that_changes_the_working_folder_moves_no_output(
+    add: Add, regplug_command: Run, python: Run, site: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    moving = f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})\n"
+    add(moving + HOOK.format(name="evil").replace("good_models", "evil_models"))
+    constructor = GOOD_MODELS.replace("super().__init__()", f"super().__init__(); {moving}".replace("\n", "; "))
+    (site / "evil_models.py").write_text(moving + constructor)
+    done = regplug_command("export", "evil", *SIZES, "--no-programs", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("bundle out: ")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    code = "import os, regplug; here = os.getcwd(); regplug.strategies()\n"
+    code += "from regplug.entries import load_reference; load_reference('x', 'evil_models:Fine')\n"
+    code += "print(os.getcwd() == here)"
+    assert python("-c", code).stdout == "True\n"
+
+
+def test_a_copy_of_the_process_that_a_plugins_fork_leaves_does_nothing(
+    add: Add, regplug_command: Run, tmp_path: Path
+) -> None:
+    add("import os\nif not os.fork(): open('copied', 'w').close()\n" + HOOK.format(name="evil"))
+    done = regplug_command("list", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "evil" in [one["name"] for one in json.loads(done.stdout)["strategies"]]

@@ -94,8 +94,6 @@ def test_the_built_in_strategies_come_by_a_plugin_like_any_other() -> None:
     assert [entry.name for entry in registry.export_backend_entries()] == ["aotinductor", "torchscript"]
     assert registry.readout_entry("pool").full_name == "regplug:pool"
     assert registry.readout_entry("pool").provenance.version == "7.1"
-    registry.unregister("regplug")
-    assert registry.strategies() == []
 
 
 def test_a_registered_plugin_object_serves_its_strategy_to_the_end() -> None:
@@ -631,7 +629,7 @@ def test_what_is_known_is_read_while_nobody_else_writes() -> None:
 
     class Watched(dict[str, Any]):
         def __iter__(self) -> Iterator[str]:
-            assert registry._lock._is_owned()  # type: ignore[attr-defined]
+            assert registry._lock._lock._is_owned()  # type: ignore[attr-defined]
             return super().__iter__()
 
     registry._records = Watched(registry._records)
@@ -661,14 +659,32 @@ def test_an_interrupted_import_says_nothing_of_the_plugin(
     assert statuses(registry) == {"acme": "ok"}
 
 
-def test_the_environment_disables_and_makes_strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGPLUG_DISABLE", " Regplug , never-installed,")
+def test_the_environment_disables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGPLUG_DISABLE", " Regplug.Zoo , never-installed,")
     registry = Registry.installed()
-    assert "pool" not in registry.strategies()
+    assert "gem" not in registry.strategies()
     found = statuses(registry)
-    assert (found["regplug"], found["never-installed"]) == ("blocked", "blocked")
+    assert (found["regplug-zoo"], found["never-installed"]) == ("blocked", "blocked")
     monkeypatch.delenv("REGPLUG_DISABLE")
-    assert "pool" in Registry.installed().strategies()
+    assert "gem" in Registry.installed().strategies()
+
+
+def test_regplug_itself_is_neither_blocked_nor_forgotten_so_a_built_in_name_means_the_built_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = Registry({"regplug": BUILTIN})
+    for loaded in (False, True):
+        for forget in (registry.block, registry.unregister):
+            with pytest.raises(PluginError, match=r"^plugin 'regplug': expected another plugin than regplug's own"):
+                forget("Regplug")
+        with pytest.raises(PluginError, match="got one already known"):
+            registry.register(Offers("pool"), "regplug")
+        if not loaded:
+            assert registry.strategies() == BUILT_IN
+    assert registry.readout_entry("pool").build == "regplug.readouts.averages:RegisterPooling"
+    monkeypatch.setenv("REGPLUG_DISABLE", "acme, Regplug")
+    with pytest.raises(PluginError, match="a built-in name always means the built-in"):
+        Registry.installed()
 
 
 @pytest.mark.parametrize(("value", "code"), [("1", 1), ("0", 0), ("", 0)])

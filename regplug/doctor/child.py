@@ -24,7 +24,7 @@ import regplug.spec  # noqa: F401  # neither is used: what hosts have loaded, so
 from regplug.discovery import normalise
 from regplug.doctor.findings import PROBLEM, WARNING, clip, shorten
 from regplug.doctor.patches import replaced, snapshot
-from regplug.entries import BackboneEntry, Entry, Provenance, load_reference
+from regplug.entries import BackboneEntry, Entry, Provenance, import_reference
 from regplug.errors import PluginError, told
 from regplug.hookspecs import HOOKS
 from regplug.staging import import_plugin, stage
@@ -163,7 +163,7 @@ def references_phase(job: Job, entries: Mapping[str, tuple[Entry, ...]], at: Pat
         if module not in sys.modules:
             at.write_text(f"{owner}: importing {reference!r}")
         try:
-            load_reference(owner, reference)
+            import_reference(owner, reference)
         except BaseException as error:
             level, message = _judge(job, owner, reference, error)
             # a module that cannot be imported is the same fault for all that is in it

@@ -13,7 +13,7 @@ from regplug.discovery import discover, normalise
 from regplug.doctor.child import WORDS
 from regplug.doctor.environment import CHECKS, Requirement
 from regplug.doctor.examination import Examination, examine
-from regplug.doctor.findings import SHOWN, WARNING, Finding, worst
+from regplug.doctor.findings import PROBLEM, SHOWN, WARNING, Finding, worst
 from regplug.doctor.metadata import check_metadata
 from regplug.naming import OWN
 
@@ -84,6 +84,8 @@ def _diagnosis(plugins: list[Examination], environment: list[Requirement]) -> Di
         if metadata.name not in known:  # discovery cannot read it
             known[metadata.name] = Examination(metadata.name, metadata.version, protocol=None)
     rest: list[Finding] = []
+    if any(one.blocked and one.distribution == OWN for one in plugins):
+        known[OWN].find(PROBLEM, "REGPLUG_DISABLE names it, which every other command refuses; take it out.")
     for finding in (*findings, *_conflicts(plugins)):
         owner = known.get(finding.distribution or "")
         (owner.findings if owner is not None else rest).append(finding)
