@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from regplug.cache_place import cache_folder as cache_folder
+from regplug.cache_place import check_ours, read_regular
 from regplug.durable import write_all
 from regplug.errors import BundleError
 from regplug.safetensors_header import read_header
@@ -88,9 +88,14 @@ def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -
 
 
 def entries() -> list[CacheEntry]:
-    """All entries, the last used first."""
+    """All entries, the last used first.
+
+    Raises:
+        PermissionError: The folder is not this user's alone, so nothing in it is read.
+    """
     found = []
     with suppress(FileNotFoundError):
+        check_ours(cache_folder())
         for path, _ in _entries():
             with suppress(FileNotFoundError):  # another process prunes
                 status = path.stat()
@@ -107,6 +112,9 @@ def prune(days: float) -> list[CacheEntry]:
 
     Returns:
         What was deleted.
+
+    Raises:
+        PermissionError: The folder is not this user's alone, so nothing in it is deleted.
     """
     now = time.time()
     old = [one for one in entries() if one.description is None or now - one.last_used > days * DAY]
@@ -136,7 +144,7 @@ def _entries() -> Iterator[tuple[Path, str]]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     match = ENTRY.fullmatch(path.name)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         if match is None or hashlib.sha256(data).hexdigest() != match[2]:
             return None
         description = read_metadata(str(path), data)
@@ -145,14 +153,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         return None
     begin = 8 + int.from_bytes(data[:8], "little")
     return description, {name: data[begin + one.begin : begin + one.end] for name, one in tensors.items()}
-
-
-def check_ours(folder: Path) -> None:
-    """What is kept here is run later: nobody else may be able to put something in.
-
-    Raises:
-        PermissionError: The folder is another user's, or others may write into it.
-    """
-    status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(None, "the folder is not this user's alone", str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -20,3 +21,36 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "regplug"
     except RuntimeError as error:
         raise OSError("no home directory; set REGPLUG_CACHE_DIR") from error
+
+
+def check_ours(folder: Path) -> None:
+    """What is kept here is believed, or run: nobody else may be able to put something in.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        PermissionError: The folder is another user's, or others may write into it.
+    """
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(None, "the folder is not this user's alone", str(folder))
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file; what else may have its name is neither waited for nor followed.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have; None for any size.
+
+    Raises:
+        OSError: It is a link, a pipe or another thing, is larger, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or (most is not None and status.st_size > most):
+            raise OSError(None, "expected a regular file of a bounded size", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read() if most is None else file.read(most)
+    finally:
+        os.close(descriptor)

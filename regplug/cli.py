@@ -65,7 +65,8 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USAGE)
     except OSError as error:  # a full disk behind stdout, a folder that may not be listed
-        click.echo(f"error: {error}", err=True)
+        said = error if error.errno is not None else f"{error.filename}: {error.strerror}"
+        click.echo(f"error: {said}", err=True)
         sys.exit(EXIT_FAILED)
 
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from regplug.cache_place import cache_folder
+from regplug.cache_place import cache_folder, check_ours, read_regular
 from regplug.discovery import Found
 from regplug.entries import Entry
 
+MOST_BYTES = 16 << 20  # of the file; a thousand plugins need less than a hundredth of it
 Offered = dict[str, dict[str, list[str]]]  # distribution, hook, names
 
 
@@ -75,6 +76,7 @@ class NameIndex:
         import json
 
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_ours(path.parent)
         beside = path.parent / f".{os.urandom(8).hex()}.writing"
         try:
             beside.write_text(json.dumps({"state": self._state, "names": names}), encoding="utf-8")
@@ -94,14 +96,16 @@ class NameIndex:
         import json
 
         try:
-            data = json.loads(self._path().read_text(encoding="utf-8"))
+            path = self._path()
+            check_ours(path.parent)  # who may change it could say that a plugin offers nothing
+            data = json.loads(read_regular(path, MOST_BYTES).decode())
             if data["state"] != self._state:
                 return None
             return {
                 str(distribution): {hook: [str(name) for name in names] for hook, names in hooks.items()}
                 for distribution, hooks in data["names"].items()
             }
-        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError):  # absent, or damaged
+        except (OSError, RecursionError, ValueError, LookupError, TypeError, AttributeError):  # absent, or damaged
             return None
 
     def _path(self) -> Path:

@@ -79,6 +79,29 @@ def test_prune_deletes_what_was_not_used_and_what_was_left_half_written(folder):
     assert {path.name[:5] for path in folder.iterdir()} == {"bbbbb", ".4567", "notes"}
 
 
+def test_a_folder_that_others_may_write_into_is_neither_listed_nor_pruned(folder):
+    cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
+    folder.chmod(0o777)
+    for use in (cache.entries, lambda: cache.prune(days=0)):
+        with pytest.raises(PermissionError, match="the folder is not this user's alone"):
+            use()
+    [path] = folder.iterdir()
+    command = [sys.executable, "-m", "regplug", "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: {folder}: the folder is not this user's alone\n")
+    folder.chmod(0o700)
+    assert [one.path for one in cache.entries()] == [path]
+
+
+def test_a_pipe_with_the_name_of_an_entry_is_damage_and_waited_for_by_nobody(folder):
+    folder.mkdir(mode=0o700)
+    os.mkfifo(folder / f"{KEY}-{'0' * 64}.safetensors")
+    [entry] = cache.entries()
+    assert entry.description is None
+    assert cache.find(KEY) is None
+    assert list(folder.iterdir()) == []
+
+
 def test_what_a_killed_process_left_half_written_goes_with_the_next_entry(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
     (folder / f"{cache.WRITING}0123456789ab").write_bytes(b"half")

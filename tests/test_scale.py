@@ -283,6 +283,40 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_imports(site: Site
     assert site.run(entry("name-3"), **no_home) == ("plugin-3:name-3", EVERYBODY)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_may_write_into_is_neither_believed_nor_written(listed: Site, mode: int) -> None:
+    """Whoever empties a plugin's list in it could turn an ambiguity into an answer."""
+    listed.add("acme", "name-3")
+    clash = "strategy 'name-3': offered by acme and plugin-3; use 'acme:name-3' or 'plugin-3:name-3'."
+    assert listed.run(entry("name-3"))[0] == clash
+    said = json.loads(listed.index().read_text())
+    said["names"]["acme"] = {}
+    listed.index().write_text(json.dumps(said))
+    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # believed while the folder is the user's alone
+    listed.cache.chmod(mode)
+    before = listed.index().read_text()
+    assert listed.run(entry("name-3")) == (clash, ["acme", *EVERYBODY])
+    assert listed.index().read_text() == before
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "a link", "a folder", "too large"])
+def test_what_is_no_file_of_a_bounded_size_is_as_none(listed: Site, tmp_path: Path, what: str) -> None:
+    path = listed.index()
+    whole = path.read_text()
+    if what == "too large":
+        path.write_text(whole + " " * (16 << 20))
+    else:
+        path.rename(tmp_path / "elsewhere")
+        {
+            "a FIFO": lambda: os.mkfifo(path),
+            "a link": lambda: path.symlink_to(tmp_path / "elsewhere"),
+            "a folder": path.mkdir,
+        }[what]()
+    assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+    if what != "a folder":  # replaced, and of use again
+        assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+
+
 def test_the_cache_command_passes_over_the_file_and_deletes_it_with_the_rest(
     listed: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

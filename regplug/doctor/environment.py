@@ -156,8 +156,7 @@ def check_headers(stop: Stop) -> Requirement:
 
 def check_cache(stop: Stop) -> Requirement:
     """The folder of compiled programs: there and this user's alone, or to be made."""
-    from regplug.cache import check_ours
-    from regplug.cache_place import cache_folder
+    from regplug.cache_place import cache_folder, check_ours
 
     without = "every export to aotinductor compiles again; use another REGPLUG_CACHE_DIR."
     folder = None
