@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ import click
 from regplug.choices import KeyValue, chosen_backbone, complete_backbone, json_option, named_by_user
 from regplug.entries import REFERENCE_PATTERN, load_reference
 from regplug.errors import NameLookupError
-from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
+from regplug.printing import EXIT_FAILED, print_columns, print_json, progress, say
 
 if TYPE_CHECKING:
     from regplug.audit import Audit
@@ -41,8 +39,7 @@ def audit_command(what: str, num_registers: int | None, hidden_dim: int | None, 
     }
     from regplug.audit import audit_network
 
-    # what a network prints as it is made must not mix with what is reported
-    with progress(f"auditing {what}"), redirect_stdout(sys.stderr):
+    with progress(f"auditing {what}"):
         owner, build, own = _target(what)
         known = own | {word: size for word, size in sizes.items() if size is not None}
         found = audit_network(owner, build, known, given)
@@ -51,7 +48,7 @@ def audit_command(what: str, num_registers: int | None, hidden_dim: int | None, 
     else:
         _print(found)
     if not found.ok:
-        sys.exit(EXIT_FAILED)
+        click.get_current_context().exit(EXIT_FAILED)
 
 
 def _target(what: str) -> tuple[str, Callable[..., Any], dict[str, Any]]:
@@ -74,7 +71,7 @@ def _print(found: Audit) -> None:
     from regplug.audit import PERTURBED, spell_sizes
     from regplug.pairing import WIDTH_WORDS
 
-    click.echo("sizes: " + "; ".join(map(spell_sizes, found.sizes)))
+    say("sizes: " + "; ".join(map(spell_sizes, found.sizes)))
     if found.findings:
         heads = ("FiLM generator", "class", "readout", "wanted", "given", "formula wanted", "formula given", "verdict")
         rows = [
@@ -93,18 +90,18 @@ def _print(found: Audit) -> None:
         print_columns(heads, rows)
     elif found.ok:
         words = ", ".join(WIDTH_WORDS)
-        click.echo(f"no FiLM generator found: none of a known family, no constructor that names one of {words}")
+        say(f"no FiLM generator found: none of a known family, no constructor that names one of {words}")
     for one in found.findings:
         if one.reason:
-            click.echo(f"{one.module}: {one.verdict}: {one.reason}")
+            say(f"{one.module}: {one.verdict}: {one.reason}")
     for word in found.fixed:
-        click.echo(f"{word}: kept its value, for its constructor takes no other or does not name it")
+        say(f"{word}: kept its value, for its constructor takes no other or does not name it")
     others = len(found.sizes) - 1
     if others < PERTURBED:
-        click.echo(f"expected {PERTURBED} other sizes that build, got {others}")
+        say(f"expected {PERTURBED} other sizes that build, got {others}")
     for refusal in found.refused:
         said = "wrong width" if refusal.wrong_width else "not built"
-        click.echo(f"{said} at {spell_sizes(refusal.sizes)}: {refusal.error}")
+        say(f"{said} at {spell_sizes(refusal.sizes)}: {refusal.error}")
 
 
 def _spell(widths: tuple[int | None, ...]) -> str:

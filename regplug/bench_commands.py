@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from regplug.choices import (
     model_option,
     named_by_user,
 )
-from regplug.printing import print_columns, print_json, progress
+from regplug.printing import print_columns, print_json, progress, say
 
 AT_LEAST_ONE = click.IntRange(1)
 
@@ -103,8 +101,7 @@ def bench_command(
         threads=threads,
         rounds=rounds,
     )
-    # what the other prints must not mix with what is reported
-    with progress("bench") as step, redirect_stdout(sys.stderr):
+    with progress("bench") as step:
         other_class = None if against is None else named_by_user("--against", against)
         others = None if other_class is None else [build_other(f"--against {against}", other_class, s) for s in specs]
         report = bench(specs, others, plan, against, step)
@@ -113,10 +110,10 @@ def bench_command(
     if as_json:
         print_json("bench", asdict(report))
         return
-    click.echo(f"{title(report)}: {circumstances(report)}")
+    say(f"{title(report)}: {circumstances(report)}")
     print_columns(HEADS, [cells(row) for row in report.rows])
     for line in (*failures(report), *unlike(report)):
-        click.echo(line)
+        say(line)
 
 
 def _refuse_beside(option: str, *others: str) -> None:
@@ -147,7 +144,7 @@ def _bench_beside(
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    with progress("bench") as step, redirect_stdout(sys.stderr):
+    with progress("bench") as step:
         step("building")
         attached = attach_chosen(
             backbone, strategy, options, film_options=film or None, model_options=model_options
@@ -162,7 +159,7 @@ def _bench_beside(
         measured = {"backbone": backbone, **attached.spec.as_dict(), "threads": threads, "machine": machine}
         print_json("bench-backbone", {**measured, "rows": [{"batch": size, **asdict(cost)} for size, cost in costs]})
         return
-    click.echo(
+    say(
         f"{strategy} beside {backbone}, inputs [B, {', '.join(map(str, shape))}]: {machine['cpu']}, "
         f"torch {machine['torch']}, threads {threads}, eager, us per call"
     )

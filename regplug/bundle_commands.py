@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from regplug.choices import (
     size_options,
 )
 from regplug.errors import BundleError, ExportError, NameLookupError, SpecError
-from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
+from regplug.printing import EXIT_FAILED, complain, print_columns, print_json, progress, say
 
 if TYPE_CHECKING:
     from regplug.backbone import BackboneSizes
@@ -122,10 +121,10 @@ def export_command(
     if as_json:
         print_json("export", {"directory": str(output), "digest": done.digest, **spec.as_dict()})
         return
-    click.echo(f"bundle {output}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
-    click.echo(f"digest {done.digest}")
+    say(f"bundle {output}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
+    say(f"digest {done.digest}")
     if weights is None:
-        click.echo(f"weights are initial, from seed {seed}; use --weights FILE for trained ones", err=True)
+        complain(f"weights are initial, from seed {seed}; use --weights FILE for trained ones")
 
 
 @click.command("verify")
@@ -181,10 +180,10 @@ def verify_command(
         print_columns(("largest error", "tolerance", *programs_run), rows)
         for check in found.checks:
             if check.detail:
-                click.echo(check.detail)
-        click.echo(f"digest {found.digest}")
+                say(check.detail)
+        say(f"digest {found.digest}")
     if not found.ok:
-        sys.exit(EXIT_FAILED)
+        click.get_current_context().exit(EXIT_FAILED)
 
 
 def _attached(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from regplug.choices import json_option
-from regplug.printing import print_columns, print_json
+from regplug.printing import print_columns, print_json, say
 
 HEADS = ("backend", "holds", "strategy", "R", "D", "settings", "torch", "kB", "last used")
 
@@ -33,7 +33,7 @@ def cache_command(context: click.Context, as_json: bool) -> None:
     if found:
         print_columns(HEADS, [_row(one.description, one.size, one.last_used) for one in found])
     total = sum(one.size for one in found)
-    click.echo(f"{len(found)} entries, {_kilobytes(total)} kB in {cache_folder()}")
+    say(f"{len(found)} entries, {_kilobytes(total)} kB in {cache_folder()}")
 
 
 @cache_command.command("prune")
@@ -48,7 +48,7 @@ def prune_command(days: float, as_json: bool) -> None:
     if as_json:
         print_json("cache-prune", {"deleted": [one.path.name for one in gone], "bytes": freed})
     else:
-        click.echo(f"deleted {len(gone)} entries, {_kilobytes(freed)} kB")
+        say(f"deleted {len(gone)} entries, {_kilobytes(freed)} kB")
 
 
 def _row(description: Any, size: int, last_used: float) -> tuple[object, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from regplug.choices import (
 )
 from regplug.conformance.check import COMPILERS
 from regplug.errors import ExportError
-from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
+from regplug.printing import EXIT_FAILED, print_columns, print_json, progress, say
 
 if TYPE_CHECKING:
     from regplug.conformance.check import CheckResult
@@ -74,8 +72,7 @@ def check_command(
     for check, reason in map(_expectation, expect):
         if expected.setdefault(check, reason) != reason:
             raise click.UsageError(f"--expect: {check}: expected one reason, got two.")
-    # what a readout prints must not mix with what is reported
-    with progress(f"checking {what}") as step, _stdout_to_stderr():
+    with progress(f"checking {what}") as step:
         step("building")
         subject = _subject(what, **choice)
         from regplug.conformance.run import check_subject
@@ -89,28 +86,14 @@ def check_command(
     else:
         cells = [(one.check, one.verdict, f"{one.seconds:.2f}", " ".join(one.detail.split())) for one in results]
         print_columns(("check", "verdict", "seconds", ""), cells)
-        click.echo(counted(results))
+        say(counted(results))
     if junit is not None:
         from regplug.conformance.junit import junit_xml
         from regplug.lone_files import write_files
 
         write_files({junit: junit_xml(results)}, force=True)
     if not ok:
-        sys.exit(EXIT_FAILED)
-
-
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """What Python, a library or a child process writes to stdout goes to stderr."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        click.get_current_context().exit(EXIT_FAILED)
 
 
 def counted(results: Sequence[CheckResult]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regplug.errors import PluginError, SpecError
+from regplug.streams import apart
 
 if TYPE_CHECKING:
     from regplug.backbone import BackboneSizes
@@ -44,21 +45,25 @@ def complete_strategy(ctx: click.Context, param: click.Parameter, incomplete: st
     """Strategy names for the shell."""
     from regplug.installed import strategies
 
-    return [name for name in strategies() if name.startswith(incomplete)]
+    with apart():
+        return [name for name in strategies() if name.startswith(incomplete)]
 
 
 def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Backbone names for the shell."""
     from regplug.installed import backbones
 
-    return [name for name in backbones() if name.startswith(incomplete)]
+    with apart():
+        return [name for name in backbones() if name.startswith(incomplete)]
 
 
 def complete_export_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Export backends' names for the shell."""
     from regplug.installed import default_registry
 
-    return [entry.name for entry in default_registry().export_backend_entries() if entry.name.startswith(incomplete)]
+    with apart():
+        entries = default_registry().export_backend_entries()
+    return [entry.name for entry in entries if entry.name.startswith(incomplete)]
 
 
 model_option = click.option(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,9 +17,20 @@ from regplug.choices import (
     json_option,
     size_options,
 )
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, message_of
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, message_of, told
 from regplug.lazy_group import LazyGroup
-from regplug.printing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PLUGIN, EXIT_USAGE, print_columns, print_json, visible
+from regplug.printing import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PLUGIN,
+    EXIT_USAGE,
+    complain,
+    print_columns,
+    print_json,
+    say,
+    visible,
+)
+from regplug.streams import claim, end, own_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,27 +58,46 @@ def group() -> None:
     """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
 
 
-def main() -> None:
-    """The entry point: every error on purpose is one message on stderr and an exit code."""
+def main() -> NoReturn:
+    """The entry point: runs the command, and ends the process whatever plugins left running in it."""
+    try:
+        claim()
+        code = answer()
+    except OSError as error:
+        complain(f"error: stdout: {error.strerror}")
+        code = EXIT_FAILED
+    except BaseException:  # a fault of ours; a plugin may have replaced sys.excepthook
+        complain(traceback.format_exc())
+        code = EXIT_FAILED
+    end(code)
+
+
+def answer() -> int:
+    """Run the command that ``sys.argv`` asks for: every error on purpose is one message on stderr and an exit code."""
     warnings.showwarning = _show_warning
     try:
-        sys.exit(group(standalone_mode=False))
+        code = group(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as error:  # of click itself, after a completion
+        return error.code if isinstance(error.code, int) else 0
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        error.show(file=own_stderr())
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        complain("interrupted")
+        return EXIT_INTERRUPTED
     except RegplugError as error:
-        click.echo(f"error: {message_of(error)}", err=True)  # a plugin may raise a class of its own
-        sys.exit(exit_code(error))
+        complain(f"error: {message_of(error)}")  # a plugin may raise a class of its own
+        return exit_code(error)
     except FutureWarning as error:  # where the user made warnings errors
-        click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USAGE)
+        complain(f"error: {message_of(error)}")
+        return EXIT_USAGE
+    except ImportError as error:
+        complain(f"error: {told(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor.")
+        return EXIT_FAILED
     except OSError as error:  # a full disk behind stdout, a folder that may not be listed
-        said = error if error.errno is not None else f"{error.filename}: {error.strerror}"
-        click.echo(f"error: {said}", err=True)
-        sys.exit(EXIT_FAILED)
+        complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")
+        return EXIT_FAILED
 
 
 _show_elsewhere = warnings.showwarning
@@ -76,7 +106,7 @@ _show_elsewhere = warnings.showwarning
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """One line for a name that is going out of use; the line of click that called us tells nobody anything."""
     if issubclass(category, FutureWarning):
-        click.echo(f"warning: {message_of(message) if isinstance(message, Warning) else message}", err=True)
+        complain(f"warning: {message_of(message) if isinstance(message, Warning) else message}")
     else:
         _show_elsewhere(message, category, *place, **more)
 
@@ -138,7 +168,7 @@ def list_command(as_json: bool) -> None:
         ]
         if rows:
             print_columns((section.replace("_", " "), "from", ""), rows)
-            click.echo()
+            say()
     found = [
         (one.distribution, one.version, one.status, message_of(one.error) if one.error else "")
         for one in registry.plugins()
@@ -169,7 +199,7 @@ def cond_dim_command(
     elif sites:
         print_columns(("site", "features", "layers", "cond_dim"), [tuple(site.values()) for site in sites])
     else:
-        click.echo(spec.cond_dim)
+        say(spec.cond_dim)
 
 
 @group.command("info")
@@ -195,23 +225,23 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
     show = printable if "bundle" in values or "weights" in values else _visible_lines
     for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
         if isinstance(value, list) and _is_table(value):
-            click.echo(f"{key}:")
+            say(f"{key}:")
             print_columns([*map(show, value[0])], [[show(str(cell)) for cell in row.values()] for row in value])
         else:
             text = _spell(value)
-            click.echo(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
+            say(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
 
 
 @group.command("cmake-dir")
 def cmake_dir_command() -> None:
     """Print the folder for CMAKE_PREFIX_PATH, under which find_package(regplug) looks."""
-    click.echo(HERE)
+    say(HERE)
 
 
 @group.command("include-dir")
 def include_dir_command() -> None:
     """Print the folder of the C++ headers."""
-    click.echo(HERE / "include")
+    say(HERE / "include")
 
 
 def _visible_lines(text: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from regplug.choices import json_option
-from regplug.printing import EXIT_FAILED, print_columns, print_json, progress
+from regplug.printing import EXIT_FAILED, print_columns, print_json, progress, say
 
 if TYPE_CHECKING:
     from regplug.doctor.diagnosis import Diagnosis
@@ -52,7 +51,7 @@ def doctor_command(time_limit: float, as_json: bool) -> None:
     else:
         _print(diagnosis)
     if diagnosis.level == "problem":
-        sys.exit(EXIT_FAILED)
+        click.get_current_context().exit(EXIT_FAILED)
 
 
 def _as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -93,14 +92,14 @@ def _print(diagnosis: Diagnosis) -> None:
         for one in diagnosis.plugins
     ]
     print_columns(HEADS, rows)
-    click.echo()
+    say()
     for finding in diagnosis.all_findings:
-        click.echo(f"{finding.level}: {finding.message}")
+        say(f"{finding.level}: {finding.message}")
     if diagnosis.all_findings:
-        click.echo()
+        say()
     checks = [(check.name, check.level, check.found, check.message) for check in diagnosis.environment]
     print_columns(("environment", "status", "found", ""), checks)
-    click.echo(f"\n{_count(diagnosis.levels, 'problem')}, {_count(diagnosis.levels, 'warning')}")
+    say(f"\n{_count(diagnosis.levels, 'problem')}, {_count(diagnosis.levels, 'warning')}")
 
 
 def _spell(one: Examination) -> str:

@@ -11,7 +11,7 @@ import click
 from regplug.choices import KeyValue, complete_backbone, complete_strategy, json_option
 from regplug.errors import ExportError
 from regplug.kept_host import kept_host
-from regplug.printing import print_columns, print_json, progress
+from regplug.printing import print_columns, print_json, progress, say
 
 if TYPE_CHECKING:
     from regplug.importing import Import, Imported
@@ -161,15 +161,15 @@ def _print(found: Import, sizes: dict[str, int]) -> None:
     print_columns(heads, rows)
     place = f" under {checkpoint.state_key!r}" if checkpoint.state_key else ""
     others = f" (not looked at: {', '.join(checkpoint.other_keys)})" if checkpoint.other_keys else ""
-    click.echo(f"read {checkpoint.path}: {checkpoint.kind}{place}{others}")
+    say(f"read {checkpoint.path}: {checkpoint.kind}{place}{others}")
     if found.prefix:
-        click.echo(f"prefix taken off: {found.prefix}")
+        say(f"prefix taken off: {found.prefix}")
     if any(bare != name for bare, name in checkpoint.names.items()):
-        click.echo("taken out of names: what torch.compile puts in")
+        say("taken out of names: what torch.compile puts in")
     names = f": {listed(found.left)}" if found.left else ""
-    click.echo(f"left {len(found.left)} tensors, {found.left_bytes} bytes{names}")
+    say(f"left {len(found.left)} tensors, {found.left_bytes} bytes{names}")
     for one, (path, size) in zip(found.readouts, sizes.items(), strict=True):
-        click.echo(f"wrote {path}: {one.metadata['holds']}, {size} bytes")
+        say(f"wrote {path}: {one.metadata['holds']}, {size} bytes")
 
 
 def _spell(options: dict[str, Any]) -> str:

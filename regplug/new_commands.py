@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from regplug.choices import json_option
-from regplug.printing import print_json
+from regplug.printing import print_json, say
 
 
 @click.command("new")
@@ -35,8 +35,8 @@ def new_command(path: Path, strategy: str | None, as_json: bool) -> None:
         print_json("new", {"path": str(path), **asdict(names), "files": [str(file) for file in written]})
         return
     for file in written:
-        click.echo(path / file)
-    click.echo(
+        say(path / file)
+    say(
         f"\nnext:\n  pip install -e {shlex.quote(f'{path}[test]')}\n  regplug check {names.strategy}\n"
         f"  pytest {shlex.quote(str(path))}"
         f"\n\nthe readout is {names.readout_class} in {path / names.package / 'readout.py'}"

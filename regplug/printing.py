@@ -9,14 +9,26 @@ from typing import Any
 
 import click
 
+from regplug.streams import own_stderr, own_stdout
+
 EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+def say(text: object = "") -> None:
+    """A line of data on stdout."""
+    click.echo(text, file=own_stdout())
+
+
+def complain(text: str) -> None:
+    """A line on stderr."""
+    click.echo(text, file=own_stderr(), err=True)
 
 
 def print_json(command: str, values: Mapping[str, Any]) -> None:
     """One JSON object on stdout; ``schema`` names its form and the form's version."""
     import json
 
-    click.echo(json.dumps({"schema": f"regplug.{command}/1", **values}, indent=1))
+    say(json.dumps({"schema": f"regplug.{command}/1", **values}, indent=1))
 
 
 def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -26,7 +38,7 @@ def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     head, *lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
-    click.echo("\n".join([click.style(head, bold=True), *lines]))
+    say("\n".join([click.style(head, bold=True), *lines]))
 
 
 def visible(text: str) -> str:
@@ -39,13 +51,14 @@ def visible(text: str) -> str:
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
     """A moving line on stderr that says which step runs and for how long; silent when stderr is no terminal."""
-    if not sys.stderr.isatty():
+    stderr = own_stderr() or sys.stderr
+    if not stderr.isatty():
         yield lambda step: None
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(file=stderr), transient=True) as bar:
         task = bar.add_task(title)
         yield lambda step: bar.update(task, description=f"{title}: {step}")

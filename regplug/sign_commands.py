@@ -9,7 +9,7 @@ import click
 
 from regplug.choices import digest_option, follow_links_option, json_option
 from regplug.errors import ExportError
-from regplug.printing import print_json
+from regplug.printing import print_json, say
 
 
 @click.command("sign")
@@ -57,5 +57,5 @@ def sign_command(
     if as_json:
         print_json("sign", {"bundle": bundle, "digest": done.digest, "signature": str(done.signature)})
         return
-    click.echo(f"signature {done.signature}")
-    click.echo(f"digest {done.digest}")
+    say(f"signature {done.signature}")
+    say(f"digest {done.digest}")

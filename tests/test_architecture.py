@@ -54,6 +54,7 @@ LIGHT += [
     "naming",
     "new_commands",
     "sign_commands",
+    "streams",
     "signing",
     "conformance/__init__",
     "conformance/check",
@@ -146,6 +147,6 @@ def test_saying_what_a_bundle_or_a_weights_file_is_needs_no_torch(run_python, tm
         done = run_python(
             f"import sys, atexit; sys.argv = ['regplug', 'info', {str(path)!r}]\n"
             "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-            "from regplug.cli import main; main()"
+            "from regplug.cli import answer; sys.exit(answer())"
         )
         assert (done.returncode, done.stderr.strip()) == (0, "False")

@@ -12,7 +12,7 @@ import torch
 
 from regplug.bench_page import page, write_page
 from regplug.bench_report import MODES, PLACES, WORKS, Plan, Report, Row, Side, Spread
-from regplug.cli import main
+from regplug.cli import answer
 from regplug.stopwatch import spread_of
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24", "--batch", "3", "--tokens", "9"]
@@ -98,10 +98,9 @@ def run(capsys, monkeypatch, tmp_path):
 
     def run_command(*arguments):
         monkeypatch.setattr(sys, "argv", ["regplug", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
+        return code, out, err
 
     return run_command
 

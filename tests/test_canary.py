@@ -46,13 +46,10 @@ sys.addaudithook(note)
 if not commands:
     exec(compile("1", bundle + "/.regplug.py", "exec"))
 codes = []
-from regplug.cli import main
+from regplug.cli import answer
 for command in commands:
     sys.argv = ["regplug", *command]
-    try:
-        main()
-    except SystemExit as done:
-        codes.append(done.code or 0)
+    codes.append(answer())
 import regplug
 try:
     regplug.load(bundle)

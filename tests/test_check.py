@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 import regplug
-from regplug.cli import main
+from regplug.cli import answer
 from regplug.conformance import CheckResult, all_checks
 from regplug.conformance.junit import junit_xml
 from regplug.errors import NameLookupError
@@ -47,10 +47,9 @@ def run(capsys, monkeypatch, folder):
 
     def run_command(*arguments):
         monkeypatch.setattr(sys, "argv", ["regplug", "check", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
+        return code, out, err
 
     return run_command
 

@@ -14,7 +14,7 @@ from damage import DAMAGES, edit_manifest, rename_strategy, replace_weights
 
 import regplug
 from regplug import cache
-from regplug.cli import main
+from regplug.cli import answer
 from regplug.weights import save_tensors
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24"]
@@ -26,10 +26,9 @@ COMPRESS = ["compress-concat", *SIZES, "-O", "compressed_dim=6"]
 def run(capsys, monkeypatch):
     def run_command(*arguments):
         monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
+        return code, out, err
 
     return run_command
 
@@ -67,7 +66,7 @@ def test_list_imports_neither_torch_nor_a_readouts_module(run_python):
     done = run_python(
         "import sys, atexit; sys.argv = ['regplug', 'list']\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
-        "from regplug.cli import main; main()"
+        "from regplug.cli import answer; sys.exit(answer())"
     )
     imported = set(done.stderr.split())
     assert "regplug.builtin" in imported

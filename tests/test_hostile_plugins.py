@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -380,3 +381,109 @@ def test_a_copy_of_the_process_that_a_plugins_fork_leaves_does_nothing(
     done = regplug_command("list", "--json")
     assert done.returncode == 0, done.stderr
     assert "evil" in [one["name"] for one in json.loads(done.stdout)["strategies"]]
+
+
+# ---- data on stdout, all else on stderr, and an end
+
+
+NOISY = {
+    "prints": "print('noise')",
+    "writes to the descriptor": "import os; os.write(1, b'noise')",
+    "starts a process that prints": "import subprocess; subprocess.run(['echo', 'noise'])",
+    "prints in a thread": (
+        "import threading\ndef speak():\n    while True: print('noise', flush=True)\n"
+        "threading.Thread(target=speak, daemon=True).start()"
+    ),
+    "prints at exit": "import atexit; atexit.register(print, 'noise')",
+    "replaces stdout": "import io, sys; sys.stdout = sys.__stdout__ = io.StringIO()",
+    "closes stdout": "import sys; sys.stdout.close()",
+    "closes stderr": "import sys; sys.stderr.close()",
+    "closes descriptors": "import os; os.close(1); os.close(2); os.close(0)",
+    "asks the user": "input('noise, password: ')",
+    "forks": "import os\nos.fork()",
+    "forks a copy that stays": "import os, time\nif not os.fork(): time.sleep(1000)",
+    "leaves a thread": "import threading, time; threading.Thread(target=time.sleep, args=(1000,)).start()",
+    "sleeps at exit": "import atexit, time; atexit.register(time.sleep, 1000)",
+    "exits with success at exit": "import atexit, os; atexit.register(os._exit, 0)",
+}
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_stdout_is_the_commands_data_alone_and_the_command_ends_with_its_own_code(
+    kind: str, add: Add, regplug_command: Run
+) -> None:
+    add(NOISY[kind] + HOOK.format(name="evil"))
+    # what a copy of the process holds open is its own: stderr goes to a file, and the reader of stdout must end
+    with tempfile.TemporaryFile("w+") as stderr:
+        done = regplug_command("list", "--json", input="the user's own words\n", stderr=stderr)
+        stderr.seek(0)
+        said = stderr.read()
+    assert done.returncode == 0, said
+    listed = json.loads(done.stdout)
+    assert "fine" in [one["name"] for one in listed["strategies"]]
+    [evil] = [one for one in listed["plugins"] if one["distribution"] == "evil"]
+    if kind == "asks the user":
+        assert evil["error"].endswith("got EOFError: EOF when reading a line")
+    else:
+        assert evil["status"] == "ok"
+    assert "Traceback" not in said
+    if kind not in ("leaves a thread", "exits with success at exit"):
+        return
+    done = regplug_command("cond-dim", "nobody", *SIZES)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: strategy 'nobody': not registered; ")
+
+
+def test_what_a_readout_prints_and_an_exit_in_it_are_not_the_exports(
+    add: Add, regplug_command: Run, site: Path, tmp_path: Path
+) -> None:
+    add(HOOK.format(name="evil").replace("good_models", "evil_models"))
+    noisy = GOOD_MODELS.replace("super().__init__()", "super().__init__(); print('noise')")
+    (site / "evil_models.py").write_text("import os; os.write(1, b'noise')\n" + noisy)
+    done = regplug_command("export", "evil", *SIZES, "--no-programs", "--json", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["directory"] == "out"
+    assert done.stderr.count("noise") >= 2
+    # only where numbers are asked for, so that the spec is made
+    exiting = "if registers.device.type != 'meta': raise SystemExit(0)\n        return registers[:, 0]"
+    (site / "evil_models.py").write_text(GOOD_MODELS.replace("return registers[:, 0]", exiting))
+    done = regplug_command("export", "evil", *SIZES, "--no-programs", "-o", "other")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "got SystemExit: 0" in done.stderr
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "--help"], ["--version"], ["cache"], ["cache", "prune"]])
+def test_what_click_prints_itself_reaches_stdout(words: list[str], regplug_command: Run) -> None:
+    done = regplug_command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_completion_gives_names_alone(add: Add, python: Run) -> None:
+    add("print('noise')\n" + HOOK.format(name="evil"))
+    asked = {"_REGPLUG_COMPLETE": "bash_complete", "COMP_WORDS": "regplug cond-dim evi", "COMP_CWORD": "2"}
+    done = python("-c", "import sys; sys.argv = ['regplug']; from regplug.cli import main; main()", env=asked)
+    assert (done.returncode, done.stdout) == (0, "plain,evil\n")
+
+
+def test_a_closed_stdout_is_one_line_and_a_closed_stderr_is_nothing(regplug_command: Run) -> None:
+    done = regplug_command("list", stdout=None, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, "error: stdout: Bad file descriptor\n")
+    done = regplug_command("list", stderr=None, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["strategies", "from"])
+
+
+@pytest.mark.parametrize("emptying", ["sys.path[:] = []", "sys.path = None"])
+def test_a_plugin_that_empties_the_path_stops_nobody(emptying: str, add: Add, regplug_command: Run) -> None:
+    add(f"import sys\n{emptying}\n" + HOOK.format(name="evil"))
+    done = regplug_command("cond-dim", "evil", *SIZES)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def test_what_cannot_be_imported_is_one_line(python: Run) -> None:
+    code = "import sys; sys.argv = ['regplug', 'list']; sys.modules['regplug.installed'] = None\n"
+    done = python("-c", code + "from regplug.cli import main; main()")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: import of regplug.installed halted; ")
+    assert len(done.stderr.splitlines()) == 1

@@ -21,7 +21,7 @@ from torch import nn
 import regplug
 from regplug import TokenLayout
 from regplug.checkpoint import MAX_HEADER, open_checkpoint, own_names, unwrapped, wrapper_prefixes
-from regplug.cli import main
+from regplug.cli import answer
 from regplug.weights import read_metadata, save_tensors
 from regplug_nvsubquadratic.shipped import Configuration, network_config
 
@@ -60,10 +60,9 @@ def lightning(state, **more):
 def run(capsys, monkeypatch):
     def run_command(*arguments):
         monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
+        return code, out, err
 
     return run_command
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from damage import DAMAGES, edit_manifest, flip_byte, repin
 
 import regplug
-from regplug.cli import main
+from regplug.cli import answer
 from regplug.signing import beside, read_signed_bundle
 from regplug.writing import write_folder
 
@@ -73,10 +73,9 @@ def signed(bundle, keys):
 def run(capsys, monkeypatch):
     def run_command(*arguments):
         monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
+        return code, out, err
 
     return run_command
 

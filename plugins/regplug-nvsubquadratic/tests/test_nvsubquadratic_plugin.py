@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regplug
-from regplug.cli import main
+from regplug.cli import answer
 from regplug_nvsubquadratic import mamba_reg_layout, official, vit5_layout
 from regplug_nvsubquadratic.shipped import build
 
@@ -25,10 +25,9 @@ from regplug_nvsubquadratic.shipped import build
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     def command(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["regplug", *words])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
+        return code, out, err
 
     return command
 

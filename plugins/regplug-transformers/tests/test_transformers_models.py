@@ -17,7 +17,7 @@ from transformers_cases import Case
 import regplug
 from regplug.attachment import BackboneSource
 from regplug.backbone import measure_backbone, named_backbone
-from regplug.cli import main
+from regplug.cli import answer
 from regplug_transformers.families import FAMILIES
 from regplug_transformers.models import build, describe
 
@@ -28,10 +28,9 @@ TYPES = "dinov2_with_registers, dinov3_vit, radio, sapiens2, tipsv2_vision_model
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     def run_command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["regplug", *arguments])
-        with pytest.raises(SystemExit) as done:
-            main()
+        code = answer()
         out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
+        return code, out, err
 
     return run_command
 
