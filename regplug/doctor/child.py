@@ -23,7 +23,8 @@ import regplug.installed
 import regplug.spec  # noqa: F401  # neither is used: what hosts have loaded, so that one sees what a plugin does to it
 from regplug.discovery import normalise
 from regplug.doctor.findings import PROBLEM, WARNING, clip, shorten
-from regplug.doctor.patches import replaced, snapshot
+from regplug.doctor.patches import Snapshot, replaced, replaced_functions, snapshot, watched_functions
+from regplug.doctor.process_state import Change, ExitHooks, ProcessState
 from regplug.entries import BackboneEntry, Entry, Provenance, import_reference
 from regplug.errors import PluginError, told
 from regplug.hookspecs import HOOKS
@@ -101,6 +102,27 @@ class TorchWatch:
         return None
 
 
+class Surroundings:
+    """The process as it is before an import, outside of regplug.
+
+    Args:
+        roots: The plugin's top-level modules.
+    """
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        self._functions: Snapshot = watched_functions()
+        self._hooks = ExitHooks(set(roots))
+        self._state = ProcessState()
+
+    def changes(self) -> list[Change]:
+        """What the import changed; what the rest of the examination needs is put back."""
+        self._hooks.stop()
+        functions = replaced_functions(self._functions)
+        found = [*self._state.changes(), *self._hooks.found]
+        self._state.restore()
+        return [Change(PROBLEM, f"replaces {shorten(functions)}"), *found] if functions else found
+
+
 def main(folder: str) -> None:
     """Examine the plugin of the folder's job, and end without running what it left for the end."""
     place = Path(folder)
@@ -131,6 +153,7 @@ def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...
     """What every host does with the plugin: import its light modules and call their hooks."""
     watch = TorchWatch(job.roots)
     sys.meta_path.insert(0, watch)
+    surroundings = Surroundings(job.roots)
     before = snapshot()
     error = None
     entries: Mapping[str, tuple[Entry, ...]] = dict.fromkeys(HOOKS, ())
@@ -141,6 +164,7 @@ def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...
     except BaseException as raised:  # what is not even an Exception ends a host, so it is the worst of all
         error = _spell(job, raised)
     seconds = time.perf_counter() - begin
+    changes = surroundings.changes()
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not watch]
     return {
         "error": error,
@@ -148,11 +172,13 @@ def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...
         "registered": {hook: [entry.name for entry in some] for hook, some in entries.items()},
         "torch": watch.where if "torch" in sys.modules else None,  # who only asks whether there is one, imports none
         "patched": replaced(before, job.roots - {"regplug"}),
+        "changes": [(one.level, one.text) for one in changes],
     }, entries
 
 
 def references_phase(job: Job, entries: Mapping[str, tuple[Entry, ...]], at: Path) -> dict[str, Any]:
     """Import what the entries name; ``at`` says which one while that lasts."""
+    surroundings = Surroundings(job.roots)
     before = snapshot()
     faults: dict[str, Fault] = {}
     for owner, reference in _references(entries):
@@ -171,10 +197,12 @@ def references_phase(job: Job, entries: Mapping[str, tuple[Entry, ...]], at: Pat
             faults.setdefault(key, Fault(level, [], message)).owners.append(owner)
     ordered = sorted(faults.values(), key=lambda fault: fault.level != PROBLEM)
     listed = [_summary(fault) for fault in ordered[:MOST_FAULTS]]
+    changes = surroundings.changes()
     return {
         "faults": listed,
         "more": [fault.level for fault in ordered[MOST_FAULTS:]],
         "patched": replaced(before, job.roots - {"regplug"}),
+        "changes": [(one.level, one.text) for one in changes if not one.is_ordinary],
     }
 
 

@@ -155,6 +155,7 @@ def _read_light(one: Examination, job: Job, place: Path, ended: Ended) -> None:
             "import it in the modules that entries name.",
         )
     _report_patches(one, light["patched"], "its import")
+    _report_changes(one, light["changes"], "its import")
     if light["error"] is None:
         if not any(one.registered.values()):
             one.find(WARNING, "registers nothing; expected functions marked with @regplug.hookimpl in its module.")
@@ -173,11 +174,17 @@ def _read_references(one: Examination, job: Job, place: Path, ended: Ended) -> N
     if found["more"]:
         one.find(worst(found["more"]), f"{len(found['more']):,} more of its references cannot be imported.")
     _report_patches(one, found["patched"], "the import of what its entries name")
+    _report_changes(one, found["changes"], "the import of what its entries name")
 
 
 def _report_patches(one: Examination, patched: list[str], when: str) -> None:
     if patched:
         one.find(PROBLEM, f"{when} replaced {shorten(patched)}, for every plugin; remove it or ask its author.")
+
+
+def _report_changes(one: Examination, changes: list[list[str]], when: str) -> None:
+    for level, text in changes:
+        one.find(level, f"{when} {clip(text)}, for the whole process; remove that or ask its author.")
 
 
 def _read_prints(one: Examination, ended: Ended) -> None:

@@ -1,22 +1,65 @@
-"""Finds what a plugin replaced inside regplug, by comparing namespaces before and after its import."""
+"""Finds what a plugin replaced inside regplug and what it stands on, by comparing namespaces around its import."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import FunctionType, ModuleType
 
 import regplug
 
 # "regplug.staging" or "regplug.entries.Entry" -> name -> the object, and what is inside it for a function
 Snapshot = dict[str, dict[str, tuple[object, ...]]]
+# whose functions regplug and everybody else count on
+WATCHED = frozenset(
+    {
+        *("builtins", "hashlib", "io", "os", "pathlib", "pickle", "posixpath", "shutil", "socket", "struct"),
+        *("importlib", "importlib.metadata", "json", "json.decoder", "json.encoder", "subprocess", "tempfile"),
+        *("threading", "zipfile", "click", "click.core", "pluggy", "pluggy._hooks", "pluggy._manager"),
+    }
+)
 
 
 def snapshot() -> Snapshot:
     """The namespaces of regplug's loaded modules and of their classes."""
+    return _namespaces(lambda name: name == "regplug" or name.startswith("regplug."))
+
+
+def watched_functions() -> Snapshot:
+    """The namespaces of the modules that are watched, whose functions and classes stay what they are."""
+    for name in WATCHED:
+        importlib.import_module(name)
+    return _namespaces(WATCHED.__contains__)
+
+
+def replaced_functions(before: Snapshot) -> list[str]:
+    """What is no longer what it was among the functions and classes that are watched, as dotted names; puts it back."""
+    now = _namespaces(WATCHED.__contains__)
+    found = []
+    for owner, inside in before.items():
+        for word, old in inside.items():
+            new = now.get(owner, {}).get(word)
+            if callable(old[0]) and _differs(old, new):
+                found.append(_name(owner, word, old, new))
+                _put_back(owner, word, old)
+    return sorted(set(found))
+
+
+def _put_back(owner: str, word: str, old: tuple[object, ...]) -> None:
+    """So that what is done next works; of a method, and of a module that was replaced whole, naming it is enough."""
+    value = old[0]
+    if isinstance(value, FunctionType):
+        value.__code__, value.__defaults__, value.__kwdefaults__ = old[1:]  # type: ignore[assignment]
+    module = sys.modules.get(owner)
+    if module is not None:
+        setattr(module, word, value)
+
+
+def _namespaces(is_meant: Callable[[str], bool]) -> Snapshot:
     taken: Snapshot = {}
     for name, module in list(sys.modules.items()):
-        if name == "regplug" or name.startswith("regplug."):
+        if is_meant(name):
             namespace = dict(getattr(module, "__dict__", {}))
             taken[name] = {word: _fixed(value) for word, value in namespace.items()}
             for value in namespace.values():
