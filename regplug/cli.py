@@ -17,7 +17,7 @@ from regplug.choices import (
     json_option,
     size_options,
 )
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, message_of, told
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, escape, message_of, told
 from regplug.lazy_group import LazyGroup
 from regplug.printing import (
     EXIT_FAILED,
@@ -28,7 +28,6 @@ from regplug.printing import (
     print_columns,
     print_json,
     say,
-    visible,
 )
 from regplug.streams import claim, end, own_stderr
 
@@ -245,7 +244,7 @@ def include_dir_command() -> None:
 
 
 def _visible_lines(text: str) -> str:
-    return "\n".join(map(visible, text.split("\n")))
+    return "\n".join(map(escape, text.split("\n")))
 
 
 def _is_table(value: list[Any]) -> bool:

@@ -19,8 +19,8 @@ class RegplugError(Exception):
     Its message is one line of at most 400 characters, whatever it quotes, and holds nothing that a terminal obeys.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(truncate(escape(message)))
+    def __init__(self, message: object = "") -> None:
+        super().__init__(truncate(escape(str(message))))
 
 
 class SpecError(RegplugError, ValueError):

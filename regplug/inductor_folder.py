@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regplug.cache import INDUCTOR, cache_folder, check_ours
+from regplug.cache import INDUCTOR
+from regplug.cache_place import cache_folder, check_ours
 from regplug.errors import ExportError
 from regplug.forking import lock_over_forks
 from regplug.temporary import temporary_folder

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from regplug.errors import escape
 from regplug.streams import own_stderr, own_stdout
 
 EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -33,19 +34,12 @@ def print_json(command: str, values: Mapping[str, Any]) -> None:
 
 def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table in plain columns, the same in a terminal, a pipe and a file; nothing is cut off."""
-    cells = [[visible(str(cell)) for cell in row] for row in (heads, *rows)]
+    cells = [[escape(str(cell)) for cell in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     head, *lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
     say("\n".join([click.style(head, bold=True), *lines]))
-
-
-def visible(text: str) -> str:
-    """A text on one line; what would steer a terminal, or turn its direction, is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 @contextmanager

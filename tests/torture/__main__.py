@@ -26,6 +26,7 @@ PARTS = (
     "damaged",
     "options",
     "large",
+    "libraries",
     "failing",
     "crashing",
     "replacing",
