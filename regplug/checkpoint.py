@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from regplug.checkpoint_file import DamagedError, OpenFile, Place, TorchArchive, safetensors_places, shapes_of
 from regplug.errors import BundleError, told
 from regplug.folder import opened_file
-from regplug.torch_private import uncompiled_name
+from regplug.torch_private import place_in_outline, uncompiled_name
 
 # where training programs keep a network's weights, tried in this order, before the top level itself
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -51,22 +51,24 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     names: Mapping[str, str]
     nbytes: int
-    _get: Callable[[str], Tensor]
+    _file: OpenFile
+    _places: Mapping[str, Place | Tensor | tuple[int, ...]]
 
     def read(self, name: str) -> Tensor:
         """A copy of one tensor, on the CPU, in the dtype that the file has.
 
         Raises:
-            BundleError: The tensor claims to be larger than all that the file holds.
+            BundleError: The tensor claims to be larger than all that the file holds, or the file has changed.
         """
-        try:
-            tensor = self._get(self.names[name])
-        except (SafetensorError, RuntimeError) as error:
-            raise BundleError(f"checkpoint {self.path}: tensor {name!r}: {told(error)}.") from error
-        if tensor.nbytes > self.nbytes:  # one number in the file may be spread over any shape
+        found = self._places[self.names[name]]
+        if isinstance(found, tuple):
+            raise BundleError(f"checkpoint {self.path}: tensor {name!r}: expected a dtype that torch has, got another.")
+        like = found.like if isinstance(found, Place) else found
+        if like.nbytes > self.nbytes:  # one number in the file may be spread over any shape
             raise BundleError(
-                f"checkpoint {self.path}: tensor {name!r}: expected at most {self.nbytes} bytes, got {tensor.nbytes}."
+                f"checkpoint {self.path}: tensor {name!r}: expected at most {self.nbytes} bytes, got {like.nbytes}."
             )
+        tensor = found.read(self._file) if isinstance(found, Place) else found
         return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
@@ -74,7 +76,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint; what it is is decided by its first bytes.
 
     A PyTorch file is read with ``weights_only=True`` and nothing weaker: no pickled code runs. Of safetensors, and of
-    a PyTorch file in today's format, only what is asked for is read from the disk.
+    a PyTorch file in today's format without quantized tensors, only what is asked for is read from the disk. The file
+    stays open: another that is put at its path is not looked at, and one that is changed in place is refused.
 
     Args:
         path: A safetensors file, or one that ``torch.save`` wrote: a mapping of names to tensors, at the top or under
@@ -87,14 +90,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     owner = f"checkpoint {path}"
     with opened_file(owner, path) as descriptor:
         head = os.pread(descriptor, 16, 0)
-        size = os.fstat(descriptor).st_size
-        # the same file again, whatever stands at its path by now; what is mapped outlives the descriptor
-        again = Path(f"/proc/self/fd/{descriptor}")
-        source = str(again) if again.exists() else path
+        file = OpenFile(owner, descriptor)
         if head[8:9] == b"{":
-            return _open_safetensors(owner, path, source, size, int.from_bytes(head[:8], "little"))
-        if head.startswith((b"PK\3\4", b"\x80")):
-            return _open_torch(owner, path, source, size, zipped=head.startswith(b"PK"))
+            return _open_safetensors(owner, path, file, int.from_bytes(head[:8], "little"))
+        if head.startswith(b"PK\3\4"):
+            return _open_archive(owner, path, file)
+        if head.startswith(b"\x80"):
+            return _open_whole(owner, path, file)
     begin = f"one that begins with {head!r}" if head else "an empty one"
     raise BundleError(f"{owner}: expected a safetensors file, or one that torch.save wrote, got {begin}.")
 
@@ -150,33 +152,64 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(few) + (f", and {more} more" if more > 0 else "")
 
 
-def _open_safetensors(owner: str, path: str, source: str, size: int, header: int) -> Checkpoint:
+def _open_safetensors(owner: str, path: str, file: OpenFile, header: int) -> Checkpoint:
     if header > MAX_HEADER:
         raise BundleError(f"{owner}: expected a safetensors header of at most {MAX_HEADER} bytes, got {header}.")
     try:
-        file = safe_open(source, framework="pt", device="cpu")
-        names = own_names(owner, file.keys())
-        shapes = {bare: tuple(file.get_slice(name).get_shape()) for bare, name in names.items()}
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{owner}: expected a safetensors file, got a damaged one ({told(error)}).") from error
-    return Checkpoint(path, "safetensors", None, (), shapes, names, size - 8 - header, file.get_tensor)
+        places = safetensors_places(file)
+    except DamagedError as error:
+        raise BundleError(f"{owner}: expected a safetensors file, got a damaged one ({error}).") from None
+    names, shapes = own_names(owner, places), shapes_of(places)
+    sizes = {bare: shapes[name] for bare, name in names.items()}
+    return Checkpoint(path, "safetensors", None, (), sizes, names, file.size - 8 - header, file, places)
 
 
-def _open_torch(owner: str, path: str, source: str, size: int, *, zipped: bool) -> Checkpoint:
-    if zipped:
-        _check_archive(owner, source)
-    key, state, others = _state_in(owner, _unpickled(owner, source, mmap=zipped))
+def _open_archive(owner: str, path: str, file: OpenFile) -> Checkpoint:
+    """A PyTorch file in today's format: the pickle is read now, each tensor when it is asked for."""
+    try:
+        archive = TorchArchive(file, _members(owner, file))
+        outline = io.BytesIO(archive.outline())
+        try:
+            content = _unpickled(owner, outline, "meta")
+        except BundleError as error:
+            if isinstance(error.__cause__, NotImplementedError):  # quantized tensors, which the meta device has not
+                return _open_whole(owner, path, file)
+            raise
+        key, state, others = _state_in(owner, content)
+        places = {name: archive.place_of(tensor) for name, tensor in state.items()}
+    except DamagedError as error:
+        raise BundleError(f"{owner}: expected a PyTorch file, got a damaged archive ({error}).") from None
+    return _checkpoint(owner, path, file, key, others, state, places)
+
+
+def _open_whole(owner: str, path: str, file: OpenFile) -> Checkpoint:
+    """A PyTorch file of which no part can be read alone, as those of before 2020: it is read now."""
+    with file.stream() as stream:
+        stream.seek(0)
+        key, state, others = _state_in(owner, _unpickled(owner, stream, "cpu"))
+    return _checkpoint(owner, path, file, key, others, state, state)
+
+
+def _checkpoint(
+    owner: str,
+    path: str,
+    file: OpenFile,
+    key: str | None,
+    others: tuple[str, ...],
+    state: Mapping[str, Tensor],
+    places: Mapping[str, Place | Tensor],
+) -> Checkpoint:
     names = own_names(owner, state)
     shapes = {bare: tuple(state[name].shape) for bare, name in names.items()}
     # tied weights count once in the file, and each time in the sum
-    nbytes = min(size, sum(tensor.nbytes for tensor in state.values()))
-    return Checkpoint(path, "PyTorch", key, others, shapes, names, nbytes, state.__getitem__)
+    nbytes = min(file.size, sum(tensor.nbytes for tensor in state.values()))
+    return Checkpoint(path, "PyTorch", key, others, shapes, names, nbytes, file, places)
 
 
-def _check_archive(owner: str, source: str) -> None:
-    """Refuse an archive that torch would read wrongly: mapped into memory, compressed members are taken as they are."""
+def _members(owner: str, file: OpenFile) -> list[zipfile.ZipInfo]:
+    """An archive's members; one that is no archive of ``torch.save`` is refused."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with file.stream() as stream, zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise BundleError(f"{owner}: expected a PyTorch file, got a damaged archive ({told(error)}).") from error
@@ -187,13 +220,14 @@ def _check_archive(owner: str, source: str) -> None:
         raise BundleError(f"{owner}: expected a PyTorch file, got another archive, of {listed(names)}.")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise BundleError(f"{owner}: expected an archive as torch.save writes it, got a compressed one; save it anew.")
+    return members
 
 
-def _unpickled(owner: str, source: str, *, mmap: bool) -> Any:
+def _unpickled(owner: str, source: BinaryIO, device: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle protocol that is then refused
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(source, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         found = PICKLED.search(str(error))
         what = f"pickled code ({found[1] or found[2]})" if found else "a pickle that is more than data"
@@ -230,5 +264,6 @@ def _tensors_of(values: Any) -> dict[str, Tensor]:
         if isinstance(name, str)
         and type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout == torch.strided
-        and not (tensor.is_quantized or tensor.is_meta)
+        and not tensor.is_quantized
+        and (not tensor.is_meta or place_in_outline(tensor) is not None)
     }

@@ -193,6 +193,15 @@ def torchscript_without_warnings() -> Iterator[None]:
             raise
 
 
+def place_in_outline(tensor: Tensor) -> int | None:
+    """Where its storage begins in the archive that ``torch.load(..., map_location="meta")`` made it of; None for none.
+
+    ``_checkpoint_offset``, which torch's own reader of distributed checkpoints uses.
+    """
+    place: int | None = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    return place
+
+
 _dispatch_keys = torch._C._dispatch_keys  # looked up once: it is asked on every call
 
 
