@@ -20,7 +20,7 @@ from torch import nn
 import regplug
 from regplug import cache
 from regplug.backends import aotinductor, compiling
-from regplug.cpu import cpu_flags
+from regplug.cpu import CpuFlags, cpu_flags
 from regplug.discovery import discover
 from regplug.hookspecs import hookimpl
 
@@ -277,7 +277,7 @@ def test_several_instruction_sets_make_several_programs_and_the_best_that_this_c
     isa = ["x86-64-v2", "x86-64-v3", "native"]
     done = regplug.export(spec, trained(spec), tmp_path / "b", **ONLY, settings={"aotinductor": {"isa": isa}})
     flags = {one.properties["isa"]: set(one.properties["cpu_flags"].split()) for one in done.manifest.programs}
-    assert flags["x86-64-v2"] < flags["x86-64-v3"] <= flags["native"] <= cpu_flags()
+    assert flags["x86-64-v2"] < flags["x86-64-v3"] <= flags["native"] <= cpu_flags().present
     assert {"avx2", "fma", "bmi2", "movbe", "f16c", "abm"} <= flags["x86-64-v3"] - flags["x86-64-v2"]
     assert regplug.verify(tmp_path / "b", programs=True).ok
     opened = []
@@ -336,7 +336,8 @@ def test_settings_of_a_backend_that_is_not_asked_for_are_refused(tmp_path):
 
 
 def test_an_instruction_set_that_this_cpu_lacks_is_refused_before_anything_is_compiled(tmp_path, monkeypatch, compiled):
-    monkeypatch.setattr(aotinductor, "cpu_flags", lambda: cpu_flags() - {"avx2", "fma"})
+    flags = CpuFlags(cpu_flags().present - {"avx2", "fma"}, None)
+    monkeypatch.setattr(aotinductor, "cpu_flags", lambda: flags)
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     spec = regplug.resolve("mean", **SIZES)
     with pytest.raises(regplug.ExportError, match="expected a CPU with avx2 fma for 'x86-64-v3', got one without"):

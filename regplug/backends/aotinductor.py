@@ -16,7 +16,7 @@ from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.reuse import reused
 from regplug.cache import key_of
-from regplug.cpu import CPU_FLAGS, cpu_flags
+from regplug.cpu import CPU_FLAGS, UNKNOWN, cpu_flags
 from regplug.errors import ExportError, SpecError
 from regplug.weights import TensorType, check_state, read_types, types_of, write_types
 
@@ -92,14 +92,17 @@ def _settings(isa: str) -> dict[str, object]:
     # what an older regplug kept is made otherwise
     settings: dict[str, object] = {"isa": isa, "making": key_of([EDIT, VISIBLE, *LINKING])[:12]}
     if isa == "native":  # a cache folder may be shared by machines, and this is another on each
-        settings["cpu"] = key_of(sorted(cpu_flags()))[:12]
+        settings["cpu"] = key_of(sorted(cpu_flags().present))[:12]
     return settings
 
 
 def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType], time_limit: float) -> Program:
     compiler = compiler_of(OWNER)
     flags = flags_of(OWNER, compiler, isa)
-    if missing := sorted(flags - cpu_flags()):
+    missing = cpu_flags().missing(flags)
+    if missing is None:
+        raise ExportError(f"{OWNER}: {UNKNOWN}")
+    if missing:
         raise ExportError(
             f"{OWNER}: isa: expected a CPU with {' '.join(missing)} for {isa!r}, got one without; a program is run "
             "before it is written: export on such a machine, or with --isa x86-64-v3."
