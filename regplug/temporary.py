@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -128,11 +129,19 @@ def sweep(place: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file or a folder; what cannot be deleted is left to the next who sweeps."""
+    """Delete a file or a folder; what cannot be deleted is left to the next who sweeps.
+
+    No link is followed, one that is put in the place of a folder meanwhile neither.
+    """
     with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            if not path.stat().st_mode & 0o200:  # nothing can be deleted inside a folder without it
-                path.chmod(0o700)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError:  # a link, too
             path.unlink(missing_ok=True)
+            return
+        try:
+            if not os.fstat(folder).st_mode & stat.S_IWUSR:  # nothing can be deleted inside a folder without it
+                os.fchmod(folder, 0o700)
+        finally:
+            release(folder)
+        shutil.rmtree(path, ignore_errors=True)

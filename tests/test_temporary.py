@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 
-from regplug.temporary import temporary_folder
+import pytest
+
+from regplug.temporary import delete, temporary_folder
 
 MAKER = """
 import sys, time
@@ -47,3 +49,36 @@ def test_a_link_under_such_a_name_is_not_followed(tmp_path):
     with temporary_folder(tmp_path, "made-"):
         pass
     assert (tmp_path / "mine" / "file").exists()
+
+
+@pytest.mark.parametrize("call", ["chmod", "fchmod", "lstat", "open"])
+def test_a_link_that_takes_a_folders_place_while_it_is_deleted_is_not_followed(tmp_path, monkeypatch, call):
+    target, place = tmp_path / "target", tmp_path / "place"
+    for folder in (target, place):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+        folder.chmod(0o500)
+    real = getattr(os, call)
+
+    def swap_and_call(*args, **kwargs):
+        monkeypatch.setattr(os, call, real)
+        place.rename(tmp_path / "aside")
+        place.symlink_to(target)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, swap_and_call)
+    delete(place)
+    assert target.stat().st_mode & 0o777 == 0o500
+    assert (target / "file").exists()
+
+
+def test_a_folder_that_may_not_be_written_a_file_and_a_link_are_deleted(tmp_path):
+    folder, file, link = tmp_path / "folder", tmp_path / "file", tmp_path / "link"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    folder.chmod(0o500)
+    file.write_text("x")
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (folder, file, link, tmp_path / "missing"):
+        delete(path)
+    assert list(tmp_path.iterdir()) == []
