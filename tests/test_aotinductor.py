@@ -389,6 +389,27 @@ def test_what_a_failing_compiler_says_is_told_on_one_line(tmp_path, monkeypatch)
     assert str(error.value) == "program 'aotinductor': the compiler failed: x.h:1:2: error: no"
 
 
+def test_a_temporary_folder_in_which_no_program_may_run_is_named_with_what_to_set(tmp_path):
+    code = """
+import regplug
+spec = regplug.resolve("mean", num_registers=2, hidden_dim=8)
+try:
+    regplug.export(spec, spec.build(), "b", backends=["aotinductor"])
+except regplug.ExportError as error:
+    print(error)
+"""
+    script = 'mount -t tmpfs -o noexec none "$0" && exec "$@"'
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    (tmp_path / "noexec").mkdir()
+    env = os.environ | {"TMPDIR": str(tmp_path / "noexec"), "REGPLUG_CACHE_DIR": str(tmp_path / "cache")}
+    command = [*namespace, tmp_path / "noexec", sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == (
+        "program 'aotinductor': expected a temporary folder in which programs may run, got "
+        f"{tmp_path}/noexec, which is mounted noexec; set TMPDIR to another folder.\n"
+    ), done.stderr
+
+
 def test_a_module_without_a_graph_is_refused(tmp_path, registry):
     spec = registry.resolve("looks-at-values", **SIZES)
     with pytest.raises(regplug.ExportError, match="program 'aotinductor': expected a module that torch.export takes"):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import regplug
@@ -71,6 +72,21 @@ def test_nothing_in_it_waits_to_be_filled_in_and_ruff_takes_it(made):
         site,
     )
     run([BIN / "ruff", "format", "--isolated", "--check", "--line-length", "120", package], package, site)
+
+
+def test_its_ci_runs_actions_by_commit_may_only_read_keeps_no_credentials_and_ends(made):
+    package, _ = made
+    workflow = yaml.safe_load((package / ".github" / "workflows" / "test.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert "permissions" not in job
+        assert 0 < job["timeout-minutes"] <= 60
+        used = [step for step in job["steps"] if "uses" in step]
+        assert [step["uses"].partition("@")[0] for step in used] == ["actions/checkout", "actions/setup-python"]
+        assert used[0]["with"]["persist-credentials"] is False
+    lines = [line for line in (package / ".github/workflows/test.yml").read_text().splitlines() if "uses:" in line]
+    assert len(lines) == 2
+    assert [line for line in lines if not re.fullmatch(r" *- uses: [\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
 
 
 def test_the_words_follow_from_the_folders_name(tmp_path):

@@ -113,13 +113,19 @@ def compile_in_child(
     """The bytes of the model library, without symbols, paths of this machine, or a wish for an executable stack.
 
     Raises:
-        ExportError: It cannot be compiled, or takes longer than ``limit`` seconds.
+        ExportError: It cannot be compiled, or takes longer than ``limit`` seconds, or no program may run in the
+            temporary folder.
     """
     vector = next((name for name, used in VECTORS.items() if used <= flags), "")
     graph.example_inputs = None  # the weights: only sizes and dtypes matter, and those are in the graph
     with temporary_folder(Path(tempfile.gettempdir()), "regplug-compile-") as folder:
         torch.export.save(graph, folder / GRAPH)
         _write_wrapper(folder, compiler, isa)
+        if not os.access(folder / COMPILER, os.X_OK):
+            raise ExportError(
+                f"{owner}: expected a temporary folder in which programs may run, got {folder.parent}, which is "
+                "mounted noexec; set TMPDIR to another folder."
+            )
         command = [sys.executable, "-m", "regplug.backends.compile_child", str(folder), vector]
         with (folder / "output").open("wb") as output:
             child = subprocess.Popen(
