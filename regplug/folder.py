@@ -186,7 +186,7 @@ def opened_file(
     except FileNotFoundError:
         raise MissingFileError(f"{owner}: missing{if_missing}.") from None
     except ValueError:
-        raise BundleError(f"{owner}: expected a path, got one with a NUL inside.") from None
+        raise BundleError(f"{owner}: expected a path without NUL, got one with it.") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
@@ -212,7 +212,7 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
     except NotADirectoryError:
         raise BundleError(f"bundle {path}: not a folder.") from None
     except ValueError:
-        raise BundleError(f"bundle {path}: expected a path, got one with a NUL inside.") from None
+        raise BundleError(f"bundle {path}: expected a path without NUL, got one with it.") from None
     except OSError as error:
         raise BundleError(f"bundle {path}: {error.strerror}.") from error
     try:
