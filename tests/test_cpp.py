@@ -116,6 +116,14 @@ def shown(value):
     return text if set(text) & set(".e") else text + ".0"
 
 
+def assert_both_refuse(programs, folder, said):
+    """C++ and Python, in the same words."""
+    assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {said}\n")
+    with pytest.raises(regplug.BundleError) as error:
+        regplug.load(folder)
+    assert str(error.value) == f"bundle {folder}: {said}"
+
+
 @pytest.mark.parametrize("case", TOLERANCES)
 def test_a_tolerance_that_is_not_the_formulas_is_refused(programs, bundle, tmp_path, case):
     folder = shutil.copytree(bundle, tmp_path / "b")
@@ -128,16 +136,14 @@ def test_a_tolerance_that_is_not_the_formulas_is_refused(programs, bundle, tmp_p
     message = message.replace("GIVEN", shown(cases[name]["tolerance"]))
     message = message.replace("ROUNDING", shown(4 * 2**-23 * scale))
     message = message.replace("LARGEST", shown(16 * 2**-11.5 * scale))
-    expected = (1, f"bundle {folder}: manifest.json: {message}.\n")
-    assert run(programs / "regplug_open", folder) == expected
+    assert_both_refuse(programs, folder, f"manifest.json: {message}.")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_golden_outputs_that_are_not_finite_are_refused(programs, bundle, tmp_path, value):
     folder = shutil.copytree(bundle, tmp_path / "b")
     change_golden(folder, lambda tensors: tensors["batch_2.output.conditioning"][1].fill_(value))
-    message = "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan."
-    assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {message}\n")
+    assert_both_refuse(programs, folder, "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan.")
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
@@ -157,9 +163,9 @@ def test_the_tolerances_formula_holds_for_every_dtype(programs, tmp_path, dtype,
     edit_manifest(tmp_path / "b", change(most))
     assert run(programs / "regplug_open", tmp_path / "b") == (0, "ok\n")
     edit_manifest(tmp_path / "b", change(most * (1 + 1e-6)))
-    code, out = run(programs / "regplug_open", tmp_path / "b")
-    assert code == 1
-    assert f"golden.cases.1.eager_error: expected at most {shown(most)}, got " in out
+    refused = shown(most * (1 + 1e-6))
+    said = f"manifest.json: golden.cases.1.eager_error: expected at most {shown(most)}, got {refused}."
+    assert_both_refuse(programs, tmp_path / "b", said)
 
 
 def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
@@ -184,8 +190,8 @@ def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
     edit_manifest(folder, change)
     assert run(programs / "regplug_open", folder, "--torchscript") == (0, "ok\n")
     edit_manifest(folder, lambda values: change(values, 1e-9))
-    message = "manifest.json: golden.cases.0.eager_error: expected at most 0.0, got 1e-09."
-    assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {message}\n")
+    said = "manifest.json: golden.cases.0.eager_error: expected at most 0.0, got 1e-09."
+    assert_both_refuse(programs, folder, said)
 
 
 DENSE = "expected a dense tensor on the CPU, got "
