@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regplug.errors import PluginError, SpecError
-from regplug.streams import apart
+from regplug.streams import briefly_apart
 
 if TYPE_CHECKING:
     from regplug.backbone import BackboneSizes
@@ -45,7 +45,7 @@ def complete_strategy(ctx: click.Context, param: click.Parameter, incomplete: st
     """Strategy names for the shell."""
     from regplug.installed import strategies
 
-    with apart():
+    with briefly_apart():
         return [name for name in strategies() if name.startswith(incomplete)]
 
 
@@ -53,7 +53,7 @@ def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: st
     """Backbone names for the shell."""
     from regplug.installed import backbones
 
-    with apart():
+    with briefly_apart():
         return [name for name in backbones() if name.startswith(incomplete)]
 
 
@@ -61,7 +61,7 @@ def complete_export_backend(ctx: click.Context, param: click.Parameter, incomple
     """Export backends' names for the shell."""
     from regplug.installed import default_registry
 
-    with apart():
+    with briefly_apart():
         entries = default_registry().export_backend_entries()
     return [entry.name for entry in entries if entry.name.startswith(incomplete)]
 

@@ -41,7 +41,22 @@ def claim() -> None:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """While it lasts, ``sys.stdout`` is for others; ``own_stdout`` is what it was."""
+    """While a command runs, ``sys.stdout`` is for others, and ``own_stdout`` is what it was.
+
+    In a process that claimed stdout it stays so to the end, because a thread of others may still print.
+    """
+    global _own
+    if _others is None:
+        with briefly_apart():
+            yield
+    else:
+        _own, sys.stdout = _own or sys.stdout, _others
+        yield
+
+
+@contextmanager
+def briefly_apart() -> Iterator[None]:
+    """As ``apart``, and ``sys.stdout`` is what it was afterwards: click prints names there that plugins gave."""
     global _own
     before, stdout = _own, sys.stdout
     _own, sys.stdout = _own or stdout, _others or sys.stderr
