@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from regplug.deprecation import current_options
 from regplug.discovery import normalise
 from regplug.entries import BackboneEntry, CheckpointSite, FiLMSite, Reference, load_reference, reference_of
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, told
-from regplug.foreign import class_name, repr_of
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, class_name, told
+from regplug.foreign import repr_of
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.registry import Registry

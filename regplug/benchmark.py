@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.bench_report import PLACES, WORKS, CopyRate, Plan, Report, Row, Side
-from regplug.errors import SpecError, told
+from regplug.errors import SpecError, class_name, told
 from regplug.inductor_folder import private_inductor_folder
 from regplug.options import bind, parameters_of
 from regplug.spec import ReadoutSpec
@@ -236,7 +236,7 @@ def _measure(row: Row, first: _Runner, second: _Runner | None, registers: Tensor
             answers.append(runner.take(registers, backward))
             sides.append(Side())
         except Exception as error:  # a mode may refuse a module in any way; the other rows are still worth having
-            sides.append(Side(failed=f"{type(error).__name__}: {told(error)}"))
+            sides.append(Side(failed=f"{class_name(error)}: {told(error)}"))
     running = [runner for runner, side in zip(runners, sides, strict=True) if side.failed is None]
     times = interleaved([runner.step for runner in running], registers.device, rounds) if running else []
     microseconds = iter([spread_of([1e6 * one for one in series]) for series in times])

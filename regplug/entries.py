@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import PluginError, SpecError, clip, told
-from regplug.foreign import are_texts, class_name, exact, mapping_of, repr_of, texts_of
+from regplug.errors import PluginError, SpecError, class_name, clip, told
+from regplug.foreign import are_texts, exact, mapping_of, repr_of, texts_of
 from regplug.kept_host import kept_host
 
 if TYPE_CHECKING:

@@ -75,7 +75,7 @@ def truncate(text: str) -> str:
 
 def told(error: BaseException) -> str:
     """What an exception says, on one line: torch and plugins write stack traces into their messages."""
-    lines = [line.strip() for line in message_of(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in message_of(error).splitlines() if line.strip()] or [class_name(error)]
     # what the TorchScript interpreter reports begins with a traceback and ends with the error
     return lines[-1 if lines[0].startswith("The following operation failed in the TorchScript interpreter") else 0]
 
@@ -88,6 +88,11 @@ def message_of(error: BaseException) -> str:
         raise
     except BaseException:  # even SystemExit, which would end the host silently and with success
         return "<no message>"
+
+
+def class_name(value: object) -> str:
+    """The name of an object's class, whatever a plugin's metaclass makes of ``__name__``."""
+    return str.__str__(vars(type)["__name__"].__get__(type(value)))
 
 
 def clip(text: str, longest: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from regplug.errors import RegplugError, SpecError, clip
+from regplug.errors import RegplugError, SpecError, class_name, clip
 
 MOST_ENTRIES = 10_000  # of one hook, and of one list or mapping in an entry
 SHOWN = 200  # characters of an object's repr
@@ -27,11 +27,6 @@ def repr_of(value: object) -> str:
         raise
     except BaseException:  # a class of a plugin's may even exit here
         return f"<{class_name(value)} object>"
-
-
-def class_name(value: object) -> str:
-    """The name of an object's class, whatever its metaclass makes of ``__name__``."""
-    return clip(exact(vars(type)["__name__"].__get__(type(value))), SHOWN)
 
 
 def bounded(values: Iterable[T], what: str, error: type[RegplugError]) -> list[T]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from regplug.errors import ExportError, told
-from regplug.foreign import class_name
+from regplug.errors import ExportError, class_name, told
 from regplug.golden import flatten
 from regplug.layout import TokenLayout
 from regplug.manifest import IMAGES, Input, Output

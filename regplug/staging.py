@@ -13,8 +13,8 @@ import pluggy
 
 from regplug import hookspecs
 from regplug.entries import Entry, Provenance, ReadoutEntry
-from regplug.errors import PluginError, clip, message_of, told
-from regplug.foreign import bounded, class_name, repr_of
+from regplug.errors import PluginError, class_name, clip, message_of, told
+from regplug.foreign import bounded, repr_of
 from regplug.hookspecs import HOOKS
 
 MOST_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy looks at each

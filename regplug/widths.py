@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import SpecError, told
-from regplug.foreign import class_name, repr_of
+from regplug.errors import SpecError, class_name, told
+from regplug.foreign import repr_of
 from regplug.layout import is_int
 
 if TYPE_CHECKING:

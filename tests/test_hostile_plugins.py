@@ -108,6 +108,10 @@ EVIL = {
         "class M(type):\n    @property\n    def __name__(cls): {act}\n"
         "class E(Exception, metaclass=M):\n    pass\nraise E('seen')"
     ),
+    "a class with a name of its own and no message": (
+        "class M(type):\n    @property\n    def __name__(cls): {act}\n"
+        "class E(Exception, metaclass=M):\n    pass\nraise E"
+    ),
     "a hook's exception of ours": (
         "import regplug\nclass E:\n    def __str__(self): {act}\n    __repr__ = __str__\n"
         "@regplug.hookimpl\ndef regplug_readouts(): raise regplug.PluginError(E())"

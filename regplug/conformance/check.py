@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from regplug.errors import ConformanceError, told
+from regplug.errors import ConformanceError, class_name, told
 
 if TYPE_CHECKING:
     from regplug.conformance.subject import Subject
@@ -85,7 +85,7 @@ def run_check(check: Check, subject: Subject, expected: str | None = None) -> Ch
     except ConformanceError as error:
         verdict, detail = FAILED, str(error)
     except (Exception, SystemExit) as error:  # whatever a readout raises, it must not
-        verdict, detail = FAILED, f"{type(error).__name__}: {told(error)}"
+        verdict, detail = FAILED, f"{class_name(error)}: {told(error)}"
     if expected is not None and verdict == FAILED:
         verdict, detail = EXPECTED_FAILURE, f"{expected} ({detail})"
     elif expected is not None:

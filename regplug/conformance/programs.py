@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regplug.bundle import export, load
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close
-from regplug.errors import ConformanceError, ShapeError, told
+from regplug.errors import ConformanceError, ShapeError, class_name, told
 from regplug.golden import compare
 from regplug.loading import golden_of, tolerance_factor
 from regplug.manifest import Input
@@ -146,7 +146,7 @@ def _program_of(subject: Subject, backend: str) -> LoadedProgram | str:
         except ConformanceError as error:
             made[backend] = str(error)
         except Exception as error:  # a readout may raise anything as it is exported
-            made[backend] = f"{type(error).__name__}: {told(error)}"
+            made[backend] = f"{class_name(error)}: {told(error)}"
     return made[backend]
 
 

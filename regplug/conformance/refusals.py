@@ -8,7 +8,7 @@ import torch
 
 from regplug.conformance.check import Check
 from regplug.conformance.subject import TOLERANCES, Subject, close
-from regplug.errors import ConformanceError, ShapeError, told
+from regplug.errors import ConformanceError, ShapeError, class_name, told
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64)
 
@@ -90,7 +90,7 @@ def _check_words(subject: Subject, error: BaseException, shape: Sequence[int]) -
     if not isinstance(error, ShapeError) or any(word not in str(error) for word in words):
         raise ConformanceError(
             f"registers {list(shape)}: expected a ShapeError with {words[0]} and {words[1]}, got "
-            f"{type(error).__name__}: {told(error)}"
+            f"{class_name(error)}: {told(error)}"
         ) from error
 
 
