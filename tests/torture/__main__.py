@@ -27,6 +27,7 @@ PARTS = (
     "options",
     "large",
     "libraries",
+    "plugins",
     "failing",
     "crashing",
     "replacing",
