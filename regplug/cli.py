@@ -97,6 +97,11 @@ def answer() -> int:
     except OSError as error:  # a full disk behind stdout, a folder that may not be listed
         complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")
         return EXIT_FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "bad_alloc" not in str(error):  # torch has no type of its own for it
+            raise
+        complain("error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.")
+        return EXIT_FAILED
 
 
 _show_elsewhere = warnings.showwarning

@@ -184,6 +184,9 @@ def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) ->
             return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
     except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
         return [Check("torch.compile", "-", "failed", detail=str(error))]
+    except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # no memory, as its parts say it
+        detail = f"torch.compile: {type(error).__name__}: {told(error)}"
+        return [Check("torch.compile", "-", "failed", detail=detail)]
 
 
 def _refuses(program: LoadedProgram, given: Tensor) -> bool:

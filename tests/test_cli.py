@@ -519,3 +519,19 @@ def test_cache_lists_and_prunes(run, tmp_path, monkeypatch):
     cache.keep("a" * 64, said, {"program.x": bytes(5000)})
     assert run("cache", "prune", "--days", "0")[1].startswith("deleted 1 entries, ")
     assert run("cache", "prune", "--days", "-1")[0] == 2
+
+
+@pytest.mark.parametrize("error", ["MemoryError", "RuntimeError('std::bad_alloc')"])
+def test_a_command_that_runs_out_of_memory_says_so_in_one_line(run_python, error):
+    code = f"""
+import sys, regplug.verification
+from regplug.cli import main
+def verify(*args, **kwargs):
+    raise {error}
+regplug.verification.verify = verify
+sys.argv = ["regplug", "verify", "b"]
+main()
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.\n"

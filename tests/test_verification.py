@@ -240,6 +240,21 @@ def test_a_graph_break_is_a_failed_row_with_its_reason_beside_the_other_programs
     assert all(check.ok for check in found.checks if check.program == "eager")
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), SystemError("error return without exception set"), ImportError("map")]
+)
+def test_a_compiler_that_runs_out_of_memory_is_a_failed_row_beside_the_other_programs(bundles, monkeypatch, error):
+    def compile_nothing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    found = regplug.verify(bundles / "readout", programs=True)
+    rows = {check.program: check for check in found.checks}
+    assert rows["torch.compile"].verdict == "failed"
+    assert rows["torch.compile"].detail.startswith(f"torch.compile: {type(error).__name__}: ")
+    assert all(check.ok for check in found.checks if check.program == "torchscript")
+
+
 def test_a_program_keeps_its_dtype_under_autocast(bundles):
     registers = torch.randn(2, 4, 24)
     with torch.autocast("cpu", dtype=torch.bfloat16):
