@@ -15,6 +15,7 @@ T = TypeVar("T")
 Rule = Callable[[str, Any], Any]
 LARGEST = 1 << 53
 DEEPEST = 64
+MOST_MARKS = 1 << 17  # brackets and commas
 SHOWN = 60
 PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -43,17 +44,15 @@ class Number:
 def parse_json(data: bytes) -> Any:
     """The JSON value in ``data``, its numbers as written.
 
-    The checks come in one order, in C++ too, so that a text with several faults has one message. A megabyte of the
-    worst takes well under a second.
+    The checks come in one order, in C++ too, so that a text with several faults has one message.
 
     Raises:
         DuplicateKeyError: A key is there twice.
-        WrongValueError: It is nested deeper than 64, or no JSON in UTF-8.
+        WrongValueError: It has more than 131,072 brackets and commas, is nested deeper than 64, or is no JSON in UTF-8.
     """
     if data.startswith(b"\xef\xbb\xbf"):
         raise WrongValueError("not JSON: begins with a byte order mark")
-    if _depth(data) > DEEPEST:
-        raise WrongValueError(f"nested deeper than {DEEPEST}")
+    _check_brackets(TEXT.sub(b"", data))
     duplicates: list[_Pairs] = []
 
     def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Pairs:
@@ -89,15 +88,22 @@ def _number(text: str) -> Number:
     return Number(text) if abs(float(text)) < float("inf") else _refuse(text)  # nor what no float64 holds
 
 
-def _depth(data: bytes) -> int:
-    """How deep brackets are nested; known before the parser meets them, which has a limit of its own.
+def _check_brackets(data: bytes) -> None:
+    """Refuse what takes long to walk over, and deep nesting before the parser meets it, which has a limit of its own.
 
     A bracket that closes nothing counts for nothing: from each depth the lowest before it, where that is below 0, is
-    taken off. No loop of Python's: a text may be nothing but brackets.
+    taken off. No loop of Python's: a text may be a megabyte of brackets.
+
+    Args:
+        data: The text without its strings, whose brackets and commas do not count.
     """
-    steps = memoryview(TEXT.sub(b"", data).translate(DEPTHS, NO_BRACKETS)).cast("b")
+    marks = sum(map(data.count, (b",", b"[", b"]", b"{", b"}")))
+    if marks > MOST_MARKS:
+        raise WrongValueError(f"expected at most {MOST_MARKS} brackets and commas, got {marks}")
+    steps = memoryview(data.translate(DEPTHS, NO_BRACKETS)).cast("b")
     depths: list[int] = list(accumulate(steps, initial=0))
-    return int(max(map(sub, depths, accumulate(depths, min))))
+    if max(map(sub, depths, accumulate(depths, min))) > DEEPEST:
+        raise WrongValueError(f"nested deeper than {DEEPEST}")
 
 
 def _check_texts(value: Any) -> None:

@@ -147,6 +147,18 @@ def texts() -> typing.Iterator[tuple[str, bytes, str | None]]:
     for key in readout():
         twice = good[:-1] + f',"{key}":1}}'
         yield f"{key} twice", twice.encode(), f"key '{key}' stands twice"
+    marks = sum(map(good.count, ",[]{}"))
+    for count in (131_072, 131_073):
+        zeros = f'"options": {{"a":[{",".join("0" * (count - marks - 1))}]}}'
+        refused = "expected at most 131072 brackets and commas, got 131073" if count > 131_072 else None
+        yield f"{count} brackets and commas", good.replace('"options": {}', zeros).encode(), refused
+    yield (
+        "brackets in a text",
+        good.replace('"options": {}', f'"options": {{"a": "{",[{]}" * 40_000}"}}').encode(),
+        None,
+    )
+    for text in ("[" * 200_000, "]" * 200_000):
+        yield f"{text[0]} without end", text.encode(), "expected at most 131072 brackets and commas, got 200000"
     options = '"options": {}'
     deep, deeper = (f'"options": {{"a":{"[" * depth}{"]" * depth}}}' for depth in (62, 63))
     for word, text, said in (

@@ -1,6 +1,7 @@
 // Strict JSON: what manifests and safetensors headers are read with.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -33,10 +34,14 @@ class DuplicateKey : public Fault {
   using Fault::Fault;
 };
 
-// Refuses deep nesting before a parser meets it; brackets inside strings do not count.
-inline void check_depth(std::string_view text) {
+// Refuses what takes long to walk over, in any language, and deep nesting before a parser meets it; brackets and commas
+// inside strings do not count.
+inline void check_brackets(std::string_view text) {
   constexpr std::size_t kDepth = 64;
+  constexpr std::size_t kMarks = std::size_t{1} << 17;
   std::size_t depth = 0;
+  std::size_t deepest = 0;
+  std::size_t marks = 0;
   bool inside = false;
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char letter = text[i];
@@ -44,13 +49,20 @@ inline void check_depth(std::string_view text) {
       if (letter == '\\') ++i;
       inside = letter != '"';
     } else if (letter == '[' || letter == '{') {
-      if (++depth > kDepth) throw Fault("nested deeper than " + std::to_string(kDepth));
+      ++marks;
+      deepest = std::max(deepest, ++depth);
     } else if (letter == ']' || letter == '}') {
+      ++marks;
       if (depth > 0) --depth;
     } else {
+      marks += letter == ',';
       inside = letter == '"';
     }
   }
+  if (marks > kMarks) {
+    throw Fault("expected at most " + std::to_string(kMarks) + " brackets and commas, got " + std::to_string(marks));
+  }
+  if (deepest > kDepth) throw Fault("nested deeper than " + std::to_string(kDepth));
 }
 
 // Builds the value from the parser's events: its own builder keeps the last of two equal keys.
@@ -113,7 +125,7 @@ class StrictJson final : public nlohmann::json_sax<Json> {
 inline Json parse_json(std::string_view text) {
   // The parser skips a byte order mark and takes NUL for the end of the text; both would let bytes pass unread.
   if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Fault("not JSON: begins with a byte order mark");
-  check_depth(text);
+  check_brackets(text);
   if (text.find('\0') != std::string_view::npos || !Json::accept(text)) throw Fault("not JSON");
   StrictJson builder;
   Json::sax_parse(text.begin(), text.end(), &builder);
