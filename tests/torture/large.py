@@ -23,7 +23,7 @@ from torture import Figure
 from torture.options import MOST_SECONDS, Outcome, memory
 
 SPARSE = 3 << 30  # bytes of a file that has none on the disk
-GRAIN = 32 << 20  # texts of a megabyte, several times over
+GRAIN = 96 << 20  # a regular expression remembers where each of half a million escapes began
 TESTS = Path(__file__).resolve().parent.parent
 # what is read of a file, by the end of its name
 READERS: dict[str, Callable[[str], object]] = {
