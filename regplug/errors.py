@@ -19,8 +19,9 @@ class RegplugError(Exception):
     Its message is one line of at most 400 characters, whatever it quotes, and holds nothing that a terminal obeys.
     """
 
-    def __init__(self, message: object = "") -> None:
-        super().__init__(truncate(escape(str(message))))
+    def __str__(self) -> str:
+        """The message; not made as the error is, which ``torch.compile`` would have to trace."""
+        return truncate(escape(super().__str__()))
 
 
 class SpecError(RegplugError, ValueError):

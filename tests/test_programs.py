@@ -215,6 +215,7 @@ def test_what_a_model_library_throws_is_an_error(scaled, tmp_path, thrown, told)
         "ContainerGetNumOutputs",
         "ContainerGetNumConstants",
         "ContainerRunSingleThreaded",
+        "ContainerDelete",
     ]
     functions = "".join(f"int AOTInductorModel{name}() {{ return 0; }}\n" for name in names)
     functions += f"int AOTInductorModelContainerCreateWithDevice() {{ throw {thrown}; }}\n"

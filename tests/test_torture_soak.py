@@ -8,11 +8,11 @@ from torture.soak import MOST, SAMPLES, Sample, figure, growth, samples_of, soak
 
 
 def test_memory_descriptors_and_threads_stay_over_the_rounds(tmp_path):
-    found = soak(tmp_path, built() / "regplug_soak", 0.02, lambda word: None)
+    found = soak(tmp_path, built() / "regplug_soak", 0.05, lambda word: None)
     assert {one.what.rpartition(": ")[2] for one in found} == {
         "C++ torchscript", "C++ aotinductor", "Python data", "Python torchscript", "Python aotinductor",
     }  # fmt: skip
-    assert {one.tried for one in found} == {200}
+    assert {one.tried for one in found} == {500}
     assert {one.what: one.note for one in found if not one.ok} == {}
 
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from regplug.choices import named_by_user
 from regplug.discovery import normalise
 from regplug.entries import REFERENCE_PATTERN, ReadoutEntry
-from regplug.errors import NameLookupError, SpecError
+from regplug.errors import NameLookupError, SpecError, clip
 from regplug.hookspecs import hookimpl
 from regplug.installed import default_registry
 from regplug.registry import Registry
 
 NUM_REGISTERS, HIDDEN_DIM = 4, 24  # where nobody says: small is fast, and no size is special
+SHOWN = 120  # characters of why a word is no strategy
 
 
 class Named(NamedTuple):
@@ -75,7 +76,7 @@ def _class_named(name: str, sizes: Mapping[str, Any], no_strategy: NameLookupErr
     except SpecError as error:
         raise NameLookupError(
             f"readout {name!r}: expected an installed strategy or module:Class, got neither: as a strategy, "
-            f"{no_strategy} As a class, {error}"
+            f"{clip(str(no_strategy), SHOWN)} As a class, {error}"
         ) from error
     module, _, attribute = name.partition(":")
     registry = Registry.installed()  # of its own: what is checked here is nobody else's

@@ -62,7 +62,7 @@ bool check_odd(const regplug::TorchScriptBundle& program, const at::Tensor& good
       {"meta", drawn.to(at::kMeta), drawn},
       {"zeros", at::_efficientzerotensor(good.sizes(), good.options()), zeros},
       {"quantized", at::quantize_per_tensor(zeros, 0.1, 0, at::kQInt8), zeros},
-      {"nested", at::_nested_tensor_from_mask(drawn, at::ones({good.size(0), good.size(1)}, at::kBool)), drawn},
+      {"nested", at::_nested_tensor_from_mask(drawn.flatten(2), at::ones({good.size(0), good.size(1)}, at::kBool)), drawn},
       {"batched", at::functorch::makeBatched(at::stack({drawn, drawn}), 0, 1), drawn},
       {"functional", at::functionalization::impl::to_functional_tensor(drawn), drawn},
       {"complex", at::complex(drawn, zeros).conj(), drawn},

@@ -23,7 +23,7 @@ from torture import Figure
 
 ROUNDS = 10_000
 SAMPLES = 100
-WARM = 20  # samples until torch's allocator and caches have what they keep
+WARM = 40  # samples until allocators and caches have what they keep: one step of 2 MiB comes after some 150 rounds
 # resident bytes that a round may add; a weight, a graph or a descriptor that is kept takes hundreds
 MOST = 64
 GRAIN = 256 << 10  # an allocator takes memory in steps: in few rounds one step looks like a slope

@@ -146,9 +146,10 @@ def test_shapes_that_contradict_each_other_are_refused(
 def test_a_tensor_of_the_readout_or_its_generator_is_never_left_behind(name: str) -> None:
     shapes = shapes_of(network(POOL, "meta"))
     assert name not in shapes
-    with pytest.raises(regplug.SpecError, match=f"^{re.escape(name)}: expected a .* alone, got \\[3, 2\\]\\.$"):
+    begin = re.escape(name[:200])  # of a longer message the middle is cut out
+    with pytest.raises(regplug.SpecError, match=rf"^{begin}.* alone, got \[3, 2\]\.$"):
         find_readouts({**shapes, name: (3, 2)})
-    with pytest.raises(regplug.SpecError, match="^" + re.escape(name)):  # wherever it stands among the names
+    with pytest.raises(regplug.SpecError, match=f"^{begin}"):  # wherever it stands among the names
         find_readouts({name: (3, 2), **shapes})
     find_readouts(shapes)
 
