@@ -92,10 +92,11 @@ def export(
     """
     registry = registry or default_registry()
     directory = Path(directory)
+    place = directory.absolute()  # whatever a constructor does to the working folder
     if isinstance(backends, str):
         raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     settings = dict(settings or {})
-    check_place(directory, force)
+    check_place(place, force)
     makers = {name: open_backend(registry, name, settings.pop(name, {})) for name in dict.fromkeys(backends)}
     if settings:
         raise SpecError(f"settings: expected those of the backends, got some of {', '.join(sorted(settings))}.")
@@ -128,7 +129,7 @@ def export(
             raise BundleError(f"{MANIFEST}: expected at most {MAX_MANIFEST} bytes, got {len(text)}.")
         parse_manifest("to be", text)
     progress("writing")
-    write_folder(directory, {**files, MANIFEST: text}, force)
+    write_folder(place, {**files, MANIFEST: text}, force)
     return Exported(directory, hashlib.sha256(text).hexdigest(), manifest)
 
 

@@ -17,7 +17,7 @@ from regplug.choices import (
     json_option,
     size_options,
 )
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, escape, message_of, told
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, escape, message_of, told, truncate
 from regplug.lazy_group import LazyGroup
 from regplug.printing import (
     EXIT_FAILED,
@@ -80,7 +80,7 @@ def answer() -> int:
     except SystemExit as error:  # of click itself, after a completion
         return error.code if isinstance(error.code, int) else 0
     except click.ClickException as error:
-        error.show(file=own_stderr())
+        _shown(error).show(file=own_stderr())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")
@@ -102,6 +102,14 @@ def answer() -> int:
             raise
         complain("error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.")
         return EXIT_FAILED
+
+
+def _shown(error: click.ClickException) -> click.ClickException:
+    """The same, its message short and without what a terminal obeys: it may quote a stranger's file name."""
+    message = truncate(escape(error.format_message()))
+    return (
+        click.UsageError(message, error.ctx) if isinstance(error, click.UsageError) else click.ClickException(message)
+    )
 
 
 _show_elsewhere = warnings.showwarning

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SIZES = ("num_registers", "hidden_dim")
+LONGEST = 400  # characters of a summary
 FILM_FORMS = ("gamma", "1+gamma")
 FILM_ORDERS = ("gamma-first", "shift-first")
 LONGEST = 400  # characters of what an import raised
@@ -111,8 +112,10 @@ class Entry:
                 f"{type(self).__name__}: name: expected letters, digits, '.', '_' and '-', got {repr_of(self.name)}."
             )
         check_reference(self.label, "build", self.build)
-        if not (isinstance(self.summary, str) and len(self.summary.splitlines()) <= 1):
-            raise SpecError(f"{self.label}: summary: expected one line of text, got {repr_of(self.summary)}.")
+        is_line = isinstance(self.summary, str) and len(self.summary.splitlines()) <= 1
+        if not is_line or len(self.summary) > LONGEST:
+            wanted = f"one line of at most {LONGEST} characters"
+            raise SpecError(f"{self.label}: summary: expected {wanted}, got {repr_of(self.summary)}.")
         if self.old_names != ():
             self._check_old_names()
 
@@ -224,7 +227,8 @@ class BackboneEntry(Entry):
 
     ``build`` makes the model, with random weights and wherever ``torch.device`` says (the meta device too); it is
     called with the model's name when one is asked for (``NAME:MODEL``), and with options by keyword. Both may come from
-    a stranger's bundle (the name is then no path and no address), so it reads no file and downloads nothing for them.
+    a stranger's bundle (the name is then no path and no address), so it reads no file and downloads nothing for them,
+    and it bounds what it loops over before the first module is made: a depth, say. The rest is bounded here.
 
     Args:
         layout: Callable ``model -> TokenLayout``; the model may be on the meta device. Its ``normalized`` says how

@@ -10,7 +10,7 @@ from types import TracebackType
 from regplug.errors import PluginError
 from regplug.forking import lock_over_forks
 
-IMPORT_LIMIT_S = 60.0  # so long another thread waits for the end of one plugin's import
+IMPORT_LIMIT_S = 30.0  # so long another thread waits for the end of one plugin's import
 LOOK_S = 0.25  # how often it looks at whose import it waits for
 
 

@@ -75,7 +75,7 @@ def _check_counts(path: str, manifest: Manifest, state: Mapping[str, Tensor]) ->
     Not of the strategy, where an integer may be a seed.
 
     Raises:
-        BundleError: An integer in the options is larger than any width, length or number of layers can be here.
+        BundleError: The integers of an option are together more than widths, lengths or layers can be here.
     """
     numbers = sum(tensor.numel() for tensor in state.values())
     most = max(numbers, prod(size for size in manifest.input.shape if isinstance(size, int)), ALWAYS_ALLOWED)
@@ -84,19 +84,19 @@ def _check_counts(path: str, manifest: Manifest, state: Mapping[str, Tensor]) ->
     counted += [(f"backbone {backbone.name!r}", backbone.options)] if backbone else []
     for owner, options in counted:
         for option, value in options.items():
-            if (largest := _largest_integer(value)) > most:
+            if (total := _counted(value)) > most:
                 raise BundleError(
                     f"bundle {path}: {owner}: option {option!r}: expected at most {most}, as many numbers as the "
-                    f"weights hold, got {largest}."
+                    f"weights hold, got {total}."
                 )
 
 
-def _largest_integer(value: object) -> int:
-    """The largest absolute integer in a JSON value."""
+def _counted(value: object) -> int:
+    """All integers in a JSON value together, without their signs: a list may count for each of many stages."""
     if isinstance(value, int):
         return abs(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return max(map(_largest_integer, items), default=0)
+    return sum(map(_counted, items))
 
 
 def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import BundleError, ExportError
+from regplug.errors import BundleError, ExportError, class_name, told
 from regplug.safetensors_header import (
     DTYPE_NAMES,
     TENSOR_NAME,
@@ -94,7 +94,12 @@ def state_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
     """
     import torch
 
-    state = module.state_dict()
+    try:
+        state = module.state_dict()
+    except (Exception, SystemExit) as error:  # a class of a plugin's may have one of its own
+        raise ExportError(
+            f"{owner}: expected weights in state_dict(), got {class_name(error)}: {told(error)}"
+        ) from error
     for name, _ in module.named_buffers():
         if name not in state:
             raise ExportError(f"{owner}: buffer {name!r}: expected a persistent buffer; it would be lost.")

@@ -1,6 +1,7 @@
 """Export and load: what goes into a bundle comes out the same, and nothing else comes out."""
 
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -707,3 +708,36 @@ def test_no_program_is_asked_for_an_empty_batch(registry, tmp_path):
         assert [(out.shape, out.dtype) for out in got] == [(out.shape, out.dtype) for out in wanted]
         with pytest.raises(regplug.ShapeError):
             program(torch.zeros(0, 3, 24))
+
+
+def test_a_constructor_that_changes_the_working_folder_moves_no_bundle(tmp_path, registry, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    spec = registry.resolve("scaled", **SIZES)
+    module, init = trained(spec), ScaledMean.__init__
+
+    def moving(self, *args, **options):
+        os.chdir(tmp_path / "elsewhere")
+        init(self, *args, **options)
+
+    monkeypatch.setattr(ScaledMean, "__init__", functools.wraps(init)(moving))
+    done = regplug.export(spec, module, "b", backends=[], registry=registry)
+    assert str(done.directory) == "b"
+    assert (tmp_path / "here" / "b" / "manifest.json").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("error", ["RuntimeError('sd')", "SystemExit(0)"])
+def test_a_state_dict_that_fails_is_an_error_of_the_export(tmp_path, registry, monkeypatch, error):
+    spec = registry.resolve("scaled", **SIZES)
+    module = trained(spec)
+
+    def fail(self, *args, **options):
+        raise eval(error)
+
+    monkeypatch.setattr(ScaledMean, "state_dict", fail)
+    said = r"strategy 'scaled': expected weights in state_dict\(\), got (RuntimeError: sd|SystemExit: 0)"
+    with pytest.raises(regplug.ExportError, match=said):
+        regplug.export(spec, module, tmp_path / "b", backends=[], registry=registry)
+    assert not (tmp_path / "b").exists()

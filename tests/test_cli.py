@@ -535,3 +535,13 @@ main()
     done = run_python(code)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.\n"
+
+
+def test_a_wrong_word_is_quoted_in_part_and_steers_no_terminal(run_python):
+    for word in ("9" * 50_000, "b\x1b[31mred\x1b]0;title\x07"):
+        for place in ([word], ["verify", "a", word], ["verify", "--backend" + word, "a"]):
+            done = run_python(f"import sys; sys.argv = ['regplug', *{place!r}]\nfrom regplug.cli import main; main()")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert len(done.stderr) < 700
+            assert "\x1b" not in done.stderr
+            assert done.stderr.splitlines()[-1].startswith("Error: ")

@@ -398,3 +398,27 @@ def test_what_a_strangers_file_says_of_itself_cannot_talk_to_the_terminal(good, 
     with pytest.raises(regplug.BundleError) as error:
         regplug.load(folder)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("tiny_vit_5m_224", {"window_sizes": [64, 64, 64, 64]}),
+        ("maxvit_tiny_tf_224", {"img_size": 65_536}),
+        ("swin_tiny_patch4_window7_224", {"depths": [2, 2]}),
+    ],
+)
+def test_a_model_of_another_family_is_refused_before_it_is_built(whole, tmp_path, model, options):
+    folder = with_options(whole, tmp_path / "b")
+    edit_manifest(folder, lambda values: values["backbone"].update(model=model, options=options))
+    came = load_measured(str(folder))
+    assert came.said.startswith(
+        f"bundle {folder}: the installed regplug-timm:timm: model '{model}': carries no register"
+    )
+    assert came.taken < 16 << 20
+
+
+def test_many_counts_in_one_option_are_counted_together(whole, tmp_path):
+    folder = with_options(whole, tmp_path / "b", depths=[65_536] * 3000)
+    with pytest.raises(regplug.BundleError, match="option 'depths': expected at most 65536, .* got 196608000"):
+        regplug.load(folder)

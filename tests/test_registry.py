@@ -736,8 +736,14 @@ def test_a_strict_registry_with_a_broken_plugin_answers_nobody_not_even_for_a_bu
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: regplug.ReadoutEntry("a", "m:A", summary=object()), "summary: expected one line of text"),
-        (lambda: regplug.ReadoutEntry("a", "m:A", summary="one\ntwo"), "summary: expected one line of text"),
+        (
+            lambda: regplug.ReadoutEntry("a", "m:A", summary=object()),
+            "summary: expected one line of at most 400 characters",
+        ),
+        (
+            lambda: regplug.ReadoutEntry("a", "m:A", summary="one\ntwo"),
+            "summary: expected one line of at most 400 characters",
+        ),
         (
             lambda: regplug.BackboneEntry("a", "m:A", layout="m:l", readouts="pool"),
             "readouts: expected a list of texts",

@@ -14,13 +14,15 @@ import regplug
 from regplug.errors import told
 from regplug.options import closest
 
-from .layouts import name_of
+from .layouts import FAMILIES, name_of
 from .reading import AFTER
 
 # with these create_model reads files or the network, or builds elsewhere; a bundle, which may be a stranger's, must not
 # ask for that
 READING = re.compile(r"pretrained.*|checkpoint_path|cache_dir|device")
 
+# a DeiT with registers is a VisionTransformer
+OWN_MODULES = {reference.partition(":")[0] for reference in FAMILIES} | {"timm.models.deit"}
 MAX_DEPTH = 1024  # blocks; timm lists as many numbers before the first block can be refused
 
 IN_TRAINING = re.compile(r"training|drop|^p$|checkpointing|fused_attn|grad|device|dtype")
@@ -38,6 +40,13 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
         raise regplug.SpecError("backbone 'timm': expected a model, as timm:vit_small_patch14_reg4_dinov2, got none.")
     if not timm.is_model(name.partition(".")[0]):
         raise regplug.NameLookupError(f"model {name!r}: not known to timm{closest(name, timm.list_models())}.")
+    module = timm.models.model_entrypoint(name.partition(".")[0]).__module__
+    if module.startswith("timm.") and module not in OWN_MODULES:
+        # before it is built: a bundle may name any model, and some loop over their options without end
+        raise regplug.SpecError(
+            f"model {name!r}: carries no register tokens (it is of {module}); use one whose name says reg, dinov3 or "
+            "radio."
+        )
     clashes = sorted(filter(READING.fullmatch, options))
     if clashes:
         raise regplug.SpecError(
