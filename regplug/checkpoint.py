@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regplug.checkpoint_file import DamagedError, OpenFile, Place, TorchArchive, safetensors_places, shapes_of
 from regplug.errors import BundleError, told
 from regplug.folder import opened_file
+from regplug.pickle_nesting import DeepPickleError, check_nesting
 from regplug.torch_private import place_in_outline, uncompiled_name
 
 # where training programs keep a network's weights, tried in this order, before the top level itself
@@ -28,6 +29,7 @@ MOST_WRAPPERS = 4
 MAX_HEADER = 16 << 20  # of safetensors: 100,000 tensors; its own limit takes 15 s and 2 GB to read
 PICKLED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized|unsupported) \w+ ([\w.]+)")
 SHOWN, LONGEST = 5, 120
+PICKLES = 5  # of a file of before 2020: two numbers, what wrote it, the weights, the names of their storages
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if head.startswith(b"PK\3\4"):
             return _open_archive(owner, path, file)
         if head.startswith(b"\x80"):
-            return _open_whole(owner, path, file)
+            return _open_whole(owner, path, file, zipped=False)
     begin = f"one that begins with {head!r}" if head else "an empty one"
     raise BundleError(f"{owner}: expected a safetensors file, or one that torch.save wrote, got {begin}.")
 
@@ -173,7 +175,7 @@ def _open_archive(owner: str, path: str, file: OpenFile) -> Checkpoint:
             content = _unpickled(owner, outline, "meta")
         except BundleError as error:
             if isinstance(error.__cause__, NotImplementedError):  # quantized tensors, which the meta device has not
-                return _open_whole(owner, path, file)
+                return _open_whole(owner, path, file, zipped=True)
             raise
         key, state, others = _state_in(owner, content)
         places = {name: archive.place_of(tensor) for name, tensor in state.items()}
@@ -182,12 +184,27 @@ def _open_archive(owner: str, path: str, file: OpenFile) -> Checkpoint:
     return _checkpoint(owner, path, file, key, others, state, places)
 
 
-def _open_whole(owner: str, path: str, file: OpenFile) -> Checkpoint:
+def _open_whole(owner: str, path: str, file: OpenFile, *, zipped: bool) -> Checkpoint:
     """A PyTorch file of which no part can be read alone, as those of before 2020: it is read now."""
     with file.stream() as stream:
         stream.seek(0)
+        if not zipped:  # an archive's pickle was looked at
+            _check_pickles(owner, stream)
+            stream.seek(0)
         key, state, others = _state_in(owner, _unpickled(owner, stream, "cpu"))
     return _checkpoint(owner, path, file, key, others, state, state)
+
+
+def _check_pickles(owner: str, stream: BinaryIO) -> None:
+    try:
+        for _ in range(PICKLES):
+            check_nesting(stream)
+            begin = stream.tell()
+            if not stream.read(1):  # no file of torch's, which says so itself
+                return
+            stream.seek(begin)
+    except DeepPickleError as error:
+        raise BundleError(f"{owner}: expected a PyTorch file, got a damaged one ({error}).") from error
 
 
 def _checkpoint(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regplug.errors import BundleError
+from regplug.pickle_nesting import DeepPickleError, check_nesting
 from regplug.torch_private import place_in_outline
 
 # safetensors' words, as far as torch has the dtype
@@ -223,6 +224,10 @@ class TorchArchive:
         pickled = self._bytes_of("data.pkl")
         if pickled is None:
             raise DamagedError(f"no member {self._root}/data.pkl")
+        try:
+            check_nesting(io.BytesIO(pickled))
+        except DeepPickleError as error:
+            raise DamagedError(str(error)) from error
         made = io.BytesIO()
         with zipfile.ZipFile(made, "w") as archive:
             archive.writestr("outline/data.pkl", pickled)

@@ -77,7 +77,7 @@ def subject_of(
 
 
 def _refuse_lazy(owner: str, readout: nn.Module) -> None:
-    for name, tensor in readout.state_dict(keep_vars=True).items():
+    for name, tensor in (*readout.named_parameters(), *readout.named_buffers()):
         if is_lazy(tensor):
             raise SpecError(
                 f"{owner}: expected weights that have shapes once built, got a lazy {name!r}; state its sizes."
