@@ -19,7 +19,7 @@ from regplug.installed import default_registry
 from regplug.manifest import DESCRIBED
 from regplug.options import closest, describe_signature
 from regplug.options import describe as describe_options
-from regplug.reading import read_bundle
+from regplug.reading import check_bundle
 from regplug.registry import Registry
 from regplug.safetensors_header import read_file_header
 from regplug.spec import ReadoutSpec
@@ -81,7 +81,7 @@ def _names_backbone(what: str, registry: Registry) -> bool:
 def _inform_path(what: str, digest: str | None, follow_links: bool) -> dict[str, Any]:
     path = Path(what)
     if path.is_dir():
-        files = read_bundle(what, digest=digest, follow_links=follow_links)
+        files = check_bundle(what, digest=digest, follow_links=follow_links)
         manifest = asdict(files.manifest)
         programs = [f"{one['backend']} ({one['file']})" for one in manifest.pop("programs")]
         sizes = {name: f"{record['size']} bytes" for name, record in manifest.pop("files").items()}

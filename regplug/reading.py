@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from regplug.agreement import parse_manifest
@@ -55,6 +55,32 @@ def read_bundle(
         BundleError: Anything is missing, added, changed or malformed; the message names it.
         SpecError: ``digest`` is none.
     """
+    return _read(
+        directory,
+        digest,
+        follow_links,
+        lambda manifest: {WEIGHTS, GOLDEN, *(program.file for program in manifest.programs if keep(program))},
+    )
+
+
+def check_bundle(
+    directory: str | os.PathLike[str], *, digest: str | None = None, follow_links: bool = False
+) -> BundleFiles:
+    """As ``read_bundle``, of whose files nothing is kept: they may be larger than the memory.
+
+    Raises:
+        BundleError: Anything is missing, added, changed or malformed; the message names it.
+        SpecError: ``digest`` is none.
+    """
+    return _read(directory, digest, follow_links, lambda manifest: set())
+
+
+def _read(
+    directory: str | os.PathLike[str],
+    digest: str | None,
+    follow_links: bool,
+    kept_of: Callable[[Manifest], Collection[str]],
+) -> BundleFiles:
     if digest is not None and not DIGEST.fullmatch(digest):
         raise SpecError(f"digest: expected 64 hexadecimal digits, got {quoted(digest)}.")
 
@@ -65,15 +91,15 @@ def read_bundle(
             raise BundleError(f"bundle {folder.path}: {MANIFEST}: sha256 is {found}, pinned is {digest.lower()}.")
         manifest = parse_manifest(folder.path, data)
         folder.check_listing(manifest.files)
-        kept = {program.file for program in manifest.programs if keep(program)}
+        kept = kept_of(manifest)
         files, tensors = {}, {}
         for name, record in manifest.files.items():
-            if name in (WEIGHTS, GOLDEN):
-                tensors[name] = folder.read_tensors(name, record.size, record.sha256)
-            elif name in kept:
-                files[name] = folder.read_checked(name, record.size, record.sha256)
-            else:
+            if name not in kept:
                 folder.check(name, record.size, record.sha256)
+            elif name in (WEIGHTS, GOLDEN):
+                tensors[name] = folder.read_tensors(name, record.size, record.sha256)
+            else:
+                files[name] = folder.read_checked(name, record.size, record.sha256)
         return BundleFiles(folder.path, manifest, found, files, tensors)
 
     return read_folder(directory, follow_links, read)

@@ -20,7 +20,7 @@ from regplug.errors import BundleError, RegplugError, SpecError, clip, message_o
 from regplug.folder import MANIFEST, read_lone_file
 from regplug.lone_files import check_file_place, write_files
 from regplug.manifest import ProgramRecord
-from regplug.reading import BundleFiles, read_bundle
+from regplug.reading import BundleFiles, check_bundle, read_bundle
 from regplug.strict import WrongValueError, parse_json, plain
 
 MAX_SIGNATURE = 1 << 20
@@ -75,7 +75,7 @@ def sign(
     signing = _imported("signing")
     check_file_place(place, force)
     _check_private_key(os.fspath(key), password)
-    files = read_bundle(directory, digest=digest, follow_links=follow_links)
+    files = check_bundle(directory, digest=digest, follow_links=follow_links)
     stated = _digests(files)
     signer = signing.Config().use_elliptic_key_signer(private_key=key, password=password)
     signer.set_hashing_config(_AsRead(beside(directory).stem, stated))

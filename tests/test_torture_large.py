@@ -8,8 +8,10 @@ import torch
 from torture.large import GRAIN, figure, run
 from torture.options import Outcome, memory
 
+import regplug
 from regplug.errors import BundleError
 from regplug.folder import read_folder
+from regplug.reading import check_bundle
 from regplug.safetensors_header import read_file
 from regplug.weights import load_tensors, save_tensors
 
@@ -81,3 +83,15 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pread", shrinking)
     with pytest.raises(BundleError, match=r"expected [0-9]+ bytes, got [0-9]+; it is written to meanwhile"):
         read_file("weights F", str(path))
+
+
+def test_a_bundle_that_is_only_described_keeps_none_of_its_files(tmp_path):
+    spec = regplug.resolve("mean", num_registers=4, hidden_dim=24)
+    regplug.export(spec, spec.build(), tmp_path / "b")
+    files = check_bundle(tmp_path / "b")
+    assert (files.files, files.tensors) == ({}, {})
+    assert files.digest == regplug.verify(tmp_path / "b").digest
+    data = (tmp_path / "b" / "golden.safetensors").read_bytes()
+    (tmp_path / "b" / "golden.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BundleError, match=r"golden.safetensors: sha256 differs"):
+        check_bundle(tmp_path / "b")
