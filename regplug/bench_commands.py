@@ -16,6 +16,7 @@ from regplug.choices import (
     chosen_spec,
     complete_backbone,
     complete_strategy,
+    film_generator_option,
     json_option,
     model_option,
     named_by_user,
@@ -37,6 +38,7 @@ AT_LEAST_ONE = click.IntRange(1)
     help="Say instead what the readout costs beside this backbone.",
 )
 @model_option
+@film_generator_option
 @click.option("--film", type=KeyValue(), multiple=True, help="With --backbone: an option of a FiLM generator, too.")
 @click.option("-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy; JSON, else text.")
 @click.option("--batch", type=AT_LEAST_ONE, metavar="B", multiple=True, required=True, help="Repeatable.")
@@ -57,6 +59,7 @@ def bench_command(
     hidden_dim: int | None,
     backbone: str | None,
     model_option: Any,
+    film_generator: str | None,
     film: Any,
     options: Any,
     batch: tuple[int, ...],
@@ -77,9 +80,18 @@ def bench_command(
         meaningless = ("against", "num_registers", "hidden_dim", "tokens", "mode", "dtype", "device", "html")
         _refuse_beside("--backbone", *meaningless)
         choice = {"options": dict(options), "model_options": dict(model_option), "film": dict(film)}
-        _bench_beside(backbone, strategy, **choice, batches=batch, threads=threads, rounds=rounds, as_json=as_json)
+        _bench_beside(
+            backbone,
+            strategy,
+            film_generator,
+            **choice,
+            batches=batch,
+            threads=threads,
+            rounds=rounds,
+            as_json=as_json,
+        )
         return
-    _refuse_beside("--num-registers", "model_option", "film")
+    _refuse_beside("--num-registers", "model_option", "film_generator", "film")
     if not num_registers or hidden_dim is None:
         raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.")
     if html is not None:  # now, not after minutes of measuring
@@ -127,6 +139,7 @@ def _refuse_beside(option: str, *others: str) -> None:
 def _bench_beside(
     backbone: str,
     strategy: str,
+    film_generator: str | None,
     *,
     options: dict[str, Any],
     model_options: dict[str, Any],
@@ -147,7 +160,12 @@ def _bench_beside(
     with progress("bench") as step:
         step("building")
         attached = attach_chosen(
-            backbone, strategy, options, film_options=film or None, model_options=model_options
+            backbone,
+            strategy,
+            options,
+            film=film_generator,
+            film_options=film or None,
+            model_options=model_options,
         ).eval()
         shape = input_shape(attached)
         costs = []
@@ -167,4 +185,4 @@ def _bench_beside(
         (size, f"{cost.whole.median:.0f}", f"{cost.conditioning.median:.1f}", f"{100 * cost.share:.3g} %")
         for size, cost in costs
     ]
-    print_columns(("B", "whole", "readout and FiLM generator" if film else "readout", "share"), rows)
+    print_columns(("B", "whole", "readout and FiLM generator" if film_generator or film else "readout", "share"), rows)

@@ -15,6 +15,7 @@ from regplug.choices import (
     complete_export_backend,
     complete_strategy,
     digest_option,
+    film_generator_option,
     follow_links_option,
     json_option,
     size_options,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 )
 @click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take; 600 by default.")
 @click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
+@film_generator_option
 @click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
 @click.option("--layout", type=KeyValue(), multiple=True, help="Where the registers sit: start=1, num_tokens=201, ...")
 @click.option("--whole", is_flag=True, help="Export the backbone too: its inputs in. Needs --backbone NAME:MODEL.")
@@ -80,6 +82,7 @@ def export_command(
     isa: tuple[str, ...],
     time_limit: float | None,
     no_programs: bool,
+    film_generator: str | None,
     film: Any,
     layout: Any,
     whole: bool,
@@ -102,9 +105,9 @@ def export_command(
     choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
     choice |= {"backbone": backbone, "options": options, "model_option": model_option}
     if whole:
-        spec, module, place = _attached(choice, film, layout, weights, seed)
+        spec, module, place = _attached(choice, film_generator, film, layout, weights, seed)
     else:
-        spec, module, place = _chosen_module(choice, film, layout, weights, seed)
+        spec, module, place = _chosen_module(choice, film_generator, film, layout, weights, seed)
     from regplug.bundle import export
 
     with progress("export") as step:
@@ -187,7 +190,7 @@ def verify_command(
 
 
 def _attached(
-    choice: dict[str, Any], film: Any, layout: Any, weights: str | None, seed: int
+    choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
 ) -> tuple[ReadoutSpec, Any, None]:
     """The backbone with the readout, and FiLM generator if any, on top; it has a layout of its own."""
     if choice["backbone"] is None or choice["num_registers"] is not None or choice["hidden_dim"] is not None or layout:
@@ -202,6 +205,7 @@ def _attached(
         choice["backbone"],
         choice["strategy"],
         dict(choice["options"]),
+        film=film_generator,
         film_options=dict(film) or None,
         model_options=dict(choice["model_option"]),
     )
@@ -212,10 +216,10 @@ def _attached(
 
 
 def _chosen_module(
-    choice: dict[str, Any], film: Any, layout: Any, weights: str | None, seed: int
+    choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
 ) -> tuple[ReadoutSpec, Any, TokenLayout | None]:
     """What is to be exported, and where its registers sit: as the options say, and where they do not, the weights."""
-    generator = "regplug:kernel-film" if film else None
+    generator = film_generator or ("regplug:kernel-film" if film else None)
     if weights is not None and all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone")):
         from regplug.weightsfile import read_note
 
@@ -227,7 +231,7 @@ def _chosen_module(
             choice |= {"num_registers": note.num_registers, "hidden_dim": note.hidden_dim}
             layout = (*(vars(note.layout).items() if note.layout else ()), *layout)
             if note.film is not None:
-                film, generator = (*note.film.options.items(), *film), note.film.generator
+                film, generator = (*note.film.options.items(), *film), film_generator or note.film.generator
     spec, sizes = chosen_spec(**choice)
     film_options = dict(film)
     clashes = sorted({"spec", "film", "width", "registry"} & set(film_options))
@@ -243,11 +247,16 @@ def _chosen_module(
     from regplug.pairing import pair
     from regplug.weightsfile import build_filled
 
+    family = default_registry().film_entry(generator) if generator else None
+    if family is not None and not family.gives_pairs:
+        raise SpecError(
+            f"FiLM generator {family.name!r}: expected one that gives pairs, got one that applies FiLM itself."
+        )
+
     def build() -> Any:
         readout = spec.build()
-        if not generator or place is None:
+        if family is None or place is None:
             return readout
-        family = default_registry().film_entry(generator)
         generated = pair(spec, family.build, width=family.width, **film_options)
         return Conditioner(place, readout, generated, family.form, family.order)
 

@@ -66,6 +66,21 @@ def complete_export_backend(ctx: click.Context, param: click.Parameter, incomple
     return [entry.name for entry in entries if entry.name.startswith(incomplete)]
 
 
+def complete_film_generator(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """FiLM generators' names for the shell."""
+    from regplug.installed import default_registry
+
+    with briefly_apart():
+        names = default_registry().film_generators()
+    return [name for name in names if name.startswith(incomplete)]
+
+
+film_generator_option = click.option(
+    "--film-generator",
+    metavar="NAME",
+    shell_complete=complete_film_generator,
+    help="The conditioner's FiLM generator, by its registered name; kernel-film with --film alone.",
+)
 model_option = click.option(
     "-M",
     "--model-option",

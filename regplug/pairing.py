@@ -9,8 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from regplug.entries import FiLMEntry, Reference, check_convention, check_reference, load_reference, reference_of
-from regplug.errors import SpecError
+from regplug.entries import (
+    REFERENCE_PATTERN,
+    FiLMEntry,
+    Reference,
+    check_convention,
+    check_reference,
+    load_reference,
+    reference_of,
+)
+from regplug.errors import NameLookupError, PluginError, SpecError
 from regplug.installed import default_registry
 from regplug.layout import is_int
 from regplug.options import bind, parameters_of
@@ -19,7 +27,17 @@ from regplug.spec import ReadoutSpec
 from regplug.widths import construct
 
 # what public FiLM families call the width of the conditioning vector, tried in this order
-WIDTH_WORDS = ("cond_dim", "global_cond_dim", "conditioning_embedding_dim", "conditioning_dim", "cond_channels")
+WIDTH_WORDS = (
+    "cond_dim",
+    "global_cond_dim",
+    "conditioning_embedding_dim",
+    "conditioning_dim",
+    "cond_channels",
+    "context_dim",  # aurora
+    "dim_condition",  # x-transformers
+    "condition_shape",  # anemoi
+    "llm_dim",  # OpenVLA-OFT
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,8 @@ def pair(
 
     Args:
         spec: The readout's choice; its ``cond_dim`` is passed on.
-        film: A class, or ``"module:Class"``, that is then built; or an instance, that is then checked.
+        film: A registered name (``"kernel-film"``, ``"acme:kernel-film"``), a class, or ``"module:Class"``, that is
+            then built; or an instance, that is then checked.
         width: The constructor's own word for ``cond_dim``; for an instance the attribute that has it, dotted where
             a layer does (``"mlp.0.in_features"``). Found among the known families and words when None.
         registry: Where families are looked up; the installed plugins when None.
@@ -52,29 +71,53 @@ def pair(
         The generator itself, no wrapper.
 
     Raises:
+        NameLookupError: No installed plugin offers a generator of this name.
+        PluginError: The plugin that offers it is broken.
         SpecError: The word for the width is not known, an option does not fit, or the instance wants another
             width.
 
     Example:
-        >>> from regplug.film import KernelFiLMGenerator
         >>> from regplug.installed import resolve
         >>> spec = resolve("mean", num_registers=4, hidden_dim=48)
-        >>> pair(spec, KernelFiLMGenerator, kernel_hidden_dim=32, num_film_layers=3).cond_dim
+        >>> pair(spec, "kernel-film", kernel_hidden_dim=32, num_film_layers=3).cond_dim
         48
     """
     if not isinstance(spec, ReadoutSpec):
         raise SpecError(f"pair: spec: expected a ReadoutSpec, got {type(spec).__name__}; use regplug.resolve.")
     if isinstance(film, nn.Module):
         return _paired_instance(spec, film, width, registry, options)
-    check_reference("FiLM generator", "film", film)
-    build = load_reference("FiLM generator", film)
-    owner = f"FiLM generator {_name(build)}"
+    family = named_film(film, registry) if isinstance(film, str) else None
+    if family is not None:
+        owner = f"FiLM generator {family.name!r}"
+        build = load_reference(owner, family.build)
+    else:
+        check_reference("FiLM generator", "film", film)
+        build = load_reference("FiLM generator", film)
+        owner = f"FiLM generator {_name(build)}"
     parameters = parameters_of(owner, build)
-    word = width or _width_word(owner, build, registry)
+    word = width or (family.width if family else _width_word(owner, build, registry))
     sizes = {word: spec.cond_dim}
     if word not in parameters:
         raise SpecError(f"{owner}: expected a constructor that names {word!r}, got ({', '.join(parameters)}).")
     return construct(owner, build, bind(owner, build, sizes, options))
+
+
+def named_film(name: str, registry: Registry | None = None) -> FiLMEntry | None:
+    """The registered family of generators that ``name`` means; None where it is a ``"module:Class"`` instead.
+
+    ``acme:Film`` may be either: a family that the distribution ``acme`` offers comes first.
+
+    Raises:
+        NameLookupError: No installed plugin offers it, and it is no ``"module:Class"`` either.
+        PluginError: The plugin that offers it is broken.
+    """
+    registry = registry or default_registry()
+    if not REFERENCE_PATTERN.fullmatch(name):
+        return registry.film_entry(name)
+    try:
+        return registry.film_entry(name)
+    except (NameLookupError, PluginError):
+        return None
 
 
 def _paired_instance(

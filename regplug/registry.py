@@ -157,6 +157,10 @@ class Registry:
         """The backbones' names: bare where one distribution owns it, else ``distribution:name``."""
         return spellings(self.backbone_entries())
 
+    def film_generators(self) -> list[str]:
+        """The FiLM generators' names: bare where one distribution owns it, else ``distribution:name``."""
+        return spellings(self.film_entries())
+
     def readout_entry(self, strategy: str) -> ReadoutEntry:
         """The entry of a strategy.
 

@@ -147,6 +147,17 @@ WRONG_USAGE = {
         "-o",
         "x",
     ],
+    "FiLM generator 'kernel-fim': not registered": [
+        "export",
+        *COMPRESS,
+        "--layout",
+        "start=1",
+        "--film-generator",
+        "kernel-fim",
+        "-o",
+        "x",
+    ],
+    "applies FiLM itself": ["export", *COMPRESS, "--layout", "start=1", "--film-generator", "dit", "-o", "x"],
     "--film: width: expected an option of the generator": [
         "export",
         *COMPRESS,
@@ -334,6 +345,17 @@ def test_a_conditioner_is_exported_by_naming_its_film_generator_and_layout(run, 
     loaded = regplug.load(tmp_path / "b")
     assert loaded.layout.start == -4
     assert len(loaded(torch.zeros(1, 9, 24))) == 2
+
+
+def test_a_generator_is_exported_by_its_registered_name(run, tmp_path):
+    chosen = ["--film-generator", "kernel-film", "--layout", "start=1"]
+    film = ["--film", "kernel_hidden_dim=5", "--film", "num_film_layers=2"]
+    code, _, err = run("export", *COMPRESS, *chosen, *film, "-o", tmp_path / "b", "--no-programs", "--json")
+    assert code == 0, err
+    assert regplug.load(tmp_path / "b").film.kernel_hidden_dim == 5
+    code, _, err = run("export", *COMPRESS, *chosen, "-o", tmp_path / "c", "--no-programs")
+    assert code == 2  # without the options that its constructor demands
+    assert "expected option kernel_hidden_dim: int, num_film_layers: int" in err
 
 
 def test_verify_prints_a_table_and_fails_with_exit_code_one(run, bundle):
