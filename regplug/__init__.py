@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from regplug.bundle import load as load
     from regplug.conditioner import Conditioner as Conditioner
     from regplug.decay import param_groups as param_groups
+    from regplug.description import StrategyDescription as StrategyDescription
+    from regplug.description import describe as describe
     from regplug.entries import BackboneEntry as BackboneEntry
     from regplug.entries import CheckpointSite as CheckpointSite
     from regplug.entries import ExportBackendEntry as ExportBackendEntry
@@ -66,11 +68,13 @@ _HOMES = {
     "SelectRegisters": "selection",
     "ShapeError": "errors",
     "SpecError": "errors",
+    "StrategyDescription": "description",
     "TokenLayout": "layout",
     "attach": "attachment",
     "backbones": "installed",
     "create": "installed",
     "default_registry": "installed",
+    "describe": "description",
     "export": "bundle",
     "hookimpl": "hookspecs",
     "layout_of": "backbone",

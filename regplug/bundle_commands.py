@@ -18,6 +18,7 @@ from regplug.choices import (
     film_generator_option,
     follow_links_option,
     json_option,
+    layout_option,
     size_options,
 )
 from regplug.errors import BundleError, ExportError, NameLookupError, SpecError
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 @click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
 @film_generator_option
 @click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
-@click.option("--layout", type=KeyValue(), multiple=True, help="Where the registers sit: start=1, num_tokens=201, ...")
+@layout_option("Where the registers sit")
 @click.option("--whole", is_flag=True, help="Export the backbone too: its inputs in. Needs --backbone NAME:MODEL.")
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from regplug.spec import ReadoutSpec
 
 
+FIELD_ENDS = re.compile(r",\s*(?=\w+=)")
+NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
+
+
 class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
-    """``key=value``; the value is JSON where it parses as JSON, else text."""
+    """``key=value``; the value is a number or JSON where it reads as such, else text."""
 
     name = "key=value"
 
@@ -29,12 +34,51 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since
         key, equals, text = str(value).partition("=")
         if not equals or not key:
             self.fail(f"expected key=value, got {value!r}.", param, ctx)
-        import json
+        from regplug.options import JSON_WORDS
 
-        try:
-            return key, json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError):
-            return key, text
+        if text in JSON_WORDS:
+            self.fail(f"{key}: expected {JSON_WORDS[text]}, got {text}; as a text: '{key}=\"{text}\"'.", param, ctx)
+        return key, read_value(text)
+
+
+def read_value(text: str) -> Any:
+    """A number or a JSON value where the text reads as one, else the text."""
+    import json
+
+    try:
+        if NUMBER.fullmatch(text):  # 10., .5 and +3 too, which are no JSON
+            return float(text) if {*text} & {*".eE"} else int(text)
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+class LayoutText(KeyValue):
+    """Fields of a layout, one or several: ``start=1``, or the line or the JSON that ``regplug info`` prints."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A tuple of fields with their values."""
+        if isinstance(value, tuple):
+            return value
+        if value.startswith("{"):
+            import json
+
+            try:
+                return tuple(json.loads(value).items())
+            except (ValueError, RecursionError) as error:
+                self.fail(f"expected a JSON object, got {value!r}: {error}.", param, ctx)
+        return tuple(super(LayoutText, self).convert(one, param, ctx) for one in FIELD_ENDS.split(value.strip()))
+
+
+def layout_option(wanted: str) -> Callable[[Any], Any]:
+    """``--layout`` with its help; the command gets the fields of all that was given, with their values."""
+    return click.option(
+        "--layout",
+        type=LayoutText(),
+        multiple=True,
+        callback=lambda ctx, param, given: tuple(field for one in given for field in one),
+        help=f"{wanted}: start=1, num_tokens=201, ..., or the line that info prints.",
+    )
 
 
 def _refuse(text: str) -> Any:

@@ -15,6 +15,7 @@ from regplug.choices import (
     digest_option,
     follow_links_option,
     json_option,
+    read_value,
     size_options,
 )
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, escape, message_of, told, truncate
@@ -266,7 +267,17 @@ def _is_table(value: list[Any]) -> bool:
 
 def _spell(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={_spell(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key}={_as_option(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(_spell, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def _as_option(value: Any) -> str:
+    """A value as ``-O key=value`` and ``--layout`` take it back."""
+    import json
+
+    from regplug.options import JSON_WORDS
+
+    is_text = isinstance(value, str) and value not in JSON_WORDS and read_value(value) == value
+    return value if is_text else json.dumps(value, ensure_ascii=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.choices import KeyValue, complete_backbone, complete_strategy, json_option
+from regplug.choices import KeyValue, complete_backbone, complete_strategy, json_option, layout_option
 from regplug.errors import ExportError
 from regplug.kept_host import kept_host
 from regplug.printing import print_columns, print_json, progress, say
@@ -37,12 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "-O", "options", type=KeyValue(), multiple=True, help="An option that shapes do not tell; JSON, else text."
 )
-@click.option(
-    "--layout",
-    type=KeyValue(),
-    multiple=True,
-    help="Where the registers sit, if names and shapes do not tell, or wrongly: start=1, ...",
-)
+@layout_option("Where the registers sit, if names and shapes do not tell, or wrongly")
 @click.option("--readout-only", is_flag=True, help="Leave the FiLM generator.")
 @click.option("--force", is_flag=True, help="Replace a file that stands there.")
 @click.option(

@@ -12,13 +12,13 @@ from typing import Any
 
 from regplug.backbone import measure_backbone, named_backbone
 from regplug.choices import chosen_spec
+from regplug.description import describe_options, spec_at_any_size
 from regplug.discovery import normalise
 from regplug.entries import BackboneEntry, ReadoutEntry, load_reference, reference_of
-from regplug.errors import NameLookupError, SpecError
+from regplug.errors import NameLookupError
 from regplug.installed import default_registry
 from regplug.manifest import DESCRIBED
 from regplug.options import closest, describe_signature
-from regplug.options import describe as describe_options
 from regplug.reading import check_bundle
 from regplug.registry import Registry
 from regplug.safetensors_header import read_file_header
@@ -28,8 +28,6 @@ from regplug.weights import parse_metadata
 # what our docstrings have: ``c = ...``, after what it is made of, and a line, to the paragraph's end, with Source:
 EQUATION = re.compile(r"((?:``[^`=]+ = [^`]+``,\s+)*``c = [^`]+``)")
 SOURCE = re.compile(r"^Sources?: (.+?)(?:\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
-# where a strategy is built for its formula when no sizes are given; heads and ratios divide one of these
-TYPICAL_SIZES = ((4, 384), (8, 1024), (16, 27720))
 
 
 def inform(
@@ -148,12 +146,12 @@ def _inform_strategy(
         "provenance": asdict(entry.provenance) if entry.provenance else None,
         "class": reference_of(entry.build),
         "signature": describe_signature(build),
-        "options": describe_options(build, entry.sizes),
+        "options": [{"option": name, **asdict(one)} for name, one in describe_options(entry).items()],
         "equation": _found(EQUATION, description),
         "source": _found(SOURCE, description),
     }
     if sizes == (None, None, None):
-        spec = _spec_at_any_size(entry, options)
+        spec = spec_at_any_size(entry, dict(options))
         if spec is not None:
             values |= {"formula": spec.formula, "conditions": spec.conditions}
     else:
@@ -161,19 +159,6 @@ def _inform_strategy(
         values |= {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim, "cond_dim": spec.cond_dim}
         values |= {"formula": spec.formula, "conditions": spec.conditions, **_costs(spec)}
     return {**values, "description": description}
-
-
-def _spec_at_any_size(entry: ReadoutEntry, options: Any) -> ReadoutSpec | None:
-    """A spec for the sake of its formula; None where options are missing, and none were given."""
-    refusals = []
-    for num_registers, hidden_dim in TYPICAL_SIZES:
-        try:
-            return chosen_spec(entry.full_name, num_registers, hidden_dim, None, options)[0]
-        except SpecError as error:
-            refusals.append(error)
-    if options:
-        raise refusals[0]
-    return None
 
 
 def _costs(spec: ReadoutSpec) -> dict[str, int]:

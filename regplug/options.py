@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import math
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeGuard, Union
+from enum import Enum
+from typing import Any, Optional
 
 from regplug.entries import SIZES
 from regplug.errors import SpecError
 from regplug.foreign import repr_of
-from regplug.layout import is_int
+from regplug.option_values import UnfitError, plain, read, same
+from regplug.type_hints import hints_of, spell
 
 MOST_LISTED = 60
+JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 def closest(word: str, known: Sequence[str]) -> str:
@@ -47,8 +47,9 @@ def bind(
         words: The constructor's own words for the sizes, to the registry's.
 
     Returns:
-        Arguments that bind to the constructor's signature. A list stands as a tuple where the type hint is a
-        tuple, for JSON has no tuples.
+        Arguments that bind to the constructor's signature, each as its type hint says: a JSON list as a tuple, a
+        name as an Enum's member, a JSON object as a dataclass. An option without annotation has the type of its
+        default. Lists and dicts are new ones.
 
     Raises:
         SpecError: An option is unknown, missing, or of the wrong type, or is one of the sizes.
@@ -56,32 +57,60 @@ def bind(
     parameters = parameters_of(owner, build)
     named = {word: sizes[size] for word, size in (words or {}).items() if size in sizes}
     named |= {size: value for size, value in sizes.items() if size in parameters and size not in named}
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    open_ended = next((name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
     known = [
         name
         for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in named
     ]
-    hints = _hints(build)
+    hints = hints_of_options(owner, build)
+    rest = Any if open_ended is None else hints.pop(open_ended)  # the hint of ``**options: int`` is each one's
     arguments: dict[str, Any] = dict(named)
     for option, value in options.items():
         if option in named or option in sizes:
             raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
-        if option not in known and not open_ended:
+        if option not in known and open_ended is None:
             raise SpecError(
                 f"{owner}: option {option!r}: expected a known option, got {value!r}{closest(option, known)}."
             )
-        hint = hints.get(option, Any)
-        if not fits(value, hint):
-            raise SpecError(f"{owner}: option {option!r}: expected {_spell(hint)}, got {value!r}.")
-        if _is_list(value):  # a list of JSON where a tuple is meant, a list of a configuration library
-            value = tuple(value) if isinstance(value, tuple) or _means_tuple(hint) else list(value)
-        arguments[option] = value
+        arguments[option] = _read(owner, option, value, hints.get(option, rest))
     missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in arguments]
     if missing:
-        wanted = ", ".join(f"{name}: {_spell(hints.get(name, Any))}" for name in missing)
+        wanted = ", ".join(f"{name}: {spell(hints[name])}" for name in missing)
         raise SpecError(f"{owner}: expected option {wanted}, got none.")
     return arguments
+
+
+def stored_options(
+    owner: str,
+    build: Callable[..., Any],
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+    words: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The options as JSON stores them, which ``bind`` reads back as the same arguments; takes what ``bind`` takes.
+
+    Raises:
+        SpecError: As ``bind``; or a value has no JSON form, or would be read back as another one.
+    """
+    arguments = bind(owner, build, sizes, options, words)
+    stored = {}
+    for option in options:
+        try:
+            stored[option] = plain(arguments[option])
+        except (UnfitError, RecursionError) as error:
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a JSON value, got {repr_of(arguments[option])}; only such "
+                "options can be stored."
+            ) from error
+    again = bind(owner, build, sizes, stored, words)
+    for option, value in stored.items():
+        if not same(arguments[option], again[option]):
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a value that its stored form gives back, got "
+                f"{repr_of(arguments[option])}, which is stored as {value!r} and read as {repr_of(again[option])}."
+            )
+    return stored
 
 
 def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -96,51 +125,29 @@ def describe_signature(build: Callable[..., Any]) -> str:
 
 
 def _parameters(build: Callable[..., Any]) -> dict[str, str]:
-    hints = _hints(build)
+    hints = hints_of_options(_name(build), build)
     return {
-        name: _spell(hints.get(name, Any))
-        + ("" if p.default is inspect.Parameter.empty else f" = {repr_of(p.default)}")
+        name: spell(hints[name]) + ("" if p.default is inspect.Parameter.empty else f" = {_shown(p.default)}")
         for name, p in parameters_of(_name(build), build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
 
 
-def fits(value: object, hint: Any) -> bool:
-    """Whether ``value`` has the type of ``hint``; what is not understood is let through to the constructor."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in arguments)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
-    if origin in (list, tuple, Sequence) or hint in (list, tuple):
-        if not _is_list(value):
-            return False
-        if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-            return len(value) == len(arguments) and all(map(fits, value, arguments))
-        return not arguments or all(fits(item, arguments[0]) for item in value)
-    if origin in (dict, Mapping) and arguments:
-        key, inner = arguments  # another library's mapping counts, as its lists do
-        return isinstance(value, Mapping) and all(fits(k, key) and fits(v, inner) for k, v in value.items())
-    if hint is int:
-        return is_int(value)
-    if hint is float:
-        # NaN passes what a constructor refuses by `<`, and shows in the output first
-        return is_int(value) or (isinstance(value, float) and not math.isnan(value))
-    if hint in (str, bool, dict, Mapping):
-        return isinstance(value, hint)
-    if hint is type(None):
-        return value is None
-    return True
+def _shown(default: object) -> str:
+    return repr_of(plain(default) if isinstance(default, Enum) else default)
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _means_tuple(hint: Any) -> bool:
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return any(_means_tuple(one) for one in typing.get_args(hint))
-    return hint is tuple or typing.get_origin(hint) is tuple
+def _read(owner: str, option: str, value: object, hint: Any) -> Any:
+    try:
+        return read(value, hint)
+    except RecursionError:
+        detail = "nested too deep"
+    except UnfitError as error:
+        detail = str(error)
+    if isinstance(value, str) and value in JSON_WORDS:
+        detail = f"use {JSON_WORDS[value]} in JSON and on the command line"
+    wanted = f"{owner}: option {option!r}: expected {spell(hint)}, got {repr_of(value)}"
+    raise SpecError(f"{wanted}; {detail}." if detail else f"{wanted}.")
 
 
 def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -155,22 +162,18 @@ def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect
         raise SpecError(f"{owner}: expected a class or function with a signature, got {repr_of(build)}.") from error
 
 
-def _hints(build: Callable[..., Any]) -> Mapping[str, Any]:
-    target = build.__init__ if isinstance(build, type) else build  # type: ignore[misc]
-    try:
-        return typing.get_type_hints(target)
-    except (
-        Exception,
-        SystemExit,
-    ):  # a hint may name what only a type checker imports: then the constructor alone judges
-        return {}
+def hints_of_options(owner: str, build: Callable[..., Any]) -> dict[str, Any]:
+    """Each parameter's type: as annotated; else that of its default; else anything."""
+    annotated = hints_of(build.__init__ if isinstance(build, type) else build)  # type: ignore[misc]
+    hints = {}
+    for name, parameter in parameters_of(owner, build).items():
+        default = parameter.default
+        if name in annotated:
+            hints[name] = Optional[annotated[name]] if default is None else annotated[name]  # noqa: UP045 - any hint
+        else:
+            hints[name] = Any if default is None or default is parameter.empty else type(default)
+    return hints
 
 
 def _name(build: Callable[..., Any]) -> str:
     return getattr(build, "__name__", repr(build))
-
-
-def _spell(hint: Any) -> str:
-    if hint is Any:
-        return "any value"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

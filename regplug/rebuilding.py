@@ -17,11 +17,11 @@ from regplug.entries import FiLMEntry, load_reference, reference_of
 from regplug.errors import BundleError, ExportError, NameLookupError, RegplugError, SpecError
 from regplug.layout import TokenLayout
 from regplug.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
-from regplug.options import bind
+from regplug.options import bind, stored_options
 from regplug.outline import build_outlined
 from regplug.pairing import film_family
 from regplug.registry import Registry
-from regplug.spec import ReadoutSpec, json_options, specify
+from regplug.spec import ReadoutSpec, specify
 from regplug.strict import printable
 from regplug.tokens import tokens_of
 from regplug.torch_private import persist_buffers
@@ -161,7 +161,9 @@ def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
         elif parameter.default is inspect.Parameter.empty:
             raise ExportError(f"{owner}: expected an attribute {name!r} as its constructor takes, got none.")
     convention = conditioner.convention
-    return FiLMRecord(family.full_name, json_options(owner, options), convention.form, convention.order)
+    # of the sizes only the word counts here: the width is the readout's
+    stored = stored_options(owner, type(film), {family.width: 0}, options)
+    return FiLMRecord(family.full_name, stored, convention.form, convention.order)
 
 
 def describe_backbone(module: nn.Module) -> BackboneRecord | None:

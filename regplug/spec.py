@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from regplug.deprecation import current_options
 from regplug.entries import ReadoutEntry, load_reference
 from regplug.errors import SpecError
+from regplug.foreign import repr_of
 from regplug.formula import WidthFormula, explain
 from regplug.layout import is_int
-from regplug.options import bind
+from regplug.option_values import UnfitError, freeze, plain
+from regplug.options import bind, stored_options
 from regplug.strict import LARGEST
 from regplug.widths import check_width, construct, measure, probe_in_place
 
@@ -33,7 +33,7 @@ class ReadoutSpec:
         entry: The strategy, and which distribution brought it.
         num_registers: R.
         hidden_dim: D.
-        options: The strategy's own options.
+        options: The strategy's own options, as JSON gives them; copied, and nobody can change them.
         cond_dim: Width of the conditioning vector that follows from them.
         measured: Whether a forward on the meta device proved ``cond_dim``; if not, ``build`` does.
     """
@@ -46,13 +46,13 @@ class ReadoutSpec:
     measured: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        object.__setattr__(self, "options", freeze(self.options))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a mapping proxy does not pickle
         return (
             ReadoutSpec,
-            (self.entry, self.num_registers, self.hidden_dim, dict(self.options), self.cond_dim, self.measured),
+            (self.entry, self.num_registers, self.hidden_dim, plain(self.options), self.cond_dim, self.measured),
         )
 
     @property
@@ -116,16 +116,12 @@ class ReadoutSpec:
         return module
 
     def as_dict(self) -> dict[str, Any]:
-        """The spec as plain JSON values; the strategy stands as ``distribution:name``.
-
-        Raises:
-            SpecError: An option has no JSON form.
-        """
+        """The spec as plain JSON values, the strategy as ``distribution:name``."""
         return {
             "strategy": self.strategy,
             "num_registers": self.num_registers,
             "hidden_dim": self.hidden_dim,
-            "options": json_options(_owner(self.entry), self.options),
+            "options": plain(self.options),
             "cond_dim": self.cond_dim,
         }
 
@@ -144,7 +140,7 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
         _check_storable(owner, word, size)
     build = load_reference(owner, entry.build)
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
-    options = current_options(owner, options, entry.old_options)
+    options = stored_options(owner, build, sizes, current_options(owner, options, entry.old_options), entry.sizes)
     arguments = bind(owner, build, sizes, options, entry.sizes)
     cond_dim, measured = measure(owner, build, arguments, num_registers, hidden_dim)
     if cond_dim < 1:
@@ -159,15 +155,16 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SpecError: A value has no JSON form.
     """
+    stored = {}
     for option, value in options.items():
         try:
-            _refuse_other_keys(value)
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
+            stored[option] = plain(value)
+        except (UnfitError, RecursionError) as error:
             raise SpecError(
-                f"{owner}: option {option!r}: expected a JSON value, got {value!r}; only such options can be stored."
+                f"{owner}: option {option!r}: expected a JSON value, got {repr_of(value)}; only such options can be "
+                "stored."
             ) from error
-    return json.loads(json.dumps(dict(options)))  # type: ignore[no-any-return]
+    return stored
 
 
 def _owner(entry: ReadoutEntry) -> str:
@@ -177,15 +174,3 @@ def _owner(entry: ReadoutEntry) -> str:
 def _check_storable(owner: str, word: str, size: int) -> None:
     if size >= LARGEST:
         raise SpecError(f"{owner}: {word}: expected less than 2^53, got {size}.")
-
-
-def _refuse_other_keys(value: object) -> None:
-    """JSON turns the key 1 into "1" without a word; refuse it."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"key {key!r}")
-            _refuse_other_keys(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_other_keys(item)

@@ -626,10 +626,8 @@ def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
     [
         (list(range(300_000)), "weights.safetensors: size: expected a header inside the file and within 1048576 bytes"),
         ([[[[[0] * 120_000]]]], "manifest.json: expected at most 1048576 bytes"),  # a line each there
-        (10**400, "manifest.json: not JSON"),
-        ("\udc00", "manifest.json: not JSON"),
     ],
-    ids=["larger", "large", "beyond float64", "half a character"],
+    ids=["larger", "large"],
 )
 def test_nothing_is_written_that_no_reader_would_take(tmp_path, registry, option, message):
     spec = registry.resolve("takes-anything", **SIZES, option=option)

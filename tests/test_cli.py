@@ -14,6 +14,7 @@ from damage import DAMAGES, edit_manifest, rename_strategy, replace_weights
 
 import regplug
 from regplug import cache
+from regplug.choices import read_value
 from regplug.cli import answer
 from regplug.weights import save_tensors
 
@@ -347,6 +348,86 @@ def test_a_conditioner_is_exported_by_naming_its_film_generator_and_layout(run, 
     assert len(loaded(torch.zeros(1, 9, 24))) == 2
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["start=-4"],
+        ["start=-4", "normalized=true"],
+        ["num_registers=4, hidden_dim=24, start=-4, indices=null, num_tokens=null, normalized=true"],
+        ['{"start": -4, "num_tokens": 9}'],
+        ["indices=[5, 6, 7, 8], num_tokens=9"],
+    ],
+    ids=str,
+)
+def test_a_layout_is_given_field_by_field_or_as_info_prints_it(run, tmp_path, layout):
+    chosen = [word for one in layout for word in ("--layout", one)]
+    film = ["--film", "kernel_hidden_dim=5", "--film", "num_film_layers=2"]
+    code, _, err = run("export", *COMPRESS, *chosen, *film, "--no-programs", "-o", tmp_path / "b")
+    assert code == 0, err
+    assert regplug.load(tmp_path / "b").layout.positions(9) == (5, 6, 7, 8)
+    line = next(text for text in run("info", tmp_path / "b")[1].splitlines() if text.startswith("layout: "))
+    again = ["--layout", line.removeprefix("layout: ")]
+    code, _, err = run("export", *COMPRESS, *again, *film, "--no-programs", "-o", tmp_path / "c")
+    assert code == 0, err
+    assert regplug.load(tmp_path / "c").layout == regplug.load(tmp_path / "b").layout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("num_registers=3, start=1", "num_registers"),
+        ("{start: 1}", "expected a JSON object"),
+        ("start", "expected key=value"),
+        ("start=1, , end=2", "TokenLayout"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_a_usage_error(run, tmp_path, text, said):
+    film = ["--film", "kernel_hidden_dim=5", "--film", "num_film_layers=2"]
+    code, _, err = run("export", *COMPRESS, "--layout", text, *film, "--no-programs", "-o", tmp_path / "b")
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["normalize=False"], "normalize: expected false, got False; as a text: 'normalize=\"False\"'"),
+        (["normalize=True"], "expected true, got True"),
+        (["eps=None"], "expected null, got None"),
+    ],
+)
+def test_pythons_words_on_the_command_line_are_answered_with_those_of_json(run, given, said):
+    code, _, err = run("cond-dim", "mean", "--num-registers", 4, "--hidden-dim", 8, "-O", *given)
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("10.", 10.0),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("+3", 3),
+        ("1e3", 1000.0),
+        ("1.e-2", 0.01),
+        ("007", "007"),
+        (".", "."),
+        ("1_000", "1_000"),
+        ("nan", "nan"),
+        ("Infinity", "Infinity"),
+        ("[1, 2]", [1, 2]),
+        ("text", "text"),
+        ('"False"', "False"),
+        ("9" * 5000, "9" * 5000),
+    ],
+)
+def test_a_number_is_read_as_one_however_it_is_written(text, value):
+    found = read_value(text)
+    assert type(found) is type(value)
+    assert found == value
+
+
 def test_a_generator_is_exported_by_its_registered_name(run, tmp_path):
     chosen = ["--film-generator", "kernel-film", "--layout", "start=1"]
     film = ["--film", "kernel_hidden_dim=5", "--film", "num_film_layers=2"]
@@ -382,7 +463,8 @@ def test_info_of_a_strategy_gives_options_width_parameters_and_flops(run):
     code, out, _ = run("info", *COMPRESS, "--json")
     assert code == 0
     values = json.loads(out)
-    assert values["options"] == {"compressed_dim": "int"}
+    described = {"type": "int", "required": True, "default": None, "choices": None}
+    assert values["options"] == [{"option": "compressed_dim", **described}]
     assert (values["cond_dim"], values["parameters"], values["flops_per_sample"]) == (24, 144, 4 * 2 * 24 * 6)
     assert (values["formula"], values["conditions"]) == ("6*R", [])
     assert values["signature"] == "RegisterCompressConcat(num_registers: int, hidden_dim: int, compressed_dim: int)"

@@ -394,11 +394,10 @@ class TakesAnything(Reads):
         super().__init__()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object, b"x"], ids=str)
-def test_an_option_without_a_json_form_is_refused_when_it_is_stored(value: object) -> None:
-    spec = spec_of(TakesAnything, value=value)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object, b"x", 1 << 53], ids=str)
+def test_an_option_without_a_json_form_is_refused(value: object) -> None:
     with pytest.raises(SpecError) as caught:
-        spec.as_dict()
+        spec_of(TakesAnything, value=value)
     assert str(caught.value) == (
         f"strategy 'mine': option 'value': expected a JSON value, got {value!r}; only such options can be stored."
     )
@@ -439,6 +438,20 @@ def test_a_spec_is_frozen_and_keeps_its_own_options() -> None:
         spec.cond_dim = 3
     with pytest.raises(TypeError):
         spec.options["value"] = 3
+
+
+def test_a_spec_owns_its_options_down_to_the_innermost_list() -> None:
+    inner = {"widths": [1, 2]}
+    spec = specify(ReadoutEntry("mine", TakesAnything), 4, 6, {"value": inner})
+    inner["widths"].append(3)
+    assert spec.as_dict()["options"] == {"value": {"widths": [1, 2]}}
+    with pytest.raises(TypeError):
+        spec.options["value"]["widths"] = ()
+    with pytest.raises(AttributeError):
+        spec.options["value"]["widths"].append(3)
+    spec.arguments["value"]["widths"].append(3)  # the constructor's own copy
+    assert spec.arguments["value"] == {"widths": [1, 2]}
+    assert pickle.loads(pickle.dumps(spec)) == spec
 
 
 def test_an_option_whose_dictionary_has_other_than_text_keys_has_no_json_form() -> None:
