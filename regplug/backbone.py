@@ -14,6 +14,7 @@ from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
 from regplug.foreign import repr_of
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
+from regplug.options import bind, parameters_of
 from regplug.registry import Registry
 
 if TYPE_CHECKING:
@@ -154,11 +155,18 @@ def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options:
     """The backbone's model with random weights, on the default device.
 
     Raises:
+        SpecError: An option is not known to ``build``, or is not what its type hint says.
         RegplugError: The plugin refuses the name or an option.
         PluginError: It fails otherwise.
     """
-    arguments = () if model is None else (model,)
-    return _call(entry, "build", entry.build, *arguments, **options)
+    owner = f"backbone {entry.name!r}"
+    build = load_reference(owner, entry.build)
+    if model is None:
+        return _call(entry, "build", build, **bind(owner, build, {}, options))
+    first = next(iter(parameters_of(owner, build)), "")  # the model's name goes by position, whatever it is called
+    arguments = bind(owner, build, {first: model}, options)
+    arguments.pop(first, None)
+    return _call(entry, "build", build, model, **arguments)
 
 
 def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:

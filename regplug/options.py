@@ -33,7 +33,7 @@ def closest(word: str, known: Sequence[str]) -> str:
 def bind(
     owner: str,
     build: Callable[..., Any],
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, Any],
     options: Mapping[str, Any],
     words: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -234,6 +235,27 @@ def test_a_named_backbone_is_built_with_its_options(registry: Registry) -> None:
         regplug.attach(Tiny(), model_options={"hidden_dim": 12}, registry=registry)
     with pytest.raises(SpecError, match="option 'hidden_dim': expected a JSON value"):
         regplug.attach("tiny", model_options={"hidden_dim": {1}}, registry=registry)
+
+
+def build_typed(size: str = "two", /, *, depth: int = 1, norm: Literal["pre", "post"] = "pre", wide=False) -> Tiny:
+    return Tiny(num_registers=depth, hidden_dim=16 if wide else 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"depth": "2"}, "backbone 'tiny': option 'depth': expected int, got '2'"),
+        ({"norm": "none"}, "option 'norm': expected Literal['pre', 'post'], got 'none'"),
+        ({"wide": "False"}, "option 'wide': expected bool, got 'False'; use false"),
+        ({"dept": 2}, "option 'dept': expected a known option, got 2; known: depth, norm, wide (closest: depth)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny", "tiny:two"])
+def test_the_options_of_a_backbone_are_checked_against_what_makes_it(name, options, said) -> None:
+    registry = registry_of(acme=changed(build=build_typed))
+    assert regplug.layout_of(name, registry=registry).num_registers == 1
+    with pytest.raises(SpecError, match=re.escape(said)):
+        regplug.attach(name, "mean", model_options=options, registry=registry)
 
 
 @pytest.mark.parametrize(
