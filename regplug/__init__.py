@@ -94,10 +94,9 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        # from the installed metadata: the version is written once, in include/regplug/version.h
-        from importlib.metadata import version
+        from regplug.version import own_version
 
-        return version("regplug")
+        return own_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'regplug' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"regplug.{_HOMES[name]}"), name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regplug.deprecation import current_options
-from regplug.discovery import normalise
+from regplug.distributions import normalise
 from regplug.entries import BackboneEntry, CheckpointSite, FiLMSite, Reference, load_reference, reference_of
 from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, class_name, told
 from regplug.foreign import repr_of

@@ -31,6 +31,8 @@ from regplug.printing import (
     say,
 )
 from regplug.streams import claim, end, own_stderr
+from regplug.torch_guard import guard_torch
+from regplug.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +54,21 @@ ELSEWHERE = {
 }
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, is_asked_for: bool) -> None:
+    if is_asked_for:
+        say(f"regplug, version {own_version()}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, elsewhere=ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="regplug")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def group() -> None:
     """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
 
@@ -62,6 +77,7 @@ def main() -> NoReturn:
     """The entry point: runs the command, and ends the process whatever plugins left running in it."""
     try:
         claim()
+        guard_torch()
         code = answer()
     except OSError as error:
         complain(f"error: stdout: {error.strerror}")
@@ -167,6 +183,7 @@ def list_command(as_json: bool) -> None:
                         "version": record.version,
                         "status": record.status,
                         "error": record.error and message_of(record.error),
+                        "notes": list(record.notes),
                     }
                     for record in registry.plugins()
                 ]
@@ -183,7 +200,7 @@ def list_command(as_json: bool) -> None:
             print_columns((section.replace("_", " "), "from", ""), rows)
             say()
     found = [
-        (one.distribution, one.version, one.status, message_of(one.error) if one.error else "")
+        (one.distribution, one.version, one.status, "; ".join([message_of(one.error)] if one.error else one.notes))
         for one in registry.plugins()
     ]
     print_columns(("plugins", "version", "status", ""), found)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from importlib.metadata import Distribution, EntryPoint
+
+from regplug.distributions import UNKNOWN, Installed, installed
+from regplug.naming import OWN
+from regplug.version import own_version
 
 PROTOCOL = 1
 READOUT_GROUP = f"regplug_readouts_v{PROTOCOL}"
 PLUGIN_GROUP = f"regplug_v{PROTOCOL}"
 ANY_GROUP = re.compile(r"regplug(?:_readouts)?_v(\d+)")
-NAME, VERSION = (
-    re.compile(rf"^{word}:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE) for word in ("Name", "Version")
+BUILTIN = "regplug.builtin"
+ENTRY_POINTS = "entry_points.txt"
+NO_METADATA = (
+    "regplug runs without its own metadata, as in a frozen application; plugins are found by theirs: copy their "
+    "dist-info folders along (PyInstaller: --copy-metadata NAME)"
 )
+HEADER = re.compile(r"\[\s*(.*?)\s*\]")
 
 
 @dataclass
@@ -27,6 +35,7 @@ class Found:
         modules: References of the group ``regplug_v1``.
         newest: The newest protocol it speaks, for one that does not speak ours.
         version: ``unknown`` where its metadata states none.
+        notes: What is odd in its metadata, one line each: something of it, or another copy, may be hidden.
     """
 
     distribution: str
@@ -34,55 +43,72 @@ class Found:
     readouts: list[tuple[str, str]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
     newest: int = 0
-    version: str = "unknown"
+    version: str = UNKNOWN
+    notes: list[str] = field(default_factory=list)
 
     @property
     def speaks_our_protocol(self) -> bool:
         """Whether it has an entry point of protocol 1, whatever newer ones it has besides."""
         return bool(self.readouts or self.modules)
 
-
-def normalise(distribution: str) -> str:
-    """The one spelling of a distribution's name: lower case, runs of ``-_.`` as one dash (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    @property
+    def refusal(self) -> str:
+        """Why a plugin without an entry point of protocol 1 cannot be used."""
+        if self.newest:
+            return f"expected protocol {PROTOCOL}, got {self.newest}; update regplug."
+        return f"{self.notes[0]}."
 
 
 def discover() -> dict[str, Found]:
-    """Every distribution with a regplug entry point, sorted by name, so that directory order never decides."""
+    """Every distribution with a regplug entry point, sorted by name, so that directory order never decides.
+
+    regplug's own plugin is among them without metadata, which a frozen application does not have.
+    """
     found: dict[str, Found] = {}
-    points = list(_entry_points())  # kept, for a distribution is known by its identity here
-    stated: dict[int, tuple[str, str] | None] = {}
-    for point in points:
-        match = ANY_GROUP.fullmatch(point.group)
-        if id(point.dist) not in stated:
-            stated[id(point.dist)] = name_and_version(point.dist)
-        said = stated[id(point.dist)]
-        if match is None or said is None:  # an entry point that belongs to nobody cannot be named
+    for one in installed():
+        text = one.text(ENTRY_POINTS)
+        if text is None or "regplug" not in text or one.name is None:
             continue
-        name, version = said
-        one = found.setdefault(name, Found(name, point.dist, version=version))
-        if point.group == READOUT_GROUP:
-            one.readouts.append((point.name, _reference(point)))
-        elif point.group == PLUGIN_GROUP:
-            one.modules.append(_reference(point))
-        else:
-            one.newest = max(one.newest, int(match.group(1)))
+        plugin = Found(one.name, one.distribution, version=one.version)
+        for group, line in lines_of(text):
+            if match := ANY_GROUP.fullmatch(group):
+                _take(plugin, group, int(match[1]), line)
+        if plugin.speaks_our_protocol or plugin.newest or plugin.notes:
+            plugin.notes += _oddities(one)
+            found.setdefault(one.name, plugin)
+    own = found.get(OWN) or Found(OWN, None, notes=[NO_METADATA])
+    found[OWN] = Found(OWN, own.metadata, modules=[BUILTIN], version=own_version(), notes=own.notes)
     return dict(sorted(found.items()))
 
 
-def name_and_version(distribution: Distribution | None) -> tuple[str, str] | None:
-    """A distribution's normalised name, and its version; None for one that states no name."""
-    if distribution is None:
-        return None
-    try:
-        # importlib.metadata has the whole file parsed as an e-mail, for each of the two anew
-        head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
-        name, version = NAME.search(head), VERSION.search(head)
-        if name and version:
-            return normalise(name[1]), version[1]
-        return (normalise(distribution.name), distribution.version or "unknown") if distribution.name else None
-    except Exception:  # an interrupted removal leaves entry points without metadata
-        return None
+def lines_of(text: str) -> Iterator[tuple[str, str]]:
+    """Each line of an ``entry_points.txt`` with its group; comments are no lines."""
+    group = ""
+    for line in map(str.strip, text.splitlines()):
+        if header := HEADER.fullmatch(line):
+            group = header[1]
+        elif line and not line.startswith("#"):
+            yield group, line
+
+
+def _take(plugin: Found, group: str, protocol: int, line: str) -> None:
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if not equals:
+        plugin.notes.append(f"{ENTRY_POINTS}: expected 'name = module:attr', got {line[:60]!r}; that line is ignored")
+    elif group == READOUT_GROUP:
+        plugin.readouts.append((name, _reference(EntryPoint(name, value, group))))
+    elif group == PLUGIN_GROUP:
+        plugin.modules.append(_reference(EntryPoint(name, value, group)))
+    else:
+        plugin.newest = max(plugin.newest, protocol)
+
+
+def _oddities(one: Installed) -> Iterator[str]:
+    if one.stated_name is None:
+        yield f"its metadata states no name; named as its folder: {one.place}"
+    if one.hidden:
+        places = ", ".join(f"{copy.version} in {copy.place}" for copy in one.hidden)
+        yield f"{one.version} in {one.place} is used, not {places}"
 
 
 def _reference(point: EntryPoint) -> str:
@@ -91,24 +117,3 @@ def _reference(point: EntryPoint) -> str:
         return f"{point.module}:{point.attr}" if point.attr else point.module
     except (AttributeError, ValueError):  # as Python's version has it
         return point.value
-
-
-def _entry_points() -> Iterable[EntryPoint]:
-    try:
-        every = entry_points()
-        return [point for group in every.groups if ANY_GROUP.fullmatch(group) for point in every.select(group=group)]
-    except Exception:  # one malformed entry_points.txt, anywhere, stops importlib.metadata for everybody
-        return _entry_points_one_by_one()
-
-
-def _entry_points_one_by_one() -> Iterable[EntryPoint]:
-    seen: set[str] = set()
-    for distribution in distributions():
-        said = name_and_version(distribution)
-        try:
-            points = list(distribution.entry_points)
-        except Exception:  # this is the malformed one; `regplug list` must still show the others
-            continue
-        if said is not None and said[0] not in seen:  # the first on sys.path is the one that an import finds
-            seen.add(said[0])
-            yield from points

@@ -13,7 +13,7 @@ from typing import Any
 from regplug.backbone import measure_backbone, named_backbone
 from regplug.choices import chosen_spec
 from regplug.description import describe_options, spec_at_any_size
-from regplug.discovery import normalise
+from regplug.distributions import normalise
 from regplug.entries import BackboneEntry, ReadoutEntry, load_reference, reference_of
 from regplug.errors import NameLookupError
 from regplug.installed import default_registry

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.metadata import packages_distributions, version
+import re
 
 from torch import nn
 
-from regplug.discovery import normalise
+from regplug.distributions import UNKNOWN, installed
 from regplug.entries import Entry
 from regplug.naming import OWN
+from regplug.version import own_version
+
+LONGEST = 128  # characters of a version in a bundle
 
 
 def packages_of(module: nn.Module, *entries: Entry | None) -> dict[str, str]:
@@ -20,10 +23,14 @@ def packages_of(module: nn.Module, *entries: Entry | None) -> dict[str, str]:
         module: What is exported.
         *entries: The strategy, the FiLM generator and the backbone that it was built of; None for one that is not.
     """
-    owners = packages_distributions()
-    tops = {type(one).__module__.partition(".")[0] for one in module.modules()}
-    found = {normalise(name): version(name) for top in tops for name in owners.get(top, ())}
+    tops = {type(one).__module__.partition(".")[0] for one in module.modules()} - {OWN, "torch"}
+    found = {one.name: one.version for one in installed() if one.name and any(map(one.owns, tops))} if tops else {}
     found |= {one.provenance.distribution: one.provenance.version for one in entries if one and one.provenance}
-    found[OWN] = version(OWN)
+    found[OWN] = own_version()
     found.pop("torch", None)
-    return dict(sorted(found.items()))
+    return {name: storable(version) for name, version in sorted(found.items())}
+
+
+def storable(version: str) -> str:
+    """A version as a bundle may hold it: another character than a version's is an underscore there."""
+    return re.sub(r"[^A-Za-z0-9._+!-]", "_", version)[:LONGEST] or UNKNOWN

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regplug.deprecation import warn_once
-from regplug.discovery import PROTOCOL, Found, discover, normalise
+from regplug.discovery import NO_METADATA, Found, discover
+from regplug.distributions import normalise
 from regplug.entries import (
     NAME_PATTERN,
     BackboneEntry,
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PluginRecord:
-    """What became of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``."""
+    """What became of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``; ``notes`` tell what is odd of it."""
 
     distribution: str
     version: str
     status: str
     error: PluginError | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Registry:
@@ -228,6 +230,8 @@ class Registry:
                 raise PluginError(f"{word} {name!r}: {record.error}") from record.error
         broken = [record.distribution for record in self.plugins() if record.status == "broken"]
         hint = f"; broken plugins: {', '.join(broken)}" if broken else ""
+        if OWN in self._records and NO_METADATA in self._records[OWN].notes:
+            hint += f"; {NO_METADATA}"
         raise NameLookupError(
             f"{word} {name!r}: not registered{worker_hint()}{closest(name, spellings(self._all(hook, wanted)))}{hint}."
         )
@@ -299,9 +303,7 @@ class Registry:
         version = found.version
         try:
             if not found.speaks_our_protocol:
-                raise PluginError(
-                    f"plugin {distribution!r}: expected protocol {PROTOCOL}, got {found.newest}; update regplug."
-                )
+                raise PluginError(f"plugin {distribution!r}: {found.refusal}")
             with self._lock.importing(distribution), kept_host():
                 modules = [import_plugin(distribution, reference) for reference in found.modules]
                 entries = stage(Provenance(distribution, version), found.readouts, modules)
@@ -309,16 +311,18 @@ class Registry:
             if self._strict:
                 self._pending[distribution] = found  # so that it is fatal to whoever asks next, too
                 raise
-            self._records[distribution] = PluginRecord(distribution, version, "broken", error)
+            self._records[distribution] = PluginRecord(distribution, version, "broken", error, tuple(found.notes))
             self._claims[distribution] = [name for name, _ in found.readouts]
         except BaseException:  # an interrupt says nothing of the plugin
             self._pending[distribution] = found
             raise
         else:
-            self._commit(distribution, entries, version)
+            self._commit(distribution, entries, version, found.notes)
         if self._index:
             self._index.note(distribution, self._entries.get(distribution))  # None of a broken one
 
-    def _commit(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]], version: str) -> None:
-        self._entries[distribution] = entries
-        self._records[distribution] = PluginRecord(distribution, version, "ok")
+    def _commit(
+        self, name: str, entries: Mapping[str, tuple[Entry, ...]], version: str, notes: Iterable[str] = ()
+    ) -> None:
+        self._entries[name] = entries
+        self._records[name] = PluginRecord(name, version, "ok", notes=tuple(notes))

@@ -58,9 +58,8 @@ def test_list_names_strategies_with_distribution_and_version(run):
     entry = next(one for one in listed["strategies"] if one["name"] == "pool")
     assert entry["full_name"] == "regplug:pool"
     assert entry["version"] == regplug.__version__
-    assert {"distribution": "regplug", "version": regplug.__version__, "status": "ok", "error": None} in listed[
-        "plugins"
-    ]
+    own = {"distribution": "regplug", "version": regplug.__version__, "status": "ok", "error": None, "notes": []}
+    assert own in listed["plugins"]
 
 
 def test_list_imports_neither_torch_nor_a_readouts_module(run_python):

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from strategies import BUILT_IN
 
-from regplug.discovery import discover, name_and_version, normalise
+from regplug.discovery import discover
+from regplug.distributions import Installed, normalise
 
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]
@@ -245,12 +246,12 @@ def test_a_distribution_without_a_name_hides_nobody(run_python: Python, acme: Pa
     assert {*BUILT_IN, "attend"} <= set(listed["names"])
 
 
-def test_a_distribution_without_a_version_is_listed_as_unknown(run_python: Python, tmp_path: Path) -> None:
+def test_a_distribution_without_a_version_has_that_of_its_folder(run_python: Python, tmp_path: Path) -> None:
     fake_distribution(
         tmp_path, "bare", "[regplug_readouts_v1]\nown = bare:Own\n", "Metadata-Version: 2.1\nName: bare\n"
     )
     listed = answer(run_python(LIST, [tmp_path]))
-    assert listed["records"]["bare"] == ["unknown", "ok", "None"]
+    assert listed["records"]["bare"] == ["1.0", "ok", "None"]
     assert "own" in listed["names"]
 
 
@@ -310,7 +311,8 @@ def test_names_and_versions_are_those_that_importlib_reads_of_every_installed_di
     every = list(distributions())
     assert len(every) > 20
     for one in every:
-        assert name_and_version(one) == (normalise(one.name), one.version)
+        found = Installed(one)
+        assert (found.name, found.version, found.is_leftover) == (normalise(one.name), one.version, False)
     assert discover()["regplug"].version == Distribution.from_name("regplug").version
 
 
@@ -319,14 +321,19 @@ def test_names_and_versions_are_those_that_importlib_reads_of_every_installed_di
     [
         ("Metadata-Version: 2.1\nname:  Acme.Readouts \nVERSION:1.0+cpu\n", ("acme-readouts", "1.0+cpu")),
         ("Name: acme\nVersion: 1\n\nName: other\nVersion: 2\n", ("acme", "1")),
-        ("Name: acme\nSummary: of\n  Version: 3\n", ("acme", "unknown")),
-        ("Name: acme\n\nVersion: 2\n", ("acme", "unknown")),
-        ("Name:\nVersion: 2\n", None),
-        ("Version: 2\n", None),
+        ("\ufeffName: zoo\nVersion: 2\n", ("zoo", "2")),
+        ("Name: acme\nSummary: of\n  Version: 3\n", ("acme", "1.0")),
+        ("Name: acme\n\nVersion: 2\n", ("acme", "1.0")),
+        ("Name:\nVersion: 2\n", ("folder", "2")),
+        ("Name: two words\nVersion: 2\n", ("folder", "2")),
+        ("Version: 2\n", ("folder", "2")),
     ],
 )
-def test_only_the_head_of_the_metadata_counts(tmp_path: Path, metadata: str, wanted: tuple[str, str] | None) -> None:
-    assert name_and_version(Distribution.at(fake_distribution(tmp_path, "acme", "", metadata))) == wanted
+def test_only_the_head_of_the_metadata_counts_and_the_folder_says_what_it_does_not(
+    tmp_path: Path, metadata: str, wanted: tuple[str, str]
+) -> None:
+    found = Installed(Distribution.at(fake_distribution(tmp_path, "folder", "", metadata)))
+    assert (found.name, found.version) == wanted
 
 
 def test_a_reference_is_read_as_the_specification_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

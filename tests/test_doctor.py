@@ -376,7 +376,7 @@ def test_a_malformed_file_is_named_for_importing_torch_fails_over_it(run_python:
     )
     plugin = next(one for one in report["plugins"] if one["distribution"] == "unreadable")
     assert (plugin["status"], plugin["version"], plugin["import_seconds"]) == (PROBLEM, "1.0", None)
-    stops = ", which stops whoever lists entry points, as importing torch does"
+    stops = ", which stops all that lists entry points, as importing torch does"
     wanted = "expected 'name = module:attr', got"
     assert [(finding["distribution"], finding["level"], finding["message"]) for finding in report["findings"]] == [
         (
@@ -442,7 +442,7 @@ def test_a_malformed_file_is_told_line_by_line(text: str, faults: list[str]) -> 
 
 
 def messages(folder: Path) -> list[tuple[str, str]]:
-    return [(finding.level, finding.message) for finding in check_metadata([str(folder)])[0]]
+    return [(finding.level, finding.message) for finding in check_metadata([str(folder)])]
 
 
 def test_healthy_metadata_is_not_complained_of(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_healthy_metadata_is_not_complained_of(tmp_path: Path) -> None:
     make_editable(info, sources)
     (sources / "acme.egg-info").mkdir()  # as setuptools leaves it there
     (sources / "acme.egg-info" / "PKG-INFO").write_text("Name: acme\nVersion: 1.0\n")
-    assert check_metadata([str(tmp_path / "site"), str(sources), str(tmp_path / "site"), "/no/such/folder"]) == ([], [])
+    assert check_metadata([str(tmp_path / "site"), str(sources), str(tmp_path / "site"), "/no/such/folder"]) == []
 
 
 def test_metadata_that_an_interrupted_removal_left_is_named(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_metadata_that_an_interrupted_removal_left_is_named(tmp_path: Path) -> N
         (PROBLEM, f"{info}: no METADATA, as an interrupted removal leaves it; delete it or install it again."),
         (
             PROBLEM,
-            f"{tmp_path / 'binary-1.0.dist-info/entry_points.txt'}: expected text in UTF-8, which stops whoever lists "
+            f"{tmp_path / 'binary-1.0.dist-info/entry_points.txt'}: expected text in UTF-8, which stops all that lists "
             "entry points, as importing torch does; install binary again.",
         ),
         (
@@ -476,7 +476,7 @@ def test_metadata_that_an_interrupted_removal_left_is_named(tmp_path: Path) -> N
             f"{tmp_path / 'other-1.0.dist-info'}: no METADATA, as an interrupted removal leaves it; "
             "delete it or install it again.",
         ),
-        (PROBLEM, f"{tmp_path / '~cme-1.0.dist-info'}: left by an interrupted removal; delete it."),
+        (PROBLEM, f"{tmp_path / '~cme-1.0.dist-info'}: left by an interrupted removal, and ignored; delete it."),
     ]
 
 
@@ -484,10 +484,12 @@ def test_two_copies_of_a_plugin_are_warned_of_and_of_another_package_are_not(tmp
     for folder in ("one", "two"):
         fake_distribution(tmp_path / folder, "acme", f"{READOUTS}\nattend = acme:Attend\n")
         fake_distribution(tmp_path / folder, "other", "")
-    [finding] = check_metadata([str(tmp_path / "one"), str(tmp_path / "two")])[0]
-    places = f"1.0 in {tmp_path / 'one'}, 1.0 in {tmp_path / 'two'}"
+    [finding] = check_metadata([str(tmp_path / "one"), str(tmp_path / "two")])
+    first, second = (tmp_path / folder / "acme-1.0.dist-info" for folder in ("one", "two"))
     assert finding.level == WARNING
-    assert finding.message.startswith(f"plugin 'acme': installed 2 times ({places}); the first is used;")
+    assert finding.message.startswith(
+        f"plugin 'acme': installed 2 times (1.0 in {first}, 1.0 in {second}); {first} is used;"
+    )
 
 
 @pytest.mark.parametrize(
@@ -653,7 +655,7 @@ def test_torch_that_is_missing_broken_or_old_is_a_problem(tmp_path: Path, monkey
 
 def test_headers_of_another_version_than_the_package_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_headers(never).level == "ok"
-    monkeypatch.setattr(environment, "version", lambda name: "99.0")
+    monkeypatch.setattr(environment, "own_version", lambda: "99.0")
     assert check_headers(never).level == PROBLEM
 
 

@@ -26,7 +26,8 @@ from regplug import (
     Registry,
     SpecError,
 )
-from regplug.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, discover, normalise
+from regplug.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, discover
+from regplug.distributions import normalise
 from regplug.hookspecs import HOOKS, hookimpl
 
 NUMBERS = itertools.count()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from regplug.choices import named_by_user
-from regplug.discovery import normalise
+from regplug.distributions import normalise
 from regplug.entries import REFERENCE_PATTERN, ReadoutEntry
 from regplug.errors import NameLookupError, SpecError, clip
 from regplug.hookspecs import hookimpl

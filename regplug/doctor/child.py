@@ -21,7 +21,7 @@ from typing import Any
 
 import regplug.installed
 import regplug.spec  # noqa: F401  # neither is used: what hosts have loaded, so that one sees what a plugin does to it
-from regplug.discovery import normalise
+from regplug.distributions import normalise
 from regplug.doctor.findings import PROBLEM, WARNING, clip, shorten
 from regplug.doctor.patches import Snapshot, replaced, replaced_functions, snapshot, watched_functions
 from regplug.doctor.process_state import Change, ExitHooks, ProcessState

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from regplug.discovery import discover, normalise
+from regplug.discovery import discover
+from regplug.distributions import normalise
 from regplug.doctor.child import WORDS
 from regplug.doctor.environment import CHECKS, Requirement
 from regplug.doctor.examination import Examination, examine
@@ -78,11 +79,8 @@ def diagnose(time_limit: float, step: Callable[[str], None] = lambda step: None)
 
 
 def _diagnosis(plugins: list[Examination], environment: list[Requirement]) -> Diagnosis:
-    findings, hidden = check_metadata()
+    findings = check_metadata()
     known = {one.distribution: one for one in plugins}
-    for metadata in hidden:
-        if metadata.name not in known:  # discovery cannot read it
-            known[metadata.name] = Examination(metadata.name, metadata.version, protocol=None)
     rest: list[Finding] = []
     if any(one.blocked and one.distribution == OWN for one in plugins):
         known[OWN].find(PROBLEM, "REGPLUG_DISABLE names it, which every other command refuses; take it out.")

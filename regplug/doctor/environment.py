@@ -9,11 +9,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from regplug.discovery import NO_METADATA
+from regplug.distributions import installed
 from regplug.doctor.findings import OK, PROBLEM, WARNING, clip
 from regplug.doctor.processes import Ended, run_bounded, run_python, spell_end, until
+from regplug.naming import OWN
+from regplug.version import own_version
 
 OLDEST_PYTHON, OLDEST_TORCH, OLDEST_CMAKE = (3, 10), (2, 10), (3, 23)
 TORCH_LIMIT, TOOL_LIMIT = 120.0, 30.0
@@ -140,18 +143,19 @@ def check_json(stop: Stop) -> Requirement:
 
 
 def check_headers(stop: Stop) -> Requirement:
-    """The C++ headers in this package, and the package that says it is installed."""
-    path = Path(__file__).parent.parent / "include" / "regplug" / "version.h"
-    try:
-        match = re.search(r'#define REGPLUG_VERSION "(.+)"', path.read_text())
-        package = version("regplug")
-    except (OSError, PackageNotFoundError) as error:
-        return Requirement("C++ headers", "none", PROBLEM, f"{clip(str(error))}; install regplug again.")
-    found = match[1] if match else "no version"
+    """The C++ headers in this package, and the metadata of the package that brought them."""
+    folder = Path(__file__).parent.parent / "include" / "regplug"
+    found = own_version()
+    if not (folder / "version.h").is_file():
+        message = "no C++ programs can be built: regplug is in an archive; unpack it or install it for that."
+        return Requirement("C++ headers", f"{found} ({folder})", WARNING, message)
+    package = next((one.version for one in installed() if one.name == OWN), None)
+    if package is None:
+        return Requirement("C++ headers", f"{found} ({folder})", WARNING, f"{NO_METADATA}.")
     if found != package:
         message = f"expected the package's version, {package}; install regplug again."
-        return Requirement("C++ headers", f"{found} ({path.parent})", PROBLEM, message)
-    return Requirement("C++ headers", f"{found} ({path.parent})")
+        return Requirement("C++ headers", f"{found} ({folder})", PROBLEM, message)
+    return Requirement("C++ headers", f"{found} ({folder})")
 
 
 def check_cache(stop: Stop) -> Requirement:

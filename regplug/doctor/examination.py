@@ -13,7 +13,8 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
-from regplug.discovery import PROTOCOL, Found, normalise
+from regplug.discovery import PROTOCOL, Found
+from regplug.distributions import normalise
 from regplug.doctor.child import AT, JOB, LIGHT, REFERENCES, STARTED, TRACE, WORDS, Job
 from regplug.doctor.findings import PROBLEM, WARNING, Finding, clip, shorten, worst
 from regplug.doctor.processes import Ended, run_python, spell_end
@@ -70,7 +71,8 @@ def examine(found: Found, blocked: bool, time_limit: float, stop: Callable[[], b
     if blocked:
         return one
     if not found.speaks_our_protocol:  # what it means is not known here, so none of it is imported
-        one.find(PROBLEM, f"expected protocol {PROTOCOL}, got {found.newest}; update regplug.")
+        if found.newest:  # else its lines are at fault, which the look at all metadata tells with their place
+            one.find(PROBLEM, found.refusal)
         return one
     job = _job(found, time_limit)
     with tempfile.TemporaryDirectory(prefix="regplug-doctor-", ignore_cleanup_errors=True) as folder:

@@ -2,84 +2,84 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution
+from functools import cached_property
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
-from regplug.discovery import ANY_GROUP, PLUGIN_GROUP, READOUT_GROUP, normalise
+from regplug.discovery import ANY_GROUP, ENTRY_POINTS, PLUGIN_GROUP, READOUT_GROUP, lines_of
+from regplug.distributions import UNKNOWN, VERSION, Installed, first_of, separate
 from regplug.doctor.findings import PROBLEM, WARNING, Finding, clip
 
 HEADER = re.compile(r"\[(.*)\]")
-OURS = re.compile(rf"^\s*\[\s*{ANY_GROUP.pattern}\s*\]", re.MULTILINE)
+BOM = "\ufeff"
+A_VERSION = re.compile(r"v?(\d+!)?\d+(\.\d+)*[0-9A-Za-z.+_-]*")  # looser than PEP 440, which old packages do not follow
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata folder of one distribution.
+    """The metadata of one distribution.
 
     Args:
-        path: The folder, ``.../name-1.0.dist-info``.
-        name: The distribution's normalised name, as the folder is named.
-        entry_points: The text of ``entry_points.txt``; None if it is no text, empty if there is none.
+        installed: What can be read of it.
+        entry_points: The text of ``entry_points.txt``; empty if there is none.
     """
 
-    path: Path
-    name: str
-    entry_points: str | None
+    installed: Installed
+    entry_points: str
 
     @property
+    def place(self) -> str:
+        """The folder, ``.../name-1.0.dist-info``."""
+        return self.installed.place
+
+    @property
+    def name(self) -> str:
+        """The distribution's name."""
+        return self.installed.name or UNKNOWN
+
+    @cached_property
     def is_plugins(self) -> bool:
         """Whether it has an entry point of regplug's."""
-        return bool(OURS.search(self.entry_points or ""))
+        return any(ANY_GROUP.fullmatch(group) for group, _ in lines_of(self.entry_points))
 
-    @property
+    @cached_property
     def is_readable(self) -> bool:
         """Whether Python can read its entry points; where it cannot, ``importlib.metadata.entry_points`` raises."""
         try:
-            list(Distribution.at(self.path).entry_points)
+            list(self.installed.distribution.entry_points)
         except Exception:  # which one depends on the Python and on the fault
             return False
         return True
 
-    @property
-    def version(self) -> str:
-        """The version, as its folder is named where nothing else says it."""
+    @cached_property
+    def encoding_fault(self) -> str | None:
+        """What is wrong with the bytes of its ``entry_points.txt``."""
         try:
-            stated: str | None = Distribution.at(self.path).version
-        except Exception:  # metadata that is missing or damaged raises many things
-            stated = None
-        return stated or self.path.stem.partition("-")[2] or "unknown"
-
-    def editable_folder(self) -> Path | None:
-        """Where an editable installation has its sources; None for any other."""
-        try:
-            direct: Any = json.loads((self.path / "direct_url.json").read_text())
-            if direct.get("dir_info", {}).get("editable") and direct["url"].startswith("file:"):
-                return Path(url2pathname(urlparse(direct["url"]).path))
-        except (OSError, ValueError, AttributeError, KeyError):
-            pass
-        return None
+            text = self.installed.distribution.read_text(ENTRY_POINTS) or ""
+        except UnicodeDecodeError:
+            return "expected text in UTF-8"
+        except Exception:  # as where it cannot be read
+            return "cannot be read"
+        return (
+            "expected no byte order mark, which hides its first group from other programs" if text[:1] == BOM else None
+        )
 
 
-def survey(search_path: Iterable[str]) -> list[Metadata]:
-    """The metadata folders along a search path, each once, in its order."""
-    found: dict[Path, Metadata] = {}
-    for folder in dict.fromkeys(Path(entry or ".").absolute().resolve() for entry in search_path):
-        try:
-            paths = sorted(path for path in folder.iterdir() if path.suffix in (".dist-info", ".egg-info"))
-        except OSError:  # a zip file, or a folder that is gone
-            continue
-        for path in paths:
-            if path.is_dir():
-                found[path] = Metadata(path, normalise(path.stem.partition("-")[0]), _text(path / "entry_points.txt"))
-    return list(found.values())
+def survey(search_path: Sequence[str]) -> list[Metadata]:
+    """The metadata along a search path, in folders, eggs and zip files, each once, in its order."""
+    folders = list(dict.fromkeys(os.path.realpath(entry or os.curdir) for entry in search_path))
+    every = sorted(map(Installed, distributions(path=folders)), key=lambda one: (_rank(one, folders), one.place))
+    return [Metadata(one, one.text(ENTRY_POINTS) or "") for one in every if one.path is None or one.path.is_dir()]
+
+
+def _rank(one: Installed, folders: Sequence[str]) -> int:
+    return next((rank for rank, folder in enumerate(folders) if one.place.startswith(folder)), len(folders))
 
 
 def malformed(text: str) -> list[str]:
@@ -105,51 +105,51 @@ def malformed(text: str) -> list[str]:
     return faults
 
 
-def check_metadata(search_path: Sequence[str] | None = None) -> tuple[list[Finding], list[Metadata]]:
-    """Look at every distribution along a search path; ``sys.path`` if none is given.
-
-    Returns:
-        What is wrong, and the plugins that nobody can see, for their ``entry_points.txt`` cannot be read.
-    """
-    every = survey(sys.path if search_path is None else search_path)
+def check_metadata(search_path: Sequence[str] | None = None) -> list[Finding]:
+    """What is wrong with the distributions along a search path; ``sys.path`` if none is given."""
+    path = sys.path if search_path is None else search_path
+    every = survey(path)
     findings = [finding for one in every for finding in (*_damage(one), *_unread_groups(one), *_staleness(one))]
-    hidden = [one for one in every if one.is_plugins and malformed(one.entry_points or "")]
-    return [*findings, *_copies(every)], hidden
+    return [*_unlisted(path), *findings, *_copies(every)]
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        return None
-    except OSError:
-        return ""
+def _unlisted(search_path: Sequence[str]) -> Iterator[Finding]:
+    """Folders on the path that nobody can look into: a plugin there is not found, and said by nobody else."""
+    for entry in dict.fromkeys(search_path):
+        if entry and not Path(entry).is_file() and os.path.lexists(entry):
+            try:
+                os.scandir(entry).close()
+            except OSError as error:
+                why = f"on the search path, but cannot be listed ({error.strerror})"
+                yield Finding(WARNING, None, f"{entry}: {why}; plugins in it are not found.")
 
 
 def _damage(one: Metadata) -> Iterator[Finding]:
     level, owner = (PROBLEM, one.name) if one.is_plugins else (WARNING, None)
-    if one.path.name.startswith("~"):  # how pip names what it is about to delete
-        yield Finding(level, owner, f"{one.path}: left by an interrupted removal; delete it.")
+    if one.installed.is_leftover:
+        yield Finding(level, None, f"{one.place}: left by an interrupted removal, and ignored; delete it.")
         return
-    if not any((one.path / name).is_file() for name in ("METADATA", "PKG-INFO")):
-        yield Finding(
-            level,
-            owner,
-            f"{one.path}: no METADATA, as an interrupted removal leaves it; delete it or install it again.",
-        )
-    faults = ["expected text in UTF-8"] if one.entry_points is None else malformed(one.entry_points)
+    again = "delete it or install it again"
+    if not one.installed.head:
+        yield Finding(level, owner, f"{one.place}: no METADATA, as an interrupted removal leaves it; {again}.")
+    elif one.installed.stated_name is None:
+        yield Finding(WARNING, owner, f"{one.place}: states no Name that can be used; taken as {one.name!r}; {again}.")
+    elif not VERSION.search(one.installed.head):
+        yield Finding(WARNING, owner, f"{one.place}: states no Version; taken as {one.installed.version!r}; {again}.")
+    elif one.is_plugins and not A_VERSION.fullmatch(one.installed.version):
+        wrong = f"expected a version, got {clip(one.installed.version, 40)!r}"
+        yield Finding(WARNING, owner, f"{one.place}: {wrong}; a bundle writes '_' for what no version has in it.")
+    faults = [*filter(None, [one.encoding_fault]), *malformed(one.entry_points)]
     if faults:
         more = f" and {len(faults) - 1} more" if faults[1:] else ""
-        stops = "" if one.is_readable else ", which stops whoever lists entry points, as importing torch does"
-        yield Finding(
-            level if one.is_readable else PROBLEM,
-            owner,
-            f"{one.path / 'entry_points.txt'}: {faults[0]}{more}{stops}; install {one.name} again.",
-        )
+        stops = "" if one.is_readable else ", which stops all that lists entry points, as importing torch does"
+        place = f"{one.place}{os.sep}{ENTRY_POINTS}"
+        message = f"{place}: {faults[0]}{more}{stops}; install {one.name} again."
+        yield Finding(level if one.is_readable else PROBLEM, owner, message)
 
 
 def _unread_groups(one: Metadata) -> Iterator[Finding]:
-    for group in re.findall(r"^\s*\[\s*(regplug[^\]]*?)\s*\]", one.entry_points or "", re.MULTILINE):
+    for group in re.findall(r"^\s*\[\s*(regplug[^\]]*?)\s*\]", one.entry_points, re.MULTILINE):
         if not ANY_GROUP.fullmatch(group):
             yield Finding(
                 WARNING,
@@ -160,7 +160,7 @@ def _unread_groups(one: Metadata) -> Iterator[Finding]:
 
 
 def _staleness(one: Metadata) -> Iterator[Finding]:
-    folder = one.editable_folder()
+    folder = one.installed.editable_folder()
     if folder is None or not one.is_plugins:
         return
     again = f"install it again: pip install -e {folder}"
@@ -176,15 +176,15 @@ def _staleness(one: Metadata) -> Iterator[Finding]:
         yield Finding(WARNING, one.name, f"{owner}: {folder / 'pyproject.toml'}: {clip(str(error))}.")
         return
     version = project.get("version")
-    if isinstance(version, str) and _comparable(version) != _comparable(one.version):
+    if isinstance(version, str) and _comparable(version) != _comparable(one.installed.version):
         yield Finding(
             WARNING,
             one.name,
-            f"{owner}: its sources say version {clip(version, 40)}, installed is {one.version}; {again}",
+            f"{owner}: its sources say version {clip(version, 40)}, installed is {one.installed.version}; {again}",
         )
     if not project or "entry-points" in project.get("dynamic", ()):
         return
-    stated, installed = _stated(project), _installed(one.entry_points or "")
+    stated, installed = _stated(project), _installed(one.entry_points)
     if stated != installed:
         changed = sorted({f"{group}: {name}" for group, name, _ in stated ^ installed})
         yield Finding(WARNING, one.name, f"{owner}: its sources state other entry points ({changed[0]}, ...); {again}")
@@ -214,11 +214,9 @@ def _stated(project: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 
 def _installed(text: str) -> set[tuple[str, str, str]]:
-    found, group = set(), ""
-    for line in map(str.strip, text.splitlines()):
-        if header := HEADER.fullmatch(line):
-            group = header[1].strip()
-        elif ANY_GROUP.fullmatch(group) and "=" in line and not line.startswith("#"):
+    found = set()
+    for group, line in lines_of(text):
+        if ANY_GROUP.fullmatch(group) and "=" in line:
             name, _, value = line.partition("=")
             found.add((group, name.strip(), re.sub(r"\s", "", value)))
     return found
@@ -235,15 +233,13 @@ def _comparable(version: str) -> list[str]:
 def _copies(every: Sequence[Metadata]) -> Iterator[Finding]:
     by_name: dict[str, list[Metadata]] = {}
     for one in every:
-        if not one.path.name.startswith("~"):
+        if not one.installed.is_leftover:
             by_name.setdefault(one.name, []).append(one)
     for name, copies in by_name.items():
-        if not any(one.is_plugins for one in copies):
-            continue
-        # what setuptools leaves in the sources of an editable installation is the same one
-        sources = [folder.resolve() for one in copies if (folder := one.editable_folder()) is not None]
-        separate = [one for one in copies if not set(sources) & set(one.path.parents)]
-        if len(separate) > 1:
-            places = ", ".join(f"{one.version} in {one.path.parent}" for one in separate)
-            message = f"installed {len(separate)} times ({places}); the first is used; uninstall the others."
-            yield Finding(WARNING, name, f"plugin {name!r}: {message}")
+        if any(one.is_plugins for one in copies):
+            several = separate([one.installed for one in copies])
+            if len(several) > 1:
+                used = first_of(several)
+                places = ", ".join(f"{one.version} in {one.place}" for one in several)
+                message = f"installed {len(several)} times ({places}); {used.place} is used; uninstall the others."
+                yield Finding(WARNING, name, f"plugin {name!r}: {message}")

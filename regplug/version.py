@@ -1,0 +1,13 @@
+"""The version of regplug, which is written once, in ``include/regplug/version.h``."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+
+def own_version() -> str:
+    """The version of the package that is running, whatever metadata is installed next to it, or none."""
+    header = files("regplug").joinpath("include", "regplug", "version.h").read_text("utf-8")
+    found = re.search(r'^#define REGPLUG_VERSION "([^"]+)"', header, re.MULTILINE)
+    return found[1] if found else "unknown"
