@@ -265,13 +265,19 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
 @group.command("cmake-dir")
 def cmake_dir_command() -> None:
     """Print the folder for CMAKE_PREFIX_PATH, under which find_package(regplug) looks."""
-    say(HERE)
+    say(_folder(HERE))
 
 
 @group.command("include-dir")
 def include_dir_command() -> None:
     """Print the folder of the C++ headers."""
-    say(HERE / "include")
+    say(_folder(HERE / "include"))
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise RegplugError(f"{path}: expected a folder, got a place in an archive; unpack regplug, or install it.")
+    return path
 
 
 def _visible_lines(text: str) -> str:

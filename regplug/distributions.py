@@ -128,6 +128,12 @@ def installed() -> list[Installed]:
     return [first_of(some) for some in copies.values()]
 
 
+def version_of(distribution: str) -> str:
+    """The version of an installed distribution; ``unknown`` for one without metadata, as in a frozen application."""
+    name = normalise(distribution)
+    return next((one.version for one in installed() if one.name == name), UNKNOWN)
+
+
 def everything() -> Iterator[Installed]:
     """What all finders of the import system know, leftovers and copies too."""
     for finder in list(sys.meta_path):

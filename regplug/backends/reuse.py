@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.export import ExportedProgram
 from regplug.backends.graph import spell_graph
 from regplug.backends.interface import Program, Source
 from regplug.cache import find, keep, key_of
+from regplug.version import own_version
 
 
 def reused(
@@ -33,7 +33,7 @@ def reused(
     Raises:
         ExportError: ``make`` does.
     """
-    made_with = {"torch": torch.__version__, "regplug": version("regplug")}
+    made_with = {"torch": torch.__version__, "regplug": own_version()}
     key = key_of(
         {
             "graph": spell_graph(graph),

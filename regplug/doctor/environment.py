@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regplug.discovery import NO_METADATA
-from regplug.distributions import installed
+from regplug.distributions import UNKNOWN, version_of
 from regplug.doctor.findings import OK, PROBLEM, WARNING, clip
 from regplug.doctor.processes import Ended, run_bounded, run_python, spell_end, until
 from regplug.naming import OWN
@@ -149,8 +149,8 @@ def check_headers(stop: Stop) -> Requirement:
     if not (folder / "version.h").is_file():
         message = "no C++ programs can be built: regplug is in an archive; unpack it or install it for that."
         return Requirement("C++ headers", f"{found} ({folder})", WARNING, message)
-    package = next((one.version for one in installed() if one.name == OWN), None)
-    if package is None:
+    package = version_of(OWN)
+    if package == UNKNOWN:
         return Requirement("C++ headers", f"{found} ({folder})", WARNING, f"{NO_METADATA}.")
     if found != package:
         message = f"expected the package's version, {package}; install regplug again."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 
 import onnx
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from regplug.backends.graph import export_graph
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.reuse import reused
+from regplug.distributions import version_of
 from regplug.errors import ExportError, SpecError
 from regplug.weights import write_types
 from regplug_onnx.making import LEAST_OPSET, make_model
@@ -54,7 +54,7 @@ class OnnxBackend(ExportBackend):
             properties = {"weights": write_types(weights), "opset": str(self.opset)}
             return [Program(FILE, make_model(graph, source, self.opset), properties)]
 
-        settings = {"opset": self.opset, **{name: version(name) for name in MAKERS}}
+        settings = {"opset": self.opset, **{name: version_of(name) for name in MAKERS}}
         return reused("onnx", source, graph, settings, make)
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
