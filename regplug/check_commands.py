@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "backends",
     multiple=True,
     shell_complete=complete_export_backend,
-    help="An export backend to try; every installed one by default. Repeatable.",
+    help="An export backend to try; by default regplug's own and those of the readout's distribution. Repeatable.",
 )
 @click.option(
     "--compiler", type=click.Choice(COMPILERS), default="inductor", show_default=True, help="Of torch.compile."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regplug.deprecation import warn_once
@@ -25,21 +24,10 @@ from regplug.kept_host import kept_host
 from regplug.name_index import NameIndex
 from regplug.naming import OWN, EntryT, is_own, pick, refuse_own, spellings, worker_hint
 from regplug.options import closest
-from regplug.staging import import_plugin, stage
+from regplug.staging import PluginRecord, import_plugin, stage
 
 if TYPE_CHECKING:
     from regplug.spec import ReadoutSpec
-
-
-@dataclass(frozen=True)
-class PluginRecord:
-    """What became of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``; ``notes`` tell what is odd of it."""
-
-    distribution: str
-    version: str
-    status: str
-    error: PluginError | None = None
-    notes: tuple[str, ...] = ()
 
 
 class Registry:
@@ -132,6 +120,16 @@ class Registry:
         with self._lock:
             self._load_all()
             return [self._records[name] for name in sorted(self._records)]
+
+    def only(self, *distributions: str) -> Registry:
+        """A registry of these plugins alone: no other one is imported for it, or makes a name of theirs ambiguous."""
+        made = Registry({})
+        with self._lock:
+            for name in distributions:
+                self._load(name)
+                if name in self._entries:
+                    made._entries[name], made._records[name] = self._entries[name], self._records[name]
+        return made
 
     # ---- entries
 

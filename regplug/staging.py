@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,17 @@ from regplug.hookspecs import HOOKS
 
 MOST_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy looks at each
 LONGEST = 400  # characters of what a plugin raised
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """What became of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``; ``notes`` tell what is odd of it."""
+
+    distribution: str
+    version: str
+    status: str
+    error: PluginError | None = None
+    notes: tuple[str, ...] = ()
 
 
 class PluginManager(pluggy.PluginManager):

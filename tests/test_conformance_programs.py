@@ -161,7 +161,7 @@ def test_a_plugin_whose_module_imports_torch_is_named_once_for_all_its_readouts(
     site = install_plugin("heavy-plugin", {"heavy_plugin.py": source}, {"regplug_v1": {"heavy": "heavy_plugin"}})
     monkeypatch.syspath_prepend(site)
     registry, children = Registry(discover()), []
-    monkeypatch.setattr(imports.subprocess, "run", counted(children, imports.subprocess.run))
+    monkeypatch.setattr(imports, "run_python", counted(children, imports.run_python))
     for strategy in ("one", "two"):
         (check,) = imports.CHECKS
         result = run_check(check, subject_of(registry.resolve(strategy, **SIZES), backends=[], registry=registry))
@@ -173,9 +173,9 @@ def test_a_plugin_whose_module_imports_torch_is_named_once_for_all_its_readouts(
 
 
 def counted(children, run):
-    def counting(command, **options):
+    def counting(command, overdue):
         children.append(command)
-        return run(command, **options)
+        return run(command, overdue)
 
     return counting
 
@@ -183,12 +183,15 @@ def counted(children, run):
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        ("raise SystemExit", "to import, got exit status 0: no word"),
-        ("raise OSError('no such disk')", "to import, got exit status 1: OSError: no such disk"),
+        ("raise SystemExit", "to import, got exit code 0: no message"),
+        ("raise OSError('no such disk')", "to import, got exit code 1: OSError: no such disk"),
         ("import time; time.sleep(60)", "to import within 1 s, got no end"),
         ("import sys; print('hello'); print('hello', file=sys.stderr)", ""),
+        ("import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()", ""),
+        ("import atexit, time; atexit.register(time.sleep, 99)", ""),
+        ("import subprocess; subprocess.Popen(['sleep', '99'])", ""),
     ],
-    ids=["exits", "raises", "hangs", "prints"],
+    ids=["exits", "raises", "hangs", "prints", "thread", "exit-hook", "grandchild"],
 )
 def test_a_plugin_whose_module_does_not_import_in_a_fresh_process_is_told_how(tmp_path, monkeypatch, source, fault):
     name = f"conformance_module_{abs(hash(source))}"

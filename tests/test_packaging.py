@@ -19,8 +19,8 @@ __init__ __main__ agreement attachment audit audit_commands backbone bench_comma
 builtin bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli
 conditioner cost cpu decay deprecation description discovery distributions doctor_commands durable entries errors film
 folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder information
-installed kept_host layout lazy_group loading lone_files manifest name_index naming new_commands option_values options
-origin outline pairing pickle_nesting printing program reading rebuilding registry safetensors_header scaffold
+installed kept_host layout lazy_group loading lone_files manifest missing name_index naming new_commands option_values
+options origin outline pairing pickle_nesting printing program reading rebuilding registry safetensors_header scaffold
 selection sign_commands signature signing spec staging stopwatch streams strict temporary tokens torch_guard
 torch_private traces type_hints verification version weights weightsfile widths wiring writing
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph

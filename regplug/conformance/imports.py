@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.discovery import discover
+from regplug.doctor.processes import run_python, spell_end, until
 from regplug.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ TIME_LIMIT = 60  # seconds
 HEAVY = "torch"
 LIGHT_STATUS, HEAVY_STATUS = 70, 71  # the child's answers: a plugin prints, and exits with 0 or 1, as it likes
 CHILD = f"""
-import importlib, sys
+import importlib, os, sys
 count = int(sys.argv[1])
 sys.path[:] = sys.argv[2 + count:]
 for name in sys.argv[2:2 + count]:
     importlib.import_module(name)
-sys.exit({HEAVY_STATUS} if {HEAVY!r} in sys.modules else {LIGHT_STATUS})
+os._exit({HEAVY_STATUS} if {HEAVY!r} in sys.modules else {LIGHT_STATUS})  # threads and exit hooks are not waited for
 """
 
 
@@ -45,17 +45,13 @@ def light_plugin(subject: Subject) -> None:
 @cache
 def fault_of(modules: tuple[str, ...]) -> str:
     """What is wrong with these modules, once for all readouts of their plugin; empty for nothing."""
-    command = [sys.executable, "-c", CHILD, str(len(modules)), *modules, *sys.path]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT
-        )
-    except subprocess.TimeoutExpired:
+    ended = run_python(["-c", CHILD, str(len(modules)), *modules, *sys.path], until(TIME_LIMIT, lambda: False))
+    if ended.code is None:
         return f"to import within {TIME_LIMIT} s, got no end"
-    if done.returncode == HEAVY_STATUS:
+    if ended.code == HEAVY_STATUS:
         return f"to import no {HEAVY}, got it; import it inside functions"
-    if done.returncode != LIGHT_STATUS:
-        return f"to import, got exit status {done.returncode}: {(done.stderr.splitlines() or ['no word'])[-1]}"
+    if ended.code != LIGHT_STATUS:
+        return f"to import, got {spell_end(ended.code)}: {(ended.err.splitlines() or ['no message'])[-1]}"
     return ""
 
 

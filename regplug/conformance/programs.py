@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -13,19 +14,29 @@ from torch import Tensor, nn
 
 from regplug.bundle import export, load
 from regplug.conformance.check import Check, DoesNotApplyError
-from regplug.conformance.subject import Subject, close
-from regplug.errors import ConformanceError, ShapeError, class_name, told
+from regplug.conformance.subject import Subject, close, registry_for
+from regplug.entries import load_reference, reference_of
+from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, told
 from regplug.golden import compare
 from regplug.loading import golden_of, tolerance_factor
 from regplug.manifest import Input
+from regplug.missing import missing_package, wants
 from regplug.program import LoadedProgram
 from regplug.reading import read_bundle
 from regplug.verification import wrong_inputs
 
 THREADS, CALLS = 4, 8
 
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """Why a backend cannot be tried here, which is no fault of the readout."""
+
+    reason: str
+
+
 # the program of each backend, or why there is none: it is asked for by several checks, and takes up to half a minute
-_made: WeakKeyDictionary[Subject, dict[str, LoadedProgram | str]] = WeakKeyDictionary()
+_made: WeakKeyDictionary[Subject, dict[str, LoadedProgram | str | NotApplicable]] = WeakKeyDictionary()
 
 
 def checks(backends: Sequence[str]) -> tuple[Check, ...]:
@@ -74,7 +85,10 @@ def threads(subject: Subject) -> None:
     if subject.spec.entry.provenance is None:
         return
     for backend in subject.backends:
-        made = _program_of(subject, backend)
+        try:
+            made = _program_of(subject, backend)
+        except DoesNotApplyError:
+            continue
         if isinstance(made, LoadedProgram):
             run_in_threads(f"program {backend!r}", made, subject)
             return
@@ -134,30 +148,45 @@ def _program_of(subject: Subject, backend: str) -> LoadedProgram | str:
     """The backend's program, made once for a subject; or why there is none.
 
     Raises:
-        DoesNotApplyError: The readout is of no plugin, so no bundle can name it.
+        DoesNotApplyError: The readout is of no plugin, so no bundle can name it; or the backend's package is not
+            installed.
     """
     if subject.spec.entry.provenance is None:
         raise DoesNotApplyError("a bundle names its strategy, and this entry is of no plugin")
     made = _made.setdefault(subject, {})
     if backend not in made:
-        try:
-            made[backend] = _make(subject, backend)
-        # kept as text: the traceback of an exception would keep the subject, and so itself, for ever
-        except ConformanceError as error:
-            made[backend] = str(error)
-        except Exception as error:  # a readout may raise anything as it is exported
-            made[backend] = f"{class_name(error)}: {told(error)}"
-    return made[backend]
+        made[backend] = _attempt(subject, backend)
+    found = made[backend]
+    if isinstance(found, NotApplicable):
+        raise DoesNotApplyError(found.reason)
+    return found
+
+
+def _attempt(subject: Subject, backend: str) -> LoadedProgram | str | NotApplicable:
+    build = registry_for(subject.spec, subject.registry, backend).export_backend_entry(backend).build
+    try:
+        load_reference(f"export backend {backend!r}", build)
+    except PluginError as error:
+        if package := missing_package(error, {reference_of(build).partition(":")[0].partition(".")[0]}):
+            return NotApplicable(f"export backend {backend!r} {wants(package)}")
+        return str(error)
+    try:
+        return _make(subject, backend)
+    # kept as text: the traceback of an exception would keep the subject, and so itself, forever
+    except ConformanceError as error:
+        return str(error)
+    except Exception as error:  # a readout may raise anything as it is exported
+        return f"{class_name(error)}: {told(error)}"
 
 
 def _make(subject: Subject, backend: str) -> LoadedProgram:
-    readout = subject.trained()
+    readout, registry = subject.trained(), registry_for(subject.spec, subject.registry, backend)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        export(subject.spec, readout, bundle, backends=[backend], registry=subject.registry)
-        program: LoadedProgram = load(bundle, program=backend, registry=subject.registry)
+        export(subject.spec, readout, bundle, backends=[backend], registry=registry)
+        program: LoadedProgram = load(bundle, program=backend, registry=registry)
         _compare(program, bundle)
-        compare_data(load(bundle, registry=subject.registry), readout, subject)
+        compare_data(load(bundle, registry=registry), readout, subject)
     return program
 
 

@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--readout-backend",
         action="append",
         metavar="NAME",
-        help="An export backend to try; every installed one by default. Repeatable.",
+        help="An export backend to try; by default regplug's own and those of the readout's distribution. Repeatable.",
     )
     add("--readout-compiler", default="inductor", metavar="NAME", help="Of torch.compile: inductor, or eager.")
 

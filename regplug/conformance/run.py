@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from regplug.conformance import answers, imports, modes, programs, refusals, storing, training
 from regplug.conformance.check import COMPILERS, Check, CheckResult, run_check
-from regplug.conformance.subject import Subject
+from regplug.conformance.subject import Subject, own_plugins, registry_for
 from regplug.entries import NAME_PATTERN
 from regplug.errors import SpecError
 from regplug.installed import default_registry
@@ -43,7 +43,7 @@ def subject_of(
         layout: Where the registers sit; behind one other token when None.
         film: The FiLM generator to pair it with, a class or ``module:Class``; regplug's own when None.
         film_options: Its constructor's keywords, the width apart; regplug's own has defaults for all.
-        backends: The export backends to try; every installed one when None.
+        backends: The export backends to try; regplug's own and those of the readout's distribution when None.
         compiler: ``torch.compile``'s backend: ``inductor``, or ``eager``, which traces only and is cheap.
         registry: Where names are looked up; the installed plugins when None.
 
@@ -66,9 +66,10 @@ def subject_of(
     if compiler not in COMPILERS:
         raise SpecError(f"compiler: expected one of {', '.join(COMPILERS)}, got {compiler!r}.")
     if backends is None:
-        backends = [entry.name for entry in registry.export_backend_entries()]
-    for name in backends:
-        registry.export_backend_entry(name)
+        backends = [*dict.fromkeys(entry.name for entry in own_plugins(spec, registry).export_backend_entries())]
+    else:
+        for name in backends:
+            registry_for(spec, registry, name).export_backend_entry(name)
     if film is None:
         film, film_options = FILM, {**FILM_OPTIONS, **(film_options or {})}
     subject = Subject(spec, layout, film, dict(film_options or {}), tuple(backends), compiler, registry)

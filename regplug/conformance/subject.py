@@ -109,6 +109,18 @@ class Subject:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
 
 
+def own_plugins(spec: ReadoutSpec, registry: Registry) -> Registry:
+    """regplug and the readout's own distribution: what no other plugin can spoil."""
+    provenance = spec.entry.provenance
+    return registry.only(OWN, *([provenance.distribution] if provenance is not None else []))
+
+
+def registry_for(spec: ReadoutSpec, registry: Registry, backend: str) -> Registry:
+    """Where an export backend's name is looked up: among ``own_plugins`` first."""
+    own = own_plugins(spec, registry)
+    return own if any(one.name == backend for one in own.export_backend_entries()) else registry
+
+
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
     """The CPU's random numbers start at ``seed`` here, and go on outside as if nothing had happened."""

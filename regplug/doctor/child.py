@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib.util
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ from regplug.doctor.process_state import Change, ExitHooks, ProcessState
 from regplug.entries import BackboneEntry, Entry, Provenance, import_reference
 from regplug.errors import PluginError, told
 from regplug.hookspecs import HOOKS
+from regplug.missing import missing_package, wants
 from regplug.staging import import_plugin, stage
 
 JOB, LIGHT, REFERENCES, AT, TRACE = "job.json", "light.json", "references.json", "at", "trace"
@@ -227,29 +227,12 @@ def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str,
 
 
 def _judge(job: Job, owner: str, reference: str, error: BaseException) -> tuple[str, str]:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ModuleNotFoundError) and cause.name:
-            root = root_of(cause.name)
-            if _is_of_others(job, root, reference) and not _is_installed(root):
-                return WARNING, f"wants the package {root!r}, which is not installed; install it to use this."
-        cause = cause.__cause__ or cause.__context__
+    # a reference whose own module is missing is a typo, unless it names what the plugin says it requires
+    named = root_of(reference)
+    if package := missing_package(error, job.roots | ({named} if normalise(named) not in job.requires else set())):
+        return WARNING, f"{wants(package)}."
     said = str(error) if isinstance(error, PluginError) else f"expected to import {reference!r}, got {error!r}."
     return PROBLEM, clip(said.removeprefix(f"{owner}: "))
-
-
-def _is_of_others(job: Job, root: str, reference: str) -> bool:
-    if root in job.roots:
-        return False
-    # a reference whose own module is missing is a slip of the pen, unless it names what the plugin says it requires
-    return root != root_of(reference) or normalise(root) in job.requires
-
-
-def _is_installed(root: str) -> bool:
-    try:
-        return importlib.util.find_spec(root) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _summary(fault: Fault) -> dict[str, str]:
