@@ -10,32 +10,52 @@ from regplug.hookspecs import hookimpl
 def regplug_readouts() -> list[ReadoutEntry]:
     """The built-in strategies."""
     return [
-        ReadoutEntry("mean", "regplug.readouts.averages:RegisterMean", summary="mean over the registers"),
-        ReadoutEntry("pool", "regplug.readouts.averages:RegisterPooling", summary="learned average"),
-        ReadoutEntry("concat", "regplug.readouts.concatenations:RegisterConcat", summary="all registers, flat"),
+        ReadoutEntry(
+            "mean",
+            "regplug.readouts.averages:RegisterMean",
+            width="regplug.readouts.sizes:mean_width",
+            summary="mean over the registers",
+        ),
+        ReadoutEntry(
+            "pool",
+            "regplug.readouts.averages:RegisterPooling",
+            width="regplug.readouts.sizes:pool_width",
+            summary="learned average",
+        ),
+        ReadoutEntry(
+            "concat",
+            "regplug.readouts.concatenations:RegisterConcat",
+            width="regplug.readouts.sizes:concat_width",
+            summary="all registers, flat",
+        ),
         ReadoutEntry(
             "compress-concat",
             "regplug.readouts.concatenations:RegisterCompressConcat",
+            width="regplug.readouts.sizes:compress_concat_width",
             summary="each register through one shared projection, then flat",
         ),
         ReadoutEntry(
             "select-concat",
             "regplug.readouts.concatenations:RegisterSelectConcat",
+            width="regplug.readouts.sizes:select_concat_width",
             summary="chosen registers, flat",
         ),
         ReadoutEntry(
             "mamba-reg",
             "regplug.readouts.concatenations:MambaRegReadout",
+            width="regplug.readouts.sizes:mamba_reg_width",
             summary="compressed, flat, normalised, as Mamba-Reg reads its registers",
         ),
         ReadoutEntry(
             "gated-abmil",
             "regplug.readouts.attentions:RegisterGatedABMIL",
+            width="regplug.readouts.sizes:gated_abmil_width",
             summary="weighted sum by a small gated network",
         ),
         ReadoutEntry(
             "attention",
             "regplug.readouts.attentions:RegisterAttention",
+            width="regplug.readouts.sizes:attention_width",
             summary="learned queries attend over the registers (MAP head)",
         ),
     ]

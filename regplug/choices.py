@@ -177,9 +177,21 @@ def chosen_spec(
     Raises:
         click.UsageError: The sizes are not given, or given twice, or there is no backbone for a model's options.
     """
-    from regplug.backbone import with_defaults
     from regplug.installed import resolve
 
+    chosen, given, sizes = chosen_sizes(strategy, num_registers, hidden_dim, backbone, options, model_option)
+    return resolve(chosen[0], num_registers=chosen[1], hidden_dim=chosen[2], **given), sizes
+
+
+def chosen_sizes(
+    strategy: str | None,
+    num_registers: int | None,
+    hidden_dim: int | None,
+    backbone: str | None,
+    options: Any,
+    model_option: Any = (),
+) -> tuple[tuple[str, int, int], dict[str, Any], BackboneSizes | None]:
+    """As ``chosen_spec``, before the strategy is looked up: its name, R and D, its options, the backbone's sizes."""
     given = dict(options)
     sizes = None
     if model_option and backbone is None:
@@ -191,6 +203,8 @@ def chosen_spec(
         num_registers, hidden_dim = sizes.layout.num_registers, sizes.layout.hidden_dim
         strategy = strategy or entry.default
         if strategy is not None:
+            from regplug.backbone import with_defaults
+
             given = with_defaults(entry, strategy, given)
     if strategy is None:
         raise click.UsageError("strategy: expected a name, got none.")
@@ -199,7 +213,7 @@ def chosen_spec(
     clashes = sorted({"strategy", "num_registers", "hidden_dim"} & set(given))
     if clashes:
         raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")
-    return resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **given), sizes
+    return (strategy, num_registers, hidden_dim), given, sizes
 
 
 def named_by_user(word: str, reference: str) -> Callable[..., Any]:

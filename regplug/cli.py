@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from regplug.choices import (
-    chosen_spec,
+    chosen_sizes,
     complete_strategy,
     digest_option,
     follow_links_option,
@@ -219,10 +219,18 @@ def cond_dim_command(
     model_option: Any,
     as_json: bool,
 ) -> None:
-    """Print the width of the conditioning vector; with --backbone, site by site. Allocates no weights."""
+    """Print the width of the conditioning vector; with --backbone, site by site.
+
+    It allocates no weights, and imports torch only where the width must be measured: of a built-in strategy, and of any
+    that states its width, it is calculated.
+    """
     from dataclasses import asdict
 
-    spec, sizes = chosen_spec(strategy, num_registers, hidden_dim, backbone, options, model_option)
+    from regplug.installed import default_registry
+    from regplug.spec import specify_unmeasured
+
+    chosen, given, sizes = chosen_sizes(strategy, num_registers, hidden_dim, backbone, options, model_option)
+    spec = specify_unmeasured(default_registry().readout_entry(chosen[0]), *chosen[1:], given)
     sites = [{**asdict(site), "cond_dim": spec.cond_dim} for site in sizes.film_sites] if sizes else []
     if as_json:
         print_json("cond-dim", {**spec.as_dict(), "film_sites": sites})

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from regplug.errors import ShapeError, SpecError
 from regplug.layout import is_int
-from regplug.readouts.check import check_sizes
+from regplug.readouts.sizes import check_sizes
 
 
 class KernelFiLMGenerator(nn.Module):

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from regplug.deprecation import current_options
-from regplug.entries import ReadoutEntry, load_reference
+from regplug.entries import ReadoutEntry, Reference, load_reference
 from regplug.errors import SpecError
 from regplug.foreign import repr_of
 from regplug.formula import WidthFormula, explain
@@ -17,7 +17,7 @@ from regplug.layout import is_int
 from regplug.option_values import UnfitError, freeze, plain
 from regplug.options import bind, stored_options
 from regplug.strict import LARGEST
-from regplug.widths import check_width, construct, measure, probe_in_place
+from regplug.widths import calculate, check_stated, check_width, construct, measure, probe_in_place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,19 +134,47 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
         PluginError: The readout's module cannot be imported.
     """
     owner = _owner(entry)
-    for word, size in (("num_registers", num_registers), ("hidden_dim", hidden_dim)):
-        if not (is_int(size) and size >= 1):
-            raise SpecError(f"{owner}: {word}: expected a positive integer, got {size!r}.")
-        _check_storable(owner, word, size)
-    build = load_reference(owner, entry.build)
-    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
-    options = stored_options(owner, build, sizes, current_options(owner, options, entry.old_options), entry.sizes)
-    arguments = bind(owner, build, sizes, options, entry.sizes)
-    cond_dim, measured = measure(owner, build, arguments, num_registers, hidden_dim)
+    options, arguments = _bound(entry, entry.build, num_registers, hidden_dim, options)
+    cond_dim, measured = measure(owner, load_reference(owner, entry.build), arguments, num_registers, hidden_dim)
     if cond_dim < 1:
         raise SpecError(f"{owner}: expected a cond_dim of at least 1, got {cond_dim} from its forward.")
     _check_storable(owner, "cond_dim", cond_dim)
+    if entry.width is not None:
+        check_stated(owner, calculate(owner, load_reference(owner, entry.width), arguments), cond_dim)
     return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured)
+
+
+def specify_unmeasured(
+    entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: Mapping[str, Any]
+) -> ReadoutSpec:
+    """As ``specify``, without torch where the entry has a ``width``; ``build`` measures then.
+
+    Raises:
+        SpecError: A size or an option does not fit.
+        PluginError: The module of the readout, or of its width, cannot be imported.
+    """
+    if entry.width is None:
+        return specify(entry, num_registers, hidden_dim, options)
+    owner = _owner(entry)
+    options, arguments = _bound(entry, entry.width, num_registers, hidden_dim, options)
+    cond_dim = calculate(owner, load_reference(owner, entry.width), arguments)
+    _check_storable(owner, "cond_dim", cond_dim)
+    return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured=False)
+
+
+def _bound(
+    entry: ReadoutEntry, target: Reference, num_registers: int, hidden_dim: int, options: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The options under their current names, as JSON stores them, and what ``target`` is called with."""
+    owner = _owner(entry)
+    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
+    for word, size in sizes.items():
+        if not (is_int(size) and size >= 1):
+            raise SpecError(f"{owner}: {word}: expected a positive integer, got {size!r}.")
+        _check_storable(owner, word, size)
+    build = load_reference(owner, target)
+    options = stored_options(owner, build, sizes, current_options(owner, options, entry.old_options), entry.sizes)
+    return options, bind(owner, build, sizes, options, entry.sizes)
 
 
 def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:

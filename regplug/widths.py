@@ -25,8 +25,27 @@ def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any
     """
     from torch import nn
 
+    module = _called(owner, build, arguments)
+    if not isinstance(module, nn.Module):
+        raise SpecError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
+    return module
+
+
+def calculate(owner: str, width: Callable[..., Any], arguments: Mapping[str, Any]) -> int:
+    """``cond_dim`` as the entry's ``width`` gives it.
+
+    Raises:
+        SpecError: It refuses the arguments, as the constructor would, or gives no positive integer.
+    """
+    stated: Any = _called(owner, width, arguments)
+    if not (is_int(stated) and stated >= 1):
+        raise SpecError(f"{owner}: width: expected a positive integer, got {repr_of(stated)}.")
+    return int(stated)
+
+
+def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     try:
-        module = build(**arguments)
+        return build(**arguments)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a constructor raises means: not with these arguments
@@ -34,9 +53,6 @@ def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any
         raise SpecError(
             f"{owner}: expected sizes and options that its constructor takes, got {given}: {told(error)}"
         ) from error
-    if not isinstance(module, nn.Module):
-        raise SpecError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
-    return module
 
 
 def measure(
@@ -136,6 +152,12 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
             f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
             f"got {class_name(error)}: {told(error)}"
         ) from error
+
+
+def check_stated(owner: str, stated: int, measured: int) -> None:
+    """Refuse an entry whose ``width`` is not what the readout gives."""
+    if stated != measured:
+        raise SpecError(f"{owner}: width: expected {measured}, which its forward gives, got {stated} from the entry.")
 
 
 def check_width(owner: str, stated: int | None, measured: int) -> None:

@@ -15,7 +15,7 @@ MODULES = {
 }
 # what listing needs; none of it may import torch, numpy or rich when it is imported
 LIGHT = ["errors", "layout", "entries", "options", "widths", "spec", "hookspecs", "discovery", "staging", "registry"]
-LIGHT += ["distributions", "missing", "torch_guard", "version"]
+LIGHT += ["readouts/sizes", "distributions", "missing", "torch_guard", "version"]
 LIGHT += [
     "installed",
     "builtin",

@@ -31,7 +31,7 @@ conformance/refusals conformance/run conformance/storing conformance/subject con
 conformance/training
 doctor/__init__ doctor/child doctor/diagnosis doctor/environment doctor/examination doctor/findings doctor/metadata
 doctor/patches doctor/process_state doctor/processes
-readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations
+readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations readouts/sizes
 """.split()  # noqa: SIM905
 HEADERS = """
 agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu cpuid dtype error fields folder golden

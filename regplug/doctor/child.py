@@ -24,7 +24,7 @@ from regplug.distributions import normalise
 from regplug.doctor.findings import PROBLEM, WARNING, clip, shorten
 from regplug.doctor.patches import Snapshot, replaced, replaced_functions, snapshot, watched_functions
 from regplug.doctor.process_state import Change, ExitHooks, ProcessState
-from regplug.entries import BackboneEntry, Entry, Provenance, import_reference
+from regplug.entries import BackboneEntry, Entry, Provenance, ReadoutEntry, import_reference
 from regplug.errors import PluginError, told
 from regplug.hookspecs import HOOKS
 from regplug.missing import missing_package, wants
@@ -218,6 +218,8 @@ def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str,
             continue
         for entry in some:
             references = [entry.build]
+            if isinstance(entry, ReadoutEntry) and entry.width is not None:
+                references.append(entry.width)
             if isinstance(entry, BackboneEntry):
                 more = (entry.layout, entry.film_sites, entry.tokens, entry.describe, entry.weights)
                 references += [reference for reference in more if reference is not None]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.errors import SpecError
-from regplug.readouts.check import check_multiple, check_positive, check_registers, check_sizes, in_dtype_of
+from regplug.readouts.check import check_registers, in_dtype_of
+from regplug.readouts.sizes import attention_width, gated_abmil_width
 
 
 class RegisterGatedABMIL(nn.Module):
@@ -37,14 +37,12 @@ class RegisterGatedABMIL(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, attention_dim: int = 128) -> None:
-        check_sizes(
-            "RegisterGatedABMIL", num_registers=num_registers, hidden_dim=hidden_dim, attention_dim=attention_dim
-        )
+        out_dim = gated_abmil_width(num_registers, hidden_dim, attention_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.attention_dim = attention_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.value = nn.Linear(hidden_dim, attention_dim)
         self.gate = nn.Linear(hidden_dim, attention_dim)
         self.score = nn.Linear(attention_dim, 1, bias=False)
@@ -127,29 +125,19 @@ class RegisterAttention(nn.Module):
         mlp_ratio: float = 4.0,
         gelu: Literal["exact", "tanh"] = "exact",
     ) -> None:
-        owner = "RegisterAttention"
-        check_sizes(
-            owner, num_registers=num_registers, hidden_dim=hidden_dim, num_queries=num_queries, num_heads=num_heads
-        )
-        check_multiple(owner, "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
-        check_positive(owner, mlp_ratio=mlp_ratio)
-        inner_dim = int(hidden_dim * mlp_ratio)
-        if inner_dim < 1:
-            raise SpecError(f"{owner}: mlp_ratio: expected at least 1 / {hidden_dim}, got {mlp_ratio}.")
-        if gelu not in ("exact", "tanh"):
-            raise SpecError(f"{owner}: gelu: expected 'exact' or 'tanh', got {gelu!r}.")
+        out_dim = attention_width(num_registers, hidden_dim, num_queries, num_heads, mlp_ratio, gelu)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.num_queries = num_queries
         self.num_heads = num_heads
-        self.out_dim = num_queries * hidden_dim
+        self.out_dim = out_dim
         self.latent = nn.Parameter(torch.empty(1, num_queries, hidden_dim))
         self.q = nn.Linear(hidden_dim, hidden_dim)
         self.kv = nn.Linear(hidden_dim, 2 * hidden_dim)
         self.proj = nn.Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim, eps=1e-6)
-        self.mlp = MultilayerPerceptron(hidden_dim, inner_dim, "none" if gelu == "exact" else "tanh")
+        self.mlp = MultilayerPerceptron(hidden_dim, int(hidden_dim * mlp_ratio), "none" if gelu == "exact" else "tanh")
         nn.init.trunc_normal_(self.latent, std=hidden_dim**-0.5)
 
     def flop_count(self, dim: int) -> int:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from regplug.readouts.check import check_registers, check_sizes, in_dtype_of
+from regplug.readouts.check import check_registers, in_dtype_of
+from regplug.readouts.sizes import mean_width, pool_width
 from regplug.torch_private import in_compute_dtype, parameter_of
 
 
@@ -30,11 +31,11 @@ class RegisterMean(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterMean", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = mean_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 additions and one division per channel."""
@@ -132,13 +133,11 @@ class RegisterPooling(nn.Module):
     out_dim: Final[int | None]
 
     def __init__(self, num_registers: int, hidden_dim: int | None = None) -> None:
-        check_sizes("RegisterPooling", num_registers=num_registers)
-        if hidden_dim is not None:
-            check_sizes("RegisterPooling", hidden_dim=hidden_dim)
+        out_dim = pool_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.logits = nn.Parameter(torch.zeros(num_registers))
         self.logits._no_weight_decay = True  # type: ignore[attr-defined]
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
-from regplug.errors import SpecError
-from regplug.layout import is_int
-from regplug.readouts.check import check_multiple, check_registers, check_sizes, in_dtype_of
+from regplug.readouts.check import check_registers, in_dtype_of
+from regplug.readouts.sizes import compress_concat_width, concat_width, mamba_reg_width, select_concat_width
 from regplug.torch_private import project
 
 
@@ -32,11 +31,11 @@ class RegisterConcat(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterConcat", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = concat_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = num_registers * hidden_dim
+        self.out_dim = out_dim
 
     def flop_count(self, hidden_dim: int) -> int:
         """No FLOPs: it only moves numbers."""
@@ -78,17 +77,12 @@ class RegisterCompressConcat(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, compressed_dim: int) -> None:
-        check_sizes(
-            "RegisterCompressConcat",
-            num_registers=num_registers,
-            hidden_dim=hidden_dim,
-            compressed_dim=compressed_dim,
-        )
+        out_dim = compress_concat_width(num_registers, hidden_dim, compressed_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.compressed_dim = compressed_dim
-        self.out_dim = num_registers * compressed_dim
+        self.out_dim = out_dim
         self.compress = nn.Linear(hidden_dim, compressed_dim, bias=False)
 
     def flop_count(self, hidden_dim: int) -> int:
@@ -142,18 +136,12 @@ class RegisterSelectConcat(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, indices: tuple[int, ...]) -> None:
-        check_sizes("RegisterSelectConcat", num_registers=num_registers, hidden_dim=hidden_dim)
-        in_range = [index for index in indices if is_int(index) and 0 <= index < num_registers]
-        if not in_range or len(set(in_range)) != len(indices):
-            raise SpecError(
-                f"RegisterSelectConcat: indices: expected different integers from 0 to {num_registers - 1}, "
-                f"at least one, got {list(indices)}."
-            )
+        out_dim = select_concat_width(num_registers, hidden_dim, indices)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.indices = tuple(indices)
-        self.out_dim = len(self.indices) * hidden_dim
+        self.out_dim = out_dim
 
     def flop_count(self, hidden_dim: int) -> int:
         """No FLOPs: it only moves numbers."""
@@ -199,15 +187,12 @@ class MambaRegReadout(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, ratio: int = 2) -> None:
-        check_sizes("MambaRegReadout", num_registers=num_registers, hidden_dim=hidden_dim, ratio=ratio)
-        if ratio == 1:
-            raise SpecError("MambaRegReadout: ratio: expected 2 or more, got 1; use 'concat'.")
-        check_multiple("MambaRegReadout", "hidden_dim", hidden_dim, ratio, f"ratio={ratio}")
+        out_dim = mamba_reg_width(num_registers, hidden_dim, ratio)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.ratio = ratio
-        self.out_dim = num_registers * (hidden_dim // ratio)
+        self.out_dim = out_dim
         self.neck = nn.Linear(hidden_dim, hidden_dim // ratio, bias=False)
         self.norm_neck = nn.RMSNorm(self.out_dim, eps=1e-5)
         nn.init.trunc_normal_(self.neck.weight, std=0.02)

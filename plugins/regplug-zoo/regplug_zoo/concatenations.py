@@ -5,7 +5,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.readouts.check import check_registers, check_sizes, in_dtype_of
+from regplug.readouts.check import check_registers, in_dtype_of
+from regplug.readouts.sizes import check_sizes
 
 
 class PerRegisterCompressConcat(nn.Module):

@@ -5,7 +5,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.readouts.check import check_positive, check_registers, check_sizes
+from regplug.readouts.check import check_registers
+from regplug.readouts.sizes import check_positive, check_sizes
 
 
 class RegisterSum(nn.Module):

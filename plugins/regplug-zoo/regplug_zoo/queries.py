@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regplug.errors import SpecError
-from regplug.readouts.check import check_multiple, check_registers, check_sizes, in_dtype_of
+from regplug.readouts.check import check_registers, in_dtype_of
+from regplug.readouts.sizes import check_multiple, check_sizes
 
 
 class RegisterPMA(nn.Module):
