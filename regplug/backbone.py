@@ -26,7 +26,12 @@ BLOCK = re.compile(r"[A-Za-z0-9_.-]*")  # it becomes a part of a file's name
 
 @dataclass(frozen=True)
 class BackboneSizes:
-    """A backbone's layout and FiLM sites."""
+    """What ``measure_backbone`` finds.
+
+    Args:
+        layout: Where the registers sit in the tokens, with R and D.
+        film_sites: The places that want FiLM pairs; empty for a backbone without FiLM.
+    """
 
     layout: TokenLayout
     film_sites: tuple[FiLMSite, ...]

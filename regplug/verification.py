@@ -52,7 +52,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` found in a bundle whose files are whole."""
+    """What ``verify`` found in a bundle whose files are complete and unchanged.
+
+    Args:
+        directory: The bundle's folder.
+        digest: Its digest.
+        manifest: Its manifest.
+        checks: One row for each program and case, eager first.
+    """
 
     directory: Path
     digest: str
