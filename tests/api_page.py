@@ -87,8 +87,8 @@ SECTIONS = [
     ),
     (
         ENTRIES,
-        'A hook returns entries; an entry names what is imported when it is used. `Reference` is `"module:attr"`, or the '
-        "object itself in a running program. The tutorial is [plugins.md](plugins.md). How each is called:",
+        'A hook returns entries; an entry names what is imported when it is used. `Reference` is `"module:attr"`, or '
+        "the object itself in a running program. The tutorial is [plugins.md](plugins.md). How each is called:",
         [
             "hookimpl",
             "entries:Entry",
@@ -152,8 +152,8 @@ def page():
     lines = [
         "# The Python API",
         "",
-        "Generated from signatures and docstrings by `python tests/api_page.py`. B samples have T tokens of width D, R of",
-        "them registers. `import regplug` alone imports no torch: each name is loaded when it is first used.",
+        "Generated from signatures and docstrings by `python tests/api_page.py`. B samples have T tokens of width D,",
+        "R of them registers. `import regplug` alone imports no torch: each name is loaded when it is first used.",
         "",
     ]
     sections = [*SECTIONS, *_more()]
