@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import planted_widths as planted
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import SpecError
-from regplug.audit import Audit, Finding, audit_network
+from regplug.audit import Audit, audit_network
+from regplug.audit.inputs import parse_inputs
+from regplug.audit.verdict import Finding
 from regplug.audit_commands import audit_command
 from regplug.cli import exit_code
 
@@ -33,7 +36,22 @@ GENERATOR = "sequence_mixer.inner_mixer.mixer.global_conv.kernel.film_generator"
 
 def audit(build: Any, num_registers: int | None = None, hidden_dim: int | None = None, **options: Any) -> Audit:
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
-    return audit_network("network x", build, sizes, options)
+    return audit_network("network x", build, sizes, options, inputs=known_inputs(build))
+
+
+def known_inputs(build: Any) -> Any:
+    """What a network's forward takes, where that cannot be found by trying."""
+    return parse_inputs(INPUTS.get(build, []), lambda text: getattr(planted, text.partition(":")[2]))
+
+
+DIT = ["latent=B,16,8", "step=B", "label=B:int64"]
+INPUTS: dict[Any, list[str]] = {
+    planted.Policy: ["planted_widths:policy_inputs"],
+    planted.OfVectors: ["state=B,7", "registers=B,R,D"],
+    planted.Maps: ["image=B,3,8,8", "registers=B,R,D"],
+    planted.Added: DIT,
+    planted.DiT: DIT,
+}
 
 
 def only(found: Audit) -> Finding:
@@ -144,7 +162,7 @@ def test_a_width_that_follows_is_no_finding_at_any_shipped_size(num_registers: i
     assert (found.device, found.fixed, found.refused, len(found.sizes)) == ("meta", (), (), 6)
     one = only(found)
     assert (one.module, one.readout) == (f"blocks.0.{GENERATOR}", "blocks.0.register_pooling")
-    assert (one.verdict, one.wanted, one.wanted_formula, one.given_formula) == ("ok", one.given, "R*c", "R*c")
+    assert (one.verdict, one.wanted, one.wanted_formula, one.given_formula) == ("follows", one.given, "R*c", "R*c")
 
 
 def test_each_of_the_five_other_sizes_differs_and_each_size_is_changed_alone_too() -> None:
@@ -167,7 +185,7 @@ def test_a_planted_mistake_is_found_and_named(build: Any, num_registers: int | N
     one = only(found)
     assert (one.module, one.generator) == (f"blocks.0.{GENERATOR}", "KernelFiLMGenerator (kernel-film)")
     assert (one.wanted_formula, one.given_formula) == (MISTAKES[build], "R*c")
-    assert one.verdict == "does not follow"
+    assert one.verdict == "wrong"
     assert one.reason == f"wants {MISTAKES[build]}, is given R*c by blocks.0.register_pooling"
 
 
@@ -175,217 +193,216 @@ def test_one_wrong_block_among_right_ones_is_the_one_named() -> None:
     def build(num_registers: int = 4, hidden_dim: int = 384, compressed_dim: int = 96) -> nn.Module:
         network = shipped(num_registers, hidden_dim, compressed_dim)
         network.blocks.append(hard_coded(num_registers, hidden_dim, compressed_dim).blocks[0])
+        network._block_needs_padding.append(True)
         return network
 
-    assert [one.verdict for one in audit(build).findings] == ["ok", "does not follow"]
+    assert [one.verdict for one in audit(build).findings] == ["follows", "wrong"]
 
 
-# ---- networks of regplug's own parts
+# ---- sixteen mistakes and their twins
+
+# the network with the mistake -> what the audit says of the FiLM input that is wrong
+SIXTEEN: dict[Any, str] = {
+    hard_coded: "wants 384, is given R*c by blocks.0.register_pooling",
+    of_hidden_dim: "wants D, is given R*c by blocks.0.register_pooling",
+    of_a_quarter: "wants R*D/4, is given R*c by blocks.0.register_pooling",
+    planted.OfAWording: "wants 48, is given R*c by readout",
+    planted.OfANameless: "wants D, is given R*c by readout",
+    planted.OfALayer: "wants 48, is given R*c by readout",
+    planted.OfVectors: "hyper.0, on the way to it, takes 48, is given 60 at R=5, D=48, c=12",
+    planted.OfAnMLPBetween: "between.0, on the way to it, takes 48, is given 60 at R=5, D=48, c=12",
+    planted.BehindAnMLP: "wants 48, is given D by readout",
+    planted.Crossed: "wants R*c, is given D by glob",
+    planted.Averaged: "wants R*c, is given D by registers read in forward",
+    planted.FourRegisters: "stops at R=5, D=48, c=12: readout 'compress-concat': expected registers [B, 4, 48]",
+    planted.Reshaped: "stops at R=5, D=48, c=12: shape '[-1, 48]' is invalid",
+    planted.Guarded: "wants D, is given R*c by readout",
+    planted.RefusedWhenBuilt: "stops at R=5, D=48: FiLM generator KernelFiLMGenerator: expected conditioning of width",
+    planted.Policy: "wants 126, is given 2*R*c + 30 by input state, input step, readout",
+}
+MORE: dict[Any, str] = {
+    planted.Maps: "wants 48, is given R*c by readout",
+    planted.Added: "stops at R=5, D=48: Attempting to broadcast a dimension of length 60",
+    planted.OneWrongBlock: "wants 48, is given R*c by readouts.1",
+}
+TWINS = [build for build in (*SIXTEEN, *MORE) if isinstance(build, type)]
+
+
+@pytest.mark.parametrize("build", [*SIXTEEN, *MORE], ids=lambda build: build.__name__)
+def test_each_planted_mistake_is_found(build: Any) -> None:
+    found = audit(build)
+    assert not found.ok
+    reasons = [one.reason for one in found.findings if one.verdict == "wrong"]
+    assert any(reason.startswith({**SIXTEEN, **MORE}[build]) for reason in reasons), reasons
+    assert "0 unknown" in found.summary
+
+
+@pytest.mark.parametrize("build", TWINS, ids=lambda build: build.__name__)
+def test_the_twin_without_the_mistake_is_green(build: Any) -> None:
+    found = audit(build, right=True)
+    assert found.ok, [(one.module, one.reason) for one in found.findings]
+    assert found.notes == ()
+    assert len(found.sizes) == 6
+
+
+@pytest.mark.parametrize("build", TWINS, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("right", [False, True])
+def test_at_its_own_sizes_each_runs_so_that_only_an_audit_tells(build: Any, right: bool) -> None:
+    sizes = {"num_registers": planted.R, "hidden_dim": planted.D, "compressed_dim": planted.C}
+    inputs = known_inputs(build) or parse_inputs(["tokens=B,R+16,D"], lambda text: None)
+    if build is planted.RefusedWhenBuilt:
+        inputs = parse_inputs(["tokens=B,R,D"], lambda text: None)
+    args, kwargs = inputs(sizes)
+    with torch.no_grad():
+        build(right=right)(*map(zeros, args), **{name: zeros(one) for name, one in kwargs.items()})
+
+
+def zeros(like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=like.dtype)
+
+
+@pytest.mark.parametrize("reads", ["", "matched"])
+def test_steps_and_classes_as_wide_as_what_is_read_are_no_mistake(reads: str) -> None:
+    found = audit(planted.DiT, reads=reads)
+    assert (found.ok, found.summary) == (True, "2 FiLM inputs: 2 follow, 0 wrong, 0 unknown")
+    assert {one.wanted_formula for one in found.findings} == {"48"}
+
+
+def test_a_step_embedding_as_wide_as_a_readout_next_to_one_is_no_mistake() -> None:
+    found = audit(planted.TimeAsWide)
+    assert found.ok
+    assert {one.module: one.readout for one in found.findings} == {"film": "readout", "time_film": "input step"}
+
+
+def test_which_readout_reaches_which_film_is_followed() -> None:
+    crossed = {one.module: one.readout for one in audit(planted.Crossed).findings}
+    assert crossed == {"film_local": "glob", "film_glob": "local"}
+
+
+# ---- what cannot be told is not green
 
 
 class Conditioned(nn.Module):
-    """As the README builds it; the generator's width is the readout's, or what a configuration says."""
+    """As the README builds it, without a forward."""
 
-    def __init__(self, num_registers: int = 4, hidden_dim: int = 48, cond_dim: int | None = None) -> None:
+    def __init__(self, num_registers: int = 4, hidden_dim: int = 48) -> None:
         super().__init__()
-        spec = regplug.resolve("compress-concat", num_registers=num_registers, hidden_dim=hidden_dim, compressed_dim=12)
-        film = regplug.KernelFiLMGenerator(cond_dim or spec.cond_dim, kernel_hidden_dim=4, num_film_layers=2)
-        layout = regplug.TokenLayout(num_registers=num_registers, hidden_dim=hidden_dim, start=0)
-        self.conditioner = regplug.Conditioner(layout, spec.build(), film)
+        spec = regplug.resolve("mean", num_registers=num_registers, hidden_dim=hidden_dim)
+        self.readout, self.film = spec.build(), regplug.pair(spec, planted.Wording)
 
 
-def test_a_conditioner_follows() -> None:
+def test_a_network_without_a_forward_is_unknown() -> None:
     one = only(audit(Conditioned))
-    assert (one.module, one.readout, one.verdict) == ("conditioner.film", "conditioner.readout", "ok")
-    assert (one.wanted_formula, one.given_formula) == ("12*R", "12*R")
+    assert one.verdict == "unknown"
+    assert 'is missing the required "forward" function' in one.reason
 
 
-def test_a_constructor_that_refuses_a_width_is_a_finding_with_its_text() -> None:
-    found = audit(Conditioned, cond_dim=48)
+class Asks(Conditioned):
+    """A forward that depends on values."""
+
+    def forward(self, registers: Tensor, features: Tensor) -> Tensor:
+        if registers.sum() > 0:
+            return features
+        return self.film(features, self.readout(registers))
+
+
+def test_a_forward_that_depends_on_values_is_unknown_with_the_reason() -> None:
+    found = audit_network("network x", Asks, {}, {}, inputs=parse_inputs(["B,R,D", "B,5,32"], lambda text: None))
     assert not found.ok
-    assert "FiLM generator KernelFiLMGenerator: expected conditioning of width 48, got 60" in found.refused[0].error
-    assert found.refused[0].sizes == {"num_registers": 5, "hidden_dim": 48}
+    assert found.passes(allow_unknown=True)
+    assert only(found).reason.startswith("the forward ended before it: it reads numbers out of its tensors")
 
 
-# ---- any network
-
-
-class Net(nn.Module):
-    """A readout, a generator, and what else a test wants, side by side."""
-
-    def __init__(self, readout: nn.Module, film: nn.Module, **others: nn.Module) -> None:
-        super().__init__()
-        self.readout, self.film = readout, film
-        for name, module in others.items():
-            self.add_module(name, module)
-
-
-class Mine(nn.Module):
-    """A readout that nobody registered."""
-
-    def __init__(self, num_registers: int, hidden_dim: int, each: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(hidden_dim, each)
-        self.position = nn.Parameter(torch.zeros(num_registers, each))
-
+class Never(Conditioned):
     def forward(self, registers: Tensor) -> Tensor:
-        return (self.first(registers) + self.position).flatten(1)
+        return self.readout(registers)
 
 
-class MyFiLM(nn.Module):
-    """A generator of no known family."""
-
-    def __init__(self, cond_dim: int, keep: bool = True) -> None:
-        super().__init__()
-        self.layer = nn.Linear(cond_dim, 6)
-        if keep:
-            self.cond_dim = cond_dim
-
-    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        return self.layer(conditioning).chunk(2, -1)
+def test_a_film_input_that_the_forward_does_not_reach_is_unknown() -> None:
+    assert (only(audit(Never)).verdict, only(audit(Never)).reason) == ("unknown", "the forward does not call it")
 
 
-def film(cond_dim: int) -> nn.Module:
-    return regplug.KernelFiLMGenerator(cond_dim, 4, 2)
+class Four(planted.OfAWording):
+    def __init__(self, num_registers: int = 4, hidden_dim: int = 48, compressed_dim: int = 12) -> None:
+        if num_registers != 4:
+            raise ValueError("four")
+        super().__init__(num_registers, hidden_dim, compressed_dim, right=True)
 
 
-def head(hidden_dim: int) -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d((1, hidden_dim)), nn.Flatten(), nn.Linear(hidden_dim, 10))
-
-
-def test_a_readout_and_a_generator_are_known_by_what_they_do() -> None:
-    def right(num_registers: int = 3, hidden_dim: int = 16) -> nn.Module:
-        return Net(Mine(num_registers, hidden_dim, 5), MyFiLM(5 * num_registers))
-
-    def wrong(num_registers: int = 3, hidden_dim: int = 16) -> nn.Module:
-        return Net(Mine(num_registers, hidden_dim, 5), MyFiLM(hidden_dim - 1))
-
-    assert (only(audit(right)).verdict, only(audit(right)).generator) == ("ok", "MyFiLM")
-    assert only(audit(wrong)).reason == "wants D - 1, is given 5*R by readout"
-    assert not audit(wrong).ok
-
-
-def test_a_registered_readout_is_taken_before_a_head_that_reads_registers_too() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        readout = regplug.create("mean", num_registers=num_registers, hidden_dim=hidden_dim)
-        return Net(readout, film(hidden_dim), head=head(hidden_dim))
-
-    assert (only(audit(build)).readout, only(audit(build)).verdict) == ("readout", "ok")
-
-
-def test_of_two_readouts_the_one_that_gives_what_is_wanted_is_meant() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        other = regplug.create("mean", num_registers=num_registers, hidden_dim=hidden_dim)
-        return Net(Mine(num_registers, hidden_dim, 5), film(5 * num_registers), other=other, head=head(hidden_dim))
-
-    assert (only(audit(build)).readout, only(audit(build)).verdict) == ("readout", "ok")
-
-
-def test_two_readouts_that_both_fit_leave_it_open_unless_neither_follows() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16, fixed: int | None = None) -> nn.Module:
-        sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
-        readout = regplug.create("compress-concat", **sizes, compressed_dim=4)
-        return Net(readout, film(fixed or hidden_dim), other=regplug.create("mean", **sizes))
-
-    one = only(audit(build))
-    assert (one.verdict, one.readout, one.reason) == ("cannot tell", None, "2 readouts are as near: readout, other")
-    assert audit(build).ok
-    assert only(audit(build, fixed=16)).verdict == "does not follow"
-
-
-@pytest.mark.parametrize("width", [128, 2], ids=["a time embedding", "one register of several"])
-def test_a_generator_that_another_thing_may_feed_is_left_open(width: int) -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        return Net(Mine(num_registers, hidden_dim, 4), film(width))
-
-    one = only(audit(build))
-    assert one.verdict == "cannot tell"
-    assert f"wants {width}, is given 4*R by readout; " in one.reason
-
-
-def test_a_projection_between_them_leaves_it_open() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        between = nn.Linear(4 * num_registers, hidden_dim)
-        return Net(Mine(num_registers, hidden_dim, 4), film(hidden_dim), between=between)
-
-    one = only(audit(build))
-    assert (one.verdict, one.reason) == (
-        "cannot tell",
-        "wants D, is given 4*R by readout; between may stand between them",
-    )
-
-
-def test_a_width_with_something_added_leaves_it_open() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        return Net(Mine(num_registers, hidden_dim, 4), film(4 * num_registers + 256))
-
-    one = only(audit(build))
-    assert (one.verdict, one.reason) == (
-        "cannot tell",
-        "wants 4*R + 256, is given 4*R by readout; 256 may come from elsewhere",
-    )
-
-
-def test_a_generator_that_hides_its_width_or_has_no_readout_is_left_open() -> None:
-    def hides(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        return Net(Mine(num_registers, hidden_dim, 4), MyFiLM(4 * num_registers, keep=False))
-
-    def alone(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        return Net(nn.Flatten(), film(num_registers * hidden_dim))
-
-    assert only(audit(hides)).reason == "it does not say at every size which width it wants"
-    assert only(audit(alone)).reason == "no module beside it reads registers [B, R, D] into [B, cond_dim]"
-    assert {only(audit(build)).verdict for build in (hides, alone)} == {"cannot tell"}
-
-
-def test_a_readout_of_fixed_registers_does_not_follow() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        return Net(regplug.create("concat", num_registers=4, hidden_dim=hidden_dim), film(4 * hidden_dim))
-
-    one = only(audit(build))
-    assert one.verdict == "does not follow"
-    assert "its readout readout reads nothing at R=5, D=16: " in one.reason
-    assert "expected registers [B, 4, 16], got [2, 5, 16]" in one.reason
+def test_a_size_that_cannot_change_proves_nothing() -> None:
+    found = audit(Four)
+    assert found.fixed == ("num_registers",)
+    assert {one.error for one in found.refused} == {"four"}
+    assert (only(found).verdict, only(found).reason) == ("unknown", "num_registers could not be changed")
 
 
 def test_sizes_that_refuse_are_replaced_and_reported() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
+    def build(num_registers: int = 4, hidden_dim: int = 48, compressed_dim: int = 12) -> nn.Module:
         if num_registers % 4:
             raise ValueError("registers go four by four")
-        return Net(Mine(num_registers, hidden_dim, 4), film(16))
+        return planted.OfAWording(num_registers, hidden_dim, compressed_dim, right=True)
 
     found = audit(build)
-    assert len(found.sizes) == 6
+    assert (found.ok, len(found.sizes)) == (True, 6)
     assert {sizes["num_registers"] % 4 for sizes in found.sizes} == {0}
     assert {one.error for one in found.refused} == {"registers go four by four"}
-    assert [one.verdict for one in found.findings] == ["does not follow"]
 
 
-def test_a_size_that_cannot_change_is_told_and_one_network_alone_proves_nothing() -> None:
-    def some(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        if num_registers != 4:
-            raise ValueError("four")
-        return Net(Mine(num_registers, hidden_dim, 4), film(16))
+def test_a_constructor_that_reads_numbers_is_built_all_the_same() -> None:
+    def of_a_sequence(num_registers: int = 4, hidden_dim: int = 48) -> nn.Module:
+        [_, rate] = [rate.item() for rate in torch.linspace(0, 0.5, 2)]
+        assert rate == 0.5
+        return planted.OfAWording(num_registers, hidden_dim, right=True)
 
-    def none(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        if hidden_dim != 16:
-            raise ValueError("sixteen")
-        return some(num_registers, hidden_dim)
+    def of_a_weight(num_registers: int = 4, hidden_dim: int = 48) -> nn.Module:
+        network = of_a_sequence(num_registers, hidden_dim)
+        assert network.film.net.weight.std().item() > 0
+        return network
 
-    assert audit(some).fixed == ("num_registers",)
-    with pytest.raises(
-        SpecError, match=r"network x: expected to build at other sizes than R=4, D=16, got \d+ refusals"
-    ):
-        audit(none)
+    assert (audit(of_a_sequence).device, audit(of_a_sequence).ok) == ("meta", True)
+    assert (audit(of_a_weight).device, audit(of_a_weight).ok) == ("cpu", True)
 
 
-def test_a_constructor_that_reads_numbers_is_called_on_the_cpu() -> None:
-    def build(num_registers: int = 4, hidden_dim: int = 16) -> nn.Module:
-        rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
-        return Net(Mine(num_registers, hidden_dim, 4), film(4 * num_registers), drop=nn.Dropout(rates[1]))
+class WithHead(planted.OfAWording):
+    def __init__(self, num_registers: int = 4, hidden_dim: int = 48, compressed_dim: int = 12) -> None:
+        super().__init__(num_registers, hidden_dim, compressed_dim, right=True)
+        self.head = nn.Linear(4 * hidden_dim, 3)
 
-    found = audit(build)
-    assert (found.device, found.ok, len(found.sizes)) == ("cpu", True, 6)
+    def forward(self, tokens: Tensor) -> Any:
+        registers = self.backbone(tokens)[1]
+        return super().forward(tokens), self.head(registers.flatten(1))
+
+
+def test_a_head_that_does_not_follow_is_noted_and_is_no_film() -> None:
+    found = audit(WithHead)
+    assert found.ok
+    assert found.notes == ("head: takes 192, is given 240 at R=5, D=48, c=12; on no way to a FiLM input",)
+
+
+@pytest.mark.parametrize("texts", [["tokens=B,R+16,D"], ["B,R+16,D"], ["tokens=2,R+4*4,D:float32"]])
+def test_an_input_is_given_by_its_sizes(texts: list[str]) -> None:
+    made = parse_inputs(texts, lambda text: None)
+    assert audit_network("network x", planted.OfAWording, {}, {"right": True}, inputs=made).ok
+
+
+@pytest.mark.parametrize(
+    "text", ["tokens=B,x,D", "step=B:int65", "B,R**9", "B,R;D", "a=B,R,D:nn", "B,__import__('os')"]
+)
+def test_an_input_that_is_no_shape_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="--input: expected"):
+        parse_inputs([text, "B"], lambda text: None)
+
+
+def test_a_constructors_own_word_for_a_size_is_given() -> None:
+    def build(registers: int = 4, dim: int = 48, right: bool = False) -> nn.Module:
+        return planted.OfAWording(registers, dim, right=right)
+
+    words = {"registers": "num_registers", "dim": "hidden_dim"}
+    for right in (False, True):
+        found = audit_network("network x", build, {}, {"right": right}, words=words)
+        assert found.ok is right
+    with pytest.raises(SpecError, match="--size: expected a word of its constructor with one of"):
+        audit_network("network x", build, {}, {}, words={"width": "hidden_dim"})
 
 
 # ---- the command
@@ -401,7 +418,9 @@ def test_the_digits_backbone_follows() -> None:
         values = json.loads(done.stdout)
         assert (done.exit_code, values["schema"], values["ok"]) == (0, "regplug.audit/1", True)
         assert [one["module"] for one in values["findings"]] == ["blocks.0.film", "blocks.1.film"]
-        assert {one["verdict"] for one in values["findings"]} == {"ok"}
+        assert {one["verdict"] for one in values["findings"]} == {"follows"}
+        assert values["counts"] == {"follows": 2, "wrong": 0, "unknown": 0}
+        assert values["summary"] == "2 FiLM inputs: 2 follow, 0 wrong, 0 unknown"
         assert (values["fixed"], values["refused"], len(values["sizes"])) == ([], [], 6)
 
 
@@ -416,14 +435,48 @@ def test_a_width_that_does_not_follow_is_printed_with_exit_code_one() -> None:
         "(kernel-film)",
         "blocks.0.register_pooling",
     ]
-    assert lines[2].endswith("does not follow")
-    assert lines[3] == f"blocks.0.{GENERATOR}: does not follow: wants R*D/4, is given R*c by blocks.0.register_pooling"
+    assert lines[2].endswith("wrong")
+    assert lines[3] == f"blocks.0.{GENERATOR}: wrong: wants R*D/4, is given R*c by blocks.0.register_pooling"
+    assert lines[-1] == "1 FiLM input: 0 follow, 1 wrong, 0 unknown"
 
 
-def test_a_constructors_own_refusal_is_printed_with_exit_code_one() -> None:
-    done = run("test_audit:Conditioned", "-O", "cond_dim=48")
+def test_a_wrong_width_is_waived_by_name_and_an_expectation_that_nothing_needs_fails() -> None:
+    of = ["planted_widths:OneWrongBlock"]
+    assert run(*of).exit_code == 1
+    done = run(*of, "--expect", "films.1=trained so; never resized")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (
+        0,
+        "3 FiLM inputs: 2 follow, 1 wrong, 0 unknown, 1 of them expected",
+    )
+    assert "films.1: wrong: wants 48, is given R*c by readouts.1 (expected: trained so; never resized)" in done.stdout
+    done = run(*of, "--expect", "films.1=so", "--expect", "films.2=so", "--expect", "film=so")
     assert done.exit_code == 1
-    assert "wrong width at R=5, D=48: FiLM generator KernelFiLMGenerator: expected conditioning" in done.stdout
+    assert "--expect films.2: expected what does not follow, got none: it follows" in done.stdout
+    assert "--expect film: expected what does not follow, got none: no FiLM input of this name" in done.stdout
+    assert run(*of, "--expect", "films.1").exit_code == 2
+    assert run(*of, "--expect", "films.1=a", "--expect", "films.1=b").exit_code == 2
+
+
+def test_what_is_unknown_fails_unless_it_is_allowed() -> None:
+    of = ["test_audit:Never", "--json"]
+    assert (run(*of).exit_code, run(*of, "--allow-unknown").exit_code) == (1, 0)
+    values = json.loads(run(*of).stdout)
+    assert (values["ok"], values["counts"]) == (False, {"follows": 0, "wrong": 0, "unknown": 1})
+    assert run("planted_widths:OfALayer", "--allow-unknown").exit_code == 1
+
+
+def test_inputs_and_a_constructors_words_are_given_on_the_command_line() -> None:
+    of = ["planted_widths:Policy", "--input", "planted_widths:policy_inputs"]
+    assert (run(*of).exit_code, run(*of, "-O", "right=true").exit_code) == (1, 0)
+    done = run("test_audit:in_other_words", "--size", "dim=hidden_dim", "--input", "tokens=B,20,D")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 FiLM input: 1 follow, 0 wrong, 0 unknown")
+    done = run("planted_widths:OfAWording", "-O", "right=true", "--input", "tokens=B,3,7")
+    assert done.exit_code == 1
+    assert "its forward ended early: " in done.stdout
+
+
+def in_other_words(dim: int = 48) -> nn.Module:
+    return planted.OfAWording(4, dim, right=True)
 
 
 def without_film(hidden_dim: int) -> nn.Module:
@@ -432,9 +485,13 @@ def without_film(hidden_dim: int) -> nn.Module:
 
 def test_a_network_without_a_generator_has_no_width_to_follow() -> None:
     done = run("test_audit:without_film", "--num-registers", 4, "--hidden-dim", 8)
-    assert done.exit_code == 0
-    assert "no FiLM generator found: none of a known family, no constructor that names one of cond_dim, " in done.stdout
+    assert done.exit_code == 1
+    assert (
+        "no FiLM input found: no module of a known family, no constructor that names one of cond_dim, " in done.stdout
+    )
     assert "num_registers: kept its value" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 FiLM inputs: 0 follow, 0 wrong, 0 unknown"
+    assert run("test_audit:without_film", "--hidden-dim", 8, "--allow-unknown").exit_code == 0
 
 
 WRONG = {
@@ -446,10 +503,8 @@ WRONG = {
     "compressed_dim: expected a positive integer, got 'x'.": ["test_audit:shipped", "-O", "compressed_dim=x"],
     "compressed_dim: expected a constructor that names it, got 3.": ["test_audit:pooled", "-O", "compressed_dim=3"],
     "option 'bogus': expected a known option, got 3": ["test_audit:shipped", "-O", "bogus=3"],
-    "num_registers: expected --num-registers, as its constructor has no size by default, got none.": [
-        "test_audit:without_film",
-        "--hidden-dim",
-        8,
+    "hidden_dim: expected --hidden-dim, as its constructor has no size by default, got none.": [
+        "test_audit:without_film"
     ],
     "network torch.nn:Linear: expected a constructor that names num_registers or hidden_dim or compressed_dim": [
         "torch.nn:Linear"

@@ -15,14 +15,16 @@ import regplug
 ROOT = Path(__file__).resolve().parent.parent
 
 PYTHON = """
-__init__ __main__ agreement attachment audit audit_commands backbone bench_commands bench_page bench_report benchmark
-builtin bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli
+__init__ __main__ agreement attachment audit_commands backbone bench_commands bench_page bench_report benchmark builtin
+bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli
 conditioner cost cpu decay deprecation description discovery distributions doctor_commands durable entries errors film
 folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder information
 installed kept_host layout lazy_group loading lone_files manifest missing name_index naming new_commands option_values
 options origin outline pairing pickle_nesting printing program reading rebuilding registry safetensors_header scaffold
 selection sign_commands signature signing spec staging stopwatch streams strict temporary tokens torch_guard
-torch_private traces type_hints verification version weights weightsfile widths wiring writing
+torch_private traces type_hints verification version weights weightsfile widths writing
+audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/projections audit/sizes
+audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
 backends/interface backends/model_library backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/check conformance/imports conformance/junit

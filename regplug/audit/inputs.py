@@ -1,0 +1,243 @@
+"""What a network's forward is called with in an audit: what the user says, or what is found by trying."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+import torch
+from torch import nn
+
+from regplug.audit.tensor_trees import map_tensors
+from regplug.entries import REFERENCE_PATTERN
+from regplug.errors import SpecError
+from regplug.layout import is_int
+from regplug.options import parameters_of
+
+BATCH = 2  # one sample would hide a batch that is taken for something else
+OTHER_TOKENS = 16  # besides the registers, in a sequence that is tried
+MOST_TRIES = 400
+IMAGE_SIZES = (224, 64, 32, 28, 16, 8)
+SHAPE = re.compile(r"[\w+*/() -]+(,[\w+*/() -]+)*,?")
+LETTERS = {"R": "num_registers", "D": "hidden_dim", "c": "compressed_dim"}
+OPERATIONS: Mapping[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+# sizes -> the arguments of a forward
+Inputs = Callable[[Mapping[str, int]], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One ``--input``: ``[NAME=]SHAPE[:DTYPE]``.
+
+    Args:
+        name: The forward's argument; ``batch.image`` is a key of a dict. Empty for the next one in order.
+        shape: Sizes as text, in ``B``, ``R``, ``D``, ``c`` and numbers.
+        dtype: Of torch, by name.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: str
+
+    def tensor(self, sizes: Mapping[str, int]) -> torch.Tensor:
+        """The tensor at these sizes."""
+        known = {letter: sizes[word] for letter, word in LETTERS.items() if word in sizes} | {"B": BATCH}
+        return torch.empty([_number(one, known) for one in self.shape], dtype=_dtype(self.dtype), device="meta")
+
+
+def parse_inputs(texts: Sequence[str], load: Callable[[str], Callable[..., Any]]) -> Inputs | None:
+    """What the user says of the inputs; None if nothing.
+
+    Args:
+        texts: Each ``[NAME=]SHAPE[:DTYPE]``, or one ``module:function``.
+        load: Imports a ``module:function``.
+
+    Raises:
+        SpecError: A text is neither.
+    """
+    if not texts:
+        return None
+    specs = []
+    for text in texts:
+        name, equals, shape = text.partition("=")
+        shape, _, dtype = (shape if equals else text).partition(":")
+        if dtype and _dtype_or_none(dtype) is None:
+            if len(texts) > 1 or not REFERENCE_PATTERN.fullmatch(text):
+                raise SpecError(f"--input: expected SHAPE:DTYPE or one module:function, got {text!r}.")
+            return _of_function(load(text))
+        if not SHAPE.fullmatch(shape):
+            raise SpecError(f"--input: expected [NAME=]SHAPE[:DTYPE] such as tokens=B,R+16,D, got {text!r}.")
+        spec = InputSpec(name.strip() if equals else "", tuple(filter(None, shape.split(","))), dtype or "float32")
+        for one in spec.shape:  # now, and not in the middle of the audit
+            _number(one, dict.fromkeys([*LETTERS, "B"], 1), check=False)
+        specs.append(spec)
+    return lambda sizes: _arguments([(spec.name, spec.tensor(sizes)) for spec in specs])
+
+
+def example_inputs(module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None = None) -> Iterator[Inputs]:
+    """Inputs to try where the user says nothing, the likeliest first.
+
+    Args:
+        module: The network.
+        sizes: Those that it has; no input is in others.
+        shape: ``(C, H, W)`` of its images, where its plugin states it.
+    """
+    example = getattr(module, "example_input_array", None)  # as Lightning calls it
+    if example is not None:
+        given = map_tensors(lambda one: one.to("meta"), example)
+        yield lambda sizes: (given if isinstance(given, tuple) else (given,), {})
+    parameters = _required(module)
+    kinds = [list(_kinds(name, module, sizes, shape)) for name in parameters]
+    for chosen in islice(product(*kinds), MOST_TRIES):
+        yield _of_kinds(chosen)
+
+
+def describe_parameters(module: nn.Module) -> str:
+    """What a forward must be given, for messages: ``images, step``."""
+    return ", ".join(_required(module)) or "nothing"
+
+
+Kind = Callable[[Mapping[str, int]], Any]
+
+
+def _of_kinds(chosen: Sequence[Kind]) -> Inputs:
+    return lambda sizes: (tuple(kind(sizes) for kind in chosen), {})
+
+
+def _required(module: nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # a scripted module
+        return ["inputs"]
+    return [
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.POSITIONAL_ONLY)
+    ]
+
+
+def _kinds(name: str, module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None) -> Iterator[Kind]:
+    """What an argument of a forward may be, by its name and by what the network says of its images."""
+    word = name.lower()
+    steps, classes = _tensor(lambda s: (BATCH,)), _tensor(lambda s: (BATCH,), torch.int64)
+    tokens = [_tensor(lambda s: (BATCH, s.get("num_registers", 0) + OTHER_TOKENS, s["hidden_dim"]))]
+    registers = [_tensor(lambda s: (BATCH, s["num_registers"], s["hidden_dim"]))]
+    vectors = [_tensor(lambda s: (BATCH, s["hidden_dim"]))]
+    if "num_registers" not in sizes:
+        registers = []
+    if "hidden_dim" not in sizes:
+        tokens, registers, vectors = [], [], []
+    if "reg" in word:
+        yield from (*registers, *tokens)
+    elif word in ("t", "time", "times") or "step" in word or "sigma" in word:
+        yield from (steps, classes)
+    elif word in ("y", "label", "labels") or "class" in word:
+        yield from (classes, *vectors)
+    else:
+        is_image = shape is not None or any(part in word for part in ("image", "img", "pixel"))
+        first, images = [*tokens, *registers, *vectors], list(_images(module, shape))
+        yield from (*images, *first) if is_image else (*first, *images)
+        yield from (steps, classes)
+
+
+def _images(module: nn.Module, shape: Sequence[int] | None) -> Iterator[Kind]:
+    def of(*sizes: int) -> Kind:
+        return _tensor(lambda _: (BATCH, *sizes))
+
+    stated = shape or getattr(module, "input_shape", None)
+    if isinstance(stated, (tuple, list)) and stated and all(map(is_int, stated)):
+        yield of(*stated)
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else 3
+    own = [size for word in ("image_size", "img_size") if (size := _side(getattr(module, word, None)))]
+    for side in dict.fromkeys((*own, *IMAGE_SIZES)):
+        yield of(channels, side, side)
+        yield of(side, side, channels)
+        yield _in_dict(of(side, side, channels))
+        yield of(side, side)
+
+
+def _side(size: object) -> int | None:
+    size = size[-1] if isinstance(size, (tuple, list)) and size else size
+    return size if is_int(size) else None  # type: ignore[return-value]
+
+
+def _tensor(shape: Callable[[Mapping[str, int]], tuple[int, ...]], dtype: torch.dtype = torch.float32) -> Kind:
+    return lambda sizes: torch.empty(shape(sizes), dtype=dtype, device="meta")
+
+
+def _in_dict(kind: Kind) -> Kind:
+    return lambda sizes: {"input": kind(sizes)}  # as nvSubquadratic's networks take it
+
+
+def _of_function(function: Callable[..., Any]) -> Inputs:
+    def made(sizes: Mapping[str, int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named = parameters_of("--input", function)
+        with torch.device("meta"):
+            found = function(**{word: size for word, size in {**sizes, "batch_size": BATCH}.items() if word in named})
+        found = map_tensors(lambda one: one.to("meta"), found)
+        if isinstance(found, tuple):
+            return found, {}
+        return ((), found) if type(found) is dict else ((found,), {})
+
+    return made
+
+
+def _arguments(tensors: Sequence[tuple[str, torch.Tensor]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, tensor in tensors:
+        word, dot, key = name.partition(".")
+        if not name:
+            args.append(tensor)
+        elif dot:
+            kwargs.setdefault(word, {})[key] = tensor
+        else:
+            kwargs[word] = tensor
+    return tuple(args), kwargs
+
+
+def _number(text: str, known: Mapping[str, int], check: bool = True) -> int:
+    """A size such as ``R*c+16``, computed from the sizes."""
+    wrong = SpecError(f"--input: expected sizes of numbers and {', '.join(known)}, got {text!r}.")
+
+    def value(node: ast.AST) -> int:
+        if isinstance(node, ast.Constant) and is_int(node.value):
+            return int(node.value)  # type: ignore[arg-type]
+        if isinstance(node, ast.Name) and node.id in known:
+            return known[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
+            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        raise wrong
+
+    try:
+        size = value(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, RecursionError):
+        raise wrong from None
+    if check and size < 0:
+        raise wrong
+    return size
+
+
+def _dtype_or_none(name: str) -> torch.dtype | None:
+    found = getattr(torch, name, None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = _dtype_or_none(name)
+    if found is None:
+        raise SpecError(f"--input: expected a dtype of torch, got {name!r}.")
+    return found

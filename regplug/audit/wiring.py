@@ -1,0 +1,322 @@
+"""Finds in any network its FiLM inputs, and follows one forward to them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.audit.dataflow import Application, Break, Flow, Origin, Taken, is_inside
+from regplug.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
+from regplug.entries import reference_of
+from regplug.errors import told
+from regplug.installed import default_registry
+from regplug.pairing import WIDTH_WORDS, film_family, wanted_width
+
+NO_SIZE = -1  # of what a network has none of: no tensor has it
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that was built, and its sizes.
+
+    Args:
+        module: The network, on the meta device.
+        sizes: ``num_registers``, ``hidden_dim`` and what else varies.
+        args: What its forward is called with.
+        kwargs: Likewise, by keyword.
+    """
+
+    module: nn.Module
+    sizes: Mapping[str, int]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a FiLM input was called with: the conditioning's width, its first size, and where it comes from."""
+
+    width: int
+    rows: int
+    origin: Origin
+
+
+@dataclass
+class Plan:
+    """What is followed, as the forward at the network's own sizes showed it.
+
+    Args:
+        films: Paths of the FiLM inputs, each with its class and family.
+        readouts: Paths of the readouts.
+        conditioning: Which of a FiLM input's tensors are the conditioning; filled in by the first forward.
+        weights: The weights that take an argument of a FiLM input as it is, each with the axis of the width.
+        sources: Readouts and inputs that what reaches a FiLM input comes from.
+    """
+
+    films: Mapping[str, str]
+    readouts: Sequence[str]
+    conditioning: dict[str, list[int]] = field(default_factory=dict)
+    weights: dict[tuple[str, int], list[tuple[str, int]]] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Trace:
+    """What one forward showed.
+
+    Args:
+        error: Why it ended early; None if it did not.
+        failed_in: Paths of the modules that were running then, the innermost last.
+        failed: What the call that raised was given came from, where it was torch's.
+        readouts: Paths of the modules that made ``[B, n]`` of registers ``[B, R, D]``.
+        called: Paths of the modules that ran.
+        arrivals: What reached each FiLM input.
+        applications: Features that were multiplied or shifted.
+        taken: What the weights inside the FiLM inputs took.
+        breaks: Layers that a conditioning vector did not fit.
+    """
+
+    error: str | None = None
+    failed_in: tuple[str, ...] = ()
+    failed: Origin | None = None
+    readouts: dict[str, None] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)
+    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
+    applications: frozenset[Application] = frozenset()
+    taken: Sequence[Taken] = ()
+    breaks: Sequence[Break] = ()
+
+
+def follow(network: Network, plan: Plan) -> Trace:
+    """Run one forward in eval mode, and note what reaches the plan's FiLM inputs. Never raises."""
+    walk = _Walk(network, plan)
+    handles = []
+    for path, module in network.module.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks of Python's
+        handles.append(module.register_forward_pre_hook(partial(walk.enter, path), with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(walk.leave, path), with_kwargs=True))
+    network.module.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), walk.flow:
+            warnings.simplefilter("ignore")  # inputs that are only tried draw some
+            network.module(*network.args, **network.kwargs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a forward may raise anything, SystemExit too
+        walk.trace.error = _reason(error)
+        walk.trace.failed_in = tuple(walk.flow.stack)
+        walk.trace.failed = walk.flow.failed
+    finally:
+        for handle in handles:
+            handle.remove()
+    walk.trace.applications = frozenset(walk.flow.applications)
+    walk.trace.taken, walk.trace.breaks = walk.flow.taken, walk.flow.breaks
+    return walk.trace
+
+
+def declared_films(module: nn.Module) -> dict[str, str]:
+    """The modules that say that they take conditioning: of a known family, or with a known word in the constructor.
+
+    One with another inside hands the conditioning on, and does not count.
+    """
+    labels: dict[type, str | None] = {}
+    found: dict[str, str] = {}
+    for path, part in module.named_modules():
+        if type(part) not in labels:
+            labels[type(part)] = _label(type(part))
+        if path and (label := labels[type(part)]):
+            found[path] = label
+    return {path: label for path, label in found.items() if not any(is_within(one, path) for one in found)}
+
+
+def plan_of(module: nn.Module, trace: Trace) -> Plan:
+    """What a first forward shows: the readouts, and the FiLM inputs, those that nothing declares too."""
+    declared = declared_films(module)
+    readouts = _readouts(module, trace, declared)
+    films = {path: label for path, label in declared.items() if not any(is_inside(path, one) for one in readouts)}
+    for one in sorted(trace.applications, key=lambda one: (one.generator, one.where)):
+        if any(is_inside(one.generator, path) for path in (*films, *readouts)):
+            continue
+        path = _film_around(module, one, readouts, trace.called)
+        if path and not any(is_within(film, path) for film in films):
+            films[path] = type(module.get_submodule(path)).__name__
+    return Plan(films, readouts)
+
+
+def is_within(path: str, scope: str) -> bool:
+    """Whether ``path`` is inside ``scope`` and not ``scope`` itself."""
+    return path != scope and is_inside(path, scope)
+
+
+class _Walk:
+    """The hooks of one forward."""
+
+    def __init__(self, network: Network, plan: Plan) -> None:
+        self.network, self.plan = network, plan
+        self.registers = tuple(network.sizes.get(word, NO_SIZE) for word in ("num_registers", "hidden_dim"))
+        self.flow = Flow(network.module, *self.registers)
+        self.trace = Trace()
+        self._learning = not plan.conditioning
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._declared = declared_films(network.module)
+        named: list[tuple[int | str, Any]] = [*enumerate(network.args), *network.kwargs.items()]
+        for name, value in named:
+            for tensor in tensors_in(value):
+                is_registers = tuple(tensor.shape[1:]) == self.registers
+                word = frozenset({f"input {self._word(name)}"}) if is_vector(tensor) else frozenset()
+                self.flow.set_origin(tensor, Origin(inputs=word, is_registers=is_registers))
+
+    def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if path:
+            self.flow.stack.append(path)
+        self.trace.called.add(path)
+        if path in self.plan.films:
+            args, kwargs = self._arrive(path, module, args, kwargs)
+        self._inputs[path] = list(tensors_in((args, kwargs)))
+        return args, kwargs
+
+    def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        while len(self.flow.stack) > 1 and self.flow.stack.pop() != path:
+            pass  # a module inside raised, and this one went on
+        given = self._inputs.pop(path, [])
+        self.flow.join(given, output)
+        if self._reads_registers(path, module, given, output):
+            self.trace.readouts[path] = None
+            old = self.flow.origin(output) or Origin()
+            self.flow.set_origin(output, Origin(readouts=frozenset({path}), broken=old.broken))
+        elif path in self.plan.films and len(given) > 1:
+            for one in tensors_in(output):
+                self.flow.set_origin(one, Origin())  # features, whatever made them
+
+    def _word(self, name: int | str) -> str:
+        if isinstance(name, str):
+            return name
+        try:
+            return list(inspect.signature(self.network.module.forward).parameters)[name]
+        except (TypeError, ValueError, IndexError):
+            return str(name)
+
+    def _reads_registers(self, path: str, module: nn.Module, given: Sequence[Tensor], output: object) -> bool:
+        if not path or not isinstance(output, Tensor) or output.dim() != 2:
+            return False
+        if path in self.plan.readouts:
+            return True
+        reads = any(one.dim() == 3 and tuple(one.shape[1:]) == self.registers for one in given)
+        # nn.Flatten and the like are pieces of what is written out in a forward
+        is_plain = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
+        around_film = any(is_inside(film, path) for film in self._declared)
+        return (reads and not is_plain and not around_film) or _is_registered(module)
+
+    def _arrive(self, film: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Note the conditioning, and give a generator that would refuse it the width that it wants."""
+        tensors = list(tensors_in((args, kwargs)))
+        if self._learning and film not in self.plan.conditioning:
+            self.plan.conditioning[film] = self._choose(tensors)
+        changed: dict[int, Tensor] = {}
+        for index in self.plan.conditioning.get(film, []):
+            if index >= len(tensors):
+                continue
+            tensor = tensors[index]
+            axis = width_axis(tensor)
+            width = int(tensor.shape[axis]) if tensor.dim() else 1
+            origin = self.flow.origin(tensor) or Origin()
+            if self._learning:
+                self.plan.sources.setdefault(film, set()).update(origin.readouts | origin.inputs)
+            rows = int(tensor.shape[0]) if tensor.dim() else 1
+            self.trace.arrivals.setdefault(film, []).append(Arrival(width, rows, origin))
+            origin = origin | Origin(arguments=frozenset({(film, index)}))
+            wanted = self._wanted(film, index, module)
+            if wanted is not None and wanted != width and tensor.dim():
+                self.flow.taken.append(Taken(film, index, wanted, width, None, axis))
+                changed[id(tensor)] = of_width(tensor, axis, wanted)
+                tensor = changed[id(tensor)]
+            self.flow.set_origin(tensor, origin)
+        if changed:
+            args, kwargs = map_tensors(lambda one: changed.get(id(one), one), (args, kwargs))
+        return args, kwargs
+
+    def _choose(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Which tensors are the conditioning: those of a readout, else those that are one vector for each sample."""
+        origins = [self.flow.origin(one) or Origin() for one in tensors]
+        numbers = [index for index, one in enumerate(tensors) if one.is_floating_point()]
+        of_readout = [index for index in numbers if origins[index].readouts]
+        vectors = [index for index in numbers if is_vector(tensors[index])]
+        of_inputs = [index for index in vectors if origins[index].inputs]
+        return of_readout or of_inputs or vectors or numbers
+
+    def _wanted(self, film: str, index: int, module: nn.Module) -> int | None:
+        """The width that the generator's own weight has, or that one of its family says."""
+        for name, axis in self.plan.weights.get((film, index), []):
+            owner, _, word = name.rpartition(".")
+            weight = getattr(self.network.module.get_submodule(owner), word, None)
+            if isinstance(weight, Tensor):
+                return int(weight.shape[axis])
+        is_only = len(self.plan.conditioning[film]) == 1
+        return wanted_width(module) if is_only and film_family(module) is not None else None
+
+
+def _reason(error: BaseException) -> str:
+    text = told(error)
+    if "meta tensors" in text or "Cannot copy out of meta" in text:
+        return f"it reads numbers out of its tensors, which have none here: {text}"
+    return text
+
+
+def _label(cls: type) -> str | None:
+    family = film_family(cls)
+    if family is not None:
+        return f"{cls.__name__} ({family.name})"
+    try:
+        parameters = inspect.signature(cls).parameters
+    except (TypeError, ValueError):  # a scripted module, a class written in C
+        return None
+    return cls.__name__ if any(word in parameters for word in WIDTH_WORDS) else None
+
+
+def _is_registered(module: nn.Module) -> bool:
+    names = {reference_of(base) for base in type(module).__mro__}
+    return any(reference_of(entry.build) in names for entry in default_registry().readout_entries())
+
+
+def _readouts(module: nn.Module, trace: Trace, films: Mapping[str, str]) -> list[str]:
+    """The outermost modules that read registers; not one that modulates features with what another inside it reads."""
+    found = list(trace.readouts)
+    kept = []
+    for path in found:
+        inner = [one for one in found if is_within(one, path)]
+        if inner and any(
+            is_inside(one.generator, path) and not any(is_inside(one.generator, other) for other in inner)
+            for one in trace.applications
+        ):
+            continue
+        kept.append(path)
+    return [path for path in kept if not any(is_within(path, one) for one in kept)]
+
+
+def _film_around(module: nn.Module, application: Application, readouts: Sequence[str], called: set[str]) -> str | None:
+    """The module that takes the conditioning vector: where it is applied, or the part of it that makes the scale."""
+    generator, path = application.generator, application.where
+    if not is_inside(generator, path):
+        path = ""
+    while path in ("", *readouts) or any(is_inside(one, path) for one in readouts) or path not in called:
+        if path == generator:
+            return path or None
+        path = _step(path, generator)
+    child = _step(path, generator) if path != generator else path
+    is_list = isinstance(module.get_submodule(child), (nn.ModuleList, nn.ModuleDict))
+    return _step(child, generator) if is_list and child != generator else path
+
+
+def _step(path: str, target: str) -> str:
+    """One module further down from ``path`` to ``target``."""
+    below = target[len(path) + 1 if path else 0 :]
+    first = below.split(".")[0]
+    return f"{path}.{first}" if path else first
