@@ -159,15 +159,19 @@ def _print(found: Audit) -> None:
         )
     if found.error:
         say(f"its forward ended early: {found.error}")
+    alike: dict[str, list[str]] = {}  # a network of many blocks has one mistake many times
     for one in found.findings:
         if one.verdict != FOLLOWS:
-            say(f"{one.module}: {one.verdict}: {one.reason}" + (f" (expected: {one.expected})" if one.expected else ""))
+            text = f"{one.verdict}: {one.reason}" + (f" (expected: {one.expected})" if one.expected else "")
+            alike.setdefault(text, []).append(one.module)
+    for text, modules in alike.items():
+        say(modules[0] + (f" and {len(modules) - 1} more" if len(modules) > 1 else "") + f": {text}")
     for name in found.unused:
         known = {one.module for one in found.findings}
         reason = "it follows" if name in known else f"no FiLM input of this name; known: {', '.join(known) or 'none'}"
         say(f"--expect {name}: expected what does not follow, got none: {reason}")
     for word in found.fixed:
-        say(f"{word}: kept its value, for its constructor takes no other or does not name it")
+        say(f"{word}: kept its value: the constructor does not name it, or nothing else builds and runs")
     for note in found.notes:
         say(note)
     for refusal in found.refused:

@@ -13,7 +13,8 @@ from regplug.audit.projections import Projection, find_projection
 from regplug.audit.tensor_trees import is_vector, on_one_device, tensors_in
 from regplug.errors import SpecError
 
-MOST_CALLS = 400_000  # of torch functions in one forward
+MOST_CALLS = 200_000  # of torch functions in one forward
+SLICES = {"__getitem__", "narrow"}
 MULTIPLIES = {"mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__", "addcmul", "lerp", "einsum"}
 MODULATES = MULTIPLIES | {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__"}
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
@@ -27,11 +28,13 @@ class Break:
         where: Path of the module that has the weight.
         wanted: The width that it takes.
         given: The width that came.
+        of_registers: Whether what came was read from registers.
     """
 
     where: str
     wanted: int
     given: int
+    of_registers: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Application:
     """Features that were multiplied or shifted.
 
     Args:
-        generator: Path of the module whose weight made the scale or the shift.
+        generator: Path of the module whose weight made the scale or the shift; of a module that did not run (its
+            weight was used by another's forward), or of the network itself, the weight's own name.
         where: Path of the module in whose forward it happened.
     """
 
@@ -99,9 +103,12 @@ class Flow(TorchFunctionMode):
         network: Whose weights are named.
         num_registers: R.
         hidden_dim: D.
+        whole: Slices of conditioning vectors that took all of it at the network's own sizes.
     """
 
-    def __init__(self, network: nn.Module, num_registers: int, hidden_dim: int) -> None:
+    def __init__(
+        self, network: nn.Module, num_registers: int, hidden_dim: int, whole: frozenset[tuple[str, int]] = frozenset()
+    ) -> None:
         super().__init__()
         self.network = network
         self.num_registers, self.hidden_dim = num_registers, hidden_dim
@@ -109,10 +116,13 @@ class Flow(TorchFunctionMode):
         self.applications: set[Application] = set()
         self.taken: list[Taken] = []
         self.breaks: list[Break] = []
+        self.whole = whole
+        self.slices: dict[tuple[str, int], bool] = {}  # module and number -> whether it took all
+        self.weights: list[tuple[str, Projection, Origin]] = []  # projections of vectors, by the weight's name
+        self.calls = 0
         self.failed: Origin | None = None  # of what the call that raised was given
         self._origins: dict[int, tuple[Tensor, Origin]] = {}  # holds the tensors, so that no id comes twice
         self._names: dict[int, tuple[Tensor, str]] = {}
-        self._calls = 0
 
     def origin(self, tensor: Tensor) -> Origin | None:
         """What a tensor was computed from; None for one that no input reaches."""
@@ -133,8 +143,8 @@ class Flow(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        self._calls += 1
-        if self._calls > MOST_CALLS:
+        self.calls += 1
+        if self.calls > MOST_CALLS:
             raise SpecError(f"forward: expected at most {MOST_CALLS} calls of torch, got more.")
         args, kwargs = on_one_device(args), on_one_device(kwargs or {})
         operands = list(tensors_in((args, kwargs)))
@@ -152,7 +162,8 @@ class Flow(TorchFunctionMode):
             self.failed = _union([origin for one in live if (origin := self.origin(one)) is not None])
             if projection is None or not self._may_repair(projection):
                 raise
-            misfit = Break(self._owner(projection), projection.wanted, projection.given)
+            origin = self.origin(projection.tensor) or Origin()
+            misfit = Break(self._owner(projection), projection.wanted, projection.given, bool(origin.readouts))
             args, kwargs = projection.repaired(args, kwargs)
             result = func(*args, **kwargs)
             self.failed = None
@@ -180,8 +191,9 @@ class Flow(TorchFunctionMode):
         return None if found is None else found[1]
 
     def _owner(self, projection: Projection) -> str:
+        """The module that has the weight; of one that is the network's own, the weight's name."""
         name = None if projection.weight is None else self._name(projection.weight)
-        return self.stack[-1] if name is None else name.rpartition(".")[0]
+        return self.stack[-1] if name is None else name.rpartition(".")[0] or name
 
     def _may_repair(self, projection: Projection) -> bool:
         if projection.wanted == projection.given:
@@ -199,12 +211,15 @@ class Flow(TorchFunctionMode):
                 self.taken.append(
                     Taken(film, argument, projection.wanted, projection.given, exact, projection.weight_axis)
                 )
+        if name is not None and (origin.readouts or origin.inputs):
+            self.weights.append((name, projection, origin))
         if projection.makes_features:
-            origin = replace(origin, arguments=frozenset(), generators=frozenset({owner}))
+            ran = owner in self.stack or name is None
+            origin = replace(origin, arguments=frozenset(), generators=frozenset({owner if ran else name or owner}))
         if misfit is not None:
             origin = replace(origin, broken=origin.broken | {misfit})
         for one in tensors_in(result):
-            self.set_origin(one, self._with_registers([origin], one, "linear", [projection.tensor]))
+            self.set_origin(one, self._with_registers([origin], one, "linear"))
 
     # ---- everything else
 
@@ -218,7 +233,20 @@ class Flow(TorchFunctionMode):
                 kept = Origin(arguments=arguments, is_registers=any(o.is_registers for o in origins))
                 self.set_origin(one, kept)
             else:
-                self.set_origin(one, self._with_registers(origins, one, name, live))
+                origin = self._with_registers(origins, one, name)
+                if name in SLICES and origin.readouts and is_vector(live[0]):
+                    origin = self._slice(live[0], one, origin)
+                self.set_origin(one, origin)
+
+    def _slice(self, vector: Tensor, part: Tensor, origin: Origin) -> Origin:
+        """A slice with typed bounds takes all of a vector at the network's own sizes, and a part of it at others."""
+        where = self.stack[-1]
+        key = (where, sum(one[0] == where for one in self.slices))
+        self.slices[key] = part.numel() == vector.numel()
+        if key in self.whole and not self.slices[key]:
+            cut = Break(where, int(part.shape[-1]), int(vector.shape[-1]), True)
+            return replace(origin, broken=origin.broken | {cut})
+        return origin
 
     def _modulates(self, name: str, operands: Sequence[Tensor], result: Tensor) -> bool:
         found = False
@@ -239,22 +267,22 @@ class Flow(TorchFunctionMode):
         if origin.readouts:
             if other is not None and other.readouts:
                 return False
-            # two vectors are added to join two conditions, and multiplied to modulate features
-            return not is_vector(result) or (name in MULTIPLIES and other is not None)
+            if not is_vector(result):
+                return True
+            # two vectors are added to join two conditions, and multiplied to modulate features: then shifted, too
+            scales = origin.generators & {one.generator for one in self.applications}
+            return other is not None and (name in MULTIPLIES or bool(scales))
         sources = other is not None and bool(other.readouts or other.inputs)
         return bool(origin.inputs) and is_vector(vector) and not is_vector(result) and not sources
 
-    def _with_registers(
-        self, origins: Sequence[Origin], result: Tensor, name: str, operands: Sequence[Tensor]
-    ) -> Origin:
+    def _with_registers(self, origins: Sequence[Origin], result: Tensor, name: str) -> Origin:
         """The merged origin, with a note where registers are taken out of tokens and where they become one vector."""
         merged = _merged(origins, result)
         had = any(origin.is_registers for origin in origins)
         registers, hidden = self.num_registers, self.hidden_dim
         if had and name not in JOINS and not is_vector(result) and registers in result.shape[1:]:
             return replace(merged, is_registers=True)
-        longer = any(one.dim() == 3 and one.shape[1] > registers for one in operands)
-        if longer and result.dim() == 3 and tuple(result.shape[1:]) == (registers, hidden) and name not in JOINS:
+        if result.dim() == 3 and tuple(result.shape[1:]) == (registers, hidden):
             return replace(merged, is_registers=True)
         if had and is_vector(result) and result.dim() == 2 and not merged.readouts:
             where = self.stack[-1]

@@ -12,13 +12,15 @@ from torch.nn.parameter import is_lazy
 from regplug.audit.building import build_on_meta
 from regplug.audit.dataflow import is_inside
 from regplug.audit.inputs import Inputs, describe_parameters, example_inputs
+from regplug.audit.parts import declared_films, plan_of
 from regplug.audit.sizes import candidate_sizes, refuse_without_sizes, spell_sizes, start_sizes
 from regplug.audit.verdict import FOLLOWS, UNKNOWN, WRONG, Finding, Run, judge
-from regplug.audit.wiring import Network, Plan, Trace, follow, plan_of
+from regplug.audit.wiring import Network, Plan, Trace, follow
 from regplug.errors import SpecError, told
 from regplug.options import bind
 
 PERTURBED = 5
+MOST_CALLS = 2_000_000  # of torch functions, in all forwards: some minutes
 # how regplug, then torch's linear layers on the CPU and on the meta device, say that a width is wrong
 WRONG_WIDTH = re.compile(r"conditioning of width \d+, got \d+|shapes cannot be multiplied|same reduction dim")
 
@@ -135,7 +137,7 @@ def audit_network(
     if trace.error is None:
         for word, candidates in candidate_sizes(start, named, auditor.device):
             for at in candidates:
-                if len(runs) > PERTURBED:
+                if len(runs) > PERTURBED or auditor.calls > MOST_CALLS:
                     break
                 if any(at == run.sizes for run in runs) or any(at == one.sizes for one in refused):
                     continue
@@ -150,9 +152,7 @@ def audit_network(
     varied = [word for word in start if len({run.sizes[word] for run in runs}) > 1]
     fixed = {word: [one for one in refused if one.word == word] for word in named if word not in varied}
     findings = [
-        judge(
-            path, label, auditor.plan, runs, varied, _blame(path, fixed), [*fixed, *([] if named else ["every size"])]
-        )
+        judge(path, label, auditor.plan, runs, varied, _blame(path, fixed), list(fixed), auditor.guessed)
         for path, label in auditor.plan.films.items()
     ]
     expected = {} if expect is None else dict(expect)
@@ -183,8 +183,10 @@ class _Auditor:
     ) -> None:
         self.owner, self.build, self.named, self.options, self.words = owner, build, named, options, words
         self.device = "meta"
+        self.guessed = False
+        self.calls = 0
         self.inputs: Inputs = lambda sizes: ((), {})
-        self.plan = Plan({}, ())
+        self.plan = Plan({}, (), ())
 
     def make(self, at: Mapping[str, int]) -> Network:
         """The network at these sizes."""
@@ -197,29 +199,33 @@ class _Auditor:
     ) -> tuple[Network, Trace]:
         """Find inputs that run, readouts and FiLM inputs, then follow a forward to these."""
         network = self.make(at)
-        first = best = None
+        self.plan = Plan({}, (), list(declared_films(network.module)))
+        tried: list[tuple[Inputs, Trace]] = []
         for made in [inputs] if inputs is not None else example_inputs(network.module, at, shape):
             if any(map(is_lazy, network.module.parameters())):
                 network = self.make(at)  # a try gives them their widths for good
             args, kwargs = made(at)
-            trace = follow(replace(network, args=args, kwargs=kwargs), self.plan)
-            first = first or trace
-            if trace.error is None and (best is None or not trace.breaks):
-                best, self.inputs = trace, made
-                if not trace.breaks:
-                    break
-        if best is None and first is not None and inputs is not None:
-            best, self.inputs = first, inputs
-        if best is None:
-            error = "no inputs to try" if first is None or first.error is None else first.error
-            best = Trace(error=f"{error}; forward takes {describe_parameters(network.module)}: --input says what it is")
-            self.plan = plan_of(network.module, best)
-            return network, best
+            tried.append((made, follow(replace(network, args=args, kwargs=kwargs), self.plan)))
+            if tried[-1][1].error is None and not tried[-1][1].breaks:
+                break
+        # a vector of another width that does not fit says that the guess is wrong, one of registers that the network is
+        fitting = [one for one in tried if one[1].error is None and all(cut.of_registers for cut in one[1].breaks)]
+        self.guessed = inputs is None
+        if not fitting and self.guessed:
+            furthest = max((trace for _, trace in tried), key=lambda trace: trace.calls, default=Trace())
+            error = furthest.error or "a layer takes another width"
+            takes = describe_parameters(network.module)
+            failed = Trace(error=f"{error} (no inputs that were tried fit forward({takes}): use --input)")
+            self.plan = plan_of(network.module, failed)
+            return network, failed
+        self.inputs, best = min(fitting or tried, key=lambda one: len(one[1].breaks))
         self.plan = plan_of(network.module, best)
         network = self.make(at)  # a forward may have cached what it made
         args, kwargs = self.inputs(at)
         network = replace(network, args=args, kwargs=kwargs)
         trace = follow(network, self.plan)
+        self.plan.whole = frozenset(key for key, is_whole in trace.slices.items() if is_whole)
+        self.calls = trace.calls
         parameters = dict(network.module.named_parameters())
         for one in trace.taken:
             widths = [arrival.width for arrival in trace.arrivals.get(one.film, ())]
@@ -240,6 +246,7 @@ class _Auditor:
             films = (films or list(self.plan.films)) if WRONG_WIDTH.search(text) else []
             return Refusal(at, text, word, tuple(films))
         trace = follow(replace(network, args=args, kwargs=kwargs), self.plan)
+        self.calls += trace.calls
         if trace.error is None:
             return Run(at, trace)
         return Refusal(at, trace.error, word, tuple(self._stopped(trace)))

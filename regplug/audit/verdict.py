@@ -73,6 +73,7 @@ def judge(
     varied: Sequence[str],
     refusal: Refused | None,
     fixed: Sequence[str],
+    guessed: bool,
 ) -> Finding:
     """The finding about one FiLM input.
 
@@ -84,6 +85,7 @@ def judge(
         varied: The sizes that differ among them.
         refusal: Sizes that were refused because of this input, where all like them were.
         fixed: Sizes that could not be changed.
+        guessed: Whether inputs were found by trying, so that their widths prove nothing.
     """
     widths = [_widths(film, run.trace) for run in runs]
     wanted, given = (tuple(pair[index] for pair in widths) for index in (0, 1))
@@ -91,7 +93,9 @@ def judge(
     letters = [LETTERS[word] for word in varied]
     formulas = [_formula(letters, points, one) for one in (wanted, given)]
     sources = sorted(plan.sources.get(film, ()))
-    verdict, reason = _verdict(film, runs, list(zip(wanted, given, strict=True)), formulas, sources, refusal, fixed)
+    verdict, reason = _verdict(
+        film, runs, list(zip(wanted, given, strict=True)), formulas, sources, refusal, fixed, guessed
+    )
     readout = ", ".join(sources) or None
     return Finding(film, label, readout, wanted, given, formulas[0], formulas[1], verdict, reason)
 
@@ -104,6 +108,7 @@ def _verdict(
     sources: Sequence[str],
     refusal: Refused | None,
     fixed: Sequence[str],
+    guessed: bool,
 ) -> tuple[str, str]:
     by = f" by {', '.join(sources)}" if sources else ""
     if any(None not in pair and pair[0] != pair[1] for pair in widths):
@@ -111,7 +116,10 @@ def _verdict(
             str(list(numbers)) if formula == NO_FORMULA else formula
             for numbers, formula in zip(zip(*widths, strict=True), formulas, strict=True)
         )
-        return WRONG, f"wants {wants}, is given {gives}{by}"
+        reason = f"wants {wants}, is given {gives}{by}"
+        if guessed and sources and all(one.startswith("input ") for one in sources):
+            return UNKNOWN, f"{reason}, whose width was guessed: use --input"
+        return WRONG, reason
     for run in runs:
         for arrival in run.trace.arrivals.get(film, ()):
             for one in sorted(arrival.origin.broken, key=lambda one: one.where):
@@ -125,7 +133,8 @@ def _verdict(
     first = runs[0].trace
     if film not in first.arrivals:
         if first.error is None:
-            return UNKNOWN, "the forward does not call it"
+            called = "calls it without a tensor" if film in first.called else "does not call it"
+            return UNKNOWN, f"the forward {called}"
         if film in first.failed_in:
             return UNKNOWN, f"fails at the network's own sizes: {first.error}"
         return UNKNOWN, f"the forward ended before it: {first.error}"

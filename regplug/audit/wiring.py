@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from regplug.audit.dataflow import Application, Break, Flow, Origin, Taken, is_inside
 from regplug.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
 from regplug.entries import reference_of
 from regplug.errors import told
 from regplug.installed import default_registry
-from regplug.pairing import WIDTH_WORDS, film_family, wanted_width
+from regplug.pairing import film_family, wanted_width
 
 NO_SIZE = -1  # of what a network has none of: no tensor has it
 
@@ -55,16 +59,20 @@ class Plan:
     Args:
         films: Paths of the FiLM inputs, each with its class and family.
         readouts: Paths of the readouts.
+        declared: Paths of the modules that say that they are FiLM inputs.
         conditioning: Which of a FiLM input's tensors are the conditioning; filled in by the first forward.
         weights: The weights that take an argument of a FiLM input as it is, each with the axis of the width.
         sources: Readouts and inputs that what reaches a FiLM input comes from.
+        whole: Slices of conditioning vectors that take all of it.
     """
 
     films: Mapping[str, str]
     readouts: Sequence[str]
+    declared: Sequence[str]
     conditioning: dict[str, list[int]] = field(default_factory=dict)
     weights: dict[tuple[str, int], list[tuple[str, int]]] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
+    whole: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass
@@ -77,10 +85,13 @@ class Trace:
         failed: What the call that raised was given came from, where it was torch's.
         readouts: Paths of the modules that made ``[B, n]`` of registers ``[B, R, D]``.
         called: Paths of the modules that ran.
+        scripted: Paths of scripted modules that took what a readout gave, each with the name of its class.
         arrivals: What reached each FiLM input.
         applications: Features that were multiplied or shifted.
         taken: What the weights inside the FiLM inputs took.
         breaks: Layers that a conditioning vector did not fit.
+        slices: Slices of conditioning vectors, each with whether it takes all.
+        calls: How many torch functions ran.
     """
 
     error: str | None = None
@@ -88,24 +99,41 @@ class Trace:
     failed: Origin | None = None
     readouts: dict[str, None] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
+    scripted: dict[str, str] = field(default_factory=dict)
     arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     applications: frozenset[Application] = frozenset()
-    taken: Sequence[Taken] = ()
+    taken: list[Taken] = field(default_factory=list)
     breaks: Sequence[Break] = ()
+    slices: Mapping[tuple[str, int], bool] = field(default_factory=dict)
+    calls: int = 0
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """What ``torch.compile`` was applied to runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import costs a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def follow(network: Network, plan: Plan) -> Trace:
     """Run one forward in eval mode, and note what reaches the plan's FiLM inputs. Never raises."""
     walk = _Walk(network, plan)
-    handles = []
+    handles: list[Any] = []
+    scripted: dict[int, str] = {}
     for path, module in network.module.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # takes no hooks of Python's
+            scripted[id(module)] = path  # takes no hooks of its own
+            continue
         handles.append(module.register_forward_pre_hook(partial(walk.enter, path), with_kwargs=True))
         handles.append(module.register_forward_hook(partial(walk.leave, path), with_kwargs=True))
+    if scripted:
+        handles += walk.hook_all(scripted)
     network.module.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings(), walk.flow:
+        with torch.no_grad(), warnings.catch_warnings(), uncompiled(), walk.flow:
             warnings.simplefilter("ignore")  # inputs that are only tried draw some
             network.module(*network.args, **network.kwargs)
     except KeyboardInterrupt:
@@ -118,42 +146,9 @@ def follow(network: Network, plan: Plan) -> Trace:
         for handle in handles:
             handle.remove()
     walk.trace.applications = frozenset(walk.flow.applications)
-    walk.trace.taken, walk.trace.breaks = walk.flow.taken, walk.flow.breaks
+    walk.trace.breaks, walk.trace.slices, walk.trace.calls = walk.flow.breaks, walk.flow.slices, walk.flow.calls
+    walk.finish()
     return walk.trace
-
-
-def declared_films(module: nn.Module) -> dict[str, str]:
-    """The modules that say that they take conditioning: of a known family, or with a known word in the constructor.
-
-    One with another inside hands the conditioning on, and does not count.
-    """
-    labels: dict[type, str | None] = {}
-    found: dict[str, str] = {}
-    for path, part in module.named_modules():
-        if type(part) not in labels:
-            labels[type(part)] = _label(type(part))
-        if path and (label := labels[type(part)]):
-            found[path] = label
-    return {path: label for path, label in found.items() if not any(is_within(one, path) for one in found)}
-
-
-def plan_of(module: nn.Module, trace: Trace) -> Plan:
-    """What a first forward shows: the readouts, and the FiLM inputs, those that nothing declares too."""
-    declared = declared_films(module)
-    readouts = _readouts(module, trace, declared)
-    films = {path: label for path, label in declared.items() if not any(is_inside(path, one) for one in readouts)}
-    for one in sorted(trace.applications, key=lambda one: (one.generator, one.where)):
-        if any(is_inside(one.generator, path) for path in (*films, *readouts)):
-            continue
-        path = _film_around(module, one, readouts, trace.called)
-        if path and not any(is_within(film, path) for film in films):
-            films[path] = type(module.get_submodule(path)).__name__
-    return Plan(films, readouts)
-
-
-def is_within(path: str, scope: str) -> bool:
-    """Whether ``path`` is inside ``scope`` and not ``scope`` itself."""
-    return path != scope and is_inside(path, scope)
 
 
 class _Walk:
@@ -161,12 +156,12 @@ class _Walk:
 
     def __init__(self, network: Network, plan: Plan) -> None:
         self.network, self.plan = network, plan
-        self.registers = tuple(network.sizes.get(word, NO_SIZE) for word in ("num_registers", "hidden_dim"))
-        self.flow = Flow(network.module, *self.registers)
+        self.registers = network.sizes.get("num_registers", NO_SIZE), network.sizes.get("hidden_dim", NO_SIZE)
+        self.flow = Flow(network.module, *self.registers, whole=plan.whole)
         self.trace = Trace()
         self._learning = not plan.conditioning
         self._inputs: dict[str, list[Tensor]] = {}
-        self._declared = declared_films(network.module)
+        self._declared = plan.declared
         named: list[tuple[int | str, Any]] = [*enumerate(network.args), *network.kwargs.items()]
         for name, value in named:
             for tensor in tensors_in(value):
@@ -183,18 +178,48 @@ class _Walk:
         self._inputs[path] = list(tensors_in((args, kwargs)))
         return args, kwargs
 
+    def hook_all(self, paths: Mapping[int, str]) -> list[Any]:
+        """Hooks on all modules of the process, which note those at these paths, by id."""
+
+        def enter(module: nn.Module, args: Any) -> Any:
+            return self.enter(paths[id(module)], module, args, {})[0] if id(module) in paths else None
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in paths:
+                self.leave(paths[id(module)], module, args, {}, output)
+
+        return [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+
     def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         while len(self.flow.stack) > 1 and self.flow.stack.pop() != path:
             pass  # a module inside raised, and this one went on
         given = self._inputs.pop(path, [])
+        if isinstance(module, torch.jit.ScriptModule) and any(o.readouts for o in map(self.flow.origin, given) if o):
+            self.trace.scripted[path] = str(getattr(module, "original_name", "module"))
         self.flow.join(given, output)
         if self._reads_registers(path, module, given, output):
             self.trace.readouts[path] = None
             old = self.flow.origin(output) or Origin()
-            self.flow.set_origin(output, Origin(readouts=frozenset({path}), broken=old.broken))
+            made = Origin(readouts=frozenset({path}), generators=old.generators, broken=old.broken)
+            self.flow.set_origin(output, made)
         elif path in self.plan.films and len(given) > 1:
             for one in tensors_in(output):
                 self.flow.set_origin(one, Origin())  # features, whatever made them
+
+    def finish(self) -> None:
+        """Note what reached weights that no module of their own takes to the vector."""
+        self.trace.taken = list(self.flow.taken)
+        for name, projection, origin in self.flow.weights:
+            for film in self.plan.films:
+                if film in self.trace.called or not is_inside(name, film):
+                    continue
+                if any(is_inside(one, film) for one in origin.generators):
+                    continue  # an inner layer of it
+                if self._learning:
+                    self.plan.sources.setdefault(film, set()).update(origin.readouts | origin.inputs)
+                rows = int(projection.tensor.shape[0])
+                self.trace.arrivals.setdefault(film, []).append(Arrival(projection.given, rows, origin))
+                self.trace.taken.append(Taken(film, 0, projection.wanted, projection.given, None, 0))
 
     def _word(self, name: int | str) -> str:
         if isinstance(name, str):
@@ -257,7 +282,7 @@ class _Walk:
         for name, axis in self.plan.weights.get((film, index), []):
             owner, _, word = name.rpartition(".")
             weight = getattr(self.network.module.get_submodule(owner), word, None)
-            if isinstance(weight, Tensor):
+            if isinstance(weight, Tensor) and not is_lazy(weight):
                 return int(weight.shape[axis])
         is_only = len(self.plan.conditioning[film]) == 1
         return wanted_width(module) if is_only and film_family(module) is not None else None
@@ -270,53 +295,6 @@ def _reason(error: BaseException) -> str:
     return text
 
 
-def _label(cls: type) -> str | None:
-    family = film_family(cls)
-    if family is not None:
-        return f"{cls.__name__} ({family.name})"
-    try:
-        parameters = inspect.signature(cls).parameters
-    except (TypeError, ValueError):  # a scripted module, a class written in C
-        return None
-    return cls.__name__ if any(word in parameters for word in WIDTH_WORDS) else None
-
-
 def _is_registered(module: nn.Module) -> bool:
     names = {reference_of(base) for base in type(module).__mro__}
     return any(reference_of(entry.build) in names for entry in default_registry().readout_entries())
-
-
-def _readouts(module: nn.Module, trace: Trace, films: Mapping[str, str]) -> list[str]:
-    """The outermost modules that read registers; not one that modulates features with what another inside it reads."""
-    found = list(trace.readouts)
-    kept = []
-    for path in found:
-        inner = [one for one in found if is_within(one, path)]
-        if inner and any(
-            is_inside(one.generator, path) and not any(is_inside(one.generator, other) for other in inner)
-            for one in trace.applications
-        ):
-            continue
-        kept.append(path)
-    return [path for path in kept if not any(is_within(path, one) for one in kept)]
-
-
-def _film_around(module: nn.Module, application: Application, readouts: Sequence[str], called: set[str]) -> str | None:
-    """The module that takes the conditioning vector: where it is applied, or the part of it that makes the scale."""
-    generator, path = application.generator, application.where
-    if not is_inside(generator, path):
-        path = ""
-    while path in ("", *readouts) or any(is_inside(one, path) for one in readouts) or path not in called:
-        if path == generator:
-            return path or None
-        path = _step(path, generator)
-    child = _step(path, generator) if path != generator else path
-    is_list = isinstance(module.get_submodule(child), (nn.ModuleList, nn.ModuleDict))
-    return _step(child, generator) if is_list and child != generator else path
-
-
-def _step(path: str, target: str) -> str:
-    """One module further down from ``path`` to ``target``."""
-    below = target[len(path) + 1 if path else 0 :]
-    first = below.split(".")[0]
-    return f"{path}.{first}" if path else first

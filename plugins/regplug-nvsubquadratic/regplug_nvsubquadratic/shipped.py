@@ -8,11 +8,12 @@ whole network need not fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regplug import NameLookupError, SpecError
 from regplug.errors import told
+from regplug.layout import is_int
 from regplug.options import closest
 from regplug_nvsubquadratic.official import refuse_options
 
@@ -45,6 +46,7 @@ HEADS = 6
 KERNEL_WIDTH = 32
 KERNEL_LAYERS = 3
 FILM_HIDDEN_DIM = 64
+LARGEST = 65536  # of a size
 NECK_RATIO = 4  # of the readout register_concat
 
 # + asks for prepend_registers, which 0.2.0 no longer has: its registers stand here where 0.2.0 puts all.
@@ -70,8 +72,21 @@ CONFIGURATIONS = {
 DEFAULT = "r14_f3after_A"
 
 
-def build(model: str = DEFAULT, **options: object) -> Any:
+def build(
+    model: str = DEFAULT,
+    num_registers: int | None = None,
+    hidden_dim: int | None = None,
+    compressed_dim: int | None = None,
+    **options: object,
+) -> Any:
     """The network of a shipped configuration, with random weights, wherever ``torch.device`` says.
+
+    Args:
+        model: The configuration's name.
+        num_registers: R; the configuration's own when None, as for the other sizes. ``regplug audit`` changes them.
+        hidden_dim: D.
+        compressed_dim: c, of a configuration that compresses.
+        **options: There are none.
 
     Raises:
         NameLookupError: No such configuration is known here.
@@ -83,15 +98,31 @@ def build(model: str = DEFAULT, **options: object) -> Any:
             f"backbone 'nvsubquadratic': expected the name of a shipped configuration, got {model!r}"
             f"{closest(model, [*CONFIGURATIONS])}."
         )
+    configuration = _resized(CONFIGURATIONS[model], num_registers, hidden_dim, compressed_dim)
     try:
         from nvsubquadratic.lazy_config import instantiate
 
-        return instantiate(network_config(CONFIGURATIONS[model]))
+        return instantiate(network_config(configuration))
     except ModuleNotFoundError as error:
         raise SpecError(
             f"backbone 'nvsubquadratic': expected its package, got {told(error)}; use "
             "pip install 'regplug-nvsubquadratic[nvsubquadratic]' (the README says how to keep the torch you have)."
         ) from error
+
+
+def _resized(
+    configuration: Configuration, num_registers: int | None, hidden_dim: int | None, compressed_dim: int | None
+) -> Configuration:
+    if compressed_dim is not None and configuration.compressed_dim is None:
+        raise SpecError(
+            f"backbone 'nvsubquadratic': compressed_dim: expected none, as this configuration compresses nothing, "
+            f"got {compressed_dim}."
+        )
+    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "compressed_dim": compressed_dim}
+    for word, size in sizes.items():
+        if not (size is None or (is_int(size) and 1 <= size <= LARGEST)):
+            raise SpecError(f"backbone 'nvsubquadratic': {word}: expected 1 to {LARGEST}, got {size!r}.")
+    return replace(configuration, **{word: size for word, size in sizes.items() if size is not None})
 
 
 def network_config(configuration: Configuration) -> Any:
