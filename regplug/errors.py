@@ -6,11 +6,40 @@ A message reads ``<object>: expected <what>, got <value>``, then what is known o
 from __future__ import annotations
 
 import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from types import TracebackType
 
 MAX_MESSAGE = 400  # characters
 HEAD, TAIL = 300, 97  # what is kept of a longer one: the object, and what to do
+REASON_HEAD, REASON_TAIL = 190, 77  # of a longer reason: the object before it and the place after it fit too
+MAX_READ = 20_000  # characters of other people's messages
+MAX_PATH = 60  # characters of a path, whose end says the most
+# what compilers write after the reason: code, stack traces, hints, links
+REASON_ENDS = re.compile(
+    r'File "|from user code|Caused by:|For more information|For extended logs|Exception raised from|C\+\+ CapturedTrace'
+    r"|The following call raised|The error above occurred|Set TORCH|consider using data-dependent|The original call is"
+    r"|Suggested fixes:|frame #0|Stack trace"
+)
+# and between its lines: headings, signatures that were tried, links
+SAYS_NOTHING = re.compile(
+    r"The following variants are available:|For further information visit |\w[\w:.]*\(.*\) -> .*:$|[:;.]$"
+)
+ASIDE = re.compile(r" For more information, run with TORCH_LOGS=\S+")
+TRACEBACKS = ("Traceback (most recent", "The following operation failed in the TorchScript interpreter")
+INNER_ERROR = re.compile(r"(?:: got|raised exception) (\w+\(.*\))$")  # as Dynamo quotes it
+PLACE = re.compile(r'File "(/[^"\n]+)", line (\d+)')
+# whose lines say nothing about what to change
+MACHINERY = {
+    "regplug", "regplug_onnx", "torch", "functorch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "numpy",
+    "safetensors", "click", "pluggy",
+}  # fmt: skip
+INSTALLED = re.compile(r"/(?:site|dist)-packages/(\w+)")
 # what a terminal obeys, what turns the direction of what follows, what nobody sees, and bytes that are no text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+STDLIB = sysconfig.get_path("stdlib") + "/"
 
 
 class RegplugError(Exception):
@@ -75,10 +104,86 @@ def truncate(text: str) -> str:
 
 
 def told(error: BaseException) -> str:
-    """What an exception says, on one line: torch and plugins write stack traces into their messages."""
-    lines = [line.strip() for line in message_of(error).splitlines() if line.strip()] or [class_name(error)]
-    # what the TorchScript interpreter reports begins with a traceback and ends with the error
-    return lines[-1 if lines[0].startswith("The following operation failed in the TorchScript interpreter") else 0]
+    """The reason of an exception on one line, and the place in the user's file if one is known.
+
+    Compilers write code, stack traces, hints and links around the reason, and the place somewhere in between; other
+    exceptions have the place in their traceback. Of what regplug itself raised: its message.
+
+    Example:
+        >>> told(ValueError("Error in call to target 'acme.Pool':\\nValueError('width must be even')"))
+        "Error in call to target 'acme.Pool': ValueError('width must be even')"
+    """
+    message = message_of(error)[:MAX_READ]
+    reason = _reason_in(message) or class_name(error)
+    if len(reason) > REASON_HEAD + REASON_TAIL:
+        reason = f"{reason[:REASON_HEAD]}...{reason[-REASON_TAIL:]}"
+    if isinstance(error, RegplugError) or (place := _place_in(message) or _place_of(error.__traceback__)) is None:
+        return reason
+    path, line = place
+    short = path if len(path) <= MAX_PATH else f"...{path[-MAX_PATH:]}"
+    return f"{reason} ({short}:{line})"
+
+
+def _reason_in(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    if lines[0].startswith(TRACEBACKS):
+        return lines[-1].removeprefix("builtins.")
+    if any(line.startswith("Explanation:") for line in lines):
+        return _reason_of_dynamo(lines)
+    kept = []
+    for line in lines:
+        if REASON_ENDS.match(line):
+            break
+        if not SAYS_NOTHING.match(line):
+            kept.append(line)
+    return ASIDE.sub("", " ".join(" ".join(kept or lines[:1]).split())).rstrip(" :")
+
+
+def _reason_of_dynamo(lines: list[str]) -> str:
+    """Of ``torch.compile``'s message: its title, and the error inside or the explanation."""
+    said = {word: rest.strip() for word, _, rest in (line.partition(":") for line in lines) if rest}
+    explanation, context = said.get("Explanation", ""), said.get("Developer debug context", "")
+    for text in (explanation, context):
+        if found := INNER_ERROR.search(text):
+            return f"{lines[0]}: {found[1]}"
+    return f"{lines[0]}: {explanation or context}"
+
+
+def _place_in(message: str) -> tuple[str, str] | None:
+    """The line of the user's file that a compiler's message names: the innermost."""
+    places = [found.groups() for found in PLACE.finditer(message) if not _is_machinery(found[1])]
+    # TorchScript's compiler begins with the innermost, a traceback ends with it
+    is_traceback = message.lstrip().startswith(TRACEBACKS) or "from user code" in message
+    return places[-1 if is_traceback else 0] if places else None  # type: ignore[return-value]
+
+
+def _place_of(trace: TracebackType | None) -> tuple[str, str] | None:
+    """The innermost line of the user's own code, else of the package that was called first."""
+    frames = [(package, *place) for package, *place in _frames(trace)]
+    frames = [frame for frame in frames if not INSTALLED.search(frame[1])] or frames
+    places = [(path, line) for package, path, line in frames if package == frames[0][0]]
+    return places[-1] if places else None
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, str]]:
+    """Package, file and line of each frame that is no machinery's, the outermost first."""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if code.co_filename.startswith("/") and not _is_machinery(code.co_filename, package):
+            yield package, code.co_filename, str(trace.tb_lineno)
+        trace = trace.tb_next
+
+
+def _is_machinery(path: str, package: str | None = None) -> bool:
+    """Whether a file is regplug's, torch's, the standard library's or the like."""
+    if installed := INSTALLED.search(path):
+        package = installed[1]
+    if package is None:
+        return path.startswith(STDLIB)
+    return package in MACHINERY or package in sys.stdlib_module_names - {"__main__"}
 
 
 def message_of(error: BaseException) -> str:

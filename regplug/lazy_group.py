@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -11,6 +12,30 @@ import click
 
 from regplug.errors import RegplugError, told
 from regplug.streams import apart
+from regplug.tracebacks import VARIABLE, show_traceback
+
+
+def _ask_for_tracebacks(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = "1"
+        context.find_root().call_on_close(lambda: _set_back(before))
+
+
+def _set_back(before: str | None) -> None:
+    if before is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = before
+
+
+TRACEBACK = click.Option(
+    ["--traceback"],
+    is_flag=True,
+    expose_value=False,
+    callback=_ask_for_tracebacks,
+    help="Print the whole traceback of an error too.",
+)
 
 
 class LazyGroup(click.Group):
@@ -23,6 +48,17 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, elsewhere: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._elsewhere = elsewhere
+        self.params.append(TRACEBACK)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it is asked for, the traceback of what it raises is printed."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as error:
+            show_traceback(error)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command's name, sorted."""
@@ -36,7 +72,9 @@ class LazyGroup(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add a command; while it runs, stdout is for its own data alone."""
+        """Add a command, which takes ``--traceback`` too; while it runs, stdout is for its own data alone."""
+        for one in (cmd, *(cmd.commands.values() if isinstance(cmd, click.Group) else ())):
+            one.params.append(TRACEBACK)
         if cmd.callback is not None:
             cmd.callback = _guarded(f"command {name or cmd.name!r}", cmd.callback)
         super().add_command(cmd, name)

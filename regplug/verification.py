@@ -24,6 +24,7 @@ from regplug.rebuilding import rebuild
 from regplug.registry import Registry
 from regplug.signing import read_signed_bundle
 from regplug.torch_private import mark_dynamic_batch
+from regplug.tracebacks import show_traceback
 
 MEASURED_AGAIN = 16  # so many times the error, and units in the last place, may lie between two machines
 
@@ -190,8 +191,10 @@ def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) ->
         with private_inductor_folder():
             return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
     except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
+        show_traceback(error)
         return [Check("torch.compile", "-", "failed", detail=str(error))]
     except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # no memory, as its parts say it
+        show_traceback(error)
         detail = f"torch.compile: {type(error).__name__}: {told(error)}"
         return [Check("torch.compile", "-", "failed", detail=detail)]
 

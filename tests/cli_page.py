@@ -31,7 +31,7 @@ def _section(command, name):
         *inspect.cleandoc(command.help).split("\n"),
         "",
     ]
-    options = [param for param in command.params if isinstance(param, click.Option)]
+    options = [param for param in command.params if isinstance(param, click.Option) and param.name != "traceback"]
     if options:
         lines += ["| option | |", "|---|---|", *map(_row, options), ""]
     if isinstance(command, click.Group):

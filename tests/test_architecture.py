@@ -59,6 +59,7 @@ LIGHT += [
     "new_commands",
     "sign_commands",
     "streams",
+    "tracebacks",
     "signing",
     "conformance/__init__",
     "conformance/check",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from regplug.errors import ConformanceError, class_name, told
+from regplug.tracebacks import show_traceback
 
 if TYPE_CHECKING:
     from regplug.conformance.subject import Subject
@@ -83,8 +84,10 @@ def run_check(check: Check, subject: Subject, expected: str | None = None) -> Ch
     except DoesNotApplyError as reason:
         verdict, detail = NOT_APPLICABLE, str(reason)
     except ConformanceError as error:
+        show_traceback(error)
         verdict, detail = FAILED, str(error)
     except (Exception, SystemExit) as error:  # whatever a readout raises, it must not
+        show_traceback(error)
         verdict, detail = FAILED, f"{class_name(error)}: {told(error)}"
     if expected is not None and verdict == FAILED:
         verdict, detail = EXPECTED_FAILURE, f"{expected} ({detail})"

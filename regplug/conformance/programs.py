@@ -23,6 +23,7 @@ from regplug.manifest import Input
 from regplug.missing import missing_package, wants
 from regplug.program import LoadedProgram
 from regplug.reading import read_bundle
+from regplug.tracebacks import show_traceback
 from regplug.verification import wrong_inputs
 
 THREADS, CALLS = 4, 8
@@ -176,6 +177,7 @@ def _attempt(subject: Subject, backend: str) -> LoadedProgram | str | NotApplica
     except ConformanceError as error:
         return str(error)
     except Exception as error:  # a readout may raise anything as it is exported
+        show_traceback(error)
         return f"{class_name(error)}: {told(error)}"
 
 
