@@ -117,11 +117,8 @@ def told(error: BaseException) -> str:
     reason = _reason_in(message) or class_name(error)
     if len(reason) > REASON_HEAD + REASON_TAIL:
         reason = f"{reason[:REASON_HEAD]}...{reason[-REASON_TAIL:]}"
-    if isinstance(error, RegplugError) or (place := _place_in(message) or _place_of(error.__traceback__)) is None:
-        return reason
-    path, line = place
-    short = path if len(path) <= MAX_PATH else f"...{path[-MAX_PATH:]}"
-    return f"{reason} ({short}:{line})"
+    place = None if isinstance(error, RegplugError) else _place_of(error, message)
+    return f"{reason} ({place})" if place else reason
 
 
 def _reason_in(message: str) -> str:
@@ -151,20 +148,28 @@ def _reason_of_dynamo(lines: list[str]) -> str:
     return f"{lines[0]}: {explanation or context}"
 
 
-def _place_in(message: str) -> tuple[str, str] | None:
-    """The line of the user's file that a compiler's message names: the innermost."""
-    places = [found.groups() for found in PLACE.finditer(message) if not _is_machinery(found[1])]
-    # TorchScript's compiler begins with the innermost, a traceback ends with it
+def place_in(text: str, innermost_last: bool) -> str | None:
+    """``file.py:12``: the innermost line of a user's file that a compiler's message or a trace names; None for none."""
+    places = [(found[1], found[2]) for found in PLACE.finditer(text) if not _is_machinery(found[1])]
+    return _spell_place(*places[-1 if innermost_last else 0]) if places else None
+
+
+def _place_of(error: BaseException, message: str) -> str | None:
+    """Where an exception comes from: as its message says, else by its traceback."""
+    # TorchScript's compiler begins with the innermost line, a traceback ends with it
     is_traceback = message.lstrip().startswith(TRACEBACKS) or "from user code" in message
-    return places[-1 if is_traceback else 0] if places else None  # type: ignore[return-value]
-
-
-def _place_of(trace: TracebackType | None) -> tuple[str, str] | None:
-    """The innermost line of the user's own code, else of the package that was called first."""
-    frames = [(package, *place) for package, *place in _frames(trace)]
+    if place := place_in(message, is_traceback):
+        return place
+    frames = list(_frames(error.__traceback__))
+    # of the user's own files, else of the package that was called first
     frames = [frame for frame in frames if not INSTALLED.search(frame[1])] or frames
     places = [(path, line) for package, path, line in frames if package == frames[0][0]]
-    return places[-1] if places else None
+    return _spell_place(*places[-1]) if places else None
+
+
+def _spell_place(path: str, line: str) -> str:
+    short = path if len(path) <= MAX_PATH else f"...{path[-MAX_PATH:]}"
+    return f"{short}:{line}"
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, str]]:

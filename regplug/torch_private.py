@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -254,6 +254,15 @@ LAST_ERROR_WITHOUT_DESTRUCTOR = (
 )
 
 
+class NoShimError(Exception):
+    """An operation has no function in torch's C interface, which is all that a model library calls."""
+
+
+def _refuse_operation(kernel: Any) -> NoReturn:
+    traces = (str(node.meta.get("stack_trace") or "") for node in kernel.origins)
+    raise NoShimError(f"{kernel.op_overload}\n{next(filter(None, traces), '')}")
+
+
 def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | None, output: str) -> None:
     """Compile a graph to a bare AOTInductor model library, in a process that does nothing else.
 
@@ -265,8 +274,17 @@ def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | 
         inputs: An input for each, of which only sizes and dtypes matter.
         vector: Inductor's class of vectors to compile for; None for none.
         output: The library's path.
+
+    Raises:
+        NoShimError: An operation needs Python's dispatcher, which a host without Python lacks; its name, and the trace
+            of its call. Before any C++ is compiled.
     """
     from torch._inductor import aot_compile, config, cpu_vec_isa
+    from torch._inductor.ir import FallbackKernel
+
+    # Inductor's own decision: whatever it does not lower, and whose name is not in torchgen.aoti.fallback_ops, it would
+    # hand to a "proxy executor"; this method describes the call for that
+    FallbackKernel.export_extern_kernel_node = _refuse_operation  # type: ignore[method-assign]
 
     # or Inductor takes the best that this CPU has
     known = cpu_vec_isa.supported_vec_isa_list

@@ -209,7 +209,8 @@ def test_what_others_do_not_refuse_is_advisory():
 
 def test_another_readout_may_refuse_an_empty_batch_but_not_answer_wrongly():
     refused = run(subject_for(wrong.RefusesNothing, own=False))["batch-0"]
-    assert (refused.verdict, refused.detail) == (NOT_APPLICABLE, "refuses an empty batch: ValueError: an empty batch")
+    assert refused.verdict == NOT_APPLICABLE
+    assert refused.detail.startswith("refuses an empty batch: ValueError: an empty batch (")
     assert run(subject_for(wrong.SomethingForNothing, own=False))["batch-0"].verdict == FAILED
 
 

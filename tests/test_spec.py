@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import random
+import re
 import resource
 from dataclasses import FrozenInstanceError
 from typing import Any
@@ -238,9 +239,11 @@ class Refuses(Reads):
 
 def test_a_refusal_of_the_constructor_names_the_strategy_and_is_chained() -> None:
     error = refusal(Refuses, heads=3)
-    assert str(error) == (
+    said, _, place = str(error).partition(" (")
+    assert said == (
         "strategy 'mine': expected sizes and options that its constructor takes, got heads=3: heads must be even"
     )
+    assert re.fullmatch(r".*test_spec\.py:\d+\)", place)
     assert type(error.__cause__) is AssertionError
     with pytest.raises(SpecError, match="got num_registers=4, hidden_dim=8, compressed_dim=0: ") as caught:
         regplug.resolve("compress-concat", num_registers=4, hidden_dim=8, compressed_dim=0)

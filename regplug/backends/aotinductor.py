@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from regplug.backends.compiling import EDIT, LINKING, VISIBLE, compile_in_child, compiler_of, flags_of
+from regplug.backends.compiling import EDIT, LINKING, VISIBLE, compile_in_child, compiler_of, flags_of, uncallable
 from regplug.backends.elf import check_library
-from regplug.backends.graph import WeightsAsInputs, export_graph
+from regplug.backends.graph import WeightsAsInputs, export_graph, operations_of_others
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.reuse import reused
 from regplug.cache import key_of
 from regplug.cpu import CPU_FLAGS, UNKNOWN, cpu_flags
-from regplug.errors import ExportError, SpecError
+from regplug.errors import ExportError, SpecError, place_in
 from regplug.weights import TensorType, check_state, read_types, types_of, write_types
 
 OWNER = "program 'aotinductor'"
@@ -57,6 +57,7 @@ class AOTInductorBackend(ExportBackend):
         state = dict(sorted(source.module.state_dict().items()))
         weighted = WeightsAsInputs(source.module, list(state))
         graph = export_graph("aotinductor", weighted, source, list(state.values()))
+        _refuse_operations_of_others(graph)
         weights = types_of(state)
 
         def make(isa: str) -> list[Program]:
@@ -86,6 +87,17 @@ class AOTInductorBackend(ExportBackend):
             return [out.clone() if out.untyped_storage().data_ptr() in begins else out for out in outputs]
 
         return run
+
+
+def _refuse_operations_of_others(graph: ExportedProgram) -> None:
+    """Refuse operations that a library registered: they have no C interface, and the compiler's process lacks them.
+
+    Raises:
+        ExportError: There is one; names it.
+    """
+    for node in operations_of_others(graph):
+        place = place_in(str(node.meta.get("stack_trace")), innermost_last=True)
+        raise uncallable(OWNER, str(node.target), place)
 
 
 def _settings(isa: str) -> dict[str, object]:

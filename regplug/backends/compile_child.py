@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from regplug.backends.compiling import GRAPH, LIBRARY
-from regplug.torch_private import compile_library
+from regplug.backends.compiling import GRAPH, LIBRARY, REFUSED
+from regplug.torch_private import NoShimError, compile_library
 
 
 def main(folder: str, vector: str) -> None:
-    """Read the graph from the folder, and write the library into it."""
+    """Read the graph from the folder, and write the library into it, or the operation for which there can be none."""
     torch.set_num_threads(1)
     graph = torch.export.load(Path(folder) / GRAPH)  # unpickles: this file is the parent's own
     inputs = []
@@ -21,7 +21,15 @@ def main(folder: str, vector: str) -> None:
         value = values[name]
         sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
         inputs.append(torch.zeros(sizes, dtype=value.dtype))
-    compile_library(graph, inputs, vector or None, str(Path(folder) / LIBRARY))
+    try:
+        compile_library(graph, inputs, vector or None, str(Path(folder) / LIBRARY))
+    except Exception as error:  # Inductor wraps what is raised inside of it
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, NoShimError):
+            cause = cause.__cause__ or getattr(cause, "inner_exception", None)
+        if cause is not None:
+            (Path(folder) / REFUSED).write_text(str(cause))
+        raise
 
 
 if __name__ == "__main__":

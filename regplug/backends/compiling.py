@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from regplug.errors import ExportError
+from regplug.errors import ExportError, place_in
 from regplug.temporary import temporary_folder
 from regplug.torch_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 
@@ -68,11 +68,16 @@ VECTORS = {
 # whatever configures torch's compiler from outside would make another library than the settings say
 CONFIGURING = re.compile(r"TORCH_|TORCHINDUCTOR_|TORCHDYNAMO_|AOT_INDUCTOR_|AOTINDUCTOR_|ATEN_CPU_CAPABILITY|CXX$")
 GRAPH, LIBRARY, COMPILER, EXPORTED, EDITED = "graph.pt2", "program.so", "c++", "exported", "edited"
+REFUSED = "refused"  # the operation that no library can hold, and the trace of its call
 # A process may have several model libraries, which all define the same C++ names: none may be bound to another's, so
 # the interface alone is visible, and the library's own calls of it stay inside.
 VISIBLE = "{ global: AOTInductor*; local: *; };\n"
 EDIT = f"s/{LAST_ERROR}/{LAST_ERROR_WITHOUT_DESTRUCTOR.replace('&', chr(92) + '&')}/\n"
 LINKING = ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-Bsymbolic")
+
+
+class CompilerError(Exception):
+    """All that the compiler's process printed, chained to the error that has one line of it."""
 
 
 def compiler_of(owner: str) -> str:
@@ -140,9 +145,22 @@ def compile_in_child(
                 ) from None
             finally:
                 _end(child)
+        if (folder / REFUSED).exists():
+            operation, _, trace = (folder / REFUSED).read_text().partition("\n")
+            raise uncallable(owner, operation, place_in(trace, innermost_last=True))
         if code or not (folder / LIBRARY).exists():
-            raise ExportError(f"{owner}: the compiler failed: {_reason(folder / 'output', code)}")
+            said = (folder / "output").read_text(errors="replace")
+            raise ExportError(f"{owner}: the compiler failed: {_reason(said, code)}") from CompilerError(said)
         return (folder / LIBRARY).read_bytes()
+
+
+def uncallable(owner: str, operation: str, place: str | None) -> ExportError:
+    """The error of an operation that no model library can call, and where it is called."""
+    where = f" at {place}" if place else ""
+    return ExportError(
+        f"{owner}: operation {operation}{where}: expected one that compiled code can call, got "
+        "one without a C interface in torch; use another operation, or the torchscript backend."
+    )
 
 
 def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
@@ -189,9 +207,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _reason(output: Path, code: int) -> str:
+def _reason(output: str, code: int) -> str:
     """What the child said of its end, on one line."""
-    lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     told = [line for line in lines if " error: " in line] or [line for line in lines if "Error: " in line][-1:]
     told = told or lines[-1:]
     return told[0] if told else f"exit code {code}, and not a word."

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from regplug.backends.interface import Source
 from regplug.errors import ExportError, told
 from regplug.golden import flatten
 from regplug.weights import save_tensors
+
+OWN = ("aten", "prims", "higher_order")  # namespaces of torch's operations
 
 
 class WeightsAsInputs(nn.Module):
@@ -65,6 +67,17 @@ def export_graph(backend: str, module: nn.Module, source: Source, weights: Seque
     raise ExportError(
         f"program {backend!r}: expected a module that torch.export takes with a free batch, got: {told(failed)}"
     ) from failed
+
+
+def operations_of_others(graph: ExportedProgram) -> list[Node]:
+    """The calls of operations that a library registered (``torch.library``), not torch itself."""
+    modules = [part for part in graph.graph_module.modules() if isinstance(part, GraphModule)]
+    return [
+        node
+        for module in modules
+        for node in module.graph.nodes
+        if node.op == "call_function" and getattr(node.target, "namespace", OWN[0]) not in OWN
+    ]
 
 
 def _longer(source: Source) -> Tensor:
