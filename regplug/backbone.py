@@ -142,18 +142,12 @@ def recognise(model: object, backbone: str | None = None, registry: Registry | N
 
 
 def inside(model: object) -> Any:
-    """The model itself, without what ``torch.compile`` or a data-parallel wrapper puts around it."""
+    """The model itself, without what ``torch.compile``, EMA or a data-parallel wrapper puts around it."""
     from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
 
-    from regplug.torch_private import uncompiled
+    from regplug.wrappers import unwrapped
 
-    while isinstance(model, nn.Module):
-        within = model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else uncompiled(model)
-        if within is model:
-            break
-        model = within
-    return model
+    return unwrapped(model) if isinstance(model, nn.Module) else model
 
 
 def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options: Any) -> Any:

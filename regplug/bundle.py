@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regplug.agreement import parse_manifest
 from regplug.attachment import AttachedConditioner, AttachedReadout, input_shape
 from regplug.conditioner import Conditioner
-from regplug.errors import BundleError, ExportError, RegplugError, SpecError, told
+from regplug.errors import BundleError, ExportError, RegplugError, SpecError, class_name
 from regplug.folder import MANIFEST, MAX_MANIFEST
 from regplug.gate import make_programs
 from regplug.golden import GoldenSet, compare, make_golden
@@ -42,8 +42,9 @@ from regplug.registry import Registry
 from regplug.safetensors_header import read_header
 from regplug.signature import Signature, signature_of_conditioner, signature_of_readout
 from regplug.spec import ReadoutSpec
-from regplug.torch_private import cpu_capability, persist_buffers, uncompiled
+from regplug.torch_private import cpu_capability, persist_buffers
 from regplug.weights import save_tensors, state_of
+from regplug.wrappers import copy_of, hooks_of, unwrapped, weights_computed
 from regplug.writing import check_place, write_folder
 
 
@@ -107,7 +108,7 @@ def export(
     signature, layout = _signature(owner, spec, module, layout)
     golden = make_golden(owner, module, signature.input, signature.outputs, signature.lengths)
     manifest = _describe(spec, module, layout, signature, golden, registry)
-    _check_rebuilt(owner, manifest, state, golden, registry)
+    rebuilt = _rebuilt(owner, module, manifest, state, golden, registry)
     files = {
         WEIGHTS: save_tensors(state, manifest.describe()),
         GOLDEN: save_tensors(golden.tensors),
@@ -115,7 +116,7 @@ def export(
     with _readable(owner):
         read_header(f"bundle to be: {WEIGHTS}", files[WEIGHTS])
     records = []
-    for program, record in make_programs(makers, module, files[WEIGHTS], manifest, golden, signature, progress):
+    for program, record in make_programs(makers, rebuilt, files[WEIGHTS], manifest, golden, signature, progress):
         files[program.file] = program.data
         records.append(record)
     manifest = replace(
@@ -160,36 +161,40 @@ def load(
         BundleError: The bundle is damaged, does not fit the installed class, or does not reproduce its golden case.
         RegplugError: The strategy is not installed, or its plugin is broken.
     """
-    registry = registry or default_registry()
+    known = registry or default_registry()
     files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == program)
-    if program is not None:
-        return load_program(files, program, registry)
-    return load_module(files, registry)
+    if program is None:
+        return load_module(files, known)
+    loaded = load_program(files, program, known)
+    if registry is None:
+        place = Path(directory).absolute()
+        loaded.reopen = partial(load, place, program=program, digest=files.digest, follow_links=follow_links)
+    return loaded
 
 
 # ---- export, step by step
 
 
 def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
-    module = uncompiled(module)
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
+    module = unwrapped(module)
     holder = _conditioner_of(module) or module
-    readout = holder.readout if isinstance(holder, (Conditioner, AttachedReadout)) else holder
+    readout = unwrapped(holder.readout) if isinstance(holder, (Conditioner, AttachedReadout)) else holder
     wanted = spec.readout_class
     if isinstance(wanted, type) and type(readout) is not wanted:
         raise ExportError(
-            f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}."
+            f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}"
+            f"{'; use its .module' if isinstance(getattr(readout, 'module', None), wanted) else ''}."
         )
-    try:
-        copied = copy.deepcopy(module).cpu().eval()
-    except RuntimeError as error:  # a weight that is no leaf of the graph has no deep copy
-        raise ExportError(f"{owner}: expected a module that can be copied, got: {told(error)}") from error
+    copied = copy_of(owner, module).cpu().eval()
     if isinstance(copied, ATTACHED):
         persist_buffers(copied.tokens)
     return copied
 
 
 def _conditioner_of(module: nn.Module) -> Conditioner | None:
-    module = module.conditioner if isinstance(module, AttachedConditioner) else module
+    module = unwrapped(module.conditioner) if isinstance(module, AttachedConditioner) else module
     return module if isinstance(module, Conditioner) else None
 
 
@@ -274,19 +279,32 @@ def _describe(
     )
 
 
-def _check_rebuilt(
-    owner: str, manifest: Manifest, state: Mapping[str, Tensor], golden: GoldenSet, registry: Registry
-) -> None:
-    """Refuse a module whose spec and weights do not give the same module again: nobody could load it."""
+def _rebuilt(
+    owner: str,
+    module: nn.Module,
+    manifest: Manifest,
+    state: Mapping[str, Tensor],
+    golden: GoldenSet,
+    registry: Registry,
+) -> nn.Module:
+    """The module that the bundle's data gives, which programs are made of: it has no hook that somebody added.
+
+    Raises:
+        ExportError: It is another than the one that is exported, so nobody could load that.
+    """
     try:
         rebuilt = rebuild("to be", manifest, state, registry)
         results = [
             compare(module_run("to be", rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases
         ]
     except RegplugError as error:
+        if text := weights_computed(module):
+            raise ExportError(f"{owner}: {text}") from error
         raise ExportError(f"{owner}: expected a module that its spec rebuilds, got another: {error}") from error
     why = "was it changed after spec.build()"
-    if manifest.backbone is not None:
+    if hooks := hooks_of(module):
+        why = f"does a hook change them ({', '.join(hooks)})"
+    elif manifest.backbone is not None:
         why += ", or its backbone built with options that nothing in it tells"
     for result in results:
         if not result.ok:
@@ -294,6 +312,9 @@ def _check_rebuilt(
                 f"{owner}: expected a module that its spec rebuilds, got one whose outputs differ by "
                 f"{result.error:.3g} in case '{result.case}'; {why}?"
             )
+    if isinstance(rebuilt, ATTACHED):
+        persist_buffers(rebuilt.tokens)
+    return rebuilt
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from regplug.pairing import Convention, check_film_width, convention_of
 from regplug.registry import Registry
 from regplug.selection import SelectRegisters
 from regplug.widths import check_width, probe_in_place, stated_width
+from regplug.wrappers import unwrapped
 
 
 class Conditioner(nn.Module):
@@ -82,6 +83,7 @@ class Conditioner(nn.Module):
 
 
 def _width_of(readout: nn.Module, layout: TokenLayout) -> int:
+    readout = unwrapped(readout)
     owner = f"readout {type(readout).__name__}"
     stated = stated_width(owner, readout)
     for word in ("num_registers", "hidden_dim"):

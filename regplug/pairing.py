@@ -25,6 +25,7 @@ from regplug.options import bind, parameters_of
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
 from regplug.widths import construct
+from regplug.wrappers import unwrapped
 
 # what public FiLM families call the width of the conditioning vector, tried in this order
 WIDTH_WORDS = (
@@ -138,7 +139,7 @@ def check_film_width(
     Raises:
         SpecError: The widths differ, or the generator does not say what it wants.
     """
-    owner = f"FiLM generator {type(film).__name__}"
+    owner = f"FiLM generator {type(unwrapped(film)).__name__}"
     wanted = wanted_width(film, width, registry)
     if wanted is None:
         places = (width,) if width else _width_places(film, registry)
@@ -151,13 +152,14 @@ def check_film_width(
 
 def wanted_width(film: nn.Module, width: str | None = None, registry: Registry | None = None) -> int | None:
     """The width of conditioning that a generator says it wants, where ``width`` or its family says; else None."""
+    film = unwrapped(film)
     places = (width,) if width else _width_places(film, registry)
     return next((number for place in places if (number := _integer_at(film, place)) is not None), None)
 
 
 def film_family(film: nn.Module | type, registry: Registry | None = None) -> FiLMEntry | None:
     """The known family of a generator, found by the names along its class's MRO, importing nothing."""
-    cls = film if isinstance(film, type) else type(film)
+    cls = film if isinstance(film, type) else type(unwrapped(film))
     names = [reference_of(base) for base in cls.__mro__]
     known = (registry or default_registry()).film_entries()
     for name in names:  # the nearest base wins
@@ -177,6 +179,7 @@ def convention_of(
             states nothing, or states what its family does not mean: a swapped pair passes every shape check, so
             nothing is guessed.
     """
+    film = unwrapped(film)
     owner = f"FiLM generator {type(film).__name__}"
     family = film_family(film, registry)
     if _applies_itself(film, family):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,9 +29,13 @@ class LoadedProgram:
         manifest: The bundle's manifest.
         digest: The bundle's digest.
         run: What the backend's ``open`` gave.
+
+    It is pickled as what was loaded: the bundle's path and digest. Where it is unpickled, the bundle is opened again,
+    if it is still the same.
     """
 
     def __init__(self, backend: str, manifest: Manifest, digest: str, run: Run) -> None:
+        self.reopen: Callable[[], LoadedProgram] | None = None  # set by ``load``
         self.backend = backend
         self.manifest = manifest
         self.digest = digest
@@ -54,6 +58,23 @@ class LoadedProgram:
         if self.manifest.holds == "readout":
             return outputs[0]
         return list(zip(outputs[0::2], outputs[1::2], strict=True))
+
+    def __reduce__(self) -> tuple[Callable[[], LoadedProgram], tuple[()]]:
+        """The call of ``load`` that gives the program again.
+
+        Raises:
+            BundleError: Its registry is known in this process alone.
+        """
+        if self.reopen is None:
+            raise BundleError(
+                f"{self._owner}: expected to be pickled as a bundle's path and digest, got a program of a registry of "
+                "this process; load it in the worker: regplug.load(path, program=..., digest=...)."
+            )
+        return self.reopen, ()
+
+    def __deepcopy__(self, memo: object) -> LoadedProgram:
+        """The program itself: nothing in it changes."""
+        return self
 
     def run_flat(self, given: Tensor) -> list[Tensor]:
         """As a call, with the outputs as one list in the manifest's order."""

@@ -126,9 +126,15 @@ def _check_storable(owner: str, name: str, tensor: object) -> None:
         raise ExportError(f"{owner}: state {name!r}: expected a tensor, got {type(tensor).__name__}.")
     # torch saves some subclasses (quantised weights, say) as zeros, without a word
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_quantized:
-        raise ExportError(f"{owner}: tensor {name!r}: expected a plain tensor, got {type(tensor).__name__}.")
+        fix = "; gather it first (full_tensor)" if type(tensor).__name__ == "DTensor" else ""
+        raise ExportError(f"{owner}: tensor {name!r}: expected a plain tensor, got {type(tensor).__name__}{fix}.")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
         raise ExportError(f"{owner}: tensor {name!r}: expected a dense real tensor with data, got {tensor.dtype}.")
+    if dtype_name(tensor) not in DTYPE_NAMES.values():
+        raise ExportError(
+            f"{owner}: tensor {name!r}: expected a dtype that a bundle holds, got {dtype_name(tensor)}; known: "
+            f"{', '.join(DTYPE_NAMES.values())}."
+        )
     if not TENSOR_NAME.fullmatch(name):
         raise ExportError(f"{owner}: tensor {name!r}: expected a name of letters, digits, '_', '.' and '-'.")
 

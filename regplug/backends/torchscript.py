@@ -16,6 +16,7 @@ from regplug.errors import ExportError, told
 from regplug.golden import flatten
 from regplug.torch_private import torchscript_without_warnings
 from regplug.weights import check_state, types_of
+from regplug.wrappers import hooks_of
 
 FILE = "program.torchscript.pt"
 DEBUG = ".debug_pkl"
@@ -38,7 +39,11 @@ class TorchScriptBackend(ExportBackend):
                 # into memory: torch.jit.save to a path ends the process when the disk is full
                 torch.jit.save(torch.jit.script(source.module), archive)
         except Exception as error:  # the TorchScript compiler raises nearly every built-in exception
-            raise ExportError(f"program 'torchscript': expected a scriptable module, got: {told(error)}") from error
+            hooks = hooks_of(source.module)
+            advice = f"; it has the hooks {', '.join(hooks)}" if hooks else ""
+            raise ExportError(
+                f"program 'torchscript': expected a scriptable module, got: {told(error)}{advice}"
+            ) from error
         made = archive.getvalue()
         program = Program(FILE, _without_debug_records(made))
         check_archive(program.data, made)

@@ -15,6 +15,7 @@ import torch
 from google.protobuf.message import Message
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from regplug.backends.interface import Source
 from regplug.errors import ExportError, told
@@ -127,11 +128,17 @@ def part_names(model: Model, weights: Iterable[str]) -> None:
 
 
 def used_weights(graph: ExportedProgram) -> set[str]:
-    """The names of the state dict's tensors that the graph computes with."""
+    """The names of the state dict's tensors that an output depends on; what is computed for nothing, ONNX drops."""
     signature = graph.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    used = {node.name for node in graph.graph.nodes if node.op == "placeholder" and node.users}
-    return {target for placeholder, target in targets.items() if placeholder in used}
+    reached: set[Node] = set()
+    left = [graph.graph.output_node()]
+    while left:
+        node = left.pop()
+        if node not in reached:
+            reached.add(node)
+            left += node.all_input_nodes
+    return {target for name, target in targets.items() if name in {node.name for node in reached}}
 
 
 def point_to_weights(model: ModelProto, weights: Mapping[str, StoredTensor], used: set[str]) -> None:

@@ -151,8 +151,10 @@ def test_used_weights_are_those_that_the_graph_computes_with(source_of: Callable
             self.used = nn.Parameter(torch.randn(24))
             self.unused = nn.Parameter(torch.randn(24))
             self.register_buffer("counted", torch.ones(24))
+            self.register_buffer("computed_for_nothing", torch.ones(24))
 
         def forward(self, registers: Tensor) -> Tensor:
+            self.computed_for_nothing * 2
             return registers.mean(1) * self.used + self.counted
 
     source = source_of(Partly(), 24)
