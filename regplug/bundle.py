@@ -36,6 +36,7 @@ from regplug.manifest import (
     Manifest,
 )
 from regplug.origin import packages_of
+from regplug.place import absolute, check_place
 from regplug.reading import read_bundle
 from regplug.rebuilding import ATTACHED, describe_backbone, describe_film, rebuild
 from regplug.registry import Registry
@@ -45,7 +46,7 @@ from regplug.spec import ReadoutSpec
 from regplug.torch_private import cpu_capability, persist_buffers
 from regplug.weights import save_tensors, state_of
 from regplug.wrappers import copy_of, hooks_of, unwrapped, weights_computed
-from regplug.writing import check_place, write_folder
+from regplug.writing import write_folder
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def export(
         spec: What ``resolve`` gave.
         module: The trained readout that ``spec.build()`` made, a ``Conditioner`` around it, or what ``attach`` gave:
             then the bundle holds the backbone too.
-        directory: The folder to make.
+        directory: The folder to make, or an empty one to fill.
         backends: Names of export backends; none for a bundle of data only.
         settings: By backend, the keywords of its constructor: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
         layout: Where a readout's registers sit in the backbone's tokens, to be noted; the others have their own.
-        force: Replace the bundle that stands there, in one step.
+        force: Replace the bundle that is there, in one step.
         registry: Where names are looked up; the installed plugins when None.
         progress: Called with a word on each step.
 
@@ -93,7 +94,7 @@ def export(
     """
     registry = registry or default_registry()
     directory = Path(directory)
-    place = directory.absolute()  # whatever a constructor does to the working folder
+    place = absolute(directory)  # whatever a constructor does to the working folder
     if isinstance(backends, str):
         raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     settings = dict(settings or {})

@@ -21,6 +21,7 @@ from regplug.choices import (
     layout_option,
     size_options,
 )
+from regplug.doctor.findings import shorten
 from regplug.errors import BundleError, ExportError, NameLookupError, SpecError
 from regplug.printing import EXIT_FAILED, complain, print_columns, print_json, progress, say
 
@@ -92,13 +93,13 @@ def export_command(
     as_json: bool,
 ) -> None:
     """Write a bundle: weights, golden cases, and programs proven equal to eager."""
-    from regplug.writing import check_place
+    from regplug.place import absolute, check_place
 
     try:
         check_place(output, force)  # before torch is imported and anything is computed
+        place_of_output = absolute(output)  # before a plugin is imported, which may change the working folder
     except ExportError as error:
         raise click.UsageError(str(error)) from error
-    place_of_output = output.absolute()  # before a plugin is imported, which may change the working folder
     compiled = {"isa": isa or None, "time_limit": time_limit}
     compiled = {name: value for name, value in compiled.items() if value is not None}
     if compiled and "aotinductor" not in backends:
@@ -171,7 +172,8 @@ def verify_command(
     if as_json:
         # JSON has no NaN and no infinity
         checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
-        print_json("verify", {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks})
+        values = {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks}
+        print_json("verify", {**values, "passed_over": found.passed_over})
     else:
         cases = dict.fromkeys(c.case for c in found.checks)
         programs_run = dict.fromkeys(c.program for c in found.checks)
@@ -185,6 +187,8 @@ def verify_command(
         for check in found.checks:
             if check.detail:
                 say(check.detail)
+        if found.passed_over:
+            say(f"not of the bundle, not opened: {shorten(found.passed_over)}")
         say(f"digest {found.digest}")
     if not found.ok:
         click.get_current_context().exit(EXIT_FAILED)

@@ -217,7 +217,7 @@ def chosen_sizes(
 
 
 def named_by_user(word: str, reference: str) -> Callable[..., Any]:
-    """What the user's ``module:attr`` names; the module may lie in the working directory.
+    """What the user's ``module:attr`` names; the module may lie in the working directory, which is looked in last.
 
     Args:
         word: The option or argument that it was given for.
@@ -230,7 +230,7 @@ def named_by_user(word: str, reference: str) -> Callable[..., Any]:
 
     check_reference(word, "value", reference)
     if "" not in sys.path:
-        sys.path.insert(0, "")  # where `python -m` would look too
+        sys.path.append("")  # behind all else: a file there takes no installed module's place
     try:
         return load_reference(word, reference)
     except PluginError as error:  # no plugin's fault: the user's own word

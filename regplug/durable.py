@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
+from regplug.promises import NO_CHMOD, NO_LINK, NOT_OFFERED, lacks
+
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-# what a file system says that has no such step, where others say that the step failed
-NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+COPIED_AT_ONCE = 1 << 20  # bytes
 
 
 @contextmanager
@@ -37,25 +38,51 @@ def write_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambda 
         os.close(descriptor)
 
 
+def copy_file(source: int, path: Path, prepare: Callable[[int], None]) -> None:
+    """Write what an open file holds to a new file, with its times, and sync that; ``prepare`` as for ``write_file``."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        prepare(descriptor)
+        while part := os.read(source, COPIED_AT_ONCE):
+            write_fully(descriptor, part)
+        with suppress(OSError):  # some file systems have times of their own
+            status = os.fstat(source)
+            os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all bytes to an open file, and sync it."""
+    write_fully(descriptor, data)
+    _sync(descriptor)
+
+
+def write_fully(descriptor: int, data: bytes) -> None:
+    """Write all bytes to an open file."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-    os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk; a file system that has no such step is believed."""
+    """Bring a folder's entries to the disk."""
     # the folder may be reached by a link, which `opened` would refuse
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NOT_OFFERED:
             raise
-    finally:
-        os.close(descriptor)
+        lacks("fsync")
 
 
 @contextmanager
@@ -94,23 +121,53 @@ def make_like(descriptor: int, old: os.stat_result, most: int = 0o7777) -> None:
                 os.fchown(descriptor, owner, old.st_gid)
     if os.fstat(descriptor).st_gid != old.st_gid:
         mode &= ~(stat.S_IRWXG | stat.S_ISGID)
-    os.fchmod(descriptor, mode)
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if error.errno not in NO_CHMOD:
+            raise
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) & ~mode:
+            why = "the file system takes no chmod, and more users could read the new one than the old one"
+            raise OSError(error.errno, why) from error
+        lacks("chmod")
+
+
+def change_mode(folder: Path, mode: int) -> None:
+    """Set the permissions of a folder of our own, where the file system has permissions."""
+    try:
+        folder.chmod(mode)
+    except OSError as error:
+        if error.errno not in NO_CHMOD:
+            raise
+        lacks("chmod")
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchange what stands at two places, in one step."""
+    """Exchange what is at two places, in one step."""
     _rename(one, other, RENAME_EXCHANGE)
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Rename a file to where nothing stands; ``FileExistsError`` where something does, were it there but just now."""
+    """Rename a file to where nothing is; ``FileExistsError`` where something is, were it made just now."""
     try:
         _rename(source, target, RENAME_NOREPLACE)
     except OSError as error:
         if error.errno not in NOT_OFFERED:
             raise
+        _link_or_rename(source, target)
+
+
+def _link_or_rename(source: Path, target: Path) -> None:
+    try:
         target.hardlink_to(source)
         source.unlink()
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        lacks("link")
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        source.rename(target)
 
 
 def _rename(source: Path, target: Path, flags: int) -> None:

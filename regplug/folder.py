@@ -13,10 +13,13 @@ from itertools import islice
 from typing import TypeVar
 
 from regplug.errors import BundleError, MissingFileError
+from regplug.mistaken import MANIFEST as MANIFEST
+from regplug.mistaken import POINTER, instead_of_folder, is_pointer
 
-MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# what the format names its files; nothing else of these names may be in a bundle
+RESERVED = ("manifest", "weights", "golden", "program")
 FOREIGN = re.compile(rb"[^A-Za-z0-9._-]")
 REOPENS = 100  # a bundle that is replaced without pause must still end in an answer
 MAX_ENTRIES = 4096  # files of a folder that are looked at
@@ -93,13 +96,16 @@ class Folder:
         self._check_size(name, size, total)
         self._check_digest(name, sha256, digest.hexdigest())
 
-    def check_listing(self, listed: Iterable[str]) -> None:
-        """Refuse a file that the manifest does not list; dotfiles and README.md are never opened.
+    def check_listing(self, listed: Iterable[str]) -> tuple[str, ...]:
+        """Refuse an unlisted file that is named as a bundle's are.
+
+        Returns:
+            What else is in the folder, which is never opened; names as messages quote them.
 
         Raises:
-            BundleError: Something else stands in the folder.
+            BundleError: There is such a file, or more than can be looked at.
         """
-        allowed = {*listed, MANIFEST, "README.md"}
+        own = {*listed, MANIFEST}
         try:
             with os.scandir(self._descriptor) as entries:
                 names = [os.fsencode(entry.name) for entry in islice(entries, MAX_ENTRIES + 1)]
@@ -107,9 +113,11 @@ class Folder:
             raise BundleError(f"bundle {self.path}: {error.strerror}.") from error
         if len(names) > MAX_ENTRIES:
             raise BundleError(f"bundle {self.path}: expected at most {MAX_ENTRIES} files, got more.")
-        for name in map(_spelled, sorted(names)):
-            if name not in allowed and not name.startswith("."):
+        others = [name for name in map(_spelled, sorted(names)) if name not in own]
+        for name in others:
+            if name.startswith(RESERVED):
                 raise BundleError(f"bundle {self.path}: {name}: not listed in the manifest; remove it.")
+        return tuple(others)
 
     def was_replaced(self) -> bool:
         """Whether something else stands at the path now, or nothing: opening it again says which."""
@@ -139,7 +147,7 @@ class Folder:
 
 
 def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable[[Folder], T]) -> T:
-    """Run ``read`` on the folder; run it anew when the folder was replaced meanwhile.
+    """Run ``read`` on the folder; run it again when the folder was replaced meanwhile.
 
     A bundle is replaced by exchanging whole folders, so what one handle shows is one bundle; what the exchange
     put aside is then deleted, which shows as a missing file here.
@@ -196,6 +204,8 @@ def opened_file(
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BundleError(f"{owner}: not a regular file.")
+        if is_pointer(descriptor):
+            raise BundleError(f"{owner}: {POINTER}.")
         yield descriptor
     except OSError as error:
         raise BundleError(f"{owner}: {error.strerror}.") from error
@@ -210,7 +220,7 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
     except FileNotFoundError:
         raise BundleError(f"bundle {path}: no such folder.") from None
     except NotADirectoryError:
-        raise BundleError(f"bundle {path}: not a folder.") from None
+        raise BundleError(f"bundle {path}: {instead_of_folder(path)}.") from None
     except ValueError:
         raise BundleError(f"bundle {path}: expected a path without NUL, got one with it.") from None
     except OSError as error:

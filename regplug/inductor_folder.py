@@ -6,7 +6,9 @@ libraries and pickles that are in it would run as the caller.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,12 +17,16 @@ from pathlib import Path
 
 from regplug.cache import INDUCTOR
 from regplug.cache_place import cache_folder, check_ours
+from regplug.compiler import compiler_words
 from regplug.errors import ExportError
 from regplug.forking import lock_over_forks
-from regplug.temporary import temporary_folder
-from regplug.torch_private import no_precompiled_headers
+from regplug.program_folder import program_folder, why_not
+from regplug.python_child import import_path
+from regplug.temporary import temporary_folder, unique_name
+from regplug.torch_private import inductor_settings
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+CHILDREN_PATH = "TORCH_CUSTOM_PYTHONPATH"  # what Inductor gives its processes as PYTHONPATH
 
 
 @dataclass
@@ -49,7 +55,7 @@ def private_inductor_folder() -> Iterator[None]:
             _use.end.enter_context(_environment())
         _use.threads += 1
     try:
-        with no_precompiled_headers():
+        with inductor_settings(_compiler(Path(os.environ[VARIABLE]))):
             yield
     finally:
         with _lock:
@@ -60,16 +66,34 @@ def private_inductor_folder() -> Iterator[None]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    before = os.environ.get(VARIABLE)
     with ExitStack() as stack:
-        os.environ[VARIABLE] = str(_kept_folder(before) or _new_folder(stack))
+        folder = _kept_folder(os.environ.get(VARIABLE)) or _new_folder(stack)
+        ours = {VARIABLE: str(folder), CHILDREN_PATH: os.pathsep.join(import_path())}
+        before = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
         try:
             yield
         finally:
-            if before is None:
-                del os.environ[VARIABLE]
-            else:
-                os.environ[VARIABLE] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _compiler(folder: Path) -> str | None:
+    """A program that runs ``$CXX`` where that is a command of several words, which Inductor takes for one name."""
+    words = compiler_words()
+    if words is None or len(words) == 1:
+        return None
+    script = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+    path = folder / f"c++-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
+    if not path.exists():
+        written = unique_name(folder, ".c++-")
+        written.write_text(script)
+        written.chmod(0o700)
+        written.replace(path)
+    return str(path)
 
 
 def _kept_folder(own: str | None) -> Path | None:
@@ -92,12 +116,16 @@ def _kept_folder(own: str | None) -> Path | None:
 def _made(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_ours(folder)
+    if reason := why_not(folder):
+        raise OSError(None, reason)
     return folder
 
 
 def _new_folder(stack: ExitStack) -> Path:
     try:
-        return stack.enter_context(temporary_folder(Path(tempfile.gettempdir()), "regplug-inductor-"))
+        if (parent := program_folder()) is None:
+            raise OSError(None, why_not(Path(tempfile.gettempdir())))
+        return stack.enter_context(temporary_folder(parent, "regplug-inductor-"))
     except OSError as error:
         raise ExportError(
             f"torch.compile: expected a folder for what it compiles, got none ({error.strerror}); set TMPDIR."

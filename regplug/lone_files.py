@@ -10,6 +10,7 @@ from pathlib import Path
 
 from regplug.durable import made_folders, make_like, rename_to_new, sync_folder, write_all
 from regplug.errors import ExportError
+from regplug.promises import weaker_promises_said
 from regplug.temporary import locked_file, prefix_for, sweep
 
 
@@ -38,7 +39,7 @@ def write_files(files: Mapping[Path, bytes], force: bool) -> None:
     placed: list[Path] = []
     path = None
     try:
-        with ExitStack() as stack:
+        with weaker_promises_said(f"file {next(iter(files), '')}"), ExitStack() as stack:
             beside = {}
             for path, data in files.items():
                 stack.enter_context(made_folders(path.parent))

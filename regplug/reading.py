@@ -27,6 +27,7 @@ class BundleFiles:
         digest: The manifest's sha256, which pins all of it.
         files: The bytes of the programs that were kept, by file.
         tensors: Those of ``weights.safetensors`` and ``golden.safetensors``.
+        passed_over: What else is in the folder and was not opened, names as messages quote them.
     """
 
     path: str
@@ -34,6 +35,7 @@ class BundleFiles:
     digest: str
     files: Mapping[str, bytes]
     tensors: Mapping[str, bytearray]
+    passed_over: tuple[str, ...] = ()
 
 
 def read_bundle(
@@ -90,7 +92,7 @@ def _read(
         if digest is not None and found != digest.lower():
             raise BundleError(f"bundle {folder.path}: {MANIFEST}: sha256 is {found}, pinned is {digest.lower()}.")
         manifest = parse_manifest(folder.path, data)
-        folder.check_listing(manifest.files)
+        passed_over = folder.check_listing(manifest.files)
         kept = kept_of(manifest)
         files, tensors = {}, {}
         for name, record in manifest.files.items():
@@ -100,6 +102,6 @@ def _read(
                 tensors[name] = folder.read_tensors(name, record.size, record.sha256)
             else:
                 files[name] = folder.read_checked(name, record.size, record.sha256)
-        return BundleFiles(folder.path, manifest, found, files, tensors)
+        return BundleFiles(folder.path, manifest, found, files, tensors, passed_over)
 
     return read_folder(directory, follow_links, read)

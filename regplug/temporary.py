@@ -8,18 +8,26 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from regplug.durable import sync_folder
+from regplug.promises import NO_LOCKS, lacks
 
 DIGITS = 6  # random bytes, two digits each
+ABANDONED_S = 86_400.0  # where nothing tells the dead writer from the living one, what is older is a dead one's
 
 
 def prefix_for(place: Path) -> str:
     """How the names begin of what is written beside a place; random digits follow."""
     return f".{place.name}.regplug-"
+
+
+def unique_name(parent: Path, prefix: str) -> Path:
+    """A path that nobody else takes."""
+    return parent / f"{prefix}{secrets.token_hex(DIGITS)}"
 
 
 def lock(path: Path) -> int | None:
@@ -41,7 +49,7 @@ def _take(descriptor: int, path: Path) -> bool:
     """Lock an open file or folder, if it stands at its path still; else close it."""
     taken = False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(descriptor)
         taken = os.path.samestat(os.fstat(descriptor), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -51,12 +59,35 @@ def _take(descriptor: int, path: Path) -> bool:
     return taken
 
 
+def flock(descriptor: int) -> bool:
+    """Lock an open file or folder; False where the file system has no locks.
+
+    Raises:
+        BlockingIOError: Another process, or another descriptor of this one, holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        lacks("flock")
+        return False
+    return True
+
+
+def is_abandoned(descriptor: int) -> bool:
+    """Whether what we have locked has no living writer: where the file system has no locks, that is a guess by age."""
+    return flock(descriptor) or time.time() - os.fstat(descriptor).st_mtime > ABANDONED_S
+
+
 @contextmanager
 def locked_folder(parent: Path, prefix: str, mode: int = 0o700) -> Iterator[Path]:
     """Make a folder that is locked meanwhile; whoever asks for it deletes it."""
     descriptor = None
     while descriptor is None:  # a sweeper may take it for a dead one's before it is locked
-        folder = parent / f"{prefix}{secrets.token_hex(DIGITS)}"
+        folder = unique_name(parent, prefix)
         folder.mkdir(mode)
         try:
             descriptor = lock(folder)
@@ -74,7 +105,7 @@ def locked_file(parent: Path, prefix: str, mode: int) -> Iterator[tuple[int, Pat
     """Make a file that is locked meanwhile, open for writing; deleted afterwards if it stands there still."""
     taken = False
     while not taken:
-        path = parent / f"{prefix}{secrets.token_hex(DIGITS)}"
+        path = unique_name(parent, prefix)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             taken = _take(descriptor, path)
@@ -110,7 +141,8 @@ def stale(parent: Path, prefix: str) -> Iterator[Path]:
             continue
         if descriptor is not None:
             try:
-                yield path
+                if is_abandoned(descriptor):
+                    yield path
             finally:
                 release(descriptor)
 

@@ -231,15 +231,37 @@ def without_subclass(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def no_precompiled_headers() -> Iterator[None]:
+def inductor_settings(compiler: str | None) -> Iterator[None]:
     """Keep ``torch.compile`` from headers that are precompiled: it has one place for them, in the temporary folder.
 
     ``torch._inductor.config.cpp_cache_precompile_headers``; ``TORCHINDUCTOR_CACHE_DIR`` does not move them.
+
+    Args:
+        compiler: The C++ compiler, ``cpp.cxx``; None for the one that torch finds.
     """
     from torch._inductor import config
 
-    with config.patch(cpp_cache_precompile_headers=False):
+    _keep_probe_from_working_directory()
+    settings: dict[str, object] = {"cpp_cache_precompile_headers": False}
+    if compiler is not None:
+        settings["cpp.cxx"] = (None, compiler)
+    with config.patch(settings):
         yield
+
+
+WITHOUT_WORKING_DIRECTORY = "import sys; sys.path[:] = [one for one in sys.path if one]\n"
+
+
+def _keep_probe_from_working_directory() -> None:
+    """Inductor tries an instruction set by ``python -c``, which would import from the working directory first.
+
+    ``torch._inductor.cpu_vec_isa.VecISA._avx_py_load`` is that code.
+    """
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    code = VecISA._avx_py_load
+    if not code.startswith(WITHOUT_WORKING_DIRECTORY):
+        VecISA._avx_py_load = WITHOUT_WORKING_DIRECTORY + code
 
 
 # A line of the C++ that Inductor writes (torch 2.13), and one without a destructor. The C library keeps a model library

@@ -60,12 +60,14 @@ class Verification:
         digest: Its digest.
         manifest: Its manifest.
         checks: One row for each program and case, eager first.
+        passed_over: What else is in the folder: nobody opens it, no digest and no signature covers it.
     """
 
     directory: Path
     digest: str
     manifest: Manifest
     checks: tuple[Check, ...]
+    passed_over: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -125,7 +127,7 @@ def verify(
             name = " ".join(filter(None, (record.backend, record.properties.get("isa"))))
             progress(f"program {name}")
             checks += _check_program(name, files, record, registry, golden)
-    return Verification(Path(files.path), files.digest, files.manifest, tuple(checks))
+    return Verification(Path(files.path), files.digest, files.manifest, tuple(checks), files.passed_over)
 
 
 def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:

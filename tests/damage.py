@@ -171,8 +171,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "bundle DIR: program.torchscript.pt: missing; export the bundle again.",
     ),
     "a file added": (
-        lambda f: (f / "extra.bin").write_text("x"),
-        "bundle DIR: extra.bin: not listed in the manifest; remove it.",
+        lambda f: (f / "weights.bin").write_text("x"),
+        "bundle DIR: weights.bin: not listed in the manifest; remove it.",
     ),
     "truncated": (
         lambda f: os.truncate(f / WEIGHTS, 100),
@@ -335,12 +335,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "bundle DIR: golden.safetensors: case 'slice': expected a slice of 4 inside the input.",
     ),
     "a name that moves the cursor": (
-        added_file(b"\x1b[2Jevil\xff\n.py"),
-        "bundle DIR: \\x1b\\x5b2Jevil\\xff\\x0a.py: not listed in the manifest; remove it.",
+        added_file(b"program\x1b[2J\xff\n.py"),
+        "bundle DIR: program\\x1b\\x5b2J\\xff\\x0a.py: not listed in the manifest; remove it.",
     ),
     "a name of another alphabet": (
-        added_file("é b".encode()),
-        "bundle DIR: \\xc3\\xa9\\x20b: not listed in the manifest; remove it.",
+        added_file("golden é".encode()),
+        "bundle DIR: golden\\x20\\xc3\\xa9: not listed in the manifest; remove it.",
     ),
     "more files than anybody looks at": (many_files, "bundle DIR: expected at most 4096 files, got more."),
     "a key that moves the cursor": (

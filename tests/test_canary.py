@@ -196,7 +196,7 @@ def with_backends_that_are_imports(bundle, trace):
 # what is done to the hostile bundle, and the exit code of reading it whole
 VARIANTS = {
     "hostile programs": (lambda bundle, trace: None, 0),
-    "files that Python runs": (with_traps, 1),
+    "files that Python runs": (with_traps, 0),
     "pickles for weights": (with_pickles, 1),
     "a strategy that is an import path": (with_import_paths, 1),
     "a backend that is an import path": (with_backends_that_are_imports, 1),
@@ -246,9 +246,6 @@ def test_a_trap_leaves_its_trace_where_the_folder_is_on_the_path(hostile, trace,
     with_traps(bundle, trace)
     subprocess.run([sys.executable, "-c", "import evil_plugin"], cwd=bundle, check=True)
     assert trace.exists()
-    trace.unlink()
-    subprocess.run([sys.executable, "-m", "regplug"], cwd=bundle, check=False, capture_output=True)
-    assert trace.exists()  # that is Python's -m, which looks in the working directory first
 
 
 def test_the_witness_sees_code_of_the_folder(hostile, tmp_path):
@@ -286,7 +283,7 @@ def test_the_command_and_the_doctor_run_nothing_of_the_folder_they_stand_in(host
     with_traps(bundle, trace)
     tools = Path(sys.executable).parent
     variables = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-    for command, code in ((["list"], 0), (["info", "."], 1), (["verify", "."], 1), (["doctor"], None)):
+    for command, code in ((["list"], 0), (["info", "."], 0), (["verify", "."], 0), (["doctor"], None)):
         done = subprocess.run(
             ["regplug", *command], cwd=bundle, env=variables, capture_output=True, text=True, check=False
         )

@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PYTHON = """
 __init__ __main__ agreement attachment audit_commands backbone bench_commands bench_page bench_report benchmark builtin
-bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli
+bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli compiler
 conditioner cost cpu decay deprecation description discovery distributions doctor_commands durable entries errors film
 folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder information
-installed kept_host layout lazy_group loading lone_files manifest missing name_index naming new_commands option_values
-options origin outline pairing pickle_nesting printing program reading rebuilding registry safetensors_header scaffold
-selection sign_commands signature signing spec staging stopwatch streams strict temporary tokens torch_guard
-torch_private tracebacks traces type_hints verification version weights weightsfile widths wrappers writing
+installed kept_host layout lazy_group loading lone_files manifest missing mistaken name_index naming new_commands
+option_values options origin outline pairing pickle_nesting place printing program program_folder promises python_child
+reading rebuilding registry safetensors_header scaffold selection sign_commands signature signing spec staging
+stopwatch streams strict temporary tokens torch_guard torch_private tracebacks traces type_hints verification version
+weights weightsfile widths wrappers writing
 audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/projections audit/sizes
 audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
@@ -37,8 +38,8 @@ readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/
 """.split()  # noqa: SIM905
 HEADERS = """
 agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu cpuid dtype error fields folder golden
-guard held_weights json manifest message model_library numbers read_manifest safetensors sha256 shared_object tensor
-tolerances torchscript version view weights write_safetensors writing
+guard held_weights json manifest message mistaken model_library numbers read_manifest safetensors sha256 shared_object
+tensor tolerances torchscript version view weights write_safetensors writing
 """.split()  # noqa: SIM905
 NEW = """
 README.md gitignore github/test.yml package/__init__.py package/readout.py pyproject.toml tests/test_readout.py

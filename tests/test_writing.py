@@ -53,12 +53,20 @@ def test_what_stands_there_is_kept_unless_it_is_to_be_replaced(tmp_path):
     assert stale(tmp_path) == []
 
 
-def test_an_empty_folder_is_kept_too_and_may_be_replaced(tmp_path):
-    (tmp_path / "b").mkdir()
+def test_an_empty_folder_is_filled_and_stays_the_same_folder(tmp_path):
+    (tmp_path / "b").mkdir(0o750)
+    (tmp_path / "b" / "lost+found").mkdir()
+    (tmp_path / "b" / ".git").mkdir()
+    (tmp_path / "b" / "README.md").write_text("# mine")
+    before = (tmp_path / "b").stat()
+    write_folder(tmp_path / "b", NEW, force=False)
+    assert (tmp_path / "b").stat().st_ino == before.st_ino
+    assert {name: (tmp_path / "b" / name).read_bytes() for name in NEW} == NEW
+    assert sorted(entry.name for entry in (tmp_path / "b").iterdir()) == sorted(
+        [*NEW, "lost+found", ".git", "README.md"]
+    )
     with pytest.raises(ExportError, match="exists and is kept"):
         write_folder(tmp_path / "b", NEW, force=False)
-    write_folder(tmp_path / "b", NEW, force=True)
-    assert content(tmp_path / "b") == NEW
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "weights.bin", "manifest.json.bak"])
@@ -93,7 +101,7 @@ def test_a_readme_and_dotfiles_beside_the_bundle_are_carried_over(tmp_path):
 def test_a_folder_beside_the_bundle_is_not_thrown_away(tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     (tmp_path / "b" / ".git").mkdir()
-    with pytest.raises(ExportError, match="expected only files beside the bundle, got .git; move it away"):
+    with pytest.raises(ExportError, match="expected only files next to those of the bundle, got .git; move it away"):
         write_folder(tmp_path / "b", NEW, force=True)
     assert (tmp_path / "b" / ".git").is_dir()
 
@@ -255,7 +263,7 @@ def test_an_exporter_waits_for_the_one_that_replaces_the_same_bundle(tmp_path):
 
 
 def test_an_exporter_does_not_wait_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "PATIENCE", 0)
+    monkeypatch.setattr(writing, "LOCK_TIMEOUT_S", 0)
     write_folder(tmp_path / "b", OLD, force=False)
     descriptor = temporary.lock(tmp_path / "b")
     with pytest.raises(ExportError, match="expected it to be free, got another exporter's lock for 0 s; end that one"):
@@ -288,7 +296,7 @@ def test_where_the_exchange_does_not_reach_the_disk_the_old_bundle_is_kept_besid
 ):
     write_folder(tmp_path / "b", OLD, force=False)
     fsync_that(monkeypatch, tmp_path, errno.EIO)
-    with pytest.raises(ExportError, match="the new bundle stands there, the old one beside it as .b.regplug-") as told:
+    with pytest.raises(ExportError, match="the new bundle is there, the old one next to it as .b.regplug-") as told:
         write_folder(tmp_path / "b", NEW, force=True)
     assert "nothing was changed" not in str(told.value)
     [beside] = stale(tmp_path)

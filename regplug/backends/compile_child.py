@@ -1,4 +1,4 @@
-"""``python -m regplug.backends.compile_child FOLDER VECTOR``: compiles one graph; see ``compiling``."""
+"""The child process ``regplug.backends.compile_child FOLDER VECTOR``: compiles one graph; see ``compiling``."""
 
 from __future__ import annotations
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
 
+from regplug.compiler import compiler_words
 from regplug.errors import ExportError, place_in
+from regplug.program_folder import program_folder, why_not
+from regplug.python_child import python_command
 from regplug.temporary import temporary_folder
 from regplug.torch_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 
@@ -80,32 +83,32 @@ class CompilerError(Exception):
     """All that the compiler's process printed, chained to the error that has one line of it."""
 
 
-def compiler_of(owner: str) -> str:
-    """The C++ compiler: ``$CXX``, else ``c++``.
+def compiler_of(owner: str) -> list[str]:
+    """The C++ compiler as the words of a command: ``$CXX``, which may be ``ccache g++``, else ``c++``.
 
     Raises:
         ExportError: There is none.
     """
-    name = os.environ.get("CXX") or "c++"
-    found = shutil.which(name)
-    if found is None:
+    words = compiler_words()
+    if words is None:
+        name = os.environ.get("CXX") or "c++"
         raise ExportError(
             f"{owner}: expected a C++ compiler, got none ({name}); install one, as `apt-get install g++` does."
         )
-    return found
+    return words
 
 
-def flags_of(owner: str, compiler: str, isa: str) -> frozenset[str]:
+def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
     """What a CPU must have for code of this ``-march``, in the words of ``/proc/cpuinfo``.
 
     Raises:
         ExportError: The compiler does not know the name.
     """
-    command = [compiler, f"-march={isa}", "-dM", "-E", "-x", "c++", "/dev/null"]
+    command = [*compiler, f"-march={isa}", "-dM", "-E", "-x", "c++", "/dev/null"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(
-            f"{owner}: isa: expected a name that {compiler} takes for -march, or 'native', got {isa!r}; "
+            f"{owner}: isa: expected a name that {shlex.join(compiler)} takes for -march, or 'native', got {isa!r}; "
             "known: x86-64-v2, x86-64-v3, x86-64-v4, native, haswell, icelake-server, znver3, ..."
         )
     defined = {words[1] for line in done.stdout.splitlines() if len(words := line.split()) > 1}
@@ -113,7 +116,7 @@ def flags_of(owner: str, compiler: str, isa: str) -> frozenset[str]:
 
 
 def compile_in_child(
-    owner: str, graph: ExportedProgram, compiler: str, isa: str, flags: frozenset[str], limit: float
+    owner: str, graph: ExportedProgram, compiler: Sequence[str], isa: str, flags: frozenset[str], limit: float
 ) -> bytes:
     """The bytes of the model library, without symbols, paths of this machine, or a wish for an executable stack.
 
@@ -123,19 +126,21 @@ def compile_in_child(
     """
     vector = next((name for name, used in VECTORS.items() if used <= flags), "")
     graph.example_inputs = None  # the weights: only sizes and dtypes matter, and those are in the graph
-    with temporary_folder(Path(tempfile.gettempdir()), "regplug-compile-") as folder:
+    parent = program_folder()
+    if parent is None:
+        given = Path(tempfile.gettempdir())
+        raise ExportError(
+            f"{owner}: expected a temporary folder in which programs may be made and run, got {given}, "
+            f"{why_not(given)}; set TMPDIR to another folder."
+        )
+    with temporary_folder(parent, "regplug-compile-") as folder:
         torch.export.save(graph, folder / GRAPH)
         _write_wrapper(folder, compiler, isa)
-        if not os.access(folder / COMPILER, os.X_OK):
-            raise ExportError(
-                f"{owner}: expected a temporary folder in which programs may run, got {folder.parent}, which is "
-                "mounted noexec; set TMPDIR to another folder."
-            )
-        command = [sys.executable, "-m", "regplug.backends.compile_child", str(folder), vector]
+        command = python_command("regplug.backends.compile_child", str(folder), vector)
         with (folder / "output").open("wb") as output:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(folder),
-                start_new_session=True,
+                cwd=folder, start_new_session=True,
             )  # fmt: skip
             try:
                 code = child.wait(limit)
@@ -163,11 +168,11 @@ def uncallable(owner: str, operation: str, place: str | None) -> ExportError:
     )
 
 
-def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
+def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str) -> None:
     """A compiler that names no folder of this machine, keeps no symbols but those of the interface, and asks for no
     executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
-    words = [compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
+    words = [*compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
     words += [*LINKING, f"-Wl,--version-script={folder / EXPORTED}"]
     (folder / EXPORTED).write_text(VISIBLE)
     (folder / EDITED).write_text(EDIT)
@@ -190,7 +195,6 @@ def _write_wrapper(folder: Path, compiler: str, isa: str) -> None:
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not CONFIGURING.match(name)}
     return kept | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "CXX": str(folder / COMPILER),
         "TMPDIR": str(folder),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),

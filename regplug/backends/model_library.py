@@ -6,9 +6,11 @@ stays open while its library is mapped: its number, used again, would give the o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import tempfile
 import weakref
 from _ctypes import dlclose, dlopen
 from collections import deque
@@ -18,9 +20,11 @@ from torch import Tensor
 
 from regplug.backends.interface import LOADING
 from regplug.errors import BundleError, told
+from regplug.program_folder import program_folder
 from regplug.torch_private import open_library
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+NO_MEMORY_FILES = {errno.ENOSYS, errno.EPERM, errno.EACCES}
 # Its own symbols first: model libraries of other makers export all that they define, and one of those in the global
 # scope, linked by the host or preloaded, would take over this one's calls.
 BINDING = os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND
@@ -95,8 +99,17 @@ def _load(where: str, digest: str, data: bytes) -> ModelLibrary:
 
 
 def _sealed(data: bytes) -> int:
-    """A descriptor of the checked bytes, as a file in memory that nobody can change any more."""
-    descriptor = os.memfd_create("regplug-program", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    """A descriptor of the checked bytes, as a file that nobody can change any more.
+
+    It is in memory, or where the system has no such files (seccomp, gVisor) one without a name, which nobody else can
+    open.
+    """
+    try:
+        descriptor = os.memfd_create("regplug-program", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        if error.errno not in NO_MEMORY_FILES:
+            raise
+        return _unnamed(data)
     try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
@@ -105,6 +118,16 @@ def _sealed(data: bytes) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _unnamed(data: bytes) -> int:
+    folder = program_folder()
+    if folder is None:
+        raise OSError(None, "no files there (memfd_create), and no temporary folder for programs; set TMPDIR")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(data)
+        file.flush()
+        return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)  # it is written to no more
 
 
 def _end_of_use(runner: Runner, digest: str, descriptor: int) -> None:

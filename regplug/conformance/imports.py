@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.discovery import discover
-from regplug.doctor.processes import run_python, spell_end, until
+from regplug.doctor.processes import run_elsewhere, spell_end, until
 from regplug.errors import ConformanceError
+from regplug.python_child import python_code
 
 if TYPE_CHECKING:
     from regplug.conformance.subject import Subject
@@ -19,9 +19,7 @@ HEAVY = "torch"
 LIGHT_STATUS, HEAVY_STATUS = 70, 71  # the child's answers: a plugin prints, and exits with 0 or 1, as it likes
 CHILD = f"""
 import importlib, os, sys
-count = int(sys.argv[1])
-sys.path[:] = sys.argv[2 + count:]
-for name in sys.argv[2:2 + count]:
+for name in sys.argv[1:]:
     importlib.import_module(name)
 os._exit({HEAVY_STATUS} if {HEAVY!r} in sys.modules else {LIGHT_STATUS})  # threads and exit hooks are not waited for
 """
@@ -45,7 +43,7 @@ def light_plugin(subject: Subject) -> None:
 @cache
 def fault_of(modules: tuple[str, ...]) -> str:
     """What is wrong with these modules, once for all readouts of their plugin; empty for nothing."""
-    ended = run_python(["-c", CHILD, str(len(modules)), *modules, *sys.path], until(TIME_LIMIT, lambda: False))
+    ended = run_elsewhere(python_code(CHILD, *modules), until(TIME_LIMIT, lambda: False))
     if ended.code is None:
         return f"to import within {TIME_LIMIT} s, got no end"
     if ended.code == HEAVY_STATUS:

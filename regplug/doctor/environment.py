@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from regplug.compiler import compiler_words
 from regplug.discovery import NO_METADATA
 from regplug.distributions import UNKNOWN, version_of
 from regplug.doctor.findings import OK, PROBLEM, WARNING, clip
-from regplug.doctor.processes import Ended, run_bounded, run_python, spell_end, until
+from regplug.doctor.processes import Ended, run_bounded, run_elsewhere, spell_end, until
 from regplug.naming import OWN
+from regplug.python_child import python_code
 from regplug.version import own_version
 
 OLDEST_PYTHON, OLDEST_TORCH, OLDEST_CMAKE = (3, 10), (2, 10), (3, 23)
@@ -62,7 +64,7 @@ def check_python(stop: Stop) -> Requirement:
 
 def check_torch(stop: Stop) -> Requirement:
     """torch, imported in a child, for a damaged one may take its process along."""
-    ended = run_python(["-c", TORCH], until(TORCH_LIMIT, stop))
+    ended = run_elsewhere(python_code(TORCH), until(TORCH_LIMIT, stop))
     match = re.search(r"^found (\S+) ([\d.e+-]+)$", ended.out, re.MULTILINE)
     install = f"install torch>={_dotted(OLDEST_TORCH)}."
     if match is None:
@@ -79,16 +81,19 @@ def check_torch(stop: Stop) -> Requirement:
 
 def check_compiler(stop: Stop) -> Requirement:
     """The C++ compiler that the aotinductor backend calls."""
-    word = os.environ.get("CXX") or "c++"
     without = "no export to aotinductor, no build of C++ programs"
-    path = shutil.which(word)
-    if path is None:
+    words = compiler_words()
+    if words is None:
         return Requirement(
-            "C++ compiler", f"none ({word})", WARNING, f"{without}; install one, as `apt-get install g++` does."
+            "C++ compiler",
+            f"none ({os.environ.get('CXX') or 'c++'})",
+            WARNING,
+            f"{without}; install one, as `apt-get install g++` does.",
         )
-    told = _run([path, "--version"], TOOL_LIMIT, stop).out.strip().partition("\n")[0]
-    found = f"{clip(told, 60) or 'no version'} ({path})"
-    command = ["/bin/sh", "-c", 'printf %s "$2" | "$1" -std=c++17 -fsyntax-only -x c++ -', "sh", path, PROGRAM]
+    told = _run([*words, "--version"], TOOL_LIMIT, stop).out.strip().partition("\n")[0]
+    found = f"{clip(told, 60) or 'no version'} ({' '.join(words)})"
+    script = 'text="$1"; shift; printf %s "$text" | "$@" -std=c++17 -fsyntax-only -x c++ -'
+    command = ["/bin/sh", "-c", script, "sh", PROGRAM, *words]
     tried = _run(command, TOOL_LIMIT, stop)
     if tried.code != 0:
         said = next((line for line in tried.err.splitlines() if "error" in line), _spell(tried, TOOL_LIMIT))

@@ -17,7 +17,8 @@ from regplug.discovery import PROTOCOL, Found
 from regplug.distributions import normalise
 from regplug.doctor.child import AT, JOB, LIGHT, REFERENCES, STARTED, TRACE, WORDS, Job
 from regplug.doctor.findings import PROBLEM, WARNING, Finding, clip, shorten, worst
-from regplug.doctor.processes import Ended, run_python, spell_end
+from regplug.doctor.processes import Ended, run_elsewhere, spell_end
+from regplug.python_child import python_command
 
 START_LIMIT = 60.0  # seconds for Python and regplug, before the plugin's own time begins
 REFERENCES_FACTOR = 12  # heavy modules may take so many times longer than light ones
@@ -78,7 +79,7 @@ def examine(found: Found, blocked: bool, time_limit: float, stop: Callable[[], b
     with tempfile.TemporaryDirectory(prefix="regplug-doctor-", ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         (place / JOB).write_text(json.dumps(asdict(job)))
-        ended = run_python(["-m", "regplug.doctor.child", folder], _Deadline(place, job, stop))
+        ended = run_elsewhere(python_command("regplug.doctor.child", folder), _Deadline(place, job, stop))
         _read_light(one, job, place, ended)
         _read_prints(one, ended)
     return one

@@ -6,7 +6,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,13 +75,11 @@ def run_bounded(
     return Ended(None if stopped else child.returncode, out, err)
 
 
-def run_python(arguments: Sequence[str], overdue: Callable[[], bool]) -> Ended:
-    """Run Python as ``run_bounded`` does; it imports what this process would import."""
-    path = os.pathsep.join(str(Path(entry).absolute()) for entry in dict.fromkeys(sys.path))
-    variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    # Python looks where it runs before all else, whatever lies there
+def run_elsewhere(command: Sequence[str], overdue: Callable[[], bool]) -> Ended:
+    """Run a command of ``python_child`` as ``run_bounded`` does, in a folder of its own."""
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory(prefix="regplug-doctor-", ignore_cleanup_errors=True) as folder:
-        return run_bounded([sys.executable, *arguments], overdue, variables, Path(folder))
+        return run_bounded(command, overdue, variables, Path(folder))
 
 
 def until(seconds: float, stop: Callable[[], bool]) -> Callable[[], bool]:

@@ -71,9 +71,11 @@ class Bundle {
     read_manifest(folder, pin);
     const std::string label = folder.label() + ": ";
     for (const std::string& name : folder.names()) {
-      if (name.front() == '.' || name == "README.md" || name == "manifest.json") continue;
-      if (manifest_.files.count(name) != 0) continue;
-      throw Error(label + detail::spelled(name) + ": not listed in the manifest; remove it.");
+      if (name == "manifest.json" || manifest_.files.count(name) != 0) continue;
+      for (const char* reserved : {"manifest", "weights", "golden", "program"}) {  // all else is never opened
+        if (name.rfind(reserved, 0) != 0) continue;
+        throw Error(label + detail::spelled(name) + ": not listed in the manifest; remove it.");
+      }
     }
     const Program* chosen = nullptr;
     std::string refusal;

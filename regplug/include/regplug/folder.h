@@ -23,6 +23,7 @@
 #include "regplug/bytes.h"
 #include "regplug/error.h"
 #include "regplug/fields.h"
+#include "regplug/mistaken.h"
 
 namespace regplug::detail {
 
@@ -72,6 +73,7 @@ class File {
     struct stat status {};
     if (::fstat(fd_.get(), &status) != 0 || !S_ISREG(status.st_mode)) throw Error(label_ + ": not a regular file.");
     size_ = static_cast<std::uint64_t>(status.st_size);
+    if (is_pointer(fd_.get(), static_cast<std::size_t>(size_))) throw Error(label_ + ": " + kPointer + ".");
   }
 
   const std::string& label() const { return label_; }
@@ -129,7 +131,7 @@ class Folder {
         fd_(::open(checked_path(path_, label()), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
     if (fd_.get() >= 0) return;
     if (errno == ENOENT) throw Error(label() + ": no such folder.");
-    if (errno == ENOTDIR) throw Error(label() + ": not a folder.");
+    if (errno == ENOTDIR) throw Error(label() + ": " + instead_of_folder(path_) + ".");
     throw Error(label() + ": " + std::strerror(errno) + ".");
   }
 

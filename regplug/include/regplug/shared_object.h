@@ -4,11 +4,14 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "regplug/error.h"
 #include "regplug/folder.h"
@@ -39,7 +42,7 @@ class SharedObject {
   // Throws Fault. The caller holds `torch_loading`, as for everything else here.
   explicit SharedObject(std::string_view bytes)
       : file_(sealed(bytes)),
-        path_("/proc/self/fd/" + std::to_string(file_.get())),
+        path_(proc_path(file_)),
         // Its own symbols come first: those of another library of the same kind in the global scope, linked,
         // preloaded or opened with RTLD_GLOBAL, would be taken instead of them.
         handle_(::dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL | REGPLUG_DEEPBIND)) {
@@ -67,15 +70,31 @@ class SharedObject {
   }
 
  private:
-  // The bytes as a file that nobody can change any more.
+  // The bytes as a file that nobody can change any more: in memory, or where the system has no such files (seccomp,
+  // gVisor) one without a name, which nobody else can open.
   static Descriptor sealed(std::string_view bytes) {
     Descriptor file(::memfd_create("regplug-program", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    const bool in_memory = file.get() >= 0;
+    if (!in_memory && (errno == ENOSYS || errno == EPERM || errno == EACCES)) file = unnamed();
+    constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
     if (file.get() < 0 || !write_all(file.get(), bytes) ||
-        ::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
-      throw NoRoom(std::string("in memory: ") + std::strerror(errno));
+        (in_memory && ::fcntl(file.get(), F_ADD_SEALS, kSeals) != 0)) {
+      throw NoRoom((in_memory ? "in memory: " : "in a temporary file: ") + std::string(std::strerror(errno)));
     }
+    // written to through no descriptor any more
+    return in_memory ? std::move(file) : Descriptor(::open(proc_path(file).c_str(), O_RDONLY | O_CLOEXEC));
+  }
+
+  static Descriptor unnamed() {
+    const char* named = std::getenv("TMPDIR");
+    const std::string folder = named != nullptr && *named != '\0' ? named : "/tmp";
+    std::string path = folder + "/regplug-program-XXXXXX";
+    Descriptor file(::mkostemp(path.data(), O_CLOEXEC));
+    if (file.get() >= 0) ::unlink(path.c_str());
     return file;
   }
+
+  static std::string proc_path(const Descriptor& file) { return "/proc/self/fd/" + std::to_string(file.get()); }
 
   Descriptor file_;
   std::string path_;

@@ -1,0 +1,60 @@
+// What a path is that was meant to lead to a bundle's folder, or to a file, and does not.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace regplug::detail {
+
+constexpr std::string_view kPointerBegins = "version https://git-lfs.github.com/spec/";
+constexpr const char* kPointer = "a Git LFS pointer, not the file itself; run `git lfs pull`";
+
+// The first bytes of an open regular file, at most 512.
+inline std::string first_bytes(int fd) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return "";
+  char begin[512];
+  const ::ssize_t got = ::pread(fd, begin, sizeof begin, 0);
+  return got > 0 ? std::string(begin, static_cast<std::size_t>(got)) : "";
+}
+
+// Whether an open file of so many bytes holds where Git LFS has the content, and not the content.
+inline bool is_pointer(int fd, std::size_t size) {
+  return size <= 1024 && first_bytes(fd).rfind(kPointerBegins, 0) == 0;
+}
+
+// The kind of archive that begins so; empty for none.
+inline std::string archive_kind(const std::string& begin) {
+  constexpr std::pair<std::string_view, const char*> kinds[] = {
+      {"PK\x03\x04", "zip"}, {"\x1f\x8b", "gzip"}, {"\xfd" "7zXZ", "xz"}, {"\x28\xb5\x2f\xfd", "zstd"}};
+  if (begin.size() > 257 && begin.compare(257, 5, "ustar") == 0) return "tar";
+  for (const auto& [magic, kind] : kinds) {
+    if (begin.compare(0, magic.size(), magic) == 0) return kind;
+  }
+  return "";
+}
+
+// What is at a path that is no folder, and what to do.
+inline std::string instead_of_folder(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+  const std::string begin = fd < 0 ? "" : first_bytes(fd);
+  if (fd >= 0) ::close(fd);
+  if (begin.rfind(kPointerBegins, 0) == 0) return kPointer;
+  std::string folder = path.substr(0, path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/') + 1);
+  struct stat status {};
+  if (::lstat((folder + "manifest.json").c_str(), &status) == 0) {
+    while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+    return "a file in a bundle, not its folder; use " + (folder.empty() ? "." : folder);
+  }
+  const std::string kind = archive_kind(begin);
+  return kind.empty() ? "not a folder" : "a " + kind + " archive, not a folder; unpack it first";
+}
+
+}  // namespace regplug::detail

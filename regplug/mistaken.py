@@ -1,0 +1,51 @@
+"""What a path is that was meant to lead to a bundle's folder, or to a file, and does not."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+MANIFEST = "manifest.json"
+POINTER_BEGINS = b"version https://git-lfs.github.com/spec/"
+POINTER_SIZE = 1024  # bytes that Git LFS allows for one
+POINTER = "a Git LFS pointer, not the file itself; run `git lfs pull`"
+ARCHIVES = ((b"PK\x03\x04", "zip"), (b"\x1f\x8b", "gzip"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
+TAR_MARK, TAR_AT = b"ustar", 257
+
+
+def is_pointer(descriptor: int) -> bool:
+    """Whether a regular file that is open holds where Git LFS has the content, and not the content."""
+    small = os.fstat(descriptor).st_size <= POINTER_SIZE
+    return small and os.pread(descriptor, len(POINTER_BEGINS), 0) == POINTER_BEGINS
+
+
+def instead_of_folder(path: str) -> str:
+    """What is at a path that is no folder, and what to do."""
+    begin = _first_bytes(path)
+    folder = os.path.dirname(path)  # noqa: PTH120  # shown as the caller wrote it
+    if begin.startswith(POINTER_BEGINS):
+        return POINTER
+    if os.path.lexists(os.path.join(folder, MANIFEST)):  # noqa: PTH118
+        return f"a file in a bundle, not its folder; use {folder or '.'}"
+    if kind := _archive(begin):
+        return f"a {kind} archive, not a folder; unpack it first"
+    return "not a folder"
+
+
+def _archive(begin: bytes) -> str:
+    if begin[TAR_AT:].startswith(TAR_MARK):
+        return "tar"
+    return next((kind for magic, kind in ARCHIVES if begin.startswith(magic)), "")
+
+
+def _first_bytes(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError):
+        return b""
+    try:
+        return os.pread(descriptor, 512, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
