@@ -53,7 +53,7 @@ def measure_backbone(entry: BackboneEntry, model: str | None = None, /, **option
 
     with torch.device("meta"):
         built = build_backbone(entry, model, **options)
-    return BackboneSizes(ask_layout(entry, built), _ask_film_sites(entry, built))
+    return BackboneSizes(ask_layout(entry, built), ask_film_sites(entry, built))
 
 
 def layout_of(model: object, *, backbone: str | None = None, registry: Registry | None = None) -> TokenLayout:
@@ -229,7 +229,8 @@ def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, .
     return tuple(sites)
 
 
-def _ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
+def ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
+    """The FiLM sites that the plugin names in a model; none, where it names none."""
     sites = () if entry.film_sites is None else tuple(_call(entry, "film_sites", entry.film_sites, model))
     for site in sites:
         if not isinstance(site, FiLMSite):

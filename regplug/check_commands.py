@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ import click
 from regplug.choices import (
     KeyValue,
     chosen_spec,
+    complete_checkable,
     complete_export_backend,
-    complete_strategy,
     json_option,
     named_by_user,
     size_options,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @click.command("check")
-@click.argument("what", metavar="STRATEGY|MODULE:CLASS", shell_complete=complete_strategy)
+@click.argument("what", metavar="STRATEGY|MODULE:CLASS|BACKBONE", required=False, shell_complete=complete_checkable)
 @size_options
 @click.option("--size", type=KeyValue(), multiple=True, help="A class's own word for a size: in_features=hidden_dim.")
 @click.option(
@@ -49,21 +49,27 @@ if TYPE_CHECKING:
     "--compiler", type=click.Choice(COMPILERS), default="inductor", show_default=True, help="Of torch.compile."
 )
 @click.option(
+    "--input", "shape", metavar="C,H,W", help="A backbone's input without the batch; what it states by default."
+)
+@click.option(
     "--expect", multiple=True, metavar="CHECK=REASON", help="A check that is known to fail. Repeatable; a pass fails."
 )
 @json_option
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the rows as JUnit XML, too.")
 def check_command(
-    what: str,
+    what: str | None,
+    shape: str | None,
     expect: tuple[str, ...],
     as_json: bool,
     junit: Path | None,
     **choice: Any,
 ) -> None:
-    """Prove that a readout does what every readout must, check by check.
+    """Prove that a readout, or a backbone, does what every one must, check by check.
 
     STRATEGY is a registered name; MODULE:CLASS is any class, in the working directory or installed. The sizes are R=4
-    and D=24 where none are given. Exit code 1 if a check fails that is not expected to, or passes though it is.
+    and D=24 where none are given. BACKBONE is NAME or NAME:MODEL (or --backbone, without STRATEGY): its model is
+    built with random weights and -M options, and run some thirty times; its layout is held to where marks in its
+    register parameters come out. Exit code 1 if a check fails that is not expected to, or passes though it is.
     """
     if junit is not None:
         _check_place(junit)  # now, not after minutes of checking
@@ -72,17 +78,22 @@ def check_command(
     for check, reason in map(_expectation, expect):
         if expected.setdefault(check, reason) != reason:
             raise click.UsageError(f"--expect: {check}: expected one reason, got two.")
-    with progress(f"checking {what}") as step:
+    input_shape = None if shape is None else _shape(shape)
+    if what is None and choice["backbone"] is None:
+        raise click.UsageError("expected a strategy, MODULE:CLASS or a backbone, got none.")
+    backbone = choice["backbone"] if what is None else _backbone(what)
+    with progress(f"checking {what or backbone}") as step:
         step("building")
-        subject = _subject(what, **choice)
-        from regplug.conformance.run import check_subject
-
-        results = check_subject(subject, expected, step)
+        if backbone is not None:
+            results, used = _check_backbone(what, backbone, input_shape, expected, step, **choice)
+        elif input_shape is not None:
+            raise click.UsageError("--input: expected it with a backbone, got a readout.")
+        else:
+            results, used = _check_readout(str(what), expected, step, **choice)
     ok = all(result.ok for result in results)
     if as_json:
         rows = [{**asdict(result), "ok": result.ok} for result in results]
-        used = {"layout": subject.layout.as_dict(), "backends": subject.backends, "compiler": subject.compiler}
-        print_json("check", {"ok": ok, **subject.spec.as_dict(), **used, "checks": rows})
+        print_json("check", {"ok": ok, **used, "checks": rows})
     else:
         cells = [(one.check, one.verdict, f"{one.seconds:.2f}", " ".join(one.detail.split())) for one in results]
         print_columns(("check", "verdict", "seconds", ""), cells)
@@ -101,6 +112,64 @@ def counted(results: Sequence[CheckResult]) -> str:
     verdicts = Counter(result.verdict for result in results)
     said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return f"{said} in {sum(result.seconds for result in results):.3g} s"
+
+
+def _backbone(what: str) -> str | None:
+    """``what``, if it names a backbone and no strategy: the one word may name both, and then means the strategy."""
+    from regplug.backbone import named_backbone
+    from regplug.errors import NameLookupError
+    from regplug.installed import default_registry
+
+    try:
+        default_registry().readout_entry(what)
+    except NameLookupError:
+        try:
+            named_backbone(what)
+        except NameLookupError:
+            return None
+        return what
+    return None
+
+
+def _check_backbone(
+    what: str | None,
+    name: str,
+    input_shape: tuple[int, ...] | None,
+    expected: dict[str, str],
+    step: Callable[[str], None],
+    *,
+    backbone: str | None,
+    model_option: Any,
+    compiler: str,
+    **of_readouts: Any,
+) -> tuple[list[CheckResult], dict[str, Any]]:
+    """The rows of a backbone, and what was checked."""
+    for word, given in (*of_readouts.items(), ("backbone", backbone if what is not None else None)):
+        if given not in (None, ()):
+            spelled = {"options": "-O", "backends": "--backend"}.get(word, f"--{word.replace('_', '-')}")
+            raise click.UsageError(f"{spelled}: expected it with a readout, got the backbone {name}; -M is for models.")
+    from regplug.conformance.backbone_run import check_backbone_subject
+    from regplug.conformance.backbone_subject import backbone_subject_of
+
+    subject = backbone_subject_of(name, options=dict(model_option), input_shape=input_shape, progress=step)
+    results = check_backbone_subject(subject, expected, step)
+    return results, {
+        "backbone": subject.entry.full_name,
+        "model": subject.model,
+        "options": dict(subject.options),
+        "layout": subject.layout.as_dict(),
+    }
+
+
+def _check_readout(
+    what: str, expected: dict[str, str], step: Callable[[str], None], **choice: Any
+) -> tuple[list[CheckResult], dict[str, Any]]:
+    """The rows of a readout, and what it was checked with."""
+    from regplug.conformance.run import check_subject
+
+    subject = _subject(what, **choice)
+    used = {"layout": subject.layout.as_dict(), "backends": subject.backends, "compiler": subject.compiler}
+    return check_subject(subject, expected, step), {**subject.spec.as_dict(), **used}
 
 
 def _subject(
@@ -150,6 +219,16 @@ def _subject(
         compiler=compiler,
         registry=registry,
     )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise click.UsageError(f"--input: expected positive integers, as 3,224,224, got {text!r}.")
+    return sizes
 
 
 def _expectation(text: str) -> tuple[str, str]:

@@ -101,6 +101,11 @@ def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: st
         return [name for name in backbones() if name.startswith(incomplete)]
 
 
+def complete_checkable(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of strategies and backbones for the shell."""
+    return [*complete_strategy(ctx, param, incomplete), *complete_backbone(ctx, param, incomplete)]
+
+
 def complete_export_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Export backends' names for the shell."""
     from regplug.installed import default_registry

@@ -68,6 +68,7 @@ LIGHT += [
     "conformance/check",
     "conformance/junit",
     "conformance/named",
+    "conformance/placement",
     "conformance/pytest_plugin",
     "doctor/metadata",
     "doctor/processes",

@@ -28,10 +28,11 @@ audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/pa
 audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
 backends/interface backends/model_library backends/reuse backends/torchscript
-conformance/__init__ conformance/answers conformance/asking conformance/check conformance/imports conformance/junit
-conformance/modes conformance/named conformance/parametrizing conformance/programs conformance/pytest_plugin
-conformance/refusals conformance/run conformance/storing conformance/subject conformance/test_conformance
-conformance/training
+conformance/__init__ conformance/answers conformance/asking conformance/backbone_building conformance/backbone_reading
+conformance/backbone_run conformance/backbone_subject conformance/check conformance/imports conformance/junit
+conformance/marks conformance/modes conformance/named conformance/parametrizing conformance/placement
+conformance/programs conformance/pytest_plugin conformance/refusals conformance/run conformance/storing
+conformance/subject conformance/test_conformance conformance/training
 doctor/__init__ doctor/child doctor/diagnosis doctor/environment doctor/examination doctor/findings doctor/metadata
 doctor/patches doctor/process_state doctor/processes
 readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations readouts/sizes

@@ -1,4 +1,4 @@
-"""The checks that every readout must pass: in Python, under pytest, and as ``regplug check``.
+"""The checks that every readout and every backbone must pass: in Python, under pytest, and as ``regplug check``.
 
 Importing this package imports no torch: every name below is loaded when it is first used.
 """
@@ -9,6 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regplug.conformance.backbone_run import all_backbone_checks as all_backbone_checks
+    from regplug.conformance.backbone_run import check_backbone as check_backbone
+    from regplug.conformance.backbone_subject import BackboneSubject as BackboneSubject
+    from regplug.conformance.backbone_subject import backbone_subject_of as backbone_subject_of
     from regplug.conformance.check import Check as Check
     from regplug.conformance.check import CheckResult as CheckResult
     from regplug.conformance.parametrizing import parametrize_with_checks as parametrize_with_checks
@@ -18,10 +22,14 @@ if TYPE_CHECKING:
     from regplug.conformance.subject import Subject as Subject
 
 _HOMES = {
+    "BackboneSubject": "backbone_subject",
     "Check": "check",
     "CheckResult": "check",
     "Subject": "subject",
+    "all_backbone_checks": "backbone_run",
     "all_checks": "run",
+    "backbone_subject_of": "backbone_subject",
+    "check_backbone": "backbone_run",
     "check_readout": "run",
     "parametrize_with_checks": "parametrizing",
     "subject_of": "run",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from regplug.conformance.check import Check, DoesNotApplyError
+from regplug.conformance.check import Check, Checked, DoesNotApplyError
 from regplug.discovery import discover
 from regplug.doctor.processes import run_elsewhere, spell_end, until
+from regplug.entries import Entry
 from regplug.errors import ConformanceError
 from regplug.python_child import python_code
-
-if TYPE_CHECKING:
-    from regplug.conformance.subject import Subject
 
 TIME_LIMIT = 60  # seconds
 HEAVY = "torch"
@@ -25,15 +23,23 @@ os._exit({HEAVY_STATUS} if {HEAVY!r} in sys.modules else {LIGHT_STATUS})  # thre
 """
 
 
-def light_plugin(subject: Subject) -> None:
+class Offered(Checked, Protocol):
+    """A subject that an entry offers."""
+
+    @property
+    def entry(self) -> Entry:
+        """The entry."""
+
+
+def light_plugin(subject: Offered) -> None:
     """The modules that the plugin's ``regplug_v1`` entry points name import no torch, in a process of their own.
 
     They are imported to list strategies: one that brings torch makes every command of everybody two seconds slower.
     """
-    provenance = subject.spec.entry.provenance
+    provenance = subject.entry.provenance
     found = discover().get(provenance.distribution) if provenance is not None else None
     if found is None:
-        raise DoesNotApplyError("the readout is of no installed distribution")
+        raise DoesNotApplyError("it is of no installed distribution")
     if not found.modules:
         raise DoesNotApplyError(f"{found.distribution} has entry points of readouts only, nothing is imported to list")
     if fault := fault_of(tuple(reference.partition(":")[0].strip() for reference in found.modules)):
@@ -42,7 +48,7 @@ def light_plugin(subject: Subject) -> None:
 
 @cache
 def fault_of(modules: tuple[str, ...]) -> str:
-    """What is wrong with these modules, once for all readouts of their plugin; empty for nothing."""
+    """What is wrong with these modules, once for all subjects of their plugin; empty for nothing."""
     ended = run_elsewhere(python_code(CHILD, *modules), until(TIME_LIMIT, lambda: False))
     if ended.code is None:
         return f"to import within {TIME_LIMIT} s, got no end"
@@ -53,4 +59,4 @@ def fault_of(modules: tuple[str, ...]) -> str:
     return ""
 
 
-CHECKS = (Check("light-plugin", light_plugin),)
+CHECKS: tuple[Check[Any], ...] = (Check("light-plugin", light_plugin),)

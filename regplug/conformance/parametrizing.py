@@ -24,7 +24,7 @@ class CheckTest:
         expected: Why it is known to fail on this readout; None where it is to pass.
     """
 
-    def __init__(self, check: Check, expected: str | None = None) -> None:
+    def __init__(self, check: Check[Any], expected: str | None = None) -> None:
         self.check = check
         self.expected = expected
 

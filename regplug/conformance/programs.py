@@ -40,7 +40,7 @@ class NotApplicable:
 _made: WeakKeyDictionary[Subject, dict[str, LoadedProgram | str | NotApplicable]] = WeakKeyDictionary()
 
 
-def checks(backends: Sequence[str]) -> tuple[Check, ...]:
+def checks(backends: Sequence[str]) -> tuple[Check[Subject], ...]:
     """The checks of the programs, two rows for each export backend."""
     rows = [Check(f"program[{name}]", _equality_of(name)) for name in backends]
     rows += [Check(f"program-refuses[{name}]", _refusals_of(name)) for name in backends]

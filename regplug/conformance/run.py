@@ -10,13 +10,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from regplug.conformance import answers, imports, modes, programs, refusals, storing, training
-from regplug.conformance.check import COMPILERS, Check, CheckResult, run_check
+from regplug.conformance.check import COMPILERS, Check, CheckResult, refuse_expectations, run_check
 from regplug.conformance.subject import Subject, own_plugins, registry_for
 from regplug.entries import NAME_PATTERN
 from regplug.errors import SpecError
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
-from regplug.options import closest
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
 
@@ -85,7 +84,7 @@ def _refuse_lazy(owner: str, readout: nn.Module) -> None:
             )
 
 
-def all_checks(backends: Sequence[str]) -> list[Check]:
+def all_checks(backends: Sequence[str]) -> list[Check[Subject]]:
     """Every check, in the order in which they run; ``backends`` are the export backends to try."""
     return [
         *answers.CHECKS,
@@ -142,16 +141,11 @@ def refuse_unknown_checks(owner: str, expected: Mapping[str, str]) -> None:
 
     A program's check may be of an export backend that is not installed here.
     """
-    if not isinstance(expected, Mapping):
-        raise SpecError(f"{owner}: expected failures: expected check names, each with its reason, got {expected!r}.")
     known = [check.name for check in all_checks([ANY_BACKEND])]
     of_programs = {name.partition("[")[0] for name in known if name.endswith(f"[{ANY_BACKEND}]")}
-    for name, reason in expected.items():
-        program = OF_BACKEND.fullmatch(name) if isinstance(name, str) else None
-        if name not in known and not (program and program[1] in of_programs):
-            shown = [one.replace(f"[{ANY_BACKEND}]", "[BACKEND]") for one in known]
-            raise SpecError(
-                f"{owner}: expected failures: expected a check's name, got {name!r}{closest(str(name), shown)}."
-            )
-        if not (isinstance(reason, str) and reason.strip()):
-            raise SpecError(f"{owner}: expected failures: {name}: expected a reason, got {reason!r}.")
+
+    def is_known(name: str) -> bool:
+        program = OF_BACKEND.fullmatch(name)
+        return name in known or (program is not None and program[1] in of_programs)
+
+    refuse_expectations(owner, expected, is_known, [one.replace(f"[{ANY_BACKEND}]", "[BACKEND]") for one in known])

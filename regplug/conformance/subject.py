@@ -21,6 +21,7 @@ from regplug.spec import ReadoutSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from regplug.entries import ReadoutEntry
     from regplug.layout import TokenLayout
 
 SEED = 0
@@ -58,9 +59,14 @@ class Subject:
         return self.spec.strategy
 
     @property
+    def entry(self) -> ReadoutEntry:
+        """What its plugin says of it."""
+        return self.spec.entry
+
+    @property
     def is_own(self) -> bool:
         """Whether regplug itself brings the readout, and owes more of it."""
-        provenance = self.spec.entry.provenance
+        provenance = self.entry.provenance
         return provenance is not None and provenance.distribution == OWN
 
     @cached_property

@@ -81,6 +81,9 @@ class NetworkTokens(nn.Module):
     Args:
         model: A ``ViT5ClassificationNet``; its blocks and embeddings are shared.
         normalized: Whether the final norm is applied to each token.
+
+    Attributes:
+        example_shape: ``(H, W, C)`` of images as large as the network's grid of positions, for ``regplug check``.
     """
 
     def __init__(self, model: Any, normalized: bool) -> None:
@@ -97,6 +100,7 @@ class NetworkTokens(nn.Module):
             )
         super().__init__()
         layout = layout_of(model)
+        self.example_shape = (model.image_size, model.image_size, model.patch_embed.in_channels)
         self.num_tokens = layout.min_tokens
         self.hidden_dim = layout.hidden_dim
         self.norm = model.out_norm if normalized else nn.Identity()

@@ -40,11 +40,15 @@ class NaFlexTokens(nn.Module):
 
     Args:
         model: A NaFlexVit.
+
+    Attributes:
+        example_shape: ``(C, H, W)`` of images of two by two patches, with which ``regplug check`` tries the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.example_shape = _example_shape(model)
 
     def forward(self, inputs: Tensor | Mapping[str, Any]) -> Tensor:
         """The tokens of images, or of ``{"patches": ..., "patch_coord": ..., "patch_valid": ...}``.
@@ -95,3 +99,8 @@ def _image_shape(model: nn.Module) -> tuple[int, int, int] | None:
     if size is None or not isinstance(projection, nn.Conv2d):
         return None
     return (projection.in_channels, *size)
+
+
+def _example_shape(model: Any) -> tuple[int, int, int]:
+    height, width = model.embeds.patch_size
+    return (model.embeds.in_chans, 2 * height, 2 * width)

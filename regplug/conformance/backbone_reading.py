@@ -1,0 +1,221 @@
+"""How a backbone's tokens are read: where its registers are in them, whether they come normalised, whose weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.conformance.backbone_subject import BackboneSubject, state_of
+from regplug.conformance.check import Check
+from regplug.conformance.placement import judge, listed
+from regplug.conformance.subject import close, same_bits, seeded
+from regplug.errors import ConformanceError, SpecError
+
+BATCH = 3
+ROUNDING = 1e-4  # of the largest number: other batch sizes take other kernels
+
+
+def tokens(subject: BackboneSubject) -> str:
+    """The tokens module gives finite tokens ``[B, T, D]``, of the layout's D, and T holds the layout's positions.
+
+    A layout is a statement about these tokens: a T of another model, or a D before a projection, reads past them.
+    """
+    found = subject.read_checked()
+    positions = subject.layout.positions(found.shape[1])
+    sizes = ", ".join(map(str, subject.input_shape))
+    return f"inputs [B, {sizes}], T = {found.shape[1]}, registers at {listed(positions)}"
+
+
+def marks(subject: BackboneSubject) -> str:
+    """A mark in each of the model's register parameters is found at the layout's position, in order, and none is left.
+
+    A layout that is off by one reads a class token or a patch, silently: every shape is right, training goes on, and
+    programs agree with eager. See docs/backbones.md for how registers are found.
+    """
+    found = subject.findings
+    return judge(found, subject.layout.positions(found.num_tokens))
+
+
+def normalized(subject: BackboneSubject) -> str:
+    """``tokens(model, True)`` is a norm of the model on ``tokens(model, False)``; the layout says how registers come.
+
+    The layout's ``normalized`` is what the model's own forward does to its registers. A readout that was trained on
+    normalised registers and gets others answers with plausible numbers.
+    """
+    stated = subject.layout.normalized
+    inputs = subject.checked_inputs(1)
+    if stated is None:
+        raise ConformanceError("layout: normalized: expected True or False of a backbone with tokens=, got None.")
+    ways: dict[bool, nn.Module | None] = {}
+    for way in (False, True):
+        try:
+            ways[way] = subject.tokens_module(way)
+        except SpecError:
+            if way == stated:
+                raise
+            ways[way] = None
+    raw_module, normed_module = ways[False], ways[True]
+    if raw_module is None or normed_module is None:
+        return f"{stated}; the plugin refuses {not stated}"
+    network = subject.network
+    with _norms_moved(network) as norms:
+        raw, normed = subject.read(raw_module, inputs), subject.read(normed_module, inputs)
+        if same_bits(raw, normed):
+            raise ConformanceError("tokens: expected the final norm with normalized=True alone, got the same tokens.")
+        copied = {f"tokens.{name}": one for name, one in normed_module.named_modules()}  # shared-weights reports these
+        name = _mapping_norm(norms, raw, normed) or _mapping_norm(copied, raw, normed)
+        if name is None and _mapping_norm(norms, normed, raw) is not None:
+            raise ConformanceError("tokens: expected the final norm with normalized=True, got it with False.")
+        if name is None:
+            raise ConformanceError(
+                "tokens: expected those of normalized=True to be one norm module of the model on those of False, got "
+                "no norm that makes the one of the other."
+            )
+        registers = raw[:, list(subject.layout.positions(raw.shape[1]))]
+        own = _reaches(network, norms[name], inputs, registers) if name in norms else None
+    if own is not None and own != stated:
+        said = "applies" if own else "does not apply"
+        raise ConformanceError(
+            f"layout: normalized: expected {own}, because the model's forward {said} {name} to its registers, got "
+            f"{stated}."
+        )
+    return (
+        f"{stated}, by {name}"
+        if own is not None
+        else f"{stated}, by {name}; the model's own forward could not be asked"
+    )
+
+
+def batch(subject: BackboneSubject) -> None:
+    """One, two and three samples give the same T, and each sample's tokens do not depend on the others.
+
+    Else what a server answers depends on who else asks.
+    """
+    module, inputs = subject.stated_tokens, subject.checked_inputs(BATCH)
+    together = subject.read(module, inputs)
+    for count in range(1, BATCH):
+        close(f"tokens of {count} samples", subject.read(module, inputs[:count]), together[:count], ROUNDING)
+
+
+def deterministic(subject: BackboneSubject) -> None:
+    """In eval mode the same input gives the same tokens to the bit, whatever the random numbers.
+
+    Dropout or drop path that stays on makes every conditioning vector noisy.
+    """
+    module, inputs = subject.stated_tokens, subject.checked_inputs(2)
+    if not same_bits(subject.read(module, inputs, 1), subject.read(module, inputs, 2)):
+        raise ConformanceError("tokens: expected the same bits for the same input in eval mode, got others.")
+
+
+def shared_weights(subject: BackboneSubject) -> None:
+    """Every weight of the tokens module is the model's own, and gradients reach the registers' parameter.
+
+    A copy stays as it was when the model is trained or loaded; detached tokens train the readout alone.
+    """
+    module, inputs = subject.stated_tokens, subject.checked_inputs(1)
+    own = {id(one) for one in (*subject.network.parameters(), *subject.network.buffers())}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if id(tensor) not in own:
+            raise ConformanceError(f"tokens: {name}: expected the model's own tensor, got another.")
+    parameters = {name: one for name, one in module.named_parameters() if one.requires_grad}
+    with torch.enable_grad(), seeded():
+        found = module(inputs)
+        if not found.requires_grad or not parameters:
+            raise ConformanceError("tokens: expected gradients to reach the model's weights, got tokens without any.")
+        reached = torch.autograd.grad(found.float().square().sum(), list(parameters.values()), allow_unused=True)
+    without = {name for name, gradient in zip(parameters, reached, strict=True) if gradient is None}
+    for marked in subject.findings.parameters:
+        if marked.name in without:
+            raise ConformanceError(f"tokens: expected gradients to reach {marked.name}, got none.")
+
+
+def untouched(subject: BackboneSubject) -> None:
+    """Asking for tokens and reading them leaves the model as it was: modules, settings, weights, modes and hooks.
+
+    The model goes on being trained or served by its owner, with a readout attached or without.
+    """
+    before = subject.state_as_built
+    inputs = subject.checked_inputs(1)
+    for way in (True, False):
+        try:
+            subject.read(subject.tokens_module(way), inputs)
+        except SpecError:  # the other check says whether it may refuse
+            continue
+    after = state_of(subject.network)
+    for word in ("modules", "weights", "settings"):
+        old, new = getattr(before, word), getattr(after, word)
+        if differing := sorted(name for name in {*old, *new} if old.get(name) != new.get(name)):
+            raise ConformanceError(
+                f"model: expected it unchanged after its tokens were read, got another {word[:-1]}: "
+                f"{', '.join(differing[:3])}."
+            )
+    if before.hooks != after.hooks:
+        raise ConformanceError(f"model: expected {before.hooks} hooks after its tokens were read, got {after.hooks}.")
+
+
+@contextmanager
+def _norms_moved(network: nn.Module) -> Iterator[dict[str, nn.Module]]:
+    """The model's norm modules, each with weights of its own for a while: as built they are all alike."""
+    norms = {
+        name: module
+        for name, module in network.named_modules()
+        if "norm" in type(module).__name__.lower() and not [*module.children()]
+    }
+    kept = {one: one.detach().clone() for module in norms.values() for one in module.parameters()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for one in kept:
+            one.data.add_(0.2 * torch.randn(one.shape, generator=generator).to(one))
+        yield norms
+    finally:
+        for one, values in kept.items():
+            one.data.copy_(values)
+
+
+def _mapping_norm(norms: dict[str, nn.Module], given: Tensor, wanted: Tensor) -> str | None:
+    """The name of the norm that makes ``wanted`` of ``given``."""
+    with torch.no_grad():
+        for name, norm in norms.items():
+            try:
+                close(name, norm(given), wanted, ROUNDING)
+                return name
+            except Exception:  # a norm of another width, of images, or of another kind of input
+                continue
+    return None
+
+
+def _reaches(network: nn.Module, norm: nn.Module, inputs: Tensor, registers: Tensor) -> bool | None:
+    """Whether the model's own forward puts its registers through ``norm``; None where it takes other inputs."""
+    reached = False
+
+    def look(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        nonlocal reached
+        tokens = given[0] if given else None
+        if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[::2] == registers.shape[::2]:
+            apart = torch.cdist(registers.float(), tokens.float()).amin(-1)
+            reached = reached or bool((apart <= ROUNDING * registers.float().norm(dim=-1)).all())
+
+    handle = norm.register_forward_hook(look)
+    try:
+        with torch.no_grad(), seeded():
+            network(inputs)
+    except Exception:  # its forward takes a mapping, or labels too: then it is not asked
+        return None
+    finally:
+        handle.remove()
+    return reached
+
+
+CHECKS: tuple[Check[BackboneSubject], ...] = (
+    Check("untouched", untouched),
+    Check("tokens", tokens),
+    Check("marks", marks),
+    Check("normalized", normalized),
+    Check("batch", batch),
+    Check("deterministic", deterministic),
+    Check("shared-weights", shared_weights),
+)

@@ -1,0 +1,267 @@
+"""What is checked of a backbone: one of its models, built once, and how it is read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.backbone import ask_film_sites, ask_layout, ask_tokens, build_backbone, named_backbone
+from regplug.conformance.check import DoesNotApplyError
+from regplug.conformance.marks import Findings, find_marks
+from regplug.conformance.subject import seeded
+from regplug.entries import BackboneEntry, FiLMSite
+from regplug.errors import ConformanceError, ShapeError, SpecError
+from regplug.installed import default_registry
+from regplug.layout import TokenLayout, is_int
+from regplug.registry import Registry
+
+
+@dataclass(frozen=True)
+class State:
+    """What must be the same of a network after its tokens were read: see ``state_of``."""
+
+    modules: Mapping[str, int]
+    settings: Mapping[str, int]
+    weights: Mapping[str, tuple[int, float]]
+    hooks: int
+
+
+@dataclass(frozen=True)
+class BackboneSubject:
+    """A model of a backbone under check.
+
+    Args:
+        entry: The backbone.
+        model: Which of its models; None for its default.
+        options: What the model is built with besides.
+        given_shape: One sample of the model's input, without the batch; None for what its tokens module states.
+        registry: Where names are looked up.
+        progress: Called with what a long check does.
+    """
+
+    entry: BackboneEntry
+    model: str | None
+    options: Mapping[str, Any] = field(hash=False)
+    given_shape: tuple[int, ...] | None
+    registry: Registry
+    progress: Callable[[str], None] = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """``distribution:name:model``, as rows have it."""
+        return self.entry.full_name if self.model is None else f"{self.entry.full_name}:{self.model}"
+
+    @property
+    def is_own(self) -> bool:
+        """False: regplug itself brings no backbone."""
+        return False
+
+    def build(self) -> Any:
+        """The model with random weights of a fixed seed, in eval mode, on the default device."""
+        with seeded(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            built = build_backbone(self.entry, self.model, **self.options)
+        return built.eval() if isinstance(built, nn.Module) else built
+
+    @cached_property
+    def built(self) -> Any:
+        """The one model that all checks share; what they change, they change back."""
+        built = self.build()
+        if isinstance(built, nn.Module):
+            self.__dict__["untouched"] = state_of(built)
+        return built
+
+    @property
+    def network(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            DoesNotApplyError: The backbone has sizes only.
+        """
+        if not isinstance(self.built, nn.Module):
+            raise DoesNotApplyError(f"its model has sizes only: expected an nn.Module, got {type(self.built).__name__}")
+        return self.built
+
+    @property
+    def state_as_built(self) -> State:
+        """The network's state before anything was asked of it."""
+        _ = self.network
+        found: State = self.__dict__["untouched"]
+        return found
+
+    @cached_property
+    def layout(self) -> TokenLayout:
+        """What the plugin says: where the registers sit."""
+        return ask_layout(self.entry, self.built)
+
+    @cached_property
+    def film_sites(self) -> tuple[FiLMSite, ...]:
+        """What the plugin says: where FiLM pairs are wanted."""
+        return ask_film_sites(self.entry, self.built)
+
+    def tokens_module(self, normalized: bool) -> nn.Module:
+        """The module from inputs to tokens, new each time.
+
+        Raises:
+            DoesNotApplyError: The backbone offers none.
+            SpecError: The plugin refuses this ``normalized``.
+        """
+        network = self.network
+        if self.entry.tokens is None:
+            raise DoesNotApplyError("its entry has no tokens=, so nobody can read its registers from outside")
+        return ask_tokens(self.entry, network, normalized)
+
+    @property
+    def stated_tokens(self) -> nn.Module:
+        """The tokens module as the layout's ``normalized`` says."""
+        return self.tokens_module(bool(self.layout.normalized))
+
+    def raw_tokens(self) -> tuple[nn.Module, bool]:
+        """The tokens module before the final norm if the plugin gives that, else after; and which it is."""
+        try:
+            return self.tokens_module(False), False
+        except SpecError:
+            return self.tokens_module(True), True
+
+    @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample: as the user says, else the tokens module's ``input_shape`` or ``example_shape``.
+
+        Raises:
+            ConformanceError: Nobody says.
+        """
+        shape = self.given_shape
+        tokens = self.stated_tokens
+        for word in ("input_shape", "example_shape"):
+            shape = shape or getattr(tokens, word, None)
+        if not (isinstance(shape, (tuple, list)) and shape and all(is_int(size) and size > 0 for size in shape)):
+            raise ConformanceError(
+                f"tokens: expected an attribute input_shape, or example_shape where inputs may have several sizes, on "
+                f"{type(tokens).__name__}, or --input C,H,W (input_shape= in Python), got {shape!r}."
+            )
+        return tuple(shape)
+
+    def inputs(self, batch: int, seed: int = 0) -> Tensor:
+        """Inputs ``[batch, ...]``, of the weights' dtype, the same every time."""
+        generator = torch.Generator().manual_seed(1000 * seed + batch)
+        weights = (one.dtype for one in self.network.parameters() if one.is_floating_point())
+        dtype = next(weights, torch.get_default_dtype())
+        return torch.randn((batch, *self.input_shape), generator=generator).to(dtype)
+
+    def read(self, tokens: nn.Module, inputs: Tensor, seed: int = 0) -> Tensor:
+        """Tokens ``[B, T, D]``, without gradients.
+
+        Raises:
+            ConformanceError: They are no such tensor.
+        """
+        with torch.no_grad(), seeded(seed):
+            found = tokens(inputs)
+        if not (isinstance(found, Tensor) and found.ndim == 3 and found.is_floating_point()):
+            got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ConformanceError(f"tokens: expected floating-point numbers [B, T, D], got {got}.")
+        return found
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Where marks come out; found once for all checks.
+
+        Raises:
+            DoesNotApplyError: There are no tokens to look at, which another check reports.
+        """
+        tokens, _ = self.raw_tokens()
+        return find_marks(tokens, self.checked_inputs(2), self.progress)
+
+    def checked_inputs(self, batch: int) -> Tensor:
+        """As ``inputs``, for checks other than the one that reports a missing shape or tokens that do not come.
+
+        Raises:
+            DoesNotApplyError: There is no shape, or no tokens come of it.
+        """
+        if not self._gives_tokens:
+            raise DoesNotApplyError("no tokens come, as the check tokens says")
+        return self.inputs(batch)
+
+    @cached_property
+    def _gives_tokens(self) -> bool:
+        _ = self.stated_tokens
+        try:
+            self.read_checked()
+        except Exception:  # whatever the network raises: another check reports it
+            return False
+        return True
+
+    def read_checked(self) -> Tensor:
+        """Tokens of two samples as the layout's ``normalized`` says.
+
+        Raises:
+            ConformanceError: They are not finite, not of the layout's D, or too few for its positions.
+        """
+        found = self.read(self.stated_tokens, self.inputs(2))
+        if len(found) != 2 or found.shape[2] != self.layout.hidden_dim:
+            raise ConformanceError(f"tokens: expected [2, T, {self.layout.hidden_dim}], got {list(found.shape)}.")
+        if not found.isfinite().all():
+            raise ConformanceError("tokens: expected finite numbers, got NaN or infinity.")
+        try:
+            self.layout.positions(found.shape[1])
+        except ShapeError as error:
+            raise ConformanceError(f"tokens: {error}") from error
+        return found
+
+
+def state_of(network: nn.Module) -> State:
+    """Which modules a network has, what is set on each, its weights and modes, and how many hooks."""
+    settings = {
+        f"{name}.{word}": id(value)
+        for name, module in network.named_modules()
+        for word, value in vars(module).items()
+        if word == "training" or not word.startswith("_")
+    }
+    weights = {
+        name: (tensor.data_ptr(), float(tensor.detach().double().sum()) if tensor.is_floating_point() else 0.0)
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    hooks = sum(len(getattr(module, kind)) for module in network.modules() for kind in kinds)
+    return State({name: id(module) for name, module in network.named_modules()}, settings, weights, hooks)
+
+
+def backbone_subject_of(
+    name: str | BackboneEntry,
+    model: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    input_shape: Sequence[int] | None = None,
+    registry: Registry | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> BackboneSubject:
+    """A model of a backbone, ready to be checked.
+
+    Args:
+        name: ``"NAME"``, ``"NAME:MODEL"`` or an entry.
+        model: The model's name, where ``name`` is an entry or has none.
+        options: What the model is built with besides.
+        input_shape: One sample of its input, without the batch; what its tokens module states when None.
+        registry: Where names are looked up; the installed plugins when None.
+        progress: Called with what a long check does.
+
+    Raises:
+        NameLookupError: No backbone has this name.
+        SpecError: The model is unknown to it, carries no registers, or an option does not fit.
+        PluginError: It does not build, or its plugin gives something else than was asked.
+    """
+    registry = registry or default_registry()
+    entry, named = (name, None) if isinstance(name, BackboneEntry) else named_backbone(name, registry)
+    if named is not None and model is not None:
+        raise SpecError(f"backbone {entry.name!r}: expected one model, got {named!r} and {model!r}.")
+    shape = None if input_shape is None else tuple(input_shape)
+    if shape is not None and not (shape and all(is_int(size) and size > 0 for size in shape)):
+        raise SpecError(f"input_shape: expected positive integers, as (3, 224, 224), got {input_shape!r}.")
+    subject = BackboneSubject(entry, named or model, dict(options or {}), shape, registry, progress)
+    _ = subject.layout  # what cannot be built is one error, not a failure of every check
+    return subject

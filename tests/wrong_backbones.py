@@ -1,0 +1,468 @@
+"""A right backbone, and others that differ from it in one way each, with the checks that must see it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regplug import BackboneEntry, FiLMSite, NameLookupError, Registry, SpecError, TokenLayout
+from regplug.entries import reference_of
+from regplug.hookspecs import hookimpl
+
+R, D = 3, 16
+PATCHES = 4
+IMAGE = (3, 8, 8)
+
+
+class Block(nn.Module):
+    """Attention and an MLP, normed before each; ``[B, T, D] -> [B, T, D]``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.out(F.scaled_dot_product_attention(*self.qkv(self.norm1(tokens)).chunk(3, -1)))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Kernel(nn.Module):
+    """A place for FiLM pairs: two layers of eight features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+
+class Net(nn.Module):
+    """``[CLS, REG x 3, patches]``, a final norm on all tokens, a head on the patches. Passes every check."""
+
+    block: Any = Block
+
+    def __init__(self, *, depth: int = 2, width: int = D) -> None:
+        super().__init__()
+        self.options = {"depth": depth, "width": width}
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width))
+        self.reg_token = nn.Parameter(torch.randn(1, R, width))
+        self.positions = nn.Parameter(torch.randn(1, PATCHES, width))
+        self.blocks = nn.ModuleList(self.block(width) for _ in range(depth))
+        self.kernel = Kernel()
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        count = len(patches)
+        return torch.cat([self.cls_token.expand(count, -1, -1), self.reg_token.expand(count, -1, -1), patches], 1)
+
+    def raw(self, images: Tensor) -> Tensor:
+        tokens = self.arrange(self.patches(images).flatten(2).transpose(1, 2) + self.positions)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.raw(images))[:, -PATCHES:].mean(1))
+
+
+class Tokens(nn.Module):
+    """Images -> tokens, with the model's norm or without."""
+
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__()
+        self.model, self.normalized = model, normalized
+        self.input_shape = IMAGE
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.model.raw(images)
+        return self.model.norm(tokens) if self.normalized else tokens
+
+
+def build_of(net: Any) -> Any:
+    """``build`` of a network class: one model, ``small``."""
+
+    def build(name: str = "small", /, **options: Any) -> Any:
+        if name != "small":
+            raise NameLookupError(f"model {name!r}: not known.")
+        if unknown := {*options} - {"depth", "width"}:
+            raise SpecError(f"option {min(unknown)!r}: not known.")
+        return net(**options)
+
+    return build
+
+
+def layout_of(model: Any) -> TokenLayout:
+    return TokenLayout(R, int(model.reg_token.shape[-1]), start=1, normalized=True)
+
+
+def entry_of(net: Any = Net, **fields: Any) -> BackboneEntry:
+    """The entry of a network class; every field may be another."""
+    given: dict[str, Any] = {
+        "build": build_of(net),
+        "layout": layout_of,
+        "film_sites": lambda model: [FiLMSite("kernel", features=8, num_layers=2)],
+        "tokens": Tokens,
+        "describe": lambda model: ("small", dict(model.options)),
+        "classes": (reference_of(Net),),
+        "readouts": ("mean", "compress-concat"),
+        "default": "compress-concat",
+        "options": {"compressed_dim": 4},
+    }
+    return BackboneEntry("acme-vit", **{**given, **fields})
+
+
+class Offer:
+    """A plugin of the running program."""
+
+    def __init__(self, *entries: BackboneEntry) -> None:
+        self.entries = list(entries)
+
+    @hookimpl
+    def regplug_backbones(self) -> list[BackboneEntry]:
+        return self.entries
+
+
+def registry_of(*entries: BackboneEntry) -> Registry:
+    """The installed plugins and these backbones."""
+    registry = Registry.installed()
+    registry.register(Offer(*entries), "acme")
+    return registry
+
+
+def laid_out(**layout: Any) -> Any:
+    """A layout that says something else than the right one."""
+    return lambda model: replace(layout_of(model), **layout)
+
+
+# ---- how it is built
+
+
+class OnTheCPU(Net):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.reg_token = nn.Parameter(torch.randn(1, R, D, device="cpu"))
+
+
+class ComputesMuch(Net):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        torch.zeros(2**20, device="cpu")
+
+
+class DeeperOnMeta(Net):
+    def __init__(self, *, depth: int = 2, width: int = D) -> None:
+        super().__init__(depth=depth + (torch.get_default_device().type == "meta"), width=width)
+
+
+def swallows(name: str = "small", /, **options: Any) -> Net:
+    if name != "small":
+        raise NameLookupError(name)
+    return Net(depth=options.get("depth", 2), width=options.get("width", D))
+
+
+def takes_any_name(name: str = "small", /, **options: Any) -> Net:
+    return build_of(Net)(**options)
+
+
+def refuses_in_its_own_way(*arguments: Any, **options: Any) -> Net:
+    return Net(*arguments, **options)
+
+
+# ---- how it is read
+
+
+class Copies(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        import copy
+
+        super().__init__(copy.deepcopy(model), normalized)
+
+
+class Detaches(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).detach()
+
+
+class DetachesRegisters(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        kept = self.model.reg_token
+        self.model._parameters["reg_token"] = kept.detach()
+        try:
+            return super().forward(images)
+        finally:
+            self.model._parameters["reg_token"] = kept
+
+
+class LeavesAHook(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        model.norm.register_forward_hook(lambda *given: None)
+
+
+class TakesTheHead(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        model.head = nn.Identity()
+
+
+class TrainsAgain(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model.train(), normalized)
+
+
+class Scales(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        with torch.no_grad():
+            model.head.weight.mul_(2)
+
+
+class DropsOut(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * (1 + 1e-3 * torch.rand(())))
+
+
+class LooksAtOthers(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images - images.mean(0) * (len(images) > 1))
+
+
+class PadsTheBatch(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = super().forward(images)
+        return F.pad(tokens, (0, 0, 0, 1)) if len(images) == 2 else tokens
+
+
+class GivesLogits(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+class SaysNoShape(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        del self.input_shape
+
+
+class Narrow(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return F.pad(super().forward(images), (0, 1))
+
+
+class IsNaN(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) / 0 * 0
+
+
+class AlwaysNorms(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, True)
+
+
+class NormsTheOtherWay(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, not normalized)
+
+
+class NormsOtherwise(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.raw(images) * (2.0 if self.normalized else 1.0)
+
+
+class NormsThePooled(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.raw(images)[:, -PATCHES:].mean(1)))
+
+
+# ---- where registers are
+
+
+class Suffix(Net):
+    """``[patches, CLS, REG x 3]``; nothing is wrong with it."""
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        return super().arrange(patches).roll(PATCHES, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.raw(images))[:, :PATCHES].mean(1))
+
+
+class Interleaved(Net):
+    """``[P, REG, P, REG, P, REG, P]``; nothing is wrong with it, but that its class token is not used."""
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        registers = self.reg_token.expand(len(patches), -1, -1)
+        both = [torch.stack([patches[:, i], registers[:, i]], 1) for i in range(R)]
+        return torch.cat([*both, patches[:, R:]], 1)
+
+
+class Backwards(Net):
+    """Its registers come in another order than in the parameter."""
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        tokens = super().arrange(patches)
+        return torch.cat([tokens[:, :1], tokens[:, 1 : 1 + R].flip(1), tokens[:, 1 + R :]], 1)
+
+
+class RollsAtTheEnd(Net):
+    """Tokens are rolled behind the blocks, in a module that maps tokens to tokens of the same shape."""
+
+    class Roll(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return tokens.roll(1, 1)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.blocks.append(self.Roll())
+
+
+class ListOfRegisters(Net):
+    """A parameter for each register; nothing is wrong with it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.registers = nn.ParameterList(torch.randn(D) for _ in range(R))
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        tokens = super().arrange(patches)
+        own = torch.stack([*self.registers]).expand(len(patches), -1, -1)
+        return torch.cat([tokens[:, :1], own, tokens[:, 1 + R :]], 1)
+
+
+class OnePrefix(Net):
+    """CLS and registers in one parameter, as RADIO has them, with positions of their own; nothing is wrong with it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cls_register_token = nn.Parameter(torch.randn(1 + R, D))
+        self.prefix_positions = nn.Parameter(torch.randn(1 + R, D))
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        prefix = self.cls_register_token + self.prefix_positions
+        return torch.cat([prefix.expand(len(patches), -1, -1), patches], 1)
+
+
+class Narrower(Net):
+    """Registers of half the width behind a projection; nothing is wrong with it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.narrow = nn.Parameter(torch.randn(R, D // 2))
+        self.widen = nn.Linear(D // 2, D)
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        tokens = super().arrange(patches)
+        own = self.widen(self.narrow).expand(len(patches), -1, -1)
+        return torch.cat([tokens[:, :1], own, tokens[:, 1 + R :]], 1)
+
+
+class NormsBehind(Block):
+    """A block that norms what it gives, as the first transformers did; no norm comes before attention."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found = F.scaled_dot_product_attention(*self.qkv(tokens).chunk(3, -1))
+        tokens = self.norm1(tokens + self.out(found))
+        return self.norm2(tokens + self.mlp(tokens))
+
+
+class PostNorm(Net):
+    block = NormsBehind
+
+
+class WrittenOut(Net):
+    """All in one forward: no module maps tokens to tokens but norms and linear layers."""
+
+    def raw(self, images: Tensor) -> Tensor:
+        tokens = self.arrange(self.patches(images).flatten(2).transpose(1, 2) + self.positions)
+        for one in self.blocks:
+            found = F.scaled_dot_product_attention(*one.qkv(one.norm1(tokens)).chunk(3, -1))
+            tokens = tokens + one.out(found)
+            tokens = tokens + one.mlp[2](F.gelu(one.mlp[0](one.norm2(tokens))))
+        return tokens
+
+
+EVEN = {"start": None, "indices": (1, 3, 5), "num_tokens": R + PATCHES}
+RIGHT = {
+    "prefix": entry_of(),
+    "suffix": entry_of(Suffix, layout=laid_out(start=-R)),
+    "interleaved": entry_of(Interleaved, layout=laid_out(**EVEN)),
+    "a parameter for each register": entry_of(ListOfRegisters),
+    "one prefix": entry_of(OnePrefix),
+    "narrower registers": entry_of(Narrower),
+    "post-norm": entry_of(PostNorm),
+    "written out": entry_of(WrittenOut),
+    "norms the pooled": entry_of(NormsThePooled, layout=laid_out(normalized=False)),
+    "refuses in its own way": entry_of(build=refuses_in_its_own_way, describe=None),
+}
+# name -> the entry, the check that must fail, and words of its message
+WRONG = {
+    "one too early": (entry_of(layout=laid_out(start=0)), "marks", "class token model.cls_token among them"),
+    "one too late": (entry_of(layout=laid_out(start=2)), "marks", "a token at 4 that depends on the input"),
+    "one too few": (entry_of(layout=laid_out(num_registers=R - 1)), "marks", "reg_token[2] left out, which is at 3"),
+    "one too few in front": (
+        entry_of(layout=laid_out(num_registers=R - 1, start=2)), "marks", "reg_token[0] left out, which is at 1",
+    ),
+    "one too many": (entry_of(layout=laid_out(num_registers=R + 1)), "marks", "a token at 4 that depends on the input"),
+    "the class token too": (entry_of(layout=laid_out(num_registers=R + 1, start=0)), "marks", "model.cls_token among"),
+    "the class token alone": (
+        entry_of(layout=laid_out(num_registers=1, start=0)), "marks", "the class token model.cls_token among them",
+    ),
+    "prefix for suffix": (entry_of(layout=laid_out(start=-R)), "marks", "a token at 5 that depends on the input"),
+    "suffix for prefix": (entry_of(Suffix), "marks", "a token at 1 that depends on the input"),
+    "suffix, one too early": (entry_of(Suffix, layout=laid_out(start=-R - 1)), "marks", "model.cls_token among them"),
+    "together, though interleaved": (
+        entry_of(Interleaved, layout=laid_out(start=1)), "marks", "a token at 2 that depends on the input",
+    ),
+    "interleaved, one off": (
+        entry_of(Interleaved, layout=laid_out(**{**EVEN, "indices": (1, 3, 6)})), "marks", "a token at 6 that depends",
+    ),
+    "another order": (entry_of(Backwards), "marks", "them in another order than in model.reg_token"),
+    "rolled behind the blocks": (entry_of(RollsAtTheEnd), "marks", "model.cls_token among them"),
+    "one of a list left out": (
+        entry_of(ListOfRegisters, layout=laid_out(num_registers=R - 1)), "marks", "model.registers.2 left out",
+    ),
+    "one prefix, one too early": (entry_of(OnePrefix, layout=laid_out(start=0)), "marks", "left out, which is at 3"),
+    "another T": (entry_of(layout=laid_out(num_tokens=9)), "tokens", "expected 9 tokens, got 8"),
+    "another D": (entry_of(tokens=Narrow), "tokens", "expected [2, T, 16], got [2, 8, 17]"),
+    "logits": (entry_of(tokens=GivesLogits), "tokens", "expected floating-point numbers [B, T, D], got torch.float32"),
+    "no shape": (entry_of(tokens=SaysNoShape), "tokens", "expected an attribute input_shape"),
+    "NaN": (entry_of(tokens=IsNaN), "tokens", "expected finite numbers"),
+    "says un-normalised": (entry_of(layout=laid_out(normalized=False)), "normalized", "expected True, because the"),
+    "says normalised": (entry_of(NormsThePooled), "normalized", "forward does not apply norm to its registers, got"),
+    "says neither": (entry_of(layout=laid_out(normalized=None)), "normalized", "expected True or False of a backbone"),
+    "always normed": (entry_of(tokens=AlwaysNorms), "normalized", "got the same tokens"),
+    "normed the other way": (entry_of(tokens=NormsTheOtherWay), "normalized", "got it with False"),
+    "normed by something else": (entry_of(tokens=NormsOtherwise), "normalized", "no norm that makes the one"),
+    "others in the batch": (entry_of(tokens=LooksAtOthers), "batch", "tokens of 1 samples: expected outputs within"),
+    "another T for two": (entry_of(tokens=PadsTheBatch), "batch", "[2, 8, 16], got torch.float32 [2, 9, 16]"),
+    "random": (entry_of(tokens=DropsOut), "deterministic", "expected the same bits"),
+    "a copy": (entry_of(tokens=Copies), "shared-weights", "expected the model's own tensor, got another"),
+    "no gradients": (entry_of(tokens=Detaches), "shared-weights", "got tokens without any"),
+    "no gradients for registers": (entry_of(tokens=DetachesRegisters), "shared-weights", "reg_token, got none"),
+    "a hook": (entry_of(tokens=LeavesAHook), "untouched", "expected 0 hooks"),
+    "no head": (entry_of(tokens=TakesTheHead), "untouched", "another module: head"),
+    "another mode": (entry_of(tokens=TrainsAgain), "untouched", "another setting: .training, blocks.0.mlp.0.training"),
+    "other weights": (entry_of(tokens=Scales), "untouched", "another weight: head.weight"),
+    "on the CPU": (entry_of(OnTheCPU), "meta", "expected reg_token there, got it on cpu"),
+    "much on the CPU": (entry_of(ComputesMuch), "meta", "got 4 MiB of them"),
+    "deeper on meta": (entry_of(DeeperOnMeta, describe=None), "meta", "is not among them"),
+    "describes no options": (entry_of(describe=lambda model: ("small", {})), "describe", "is missing"),
+    "describes a path": (entry_of(describe=lambda model: ("/tmp/small", {})), "describe", "a name without '/'"),
+    "describes a class": (entry_of(describe=lambda model: ("small", {"depth": int})), "describe", "a JSON value"),
+    "swallows options": (entry_of(build=swallows), "refusals", "option no_such_name=1: expected a refusal"),
+    "takes any name": (entry_of(build=takes_any_name), "refusals", "model 'no-such-name': expected a refusal"),
+    "another's class": (entry_of(classes=("torch.nn:Linear",)), "recognised", "model Net: carries no registers"),
+    "unknown strategy": (entry_of(readouts=("compress-concat", "meen")), "strategies", "strategy 'meen': not"),
+    "option missing": (entry_of(options={}), "strategies", "compressed_dim"),
+    "no such site": (
+        entry_of(film_sites=lambda model: [FiLMSite("kernels", 8, 2)]), "film-sites", "expected a module of Net",
+    ),
+    "site twice": (entry_of(film_sites=lambda model: 2 * [FiLMSite("kernel", 8, 2)]), "film-sites", "got it twice"),
+    "other features": (entry_of(film_sites=lambda model: [FiLMSite("kernel", 9, 2)]), "film-sites", "of 9 features"),
+    "more layers": (entry_of(film_sites=lambda model: [FiLMSite("kernel", 8, 3)]), "film-sites", "expected 3 layers"),
+    "no layers": (entry_of(film_sites=lambda model: [FiLMSite("kernel", 8, 0)]), "film-sites", "a positive integer"),
+}  # fmt: skip
