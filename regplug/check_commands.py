@@ -16,6 +16,7 @@ from regplug.choices import (
     chosen_spec,
     complete_checkable,
     complete_export_backend,
+    input_sizes,
     json_option,
     named_by_user,
     size_options,
@@ -78,7 +79,7 @@ def check_command(
     for check, reason in map(_expectation, expect):
         if expected.setdefault(check, reason) != reason:
             raise click.UsageError(f"--expect: {check}: expected one reason, got two.")
-    input_shape = None if shape is None else _shape(shape)
+    input_shape = None if shape is None else input_sizes(shape)
     if what is None and choice["backbone"] is None:
         raise click.UsageError("expected a strategy, MODULE:CLASS or a backbone, got none.")
     backbone = choice["backbone"] if what is None else _backbone(what)
@@ -219,16 +220,6 @@ def _subject(
         compiler=compiler,
         registry=registry,
     )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise click.UsageError(f"--input: expected positive integers, as 3,224,224, got {text!r}.")
-    return sizes
 
 
 def _expectation(text: str) -> tuple[str, str]:

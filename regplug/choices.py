@@ -85,6 +85,21 @@ def _refuse(text: str) -> Any:
     raise ValueError(text)  # NaN and Infinity are no JSON
 
 
+def input_sizes(text: str) -> tuple[int, ...]:
+    """The sizes in ``"3,224,224"``: an input without the batch.
+
+    Raises:
+        click.UsageError: They are no positive integers.
+    """
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise click.UsageError(f"input: expected positive integers, as 3,224,224, got {text!r}.")
+    return sizes
+
+
 def complete_strategy(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Strategy names for the shell."""
     from regplug.installed import strategies

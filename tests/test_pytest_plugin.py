@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 import regplug
-from regplug.conformance import all_checks, parametrize_with_checks
+from regplug.conformance import all_backbone_checks, all_checks, parametrize_with_checks
 from regplug.errors import SpecError
 
 FAST = ["--readout-backend", "torchscript", "--readout-compiler", "eager"]
@@ -136,7 +136,7 @@ def test_what_would_check_nothing_is_a_wrong_use_of_pytest(run_pytest):
         [*kit, "--readout", "readouts_to_test:OneWrongNumber", "--readout-option", "colour=1"],
     )
     assert "[4, 4, 4, 4, 4, 4, 4]" in said
-    assert said.count("expected --readout NAME, or --readout module:Class, got none.") == 2
+    assert said.count("expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none.") == 2
     assert "expected `--pyargs regplug.conformance` beside it, got other tests only;" in said
     assert "strategy 'poool': not registered; known:" in said
     assert "--readout-option: expected key=value, got 'x'." in said
@@ -159,3 +159,22 @@ def test_a_decorator_without_readouts_or_with_unknown_names_is_refused():
         parametrize_with_checks([spec], expected_failures={"regplug:mean": {"shape": " "}}, backends=[])
     with pytest.raises(SpecError, match="expected one of regplug:mean, got 'mean'."):
         parametrize_with_checks([spec], expected_failures={"mean": {"shape": "reason"}}, backends=[])
+
+
+def test_each_backbone_that_is_named_gets_one_test_for_every_check(run_pytest):
+    kit = ["--pyargs", "regplug.conformance"]
+    said, cases = run_pytest([*kit, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks=1"])
+    checks = [check.name for check in all_backbone_checks()]
+    assert list(cases) == [f"test_asked_readout[regplug-digits:digits-vit-{check}]" for check in checks]
+    assert "failed" not in said
+    said, _ = run_pytest(
+        [*kit, "--readout-backbone", "digit-vit"],
+        [*kit, "--readout-backbone", "digits-vit", "--readout-input", "8,x"],
+        [*kit, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks"],
+        ["test_nothing.py", "--readout-backbone", "digits-vit"],
+    )
+    assert "[4, 4, 4, 4]" in said
+    assert "closest: digits-vit" in said
+    assert "--readout-input: input: expected positive integers, as 3,224,224, got '8,x'." in said
+    assert "--readout-model-option: expected key=value, got 'num_blocks'." in said
+    assert "--readout-backbone: expected `--pyargs regplug.conformance` beside it" in said

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from regplug.conformance.backbone_subject import backbone_subject_of as backbone_subject_of
     from regplug.conformance.check import Check as Check
     from regplug.conformance.check import CheckResult as CheckResult
+    from regplug.conformance.parametrizing import parametrize_with_backbone_checks as parametrize_with_backbone_checks
     from regplug.conformance.parametrizing import parametrize_with_checks as parametrize_with_checks
     from regplug.conformance.run import all_checks as all_checks
     from regplug.conformance.run import check_readout as check_readout
@@ -31,6 +32,7 @@ _HOMES = {
     "backbone_subject_of": "backbone_subject",
     "check_backbone": "backbone_run",
     "check_readout": "run",
+    "parametrize_with_backbone_checks": "parametrizing",
     "parametrize_with_checks": "parametrizing",
     "subject_of": "run",
 }

@@ -1,4 +1,4 @@
-"""What pytest's ``--readout`` options ask for."""
+"""What pytest's ``--readout`` and ``--readout-backbone`` options ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import click
 import pytest
 
-from regplug.choices import KeyValue
+from regplug.choices import KeyValue, input_sizes
+from regplug.conformance.backbone_subject import BackboneSubject, backbone_subject_of
 from regplug.conformance.named import HIDDEN_DIM, NUM_REGISTERS, readout_named
 from regplug.conformance.run import subject_of
 from regplug.conformance.subject import Subject
@@ -15,20 +16,31 @@ from regplug.errors import RegplugError
 from regplug.spec import specify
 
 
-def subjects_asked_for(config: pytest.Config) -> list[Subject]:
-    """A subject for each ``--readout``.
+def subjects_asked_for(config: pytest.Config) -> list[Subject | BackboneSubject]:
+    """A subject for each ``--readout``, and for each ``--readout-backbone``.
 
     Raises:
-        pytest.UsageError: A name is unknown, an option does not fit, or a readout cannot be built.
+        pytest.UsageError: A name is unknown, an option does not fit, or what is named cannot be built.
     """
+    options, model_options = (_options(config, word) for word in ("readout_option", "readout_model_option"))
     try:
-        options = dict(KeyValue().convert(text, None, None) for text in config.getoption("readout_option"))
-        subjects = [_subject(config, name, options) for name in dict.fromkeys(config.getoption("readout"))]
-        return list({subject.name: subject for subject in subjects}.values())  # one readout under two spellings
+        names, backbones = (dict.fromkeys(config.getoption(word) or ()) for word in ("readout", "readout_backbone"))
+        subjects: list[Subject | BackboneSubject] = [_subject(config, name, options) for name in names]
+        text = config.getoption("readout_input")
+        shape = None if text is None else input_sizes(text)
+        subjects += [backbone_subject_of(name, options=model_options, input_shape=shape) for name in backbones]
+        return list({subject.name: subject for subject in subjects}.values())  # one of them under two spellings
     except click.UsageError as error:
-        raise pytest.UsageError(f"--readout-option: {error.message}") from error
+        raise pytest.UsageError(f"--readout-input: {error.message}") from error
     except RegplugError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _options(config: pytest.Config, word: str) -> dict[str, Any]:
+    try:
+        return dict(KeyValue().convert(text, None, None) for text in config.getoption(word))
+    except click.UsageError as error:
+        raise pytest.UsageError(f"--{word.replace('_', '-')}: {error.message}") from error
 
 
 def _subject(config: pytest.Config, name: str, options: dict[str, Any]) -> Subject:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from regplug.conformance.backbone_run import all_backbone_checks, refuse_unknown_backbone_checks
+from regplug.conformance.backbone_subject import BackboneSubject, backbone_subject_of
 from regplug.conformance.check import ADVISORY, EXPECTED_FAILURE, NOT_APPLICABLE, Check, run_check
 from regplug.conformance.run import all_checks, refuse_unknown_checks, subject_of
 from regplug.conformance.subject import Subject
+from regplug.entries import BackboneEntry
 from regplug.errors import ConformanceError, SpecError
 from regplug.spec import ReadoutSpec
 
@@ -21,14 +24,14 @@ class CheckTest:
 
     Args:
         check: The check.
-        expected: Why it is known to fail on this readout; None where it is to pass.
+        expected: Why it is known to fail on this subject; None where it is to pass.
     """
 
     def __init__(self, check: Check[Any], expected: str | None = None) -> None:
         self.check = check
         self.expected = expected
 
-    def __call__(self, subject: Subject) -> None:
+    def __call__(self, subject: Subject | BackboneSubject) -> None:
         """Run the check, and end the test as the verdict says.
 
         A failure that was expected or is advisory is pytest's xfail, what does not apply is skipped.
@@ -40,7 +43,7 @@ class CheckTest:
         __tracebackhide__ = True
         raised: list[Exception] = []
 
-        def function(subject: Subject) -> None:
+        def function(subject: Subject | BackboneSubject) -> None:
             try:
                 self.check.function(subject)
             except Exception as error:
@@ -90,23 +93,60 @@ def parametrize_with_checks(
     )
 
 
-def params_of(subject: Subject, expected: Mapping[str, str] | None = None) -> list[Any]:
+def parametrize_with_backbone_checks(
+    names: Sequence[str | BackboneEntry],
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    **subject_options: Any,
+) -> pytest.MarkDecorator:
+    """Make one test a check of a test function, for every backbone; each is built once, as its tests are collected.
+
+    Args:
+        names: ``"NAME"``, ``"NAME:MODEL"`` or entries, one or more.
+        expected_failures: Checks that are known to fail, each with the reason; one that passes is a failure.
+        **subject_options: As ``backbone_subject_of`` takes: ``options``, ``input_shape``, ``registry``.
+
+    Raises:
+        NameLookupError: No backbone has this name.
+        SpecError: There is no name, a model or an option is refused, or an expected failure is of an unknown check.
+
+    Example:
+        >>> @parametrize_with_backbone_checks(["acme-vit:small"], options={"depth": 1})  # doctest: +SKIP
+        ... def test_backbone(subject, check):
+        ...     check(subject)
+    """
+    if isinstance(names, (str, BackboneEntry)) or not names:
+        raise SpecError(f"parametrize_with_backbone_checks: expected a list of backbones, one or more, got {names!r}.")
+    subjects = [backbone_subject_of(name, **subject_options) for name in names]
+    return pytest.mark.parametrize(
+        ("subject", "check"), [p for one in subjects for p in params_of(one, expected_failures)]
+    )
+
+
+def params_of(subject: Subject | BackboneSubject, expected: Mapping[str, str] | None = None) -> list[Any]:
     """Every check of a subject, as the parameters ``subject, check`` of one test each; ids are ``strategy-check``.
 
     Raises:
         SpecError: ``expected`` names no check.
     """
     expected = expected or {}
-    refuse_unknown_checks(subject.name, expected)
+    checks: Sequence[Check[Any]]
+    if isinstance(subject, BackboneSubject):
+        refuse_unknown_backbone_checks(subject.name, expected)
+        checks = all_backbone_checks()
+    else:
+        refuse_unknown_checks(subject.name, expected)
+        checks = all_checks(subject.backends)
     return [
         pytest.param(subject, CheckTest(check, expected.get(check.name)), id=f"{subject.name}-{check.name}")
-        for check in all_checks(subject.backends)
+        for check in checks
     ]
 
 
-def _inside(subject: Subject, error: Exception) -> Exception | None:
-    """What the readout raised, with the frames of its own package alone; None where it was raised elsewhere."""
-    package = getattr(subject.spec.readout_class, "__module__", "").partition(".")[0]
+def _inside(subject: Subject | BackboneSubject, error: Exception) -> Exception | None:
+    """What the subject raised, with the frames of its own package alone; None where it was raised elsewhere."""
+    owner = type(subject.built) if isinstance(subject, BackboneSubject) else subject.spec.readout_class
+    package = getattr(owner, "__module__", "").partition(".")[0]
     kept, frames, walked = None, [], error.__traceback__
     while walked is not None:
         frames.append(walked)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from regplug.conformance.backbone_subject import BackboneSubject
     from regplug.conformance.subject import Subject
 
-ASKED: pytest.StashKey[list[Subject]] = pytest.StashKey()
+ASKED: pytest.StashKey[list[Subject | BackboneSubject]] = pytest.StashKey()
 MODULE = "regplug.conformance.test_conformance"
 TEST = "::test_asked_readout["  # an item found by its module's name has no file in its id
 
@@ -39,12 +40,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="An export backend to try; by default regplug's own and those of the readout's distribution. Repeatable.",
     )
     add("--readout-compiler", default="inductor", metavar="NAME", help="Of torch.compile: inductor, or eager.")
+    add("--readout-backbone", action="append", metavar="NAME[:MODEL]", help="A backbone to check. Repeatable.")
+    add(
+        "--readout-model-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="An option of each --readout-backbone's model; JSON, else text. Repeatable.",
+    )
+    add("--readout-input", metavar="C,H,W", help="The backbones' input without the batch; what each states by default.")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Finds the readouts that are asked for: a wrong name is a wrong use of pytest, not a failing test."""
-    if session.config.getoption("readout"):
+    """Finds what is asked for: a wrong name is a wrong use of pytest, not a failing test."""
+    if _asks(session.config):
         from regplug.conformance.asking import subjects_asked_for
 
         session.config.stash[ASKED] = subjects_asked_for(session.config)
@@ -63,16 +73,23 @@ def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     _refuse_to_check_nothing(node.config, any(TEST in one for one in ids))
 
 
+def _asks(config: pytest.Config) -> bool:
+    return bool(config.getoption("readout") or config.getoption("readout_backbone"))
+
+
 def _module_of(item: pytest.Item) -> str | None:
     return getattr(getattr(item, "module", None), "__name__", None)
 
 
 def _refuse_to_check_nothing(config: pytest.Config, collected: bool) -> None:
     """Refuse the tests without a readout, and readouts without the tests: both would pass without a word."""
-    if collected and not config.getoption("readout"):
-        raise pytest.UsageError("regplug.conformance: expected --readout NAME, or --readout module:Class, got none.")
-    if config.getoption("readout") and not collected:
+    if collected and not _asks(config):
         raise pytest.UsageError(
-            "--readout: expected `--pyargs regplug.conformance` beside it, got other tests only; where a configuration "
+            "regplug.conformance: expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none."
+        )
+    if _asks(config) and not collected:
+        word = "--readout" if config.getoption("readout") else "--readout-backbone"
+        raise pytest.UsageError(
+            f"{word}: expected `--pyargs regplug.conformance` beside it, got other tests only; where a configuration "
             "file sets python_files or python_functions, add `-o python_files=test_*.py -o python_functions=test_*`."
         )

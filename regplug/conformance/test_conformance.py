@@ -1,4 +1,4 @@
-"""The checks of what ``--readout`` names: ``pytest --pyargs regplug.conformance --readout NAME``."""
+"""The checks of what is asked for: ``pytest --pyargs regplug.conformance --readout NAME`` or ``--readout-backbone``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from regplug.conformance.pytest_plugin import ASKED
 
 if TYPE_CHECKING:
+    from regplug.conformance.backbone_subject import BackboneSubject
     from regplug.conformance.subject import Subject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a check and readout."""
+    """One test a check and subject."""
     subjects = metafunc.config.stash.get(ASKED, [])
     tests = []
     if subjects:  # else pytest is about to refuse, and needs no torch for that
@@ -24,6 +25,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("subject", "check"), tests)
 
 
-def test_asked_readout(subject: Subject, check: Callable[[Subject], None]) -> None:
-    """One check on one readout."""
+def test_asked_readout(subject: Subject | BackboneSubject, check: Callable[[object], None]) -> None:
+    """One check on one readout, or one backbone."""
     check(subject)
