@@ -99,7 +99,10 @@ def export(
         raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     settings = dict(settings or {})
     check_place(place, force)
-    makers = {name: open_backend(registry, name, settings.pop(name, {})) for name in dict.fromkeys(backends)}
+    makers = {
+        registry.export_backend_entry(name).name: open_backend(registry, name, settings.pop(name, {}))
+        for name in dict.fromkeys(backends)  # each may be distribution:name; files and records have the name
+    }
     if settings:
         raise SpecError(f"settings: expected those of the backends, got some of {', '.join(sorted(settings))}.")
     owner = f"strategy {spec.entry.name!r}"
@@ -163,7 +166,8 @@ def load(
         RegplugError: The strategy is not installed, or its plugin is broken.
     """
     known = registry or default_registry()
-    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == program)
+    name = program and program.rpartition(":")[2]  # it may be distribution:name
+    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == name)
     if program is None:
         return load_module(files, known)
     loaded = load_program(files, program, known)

@@ -43,16 +43,19 @@ def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
 def load_program(files: BundleFiles, backend: str, registry: Registry) -> LoadedProgram:
     """A program of a bundle that was read, the one that suits this CPU best; raises as ``load`` does."""
     owner = f"bundle {files.path}: program {backend!r}"
-    records = [one for one in files.manifest.programs if one.backend == backend]
+    name = backend.rpartition(":")[2]  # it may be distribution:name, where two plugins offer the name
+    records = [one for one in files.manifest.programs if one.backend == name]
     if not records:
         known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
         raise BundleError(f"{owner}: not in this bundle; known: {known}.")
-    return open_program(files, fitting(owner, records, [one.properties for one in records]), registry)
+    return open_program(files, fitting(owner, records, [one.properties for one in records]), registry, backend)
 
 
-def open_program(files: BundleFiles, record: ProgramRecord, registry: Registry) -> LoadedProgram:
+def open_program(
+    files: BundleFiles, record: ProgramRecord, registry: Registry, backend: str | None = None
+) -> LoadedProgram:
     """One program of a bundle that was read, its case ``batch_1`` run; raises as ``load`` does."""
-    maker = open_backend(registry, record.backend)
+    maker = open_backend(registry, backend or record.backend)
     program = Program(record.file, files.files[record.file], record.properties)
     weights, golden = weights_of(files), golden_of(files)
     run = open_run(maker, f"bundle {files.path}: {WEIGHTS}", program, weights)

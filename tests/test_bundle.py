@@ -286,6 +286,17 @@ def test_the_same_module_gives_the_same_bytes(tmp_path):
     assert other not in digests
 
 
+def test_a_backend_may_be_named_with_its_distribution(tmp_path):
+    spec = regplug.resolve("pool", **SIZES)
+    regplug.export(spec, spec.build(), tmp_path / "full", backends=["regplug:torchscript"])
+    assert [file.name for file in (tmp_path / "full").glob("program*")] == ["program.torchscript.pt"]
+    registers = torch.randn(3, 4, 24)
+    bare, full = (regplug.load(tmp_path / "full", program=name) for name in ("torchscript", "regplug:torchscript"))
+    assert torch.equal(bare(registers), full(registers))
+    with pytest.raises(regplug.BundleError, match="program 'regplug:onnx': not in this bundle; known: torchscript"):
+        regplug.load(tmp_path / "full", program="regplug:onnx")
+
+
 def test_a_compiled_module_is_exported_as_the_module_inside(tmp_path):
     spec = regplug.resolve("pool", **SIZES)
     module = trained(spec)
