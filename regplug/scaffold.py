@@ -1,4 +1,4 @@
-"""Writes the package of a new plugin: a readout, its entry point, its tests."""
+"""Writes the package of a new plugin: what it offers, its entry points, its tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,14 @@ from regplug.errors import ExportError, SpecError
 TEMPLATES = Path(__file__).resolve().parent / "share" / "new"
 # stricter than what an index takes: one spelling, good for a shell, an import and a URL
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-AFFIXES = re.compile(r"^regplug-|-(readouts?|plugin|regplug)$")
+# what a plugin may offer, each with its words for people
+KINDS = {
+    "readout": "a register readout",
+    "backbone": "a backbone",
+    "film": "a FiLM generator",
+    "backend": "an export backend",
+}
+AFFIXES = re.compile(r"^regplug-|-(readouts?|backbones?|films?|backends?|plugin|regplug)$")
 
 
 @dataclass(frozen=True)
@@ -57,20 +64,24 @@ def names_of(path: Path, strategy: str | None = None) -> Names:
     return Names(distribution, package, strategy, words if words.endswith("Readout") else f"{words}Readout")
 
 
-def write_plugin(path: Path, names: Names) -> list[Path]:
+def write_plugin(path: Path, names: Names, kinds: Sequence[str] = ("readout",)) -> list[Path]:
     """Write the package, all of it or nothing; gives its files, relative to ``path``.
 
+    Args:
+        path: The folder to make.
+        names: What the files call things.
+        kinds: What it offers, of ``KINDS``, one or more.
+
     Raises:
-        ExportError: Something stands there, or the system refuses; nothing was changed.
+        ExportError: Something exists there, or the system refuses; nothing was changed.
     """
     check_empty(path)
+    values = _values(names, [kind for kind in KINDS if kind in kinds])
     beside = path.parent / f".{path.name}.regplug-{secrets.token_hex(6)}"
     written = []
     try:
-        for template in _templates():
-            target = Path(Template(str(_target(template))).substitute(vars(names)))
+        for target, text in _files(values, kinds):
             (beside / target).parent.mkdir(parents=True, exist_ok=True)
-            text = Template(template.read_text(encoding="utf-8")).substitute(vars(names))
             (beside / target).write_text(text, encoding="utf-8")
             written.append(target)
         beside.rename(path)  # never replaces a folder that holds something, one that came just now included
@@ -78,7 +89,7 @@ def write_plugin(path: Path, names: Names) -> list[Path]:
         raise ExportError(f"plugin {path}: cannot be written: {error.strerror}; nothing was changed.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return written
+    return sorted(written)
 
 
 def check_empty(path: Path) -> None:
@@ -98,13 +109,54 @@ def _check_name(word: str, name: str, example: str) -> None:
         raise SpecError(f"{word}: expected lower-case letters, digits and '-', as in {example!r}, got {name!r}.")
 
 
-def _templates() -> Iterable[Path]:
-    return sorted(TEMPLATES.rglob("*.template"))
+def _values(names: Names, kinds: Sequence[str]) -> dict[str, str]:
+    """What the templates' words stand for."""
+    words = {**vars(names), "stem": names.readout_class.removesuffix("Readout") or names.readout_class}
+    by_module = [kind for kind in kinds if kind != "readout"]
+    entry_points = []
+    if "readout" in kinds:
+        entry_points += [
+            "# one line for each readout: the name that users type, and its class",
+            "[project.entry-points.regplug_readouts_v1]",
+            f'{names.strategy} = "{names.package}.readout:{names.readout_class}"',
+            "",
+        ]
+    if by_module:
+        entry_points += [
+            "# the module that says what else there is",
+            "[project.entry-points.regplug_v1]",
+            f'{names.strategy} = "{names.package}.plugin"',
+            "",
+        ]
+    commands = [f"      - run: {_part(kind, 'command', words)}" for kind in kinds]
+    return {
+        **words,
+        "kinds": " and ".join(filter(None, (", ".join(KINDS[kind] for kind in kinds[:-1]), KINDS[kinds[-1]]))),
+        "dependencies": '"regplug", "torch>=2.10"' if by_module else '"torch>=2.10"',
+        "entry_points": "\n".join(entry_points),
+        "sections": "".join(_part(kind, "README", words) for kind in kinds).rstrip(),
+        "commands": "".join(commands).rstrip(),
+        "hooks": "".join(_part(kind, "plugin", words) for kind in by_module).rstrip(),
+    }
 
 
-def _target(template: Path) -> Path:
+def _part(kind: str, what: str, words: Mapping[str, str]) -> str:
+    """A kind's piece of a file that all kinds share."""
+    return Template((TEMPLATES / kind / f"{what}.part").read_text(encoding="utf-8")).substitute(words)
+
+
+def _files(values: Mapping[str, str], kinds: Sequence[str]) -> Iterable[tuple[Path, str]]:
+    """Every file: its place, and its text."""
+    for folder in ("common", *kinds):
+        for template in sorted((TEMPLATES / folder).rglob("*.template")):
+            if template.name == "plugin.py.template" and not values["hooks"]:
+                continue
+            target = Template(str(_target(template.relative_to(TEMPLATES / folder)))).substitute(values)
+            yield Path(target), Template(template.read_text(encoding="utf-8")).substitute(values)
+
+
+def _target(relative: Path) -> Path:
     """Where a template's file belongs; packaging tools would look at ``.gitignore`` and the like in our own wheel."""
-    relative = template.relative_to(TEMPLATES).with_suffix("")
     places = {"package": "$package", "github": ".github/workflows"}
-    parts = [places.get(part, part) for part in relative.parts]
+    parts = [places.get(part, part) for part in relative.with_suffix("").parts]
     return Path(*(".gitignore" if part == "gitignore" else part for part in parts))

@@ -43,7 +43,13 @@ guard held_weights json manifest message mistaken model_library numbers read_man
 tensor tolerances torchscript version view weights write_safetensors writing
 """.split()  # noqa: SIM905
 NEW = """
-README.md gitignore github/test.yml package/__init__.py package/readout.py pyproject.toml tests/test_readout.py
+backbone/README.part backbone/command.part backbone/package/backbone.py.template backbone/plugin.part
+backbone/tests/test_backbone.py.template backend/README.part backend/command.part backend/package/backend.py.template
+backend/plugin.part backend/tests/test_backend.py.template common/README.md.template common/github/test.yml.template
+common/gitignore.template common/package/__init__.py.template common/package/plugin.py.template
+common/pyproject.toml.template film/README.part film/command.part film/package/film.py.template film/plugin.part
+film/tests/test_film.py.template readout/README.part readout/command.part readout/package/readout.py.template
+readout/tests/test_readout.py.template
 """.split()  # noqa: SIM905
 
 
@@ -64,7 +70,7 @@ def test_the_wheel_holds_exactly_the_package(wheel):
         *(f"regplug/include/regplug/{name}.h" for name in HEADERS),
         "regplug/share/cmake/regplug/regplug-config.cmake",
         "regplug/share/cmake/regplug/regplug-config-version.cmake",
-        *(f"regplug/share/new/{name}.template" for name in NEW),
+        *(f"regplug/share/new/{name}" for name in NEW),
         "regplug/share/regplug-run/CMakeLists.txt",
         "regplug/share/regplug-run/main.cpp",
         "regplug/py.typed",

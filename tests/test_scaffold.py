@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import regplug
 from regplug.cli import group
-from regplug.conformance import all_checks
+from regplug.conformance import all_backbone_checks, all_checks
 from regplug.scaffold import names_of, write_plugin
 
 BIN = Path(sys.executable).parent
@@ -26,46 +26,73 @@ def run(command, folder, site):
     return done.stdout
 
 
+KINDS = ("readout", "backbone", "film", "backend")
+COMPILER = {True: [], False: ["--compiler", "eager"]}
+COMMON = {".gitignore", "README.md", "__init__.py", "pyproject.toml", "test.yml"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(), ("backbone",), ("film",), ("backend",), KINDS],
+    ids=lambda kinds: "-".join(kinds) or "none",
+)
+def kinds(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, kinds):
     """A new plugin, and the folder that it was installed into."""
     folder = tmp_path_factory.mktemp("new")
-    run(["regplug", "new", "acme-readouts"], folder, "")
+    run(["regplug", "new", "acme-readouts", *(f"--{kind}" for kind in kinds)], folder, "")
     site = folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     run([*pip, "--target", site, folder / "acme-readouts"], folder, site)
     return folder / "acme-readouts", site
 
 
-def test_its_own_tests_pass_and_run_every_check(made):
+def test_its_own_tests_pass_and_run_every_check(made, kinds):
     package, site = made
     out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"], package, site)
     passed = int(re.search(r"(\d+) passed", out)[1])
     skipped = re.search(r"(\d+) skipped", out)
-    assert passed + int(skipped[1] if skipped else 0) == len(all_checks(["torchscript"])) + 1
+    of_readouts = len(all_checks(["one"])) + 1  # of these checks, and a test of what it means
+    wanted = sum(len(all_backbone_checks()) + 1 if kind == "backbone" else of_readouts for kind in kinds or ["readout"])
+    assert passed + int(skipped[1] if skipped else 0) == wanted
     assert "failed" not in out
 
 
-def test_the_command_checks_it(made):
+@pytest.mark.parametrize("kinds", [(), KINDS], indirect=True, ids=["none", "all"])
+def test_the_commands_of_its_ci_and_of_its_readme_answer(made):
     package, site = made
-    command = ["regplug", "check", "acme", "--backend", "torchscript", "--compiler", "eager", "--json"]
-    results = json.loads(run(command, package, site))["checks"]
-    assert {result["verdict"] for result in results} <= {"passed", "not applicable"}
+    readme = (package / "README.md").read_text()
+    ci = yaml.safe_load((package / ".github" / "workflows" / "test.yml").read_text())
+    steps = [step["run"] for step in ci["jobs"]["test"]["steps"] if "run" in step]
+    assert steps[:2] == ["pip install \"$REGPLUG\" '.[test]'", "pytest"]
+    assert ci["env"]["REGPLUG"] == "${{ vars.REGPLUG || 'regplug' }}"
+    assert "$ pip install \"$REGPLUG\" -e '.[test]'\n" in readme
+    for command in steps[2:]:  # CI compiles; here it is enough to trace
+        results = json.loads(run([*command.split(), *COMPILER[" --backbone " in command], "--json"], package, site))[
+            "checks"
+        ]
+        assert {result["verdict"] for result in results} <= {"passed", "not applicable"}
+    for command, answer in re.findall(r"^\$ (regplug (?!check).+)\n(\d*)", readme, re.M):
+        out = run(command.split(), package, site)
+        assert answer in out
 
 
-def test_its_readme_says_the_width(made):
-    package, site = made
-    command, width = re.search(r"^\$ (regplug cond-dim .+)\n(\d+)$", (package / "README.md").read_text(), re.M).groups()
-    assert run(command.split(), package, site).strip() == width
-
-
-def test_nothing_in_it_waits_to_be_filled_in_and_ruff_takes_it(made):
+def test_nothing_in_it_waits_to_be_filled_in_and_ruff_takes_it(made, kinds):
     package, site = made
     files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    assert {file.name for file in files} == {
-        ".gitignore", "README.md", "__init__.py", "pyproject.toml", "readout.py", "test.yml", "test_readout.py",
-    }  # fmt: skip
-    assert not [file for file in files if re.search(r"\$\w|TODO", file.read_text().replace("${{", ""))]
+    offered = kinds or ("readout",)
+    own = {name for kind in offered for name in (f"{kind}.py", f"test_{kind}.py")}
+    light = {"plugin.py"} if {*offered} - {"readout"} else set()
+    # what the README's and CI's commands wrote is not of the package
+    found = {file.name for file in files if "bundle" not in file.parts and file.suffix != ".xml"}
+    assert found == COMMON | own | light
+    for file in files:
+        if file.suffix in (".py", ".toml", ".md", ".yml"):
+            assert not re.search(r"\$\w|TODO", file.read_text().replace("${{", "").replace("$REGPLUG", ""))
     run(
         [BIN / "ruff", "check", "--isolated", "--select", "E,F,W,I,UP,B", "--line-length", "120", package],
         package,
@@ -96,7 +123,8 @@ def test_the_words_follow_from_the_folders_name(tmp_path):
         "strategy": "two-words",
         "readout_class": "TwoWordsReadout",
     }
-    assert names_of(tmp_path / "acme-readouts").strategy == "acme"
+    for folder in ("acme-readouts", "acme-backbone", "acme-films", "acme-backend", "regplug-acme"):
+        assert names_of(tmp_path / folder).strategy == "acme"
     assert names_of(tmp_path / "acme-readouts", "top-two").readout_class == "TopTwoReadout"
 
 
