@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
 from regplug.conditioner import Conditioner
@@ -15,7 +17,8 @@ from regplug.film import KernelFiLMGenerator
 from regplug.folder import FILE_NAME
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout, is_int
-from regplug.pairing import pair
+from regplug.own_modules import Origin, with_own_modules
+from regplug.pairing import check_gives_pairs, pair
 from regplug.registry import Registry
 from regplug.selection import SelectRegisters
 from regplug.spec import ReadoutSpec, json_options
@@ -39,7 +42,47 @@ class BackboneSource:
     normalized: bool
 
 
-class AttachedReadout(nn.Module):
+class Attached(nn.Module):
+    """What both that ``attach`` makes have in common.
+
+    Args:
+        tokens: From the model's inputs to tokens ``[B, T, D]``, in modules of its own.
+        layout: Where the registers sit in them.
+        spec: What the readout was built of.
+        source: What the backbone was built of; the reason why not, where that cannot be told.
+
+    Attributes:
+        frozen: Whether the backbone stays in eval mode, whatever ``train`` is called with.
+    """
+
+    def __init__(
+        self, tokens: nn.Module, layout: TokenLayout, spec: ReadoutSpec, source: BackboneSource | RegplugError
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.spec = spec
+        self.source = source
+        self.tokens = tokens
+        self.frozen = False
+        self.origin = Origin()
+
+    def train(self, mode: bool = True) -> "Attached":
+        """Set the mode of every part, as ``nn.Module`` does; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.tokens.eval()
+        return self
+
+    def freeze(self) -> None:
+        """Keep the backbone in eval mode from here on, and its weights as they are: they take no gradients.
+
+        They are the model's weights, and take none there either.
+        """
+        self.frozen = True
+        self.tokens.eval().requires_grad_(False)
+
+
+class AttachedReadout(Attached):
     """Inputs of a model -> conditioning vector ``[B, cond_dim]``; ``attach`` makes it.
 
     Keys are ``tokens.*``, the model's own weights and not copies, and ``readout.*``.
@@ -60,11 +103,7 @@ class AttachedReadout(nn.Module):
         spec: ReadoutSpec,
         source: BackboneSource | RegplugError,
     ) -> None:
-        super().__init__()
-        self.layout = layout
-        self.spec = spec
-        self.source = source
-        self.tokens = tokens
+        super().__init__(tokens, layout, spec, source)
         self.select = SelectRegisters(layout)
         self.readout = readout
 
@@ -73,12 +112,15 @@ class AttachedReadout(nn.Module):
 
         Raises:
             ShapeError: The tokens are not what the layout says.
+            SpecError: The model that it was attached to has other modules since.
         """
+        if not is_scripting():
+            _check_origin(self.origin)
         conditioning: Tensor = self.readout(self.select(self.tokens(inputs)))
         return conditioning
 
 
-class AttachedConditioner(nn.Module):
+class AttachedConditioner(Attached):
     """Inputs of a model -> FiLM pairs, gamma first; ``attach`` makes it when it is given a FiLM generator.
 
     Keys are ``tokens.*``, the model's own weights and not copies, ``conditioner.readout.*`` and ``conditioner.film.*``.
@@ -93,11 +135,7 @@ class AttachedConditioner(nn.Module):
     def __init__(
         self, tokens: nn.Module, conditioner: Conditioner, spec: ReadoutSpec, source: BackboneSource | RegplugError
     ) -> None:
-        super().__init__()
-        self.layout = conditioner.layout
-        self.spec = spec
-        self.source = source
-        self.tokens = tokens
+        super().__init__(tokens, conditioner.layout, spec, source)
         self.conditioner = conditioner
 
     def forward(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -105,7 +143,10 @@ class AttachedConditioner(nn.Module):
 
         Raises:
             ShapeError: The tokens are not what the layout says.
+            SpecError: The model that it was attached to has other modules since.
         """
+        if not is_scripting():
+            _check_origin(self.origin)
         pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs))
         return pairs
 
@@ -120,32 +161,39 @@ def attach(
     order: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     normalized: bool | None = None,
+    freeze: bool = False,
     backbone: str | None = None,
     registry: Registry | None = None,
     **options: Any,
 ) -> AttachedReadout | AttachedConditioner:
     """A readout, and a FiLM generator if wanted, on top of a model: layout, sizes and width are found.
 
-    The model is neither changed nor copied: what comes back shares its weights and trains them with its own.
+    What comes back shares the model's tensors and hooks, and trains its weights with its own. Everything else of the
+    model it has for itself, as it is now: train and eval mode, part by part, gradient checkpointing, submodules. So
+    ``model.train()`` leaves it alone, and the other way round. It starts in the mode that the model is in, and refuses
+    to run when the model's submodules are replaced later: attach last.
 
     Args:
         model: A model that an installed plugin knows, or its name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
             then built with random weights.
         strategy: The readout, by name; the backbone's default when None.
-        film: A FiLM generator's class, ``"module:Class"`` or an instance, as ``pair`` takes it; None for the
-            conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
+        film: A FiLM generator's registered name, class, ``"module:Class"`` or an instance, as ``pair`` takes it; None
+            for the conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
         film_options: What the generator is built with, its width apart.
         form: What the generator's pairs mean, as a ``Conditioner`` takes it, where its family is not known.
         order: Likewise.
         model_options: What a named model is built with besides: ``{"img_size": 224}``.
         normalized: Whether the model's final norm is applied to the registers; None for as its own features come.
+        freeze: Whether the backbone stays in eval mode whatever the whole is in, and takes no gradients: its weights'
+            ``requires_grad`` is False, in the model too, whose weights they are. Autocast reaches it all the same.
         backbone: Whose model it is, where several plugins know its class.
         registry: Where names are looked up; the installed plugins when None.
         **options: The strategy's own options.
 
     Raises:
         NameLookupError: No plugin knows the model, or the strategy is not registered.
-        SpecError: The model carries no registers, an option does not fit, or the generator wants another width.
+        SpecError: The model carries no registers, an option does not fit, the generator wants another width or gives
+            no pairs, or a method of the model was replaced by a function that calls the model itself.
     """
     return attach_chosen(
         model,
@@ -157,6 +205,7 @@ def attach(
         order=order,
         model_options=model_options,
         normalized=normalized,
+        freeze=freeze,
         backbone=backbone,
         registry=registry,
     )
@@ -173,6 +222,7 @@ def attach_chosen(
     order: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     normalized: bool | None = None,
+    freeze: bool = False,
     backbone: str | None = None,
     registry: Registry | None = None,
 ) -> AttachedReadout | AttachedConditioner:
@@ -207,13 +257,23 @@ def attach_chosen(
             raise SpecError(f"backbone {entry.name!r}: expected a strategy, got none, and it has no default.")
         strategy = entry.default
     options = with_defaults(entry, strategy, options, registry)
+    if film is not None:
+        check_gives_pairs(film, registry)  # before it is asked for its options
+    own_tokens = with_own_modules(tokens)
     spec = registry.resolve(strategy, num_registers=layout.num_registers, hidden_dim=layout.hidden_dim, **options)
     readout = spec.build()
+    attached: AttachedReadout | AttachedConditioner
     if film is None and film_options is None:
-        return AttachedReadout(tokens, layout, readout, spec, source)
-    generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
-    conditioner = Conditioner(layout, readout, generator, form, order, registry)
-    return AttachedConditioner(tokens, conditioner, spec, source)
+        attached = AttachedReadout(own_tokens, layout, readout, spec, source)
+    else:
+        generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
+        conditioner = Conditioner(layout, readout, generator, form, order, registry)
+        attached = AttachedConditioner(own_tokens, conditioner, spec, source)
+    attached.origin = Origin(network, tokens)
+    _start_in_mode(attached, network.training)
+    if freeze:
+        attached.freeze()
+    return attached
 
 
 def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
@@ -229,6 +289,20 @@ def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, .
             f"input_shape (C, H, W), got {sizes!r}; use the readout without its backbone."
         )
     return tuple(sizes)
+
+
+def _start_in_mode(attached: Attached, mode: bool) -> None:
+    """What is new takes the model's mode; the backbone's parts keep theirs: a norm may be in eval mode on purpose."""
+    kept = {part: part.training for part in attached.tokens.modules()}
+    attached.train(mode)
+    for part, own in kept.items():
+        part.training = own
+    attached.tokens.training = mode
+
+
+def _check_origin(origin: Origin) -> None:
+    if not torch.compiler.is_compiling():  # a compiled graph is what it was compiled of
+        origin.check()
 
 
 def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | RegplugError:

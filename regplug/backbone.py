@@ -158,14 +158,17 @@ def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options:
         RegplugError: The plugin refuses the name or an option.
         PluginError: It fails otherwise.
     """
+    from regplug.torch_private import outside_inference_mode
+
     owner = f"backbone {entry.name!r}"
     build = load_reference(owner, entry.build)
-    if model is None:
-        return _call(entry, "build", build, **bind(owner, build, {}, options))
-    first = next(iter(parameters_of(owner, build)), "")  # the model's name goes by position, whatever it is called
-    arguments = bind(owner, build, {first: model}, options)
+    first = ""  # the model's name goes by position, whatever it is called
+    if model is not None:
+        first = next(iter(parameters_of(owner, build)), "")
+    arguments = bind(owner, build, {first: model} if first else {}, options)
     arguments.pop(first, None)
-    return _call(entry, "build", build, model, **arguments)
+    with outside_inference_mode():
+        return _call(entry, "build", build, *(() if model is None else (model,)), **arguments)
 
 
 def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:

@@ -61,8 +61,8 @@ class Conditioner(nn.Module):
         ):
             if not isinstance(given, wanted):
                 raise SpecError(f"Conditioner: {word}: expected a {wanted.__name__}, got {given!r}.")
-        check_film_width(film, _width_of(readout, layout), type(readout).__name__, registry=registry)
         stated = convention_of(film, form, order, registry)
+        check_film_width(film, _width_of(readout, layout), type(readout).__name__, registry=registry)
         self.shift_first = stated.order == "shift-first"
         self.convention = Convention(stated.form, "gamma-first")
         self.layout = layout

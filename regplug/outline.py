@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from regplug.errors import SpecError
-from regplug.torch_private import AllocationLimit, MetaReadWatch, NoNumbersError
+from regplug.torch_private import AllocationLimit, MetaReadWatch, NoNumbersError, outside_inference_mode
 from regplug.weights import TensorType
 
 # most parts of a network are modules without weights, and a readout may have no weights at all
@@ -54,7 +54,7 @@ def build_outlined(
         limit = AllocationLimit(BYTES_PER_BYTE * stored + MORE_BYTES)
     else:
         compare(outline)
-    with torch.device("cpu"), limit, _at_most(parts):
+    with torch.device("cpu"), outside_inference_mode(), limit, _at_most(parts):
         module = build()
     if outline is None:
         compare(module)

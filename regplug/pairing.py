@@ -40,6 +40,11 @@ WIDTH_WORDS = (
     "llm_dim",  # OpenVLA-OFT
 )
 
+APPLIES_ITSELF = (
+    "expected forward(conditioning) -> [(gamma, beta), ...], got a module that applies FiLM itself; attach without "
+    "film=, then pair: in your own forward, call it with your features and the readout's output."
+)
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -169,6 +174,21 @@ def film_family(film: nn.Module | type, registry: Registry | None = None) -> FiL
     return None
 
 
+def check_gives_pairs(film: Reference | nn.Module, registry: Registry | None = None) -> None:
+    """Refuse a generator, built or not, of a family that applies FiLM itself: there are no pairs to hand on.
+
+    Raises:
+        SpecError: It is of such a family.
+        NameLookupError: No installed plugin offers a generator of this name.
+    """
+    family = named_film(film, registry) if isinstance(film, str) else None
+    if family is None:
+        found = film if isinstance(film, nn.Module) else load_reference("FiLM generator", film)
+        family = film_family(found, registry) if isinstance(found, (nn.Module, type)) else None
+    if family is not None and not family.gives_pairs:
+        raise SpecError(f"FiLM generator {family.name!r}: {APPLIES_ITSELF}")
+
+
 def convention_of(
     film: nn.Module, form: str | None = None, order: str | None = None, registry: Registry | None = None
 ) -> Convention:
@@ -183,10 +203,7 @@ def convention_of(
     owner = f"FiLM generator {type(film).__name__}"
     family = film_family(film, registry)
     if _applies_itself(film, family):
-        raise SpecError(
-            f"{owner}: expected forward(conditioning) -> [(gamma, beta), ...], got a module that applies FiLM itself; "
-            "use it without a Conditioner, with the readout's output in its own forward."
-        )
+        raise SpecError(f"{owner}: {APPLIES_ITSELF}")
     form = form or (family.form if family else None)
     order = order or (family.order if family else None)
     if form is None or order is None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -34,6 +35,28 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else module
 
 
+# where `nn.Module` keeps tensors and hooks: two modules with one such dictionary see what is put into it by either
+SHARED_STATE = frozenset(
+    {"_parameters", "_buffers", "_non_persistent_buffers_set"}
+    | {word for word in vars(nn.Module()) if word.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))}
+)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what ``torch.compile`` put around another."""
+    return uncompiled(module) is not module
+
+
+def forget_compiled(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's attributes without what ``module.compile()`` left, which runs the module that it was called on."""
+    return {word: value for word, value in state.items() if word != "_compiled_call_impl"}
+
+
+def compile_in_place_of(module: nn.Module, made: nn.Module, inside_of: Callable[[nn.Module], nn.Module]) -> None:
+    """Make ``made``, an empty instance, of what ``torch.compile`` put around a module: around another, as it did."""
+    type(made).__init__(made, inside_of(uncompiled(module)), module.dynamo_ctx)
+
+
 def uncompiled_name(name: str) -> str:
     """A name of a state dict without the segments that ``torch.compile`` put into it (``_orig_mod``).
 
@@ -47,8 +70,9 @@ def uncompiled_name(name: str) -> str:
 def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
     """``parent.child(x)`` in the dtype of its weights, by the shortest way where it is a linear layer and nothing else.
 
-    Module attributes and calls cost more than the product at B = 1. A layer that something hooks into, that was
-    patched or replaced (an adapter, a quantized layer, a parametrized one) is called as it is. Not for TorchScript.
+    Module attributes and calls cost more than the product at B = 1. A layer that something hooks into (a counter of
+    FLOPs hooks into all), that was patched or replaced (an adapter, a quantized layer, a parametrized one) is called as
+    it is. Not for TorchScript.
     """
     linear = parent._modules[child]
     if (
@@ -57,6 +81,7 @@ def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
         or linear._forward_pre_hooks
         or linear._backward_hooks
         or linear._backward_pre_hooks
+        or _has_any_global_hook()
         or "forward" in linear.__dict__
         or linear._parameters.get("weight") is None
     ):
@@ -86,6 +111,11 @@ def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x
     return x.to(weight.dtype)
+
+
+def outside_inference_mode() -> AbstractContextManager[object]:
+    """Where weights are made: made inside inference mode, they could never be trained."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def persist_buffers(module: nn.Module) -> Callable[[], None]:

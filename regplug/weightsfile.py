@@ -25,7 +25,7 @@ from regplug.registry import Registry
 from regplug.safetensors_header import read_file, read_file_header, read_header
 from regplug.spec import ReadoutSpec
 from regplug.strict import WrongValueError, one_of, parse_json, read_as
-from regplug.torch_private import persist_buffers
+from regplug.torch_private import outside_inference_mode, persist_buffers
 from regplug.weights import TensorType, check_types, load_state, load_tensors, parse_metadata, stored_types, types_of
 
 
@@ -127,7 +127,8 @@ def _filled(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Mo
 def _take_dtype(module: nn.Module, types: Mapping[str, TensorType]) -> None:
     dtypes = {dtype for name, _ in types.values() if (dtype := getattr(torch, name)).is_floating_point}
     if len(dtypes) == 1:
-        module.to(dtypes.pop())
+        with outside_inference_mode():
+            module.to(dtypes.pop())
 
 
 def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:

@@ -25,7 +25,10 @@ def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any
     """
     from torch import nn
 
-    module = _called(owner, build, arguments)
+    from regplug.torch_private import outside_inference_mode
+
+    with outside_inference_mode():
+        module = _called(owner, build, arguments)
     if not isinstance(module, nn.Module):
         raise SpecError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
     return module

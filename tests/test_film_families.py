@@ -479,7 +479,8 @@ def test_what_applies_film_itself_is_no_generator_for_a_conditioner(
         regplug.Conditioner(layout(), spec.build(), film, **stated)
     assert str(caught.value) == (
         f"FiLM generator {case.cls.__name__}: expected forward(conditioning) -> [(gamma, beta), ...], got a module "
-        "that applies FiLM itself; use it without a Conditioner, with the readout's output in its own forward."
+        "that applies FiLM itself; attach without film=, then pair: in your own forward, call it with your features "
+        "and the readout's output."
     )
 
 

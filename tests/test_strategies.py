@@ -7,7 +7,9 @@ import re
 import pytest
 import torch
 from strategies import EVERY, D, R, registers, spec_of, trained
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 import regplug
@@ -181,3 +183,28 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(strategy, word, v
     with pytest.raises(regplug.SpecError) as caught:
         build(**arguments)
     assert str(caught.value) == f"{build.__name__}: {word}: expected a positive integer, got {value!r}."
+
+
+def modules_seen(readout, given):
+    """The modules whose calls a global hook sees, as counters of FLOPs and profilers set one."""
+    seen = []
+    hook = register_module_forward_hook(lambda module, *_: seen.append(module))
+    readout(given)
+    hook.remove()
+    return seen
+
+
+@every_strategy
+def test_a_global_hook_sees_the_call_of_every_layer_with_weights(strategy):
+    readout = trained(strategy)
+    layers = {name for name, part in readout.named_children() if isinstance(part, (nn.Linear, nn.LayerNorm))}
+    seen = modules_seen(readout, registers())
+    assert {name for name in layers if readout.get_submodule(name) not in seen} == set()
+    with torch.inference_mode():
+        assert all(readout.get_submodule(name) in modules_seen(readout, registers()) for name in layers)
+
+
+def test_the_hook_of_these_tests_does_not_see_a_layer_whose_weights_are_taken_by_hand():
+    readout = trained("regplug:compress-concat")
+    readout.forward = lambda given: nn.functional.linear(given, readout.compress.weight).flatten(1)
+    assert readout.compress not in modules_seen(readout, registers())
