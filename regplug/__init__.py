@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from regplug.backbone import layout_of as layout_of
     from regplug.backbone import measure_backbone as measure_backbone
     from regplug.bundle import export as export
-    from regplug.bundle import load as load
     from regplug.conditioner import Conditioner as Conditioner
     from regplug.decay import param_groups as param_groups
     from regplug.description import StrategyDescription as StrategyDescription
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from regplug.installed import resolve as resolve
     from regplug.installed import strategies as strategies
     from regplug.layout import TokenLayout as TokenLayout
+    from regplug.loading import load as load
     from regplug.pairing import pair as pair
     from regplug.registry import Registry as Registry
     from regplug.selection import SelectRegisters as SelectRegisters
@@ -78,7 +78,7 @@ _HOMES = {
     "export": "bundle",
     "hookimpl": "hookspecs",
     "layout_of": "backbone",
-    "load": "bundle",
+    "load": "loading",
     "measure_backbone": "backbone",
     "pair": "pairing",
     "param_groups": "decay",

@@ -1,4 +1,4 @@
-"""Export and load: a spec and its trained module to a folder on disk, and back."""
+"""Export: a spec and its trained module to a folder on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from regplug.gate import make_programs
 from regplug.golden import GoldenSet, compare, make_golden
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
-from regplug.loading import load_module, load_program, module_run, open_backend
+from regplug.loading import module_run, open_backend
 from regplug.manifest import (
     BUNDLE_FORMAT,
     GOLDEN,
@@ -37,7 +36,6 @@ from regplug.manifest import (
 )
 from regplug.origin import packages_of
 from regplug.place import absolute, check_place
-from regplug.reading import read_bundle
 from regplug.rebuilding import ATTACHED, describe_backbone, describe_film, rebuild
 from regplug.registry import Registry
 from regplug.safetensors_header import read_header
@@ -136,45 +134,6 @@ def export(
     progress("writing")
     write_folder(place, {**files, MANIFEST: text}, force)
     return Exported(directory, hashlib.sha256(text).hexdigest(), manifest)
-
-
-def load(
-    directory: str | os.PathLike[str],
-    *,
-    program: str | None = None,
-    digest: str | None = None,
-    follow_links: bool = False,
-    registry: Registry | None = None,
-) -> Any:
-    """Load a bundle.
-
-    By default this reads data and runs no code of the bundle: the locally installed class is built, in eval mode,
-    and its weights are set. A program is code from whoever made the bundle, so it runs only when you name it.
-
-    Args:
-        directory: The bundle's folder.
-        program: The export backend whose program to load; the plugin that made the readout need not be installed.
-        digest: The manifest's sha256 that the bundle must have.
-        follow_links: Allow symbolic links to files.
-        registry: Where names are looked up; the installed plugins when None.
-
-    Returns:
-        The module that was exported; with ``program``, a ``LoadedProgram``, which is called likewise.
-
-    Raises:
-        BundleError: The bundle is damaged, does not fit the installed class, or does not reproduce its golden case.
-        RegplugError: The strategy is not installed, or its plugin is broken.
-    """
-    known = registry or default_registry()
-    name = program and program.rpartition(":")[2]  # it may be distribution:name
-    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == name)
-    if program is None:
-        return load_module(files, known)
-    loaded = load_program(files, program, known)
-    if registry is None:
-        place = Path(directory).absolute()
-        loaded.reopen = partial(load, place, program=program, digest=files.digest, follow_links=follow_links)
-    return loaded
 
 
 # ---- export, step by step

@@ -1,10 +1,13 @@
-"""Makes what was read from a bundle runnable: the module out of data, or a program that the caller named."""
+"""Load: a bundle on disk to what runs, the module out of data or a program that the caller named."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,14 +17,54 @@ from regplug.cpu import fitting
 from regplug.entries import load_reference
 from regplug.errors import BundleError, ExportError, PluginError, RegplugError, told
 from regplug.golden import CaseError, GoldenSet, compare, flatten, golden_set
+from regplug.installed import default_registry
 from regplug.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest, ProgramRecord
 from regplug.options import bind
 from regplug.program import LoadedProgram, open_run
-from regplug.reading import BundleFiles
+from regplug.reading import BundleFiles, read_bundle
 from regplug.rebuilding import rebuild
 from regplug.registry import Registry
 from regplug.torch_private import cpu_capability
 from regplug.weights import load_tensors
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    program: str | None = None,
+    digest: str | None = None,
+    follow_links: bool = False,
+    registry: Registry | None = None,
+) -> Any:
+    """Load a bundle.
+
+    By default this reads data and runs no code of the bundle: the locally installed class is built, in eval mode,
+    and its weights are set. A program is code from whoever made the bundle, so it runs only when you name it.
+
+    Args:
+        directory: The bundle's folder.
+        program: The export backend whose program to load; the plugin that made the readout need not be installed.
+        digest: The manifest's sha256 that the bundle must have.
+        follow_links: Allow symbolic links to files.
+        registry: Where names are looked up; the installed plugins when None.
+
+    Returns:
+        The module that was exported; with ``program``, a ``LoadedProgram``, which is called likewise.
+
+    Raises:
+        BundleError: The bundle is damaged, does not fit the installed class, or does not reproduce its golden case.
+        RegplugError: The strategy is not installed, or its plugin is broken.
+    """
+    known = registry or default_registry()
+    name = program and program.rpartition(":")[2]  # it may be distribution:name
+    files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == name)
+    if program is None:
+        return load_module(files, known)
+    loaded = load_program(files, program, known)
+    if registry is None:
+        place = Path(directory).absolute()
+        loaded.reopen = partial(load, place, program=program, digest=files.digest, follow_links=follow_links)
+    return loaded
 
 
 def load_module(files: BundleFiles, registry: Registry) -> nn.Module:

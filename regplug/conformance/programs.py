@@ -12,13 +12,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from regplug.bundle import export, load
+from regplug.bundle import export
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, registry_for
 from regplug.entries import load_reference, reference_of
 from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, told
 from regplug.golden import compare
-from regplug.loading import golden_of, tolerance_factor
+from regplug.loading import golden_of, load, tolerance_factor
 from regplug.manifest import Input
 from regplug.missing import missing_package, wants
 from regplug.program import LoadedProgram
