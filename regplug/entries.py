@@ -153,20 +153,20 @@ class ReadoutEntry(Entry):
         sizes: Other words for the two sizes: ``{"in_features": "hidden_dim"}`` for a constructor that calls D so.
         old_options: Options that were renamed, ``{"dim": "compressed_dim"}``: the old word still works, in bundles
             too, with one warning that says the new one.
-        width: What gives ``cond_dim`` without torch: a callable that takes what the constructor takes, by keyword, and
-            refuses what it refuses. ``regplug cond-dim`` asks it and imports no torch then; whatever builds the readout
-            measures the width all the same, and refuses an entry whose ``width`` says another. None for no such.
+        cond_dim: What gives ``cond_dim`` without torch: a callable that takes what the constructor takes, by keyword,
+            and refuses what it refuses. ``regplug cond-dim`` asks it and imports no torch then; whatever builds the
+            readout measures the width all the same, and refuses an entry that says another. None for no such.
     """
 
     sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
     old_options: Mapping[str, str] = field(default_factory=dict, hash=False, kw_only=True)
-    width: Reference | None = field(default=None, kw_only=True)
+    cond_dim: Reference | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._make_exact("width")
-        if self.width is not None:
-            check_reference(self.label, "width", self.width)
+        self._make_exact("cond_dim")
+        if self.cond_dim is not None:
+            check_reference(self.label, "cond_dim", self.cond_dim)
         wanted = f"{self.label}: sizes: expected constructor words that mean 'num_registers' or 'hidden_dim'"
         sizes = mapping_of(wanted, self.sizes)
         if not are_texts(sizes.values()) or set(sizes.values()) - set(SIZES):

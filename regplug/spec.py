@@ -139,25 +139,25 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
     if cond_dim < 1:
         raise SpecError(f"{owner}: expected a cond_dim of at least 1, got {cond_dim} from its forward.")
     _check_storable(owner, "cond_dim", cond_dim)
-    if entry.width is not None:
-        check_stated(owner, calculate(owner, load_reference(owner, entry.width), arguments), cond_dim)
+    if entry.cond_dim is not None:
+        check_stated(owner, calculate(owner, load_reference(owner, entry.cond_dim), arguments), cond_dim)
     return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured)
 
 
 def specify_unmeasured(
     entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: Mapping[str, Any]
 ) -> ReadoutSpec:
-    """As ``specify``, without torch where the entry has a ``width``; ``build`` measures then.
+    """As ``specify``, without torch where the entry has a ``cond_dim``; ``build`` measures then.
 
     Raises:
         SpecError: A size or an option does not fit.
         PluginError: The module of the readout, or of its width, cannot be imported.
     """
-    if entry.width is None:
+    if entry.cond_dim is None:
         return specify(entry, num_registers, hidden_dim, options)
     owner = _owner(entry)
-    options, arguments = _bound(entry, entry.width, num_registers, hidden_dim, options)
-    cond_dim = calculate(owner, load_reference(owner, entry.width), arguments)
+    options, arguments = _bound(entry, entry.cond_dim, num_registers, hidden_dim, options)
+    cond_dim = calculate(owner, load_reference(owner, entry.cond_dim), arguments)
     _check_storable(owner, "cond_dim", cond_dim)
     return ReadoutSpec(entry, num_registers, hidden_dim, options, cond_dim, measured=False)
 

@@ -35,14 +35,14 @@ def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any
 
 
 def calculate(owner: str, width: Callable[..., Any], arguments: Mapping[str, Any]) -> int:
-    """``cond_dim`` as the entry's ``width`` gives it.
+    """``cond_dim`` as the entry's own ``cond_dim`` gives it.
 
     Raises:
         SpecError: It refuses the arguments, as the constructor would, or gives no positive integer.
     """
     stated: Any = _called(owner, width, arguments)
     if not (is_int(stated) and stated >= 1):
-        raise SpecError(f"{owner}: width: expected a positive integer, got {repr_of(stated)}.")
+        raise SpecError(f"{owner}: cond_dim: expected a positive integer, got {repr_of(stated)}.")
     return int(stated)
 
 
@@ -158,9 +158,11 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
 
 
 def check_stated(owner: str, stated: int, measured: int) -> None:
-    """Refuse an entry whose ``width`` is not what the readout gives."""
+    """Refuse an entry whose ``cond_dim`` is not what the readout gives."""
     if stated != measured:
-        raise SpecError(f"{owner}: width: expected {measured}, which its forward gives, got {stated} from the entry.")
+        raise SpecError(
+            f"{owner}: cond_dim: expected {measured}, which its forward gives, got {stated} from the entry."
+        )
 
 
 def check_width(owner: str, stated: int | None, measured: int) -> None:

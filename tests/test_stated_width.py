@@ -70,7 +70,7 @@ def test_what_it_refuses_it_refuses_in_the_same_words_without_torch(run_python: 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_built_in_states_its_width_for_what_its_constructor_takes(name: str) -> None:
     entry = ENTRIES[name]
-    width, readout = (load_reference(name, reference or "") for reference in (entry.width, entry.build))
+    width, readout = (load_reference(name, reference or "") for reference in (entry.cond_dim, entry.build))
     taken = [dict(inspect.signature(one).parameters) for one in (width, readout)]
     assert [(one.name, one.default) for one in taken[0].values()] == [
         (one.name, one.default) for one in taken[1].values()
@@ -105,24 +105,24 @@ def flat(num_registers: int, hidden_dim: int) -> int:
 @pytest.mark.parametrize(
     ("width", "words"),
     [
-        (flat, "width: expected 3, which its forward gives, got 6 from the entry."),
-        (lambda num_registers: 3.0, "width: expected a positive integer, got 3.0."),
-        (lambda **words: None, "width: expected a positive integer, got None."),
+        (flat, "cond_dim: expected 3, as its forward gives, got 6 from the entry."),
+        (lambda num_registers: 3.0, "cond_dim: expected a positive integer, got 3.0."),
+        (lambda **words: None, "cond_dim: expected a positive integer, got None."),
         (lambda dim: dim, "missing 1 required positional argument: 'dim'"),
     ],
 )
 def test_a_stated_width_that_is_another_than_the_readouts_is_refused(width: Any, words: str) -> None:
-    entry = ReadoutEntry("last", Last, width=width)
+    entry = ReadoutEntry("last", Last, cond_dim=width)
     with pytest.raises(regplug.SpecError) as refused:
         specify(entry, 2, 3, {})
     assert words in str(refused.value) or "got an unexpected keyword argument" in str(refused.value)
     if width is flat:
         assert specify(entry, 1, 3, {}).cond_dim == 3
         spec = specify_unmeasured(entry, 2, 3, {})
-        with pytest.raises(regplug.SpecError, match="expected 3, which its forward gives, got 6"):
+        with pytest.raises(regplug.SpecError, match="expected 3, as its forward gives, got 6"):
             spec.build()
 
 
 def test_what_is_no_reference_is_refused_by_the_entry() -> None:
-    with pytest.raises(regplug.SpecError, match="ReadoutEntry 'last': width: expected 'module:attr' or a callable"):
-        ReadoutEntry("last", Last, width="not a reference")
+    with pytest.raises(regplug.SpecError, match="ReadoutEntry 'last': cond_dim: expected 'module:attr' or a callable"):
+        ReadoutEntry("last", Last, cond_dim="not a reference")

@@ -218,8 +218,8 @@ def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str,
             continue
         for entry in some:
             references = [entry.build]
-            if isinstance(entry, ReadoutEntry) and entry.width is not None:
-                references.append(entry.width)
+            if isinstance(entry, ReadoutEntry) and entry.cond_dim is not None:
+                references.append(entry.cond_dim)
             if isinstance(entry, BackboneEntry):
                 more = (entry.layout, entry.film_sites, entry.tokens, entry.describe, entry.weights)
                 references += [reference for reference in more if reference is not None]
