@@ -17,11 +17,12 @@ from regplug.film import KernelFiLMGenerator
 from regplug.folder import FILE_NAME
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout, is_int
+from regplug.options import json_options
 from regplug.own_modules import Origin, with_own_modules
 from regplug.pairing import check_gives_pairs, pair
 from regplug.registry import Registry
 from regplug.selection import SelectRegisters
-from regplug.spec import ReadoutSpec, json_options
+from regplug.spec import ReadoutSpec
 from regplug.tokens import tokens_of
 
 

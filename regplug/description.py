@@ -11,10 +11,10 @@ from regplug.entries import SIZES, ReadoutEntry, load_reference
 from regplug.errors import SpecError
 from regplug.foreign import repr_of
 from regplug.installed import default_registry
-from regplug.option_values import UnfitError, plain
 from regplug.options import hints_of_options, parameters_of
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec, specify
+from regplug.stored_values import UnfitError, plain
 from regplug.type_hints import choices, spell
 
 # where a strategy is built for its formula when no sizes are given; heads and ratios divide one of these

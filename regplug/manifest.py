@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from regplug.entries import FILM_FORMS
 from regplug.folder import FILE_NAME
 from regplug.layout import TokenLayout
-from regplug.strict import PLAIN_NAME, integer, matching, one_of
+from regplug.strict import OPTION_NAME, PLAIN_NAME, integer, matching, one_of
 
 BUNDLE_FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -30,7 +30,7 @@ Natural = Annotated[int, integer(0)]
 DType = Annotated[str, one_of("float32", "float64", "float16", "bfloat16")]
 Name = Annotated[str, matching(PLAIN_NAME, "a plain name")]
 FullName = Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]{1,128}:[A-Za-z0-9._-]{1,128}"), "distribution:name")]
-Option = Annotated[str, matching(re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}"), "an option's name")]
+Option = Annotated[str, matching(OPTION_NAME, "an option's name")]
 Version = Annotated[str, matching(re.compile(r"[A-Za-z0-9._+!-]{1,128}"), "a version")]
 Line = Annotated[str, matching(re.compile(r"[ -~]*"), "printable ASCII")]
 FileName = Annotated[str, matching(FILE_NAME, "a file name, never a path")]

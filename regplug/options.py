@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Optional
+from typing import Any
 
 from regplug.entries import SIZES
-from regplug.errors import SpecError
+from regplug.errors import SpecError, class_name, told
 from regplug.foreign import repr_of
-from regplug.option_values import UnfitError, plain, read, same
-from regplug.type_hints import hints_of, spell
+from regplug.option_values import read
+from regplug.stored_values import UnfitError, plain, same
+from regplug.strict import OPTION_NAME, WrongValueError, parse_json
+from regplug.type_hints import names_for, read_hint, spell, with_default
 
 MOST_LISTED = 60
+LONGEST = 1 << 17  # characters of all options as JSON; the header of a weights file, which repeats them, has 2^20
 JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -71,7 +75,7 @@ def bind(
             raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
         if option not in known and open_ended is None:
             raise SpecError(
-                f"{owner}: option {option!r}: expected a known option, got {value!r}{closest(option, known)}."
+                f"{owner}: option {option!r}: expected a known option, got {repr_of(value)}{closest(option, known)}."
             )
         arguments[option] = _read(owner, option, value, hints.get(option, rest))
     missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in arguments]
@@ -94,22 +98,46 @@ def stored_options(
         SpecError: As ``bind``; or a value has no JSON form, or would be read back as another one.
     """
     arguments = bind(owner, build, sizes, options, words)
-    stored = {}
-    for option in options:
-        try:
-            stored[option] = plain(arguments[option])
-        except (UnfitError, RecursionError) as error:
-            raise SpecError(
-                f"{owner}: option {option!r}: expected a JSON value, got {repr_of(arguments[option])}; only such "
-                "options can be stored."
-            ) from error
+    stored = json_options(owner, {option: arguments[option] for option in options})
     again = bind(owner, build, sizes, stored, words)
     for option, value in stored.items():
         if not same(arguments[option], again[option]):
+            given, found = repr_of(arguments[option]), repr_of(again[option])
             raise SpecError(
-                f"{owner}: option {option!r}: expected a value that its stored form gives back, got "
-                f"{repr_of(arguments[option])}, which is stored as {value!r} and read as {repr_of(again[option])}."
+                f"{owner}: option {option!r}: expected a value that its stored form gives back, got {given}, which is "
+                f"stored as {repr_of(value)} and read as {found}{' with other attributes' if given == found else ''}."
             )
+    return stored
+
+
+def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as JSON gives them back.
+
+    Raises:
+        SpecError: A bundle's reader would refuse a name or a value: it has no JSON form, or is too large or too deep.
+    """
+    stored = {}
+    length = 0
+    for option, value in options.items():
+        if not OPTION_NAME.fullmatch(option):
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a name of at most 128 ASCII letters, digits and _, which can be "
+                "stored, got another."
+            )
+        try:
+            stored[option] = plain(value)
+            text = json.dumps(stored[option])
+            parse_json(f'{{"film":{{"options":{{"_":{text}}}}}}}'.encode())  # as deep as it is in a manifest
+        except RecursionError:
+            detail = "nested too deep"
+        except (UnfitError, WrongValueError) as error:
+            detail = str(error) or "only such options can be stored"
+        else:
+            length += len(text)
+            if length <= LONGEST:
+                continue
+            detail = f"all options together may have {LONGEST} characters"
+        raise SpecError(f"{owner}: option {option!r}: expected a JSON value, got {repr_of(value)}; {detail}.")
     return stored
 
 
@@ -144,6 +172,10 @@ def _read(owner: str, option: str, value: object, hint: Any) -> Any:
         detail = "nested too deep"
     except UnfitError as error:
         detail = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a value of another library's; OmegaConf raises for one that is missing
+        detail = f"{class_name(error)}: {told(error)}"
     if isinstance(value, str) and value in JSON_WORDS:
         detail = f"use {JSON_WORDS[value]} in JSON and on the command line"
     wanted = f"{owner}: option {option!r}: expected {spell(hint)}, got {repr_of(value)}"
@@ -163,13 +195,14 @@ def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect
 
 
 def hints_of_options(owner: str, build: Callable[..., Any]) -> dict[str, Any]:
-    """Each parameter's type: as annotated; else that of its default; else anything."""
-    annotated = hints_of(build.__init__ if isinstance(build, type) else build)  # type: ignore[misc]
+    """Each parameter's type: as annotated; where that is missing or cannot be read, that of its default."""
+    names = names_for(build)
     hints = {}
     for name, parameter in parameters_of(owner, build).items():
-        default = parameter.default
-        if name in annotated:
-            hints[name] = Optional[annotated[name]] if default is None else annotated[name]  # noqa: UP045 - any hint
+        default, annotation = parameter.default, parameter.annotation
+        if annotation is not parameter.empty:
+            hint = read_hint(annotation, names)
+            hints[name] = hint if default is parameter.empty else with_default(hint, default)
         else:
             hints[name] = Any if default is None or default is parameter.empty else type(default)
     return hints

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from regplug.deprecation import current_options
 from regplug.entries import ReadoutEntry, Reference, load_reference
 from regplug.errors import SpecError
-from regplug.foreign import repr_of
 from regplug.formula import WidthFormula, explain
 from regplug.layout import is_int
-from regplug.option_values import UnfitError, freeze, plain
 from regplug.options import bind, stored_options
+from regplug.stored_values import freeze, plain
 from regplug.strict import LARGEST
 from regplug.widths import calculate, check_stated, check_width, construct, measure, probe_in_place
 
@@ -175,24 +174,6 @@ def _bound(
     build = load_reference(owner, target)
     options = stored_options(owner, build, sizes, current_options(owner, options, entry.old_options), entry.sizes)
     return options, bind(owner, build, sizes, options, entry.sizes)
-
-
-def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as JSON gives them back.
-
-    Raises:
-        SpecError: A value has no JSON form.
-    """
-    stored = {}
-    for option, value in options.items():
-        try:
-            stored[option] = plain(value)
-        except (UnfitError, RecursionError) as error:
-            raise SpecError(
-                f"{owner}: option {option!r}: expected a JSON value, got {repr_of(value)}; only such options can be "
-                "stored."
-            ) from error
-    return stored
 
 
 def _owner(entry: ReadoutEntry) -> str:

@@ -19,6 +19,7 @@ MOST_MARKS = 1 << 17  # brackets and commas
 SHOWN = 60
 PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*"?', re.DOTALL)  # whose brackets do not count
 DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level deeper, and back, as signed bytes
 NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))

@@ -49,6 +49,7 @@ LIGHT += [
     "deprecation",
     "description",
     "option_values",
+    "stored_values",
     "type_hints",
     "doctor_commands",
     "import_commands",

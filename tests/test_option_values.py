@@ -16,8 +16,8 @@ from torch import nn
 
 import regplug
 from regplug import SpecError
-from regplug.option_values import same
 from regplug.options import bind, describe_signature, stored_options
+from regplug.stored_values import same
 from regplug.type_hints import choices
 
 
@@ -199,7 +199,7 @@ REFUSED = [
     (Refuses, {"size": 0}, "size must be positive"),
     (Doubles, {"size": 2}, "expected a value that its stored form gives back"),
     (Doubles, Doubles(2), "expected a value that its stored form gives back"),
-    (Pair, [1], "Pair, got [1]"),
+    (Pair, [1], "Pair (first, second), got [1]"),
     (Pair, {"second": "none"}, "missing: first"),
     (Fields, {"norms": 1}, "unknown: norms"),
     (torch.dtype, "float33", "torch.dtype, got 'float33'"),
