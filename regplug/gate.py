@@ -14,6 +14,7 @@ from regplug.errors import BundleError, ExportError, PluginError, ShapeError
 from regplug.folder import FILE_NAME
 from regplug.golden import SEED, CaseError, GoldenSet, compare, make_golden
 from regplug.manifest import WEIGHTS, CaseResult, Manifest, ProgramRecord
+from regplug.nonfinite import lost_nan, with_nan
 from regplug.program import LoadedProgram, open_run
 from regplug.safetensors_header import stored_tensors
 from regplug.signature import Signature
@@ -65,7 +66,9 @@ def make_programs(
             if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
                 raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
             check_traces(f"program {name!r}: {program.file}", program.data)
-            yield program, _gate(name, maker, program, manifest, sets)
+            loaded, record = _gate(name, maker, program, manifest, sets)
+            _check_nan(name, loaded, module, signature)
+            yield program, record
 
 
 def _gate(
@@ -74,9 +77,14 @@ def _gate(
     program: Program,
     manifest: Manifest,
     sets: Sequence[tuple[Mapping[str, Tensor], GoldenSet]],
-) -> ProgramRecord:
-    """Hold a program to the parity gate with each set of weights, opened as a user will open it."""
+) -> tuple[LoadedProgram, ProgramRecord]:
+    """Hold a program to the parity gate with each set of weights, opened as a user will open it.
+
+    Returns:
+        The program with the first set, and what the manifest says of it.
+    """
     recorded: list[CaseError] = []
+    opened: list[LoadedProgram] = []
     for state, golden in sets:
         try:
             fitting(f"program {name!r}", [program], [program.properties])
@@ -91,8 +99,21 @@ def _gate(
                     f"{result.tolerance:.3g}; nothing was written."
                 )
         recorded = recorded or results
+        opened.append(loaded)
     cases = {result.case: CaseResult(result.error, result.tolerance) for result in recorded}
-    return ProgramRecord(name, program.file, dict(program.properties), cases)
+    return opened[0], ProgramRecord(name, program.file, dict(program.properties), cases)
+
+
+def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: Signature) -> None:
+    """Refuse a program that makes a number of a NaN: in a broken input nobody would notice it."""
+    shape = [signature.lengths[0], *(int(size) for size in signature.input.shape[2:])]
+    for case, given in with_nan(shape, getattr(torch, signature.input.dtype)):
+        number = lost_nan(loaded.run_flat, module, given)
+        if number is not None:
+            raise ExportError(
+                f"program {name!r}: {signature.input.name} with {case}: expected NaN as eager gives, got {number:.3g}; "
+                "nothing was written."
+            )
 
 
 def _other_weights(owner: str, module: nn.Module, signature: Signature) -> tuple[Mapping[str, Tensor], GoldenSet]:

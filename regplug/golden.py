@@ -95,7 +95,7 @@ def make_golden(
     rest = [int(size) for size in signature.shape[2:]]
     generator = torch.Generator().manual_seed(SEED)
     plan = _plan(owner, signature, lengths, prod(rest), outputs)
-    double = _double_of(module, dtype, [1, lengths[0], *rest])
+    double = double_of(module, dtype, [1, lengths[0], *rest])
     source = "eager" if double is None else "float64"
     cases: list[GoldenCase] = []
     tensors: dict[str, Tensor] = {}
@@ -234,7 +234,7 @@ def _listed(names: Iterable[str]) -> str:
     return f"[{', '.join(sorted(names))}]"
 
 
-def _double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Module | None:
+def double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Module | None:
     """A float64 copy whose forward works and stays in float64, or None."""
     try:
         double = copy.deepcopy(module).double()

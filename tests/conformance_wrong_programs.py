@@ -226,7 +226,7 @@ WRONG = {
     HidesATable: {"safetensors", PROGRAM},
     TiesItsWeights: {"safetensors", PROGRAM},
     HoldsASubclass: {"safetensors", PROGRAM},
-    SharesAGlobal: {"deepcopy"},
+    SharesAGlobal: {"deepcopy", "not-finite[torchscript]"},
     IsItsOwnCopy: {"deepcopy", PROGRAM},
     CallsThroughAClosure: {"deepcopy", PROGRAM},
     TakesKeywords: {"script", PROGRAM},

@@ -5,16 +5,18 @@ import weakref
 from dataclasses import replace
 
 import pytest
+import torch
 from conformance_wrong_programs import WRONG, registry_of_the_wrong
-from strategies import D, R, spec_of
+from strategies import EVERY, D, R, spec_of
 
 from regplug import Registry, export, load
 from regplug.backends.torchscript import TorchScriptBackend
-from regplug.conformance import imports, modes, programs, storing
+from regplug.conformance import imports, modes, numbers, programs, storing
 from regplug.conformance.check import NOT_APPLICABLE, PASSED, DoesNotApplyError, run_check
 from regplug.conformance.run import all_checks, subject_of
 from regplug.discovery import discover
 from regplug.errors import ConformanceError
+from regplug.nonfinite import near_the_largest, with_infinity, with_nan
 
 SIZES = {"num_registers": R, "hidden_dim": D}
 
@@ -31,6 +33,7 @@ def subject_named(registry, name, backends=("torchscript",)):
 
 def verdicts(subject):
     checks = (*imports.CHECKS, *storing.CHECKS, *modes.CHECKS, *programs.checks(subject.backends))
+    checks += numbers.checks(subject.backends)
     return {check.name: run_check(check, subject) for check in checks}
 
 
@@ -101,7 +104,10 @@ def test_an_entry_of_no_plugin_has_no_programs_and_no_plugin_to_import(registry)
     nobodys = replace(subject, spec=replace(subject.spec, entry=replace(subject.spec.entry, provenance=None)))
     found = verdicts(nobodys)
     unasked = {name for name, result in found.items() if result.verdict == NOT_APPLICABLE}
-    assert unasked == {"light-plugin", "program[torchscript]", "program-refuses[torchscript]"}
+    assert unasked == {
+        "light-plugin",
+        *(f"{row}[torchscript]" for row in ("program", "program-refuses", "not-finite", "overflow")),
+    }
     assert found["threads"].verdict == PASSED
 
 
@@ -145,7 +151,60 @@ def test_data_of_another_class_or_other_numbers_is_refused(registry):
 
 def test_one_strategy_passes_through_the_aotinductor_backend():
     subject = subject_of(spec_of("regplug:pool"), backends=["aotinductor"], compiler="eager")
-    assert [run_check(check, subject).detail for check in programs.checks(subject.backends)] == ["", "", ""]
+    checks = (*programs.checks(subject.backends), *numbers.checks(subject.backends))
+    assert [run_check(check, subject).detail for check in checks] == [""] * 5
+
+
+# ---- numbers
+
+
+def passes_over_nan(given):
+    return given.nan_to_num(nan=-1e3, posinf=1e3, neginf=-1e3)
+
+
+def spreads(given):
+    return given + given.isnan().any() * float("nan")
+
+
+def saturates(given):
+    return given.clamp(-1e6, 1e6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        (passes_over_nan, with_nan, "program: registers with a NaN: expected NaN or infinity, got "),
+        (passes_over_nan, with_infinity, "program: registers with an infinity: expected NaN or infinity, got "),
+        (spreads, with_nan, "program: registers with a NaN: expected .*, got nan"),
+        (saturates, near_the_largest, "program: registers with numbers near the largest: expected .*e.*, got "),
+    ],
+)
+def test_a_program_that_makes_another_number_of_what_is_none_is_seen(wrong, kind, said):
+    subject = subject_of(spec_of("regplug:mean"), backends=[], compiler="eager")
+    readout = subject.trained()
+    numbers.compare("program", lambda given: [readout(given)], subject, kind)
+    with pytest.raises(ConformanceError, match=said):
+        numbers.compare("program", lambda given: [readout(wrong(given))], subject, kind)
+
+
+def test_a_readout_that_refuses_nan_is_not_asked():
+    subject = subject_of(spec_of("regplug:mean"), backends=[], compiler="eager")
+
+    class Refuses(torch.nn.Module):
+        def forward(self, registers):
+            if registers.isnan().any():
+                raise ValueError("expected numbers")
+            return registers.mean(1)
+
+    object.__setattr__(subject, "trained", Refuses)
+    with pytest.raises(DoesNotApplyError, match="refuses a NaN: ValueError: expected numbers"):
+        numbers.compare("program", lambda given: [given.mean(1)], subject, with_nan)
+
+
+@pytest.mark.parametrize("strategy", [name for name in EVERY if name != "regplug:mean"])
+def test_every_strategys_archive_keeps_what_is_no_number(strategy):
+    subject = subject_of(spec_of(strategy), backends=["torchscript"], compiler="eager")
+    assert [run_check(check, subject).detail for check in numbers.checks(subject.backends)] == ["", ""]
 
 
 # ---- the plugin's module

@@ -13,6 +13,7 @@ import pytest
 import torch
 from consumer import CONSUMER, LAYOUTS, SITE, build, built, check_golden, conditioner, installed, readout, run, tool
 from damage import DAMAGES, PROGRAM, change_golden, edit_manifest, negate_outputs, to_link
+from strategies import BUILT_IN, EVERY, spec_of, trained
 
 import regplug
 from regplug.weights import load_tensors, save_tensors
@@ -54,6 +55,15 @@ def test_every_layouts_conditioner_gives_its_golden_pairs_in_cpp(programs, tmp_p
     report = check_golden(programs / "regplug_golden", tmp_path / "b")
     least = LAYOUTS[place].num_tokens or f"T, 24] with T >= {LAYOUTS[place].min_tokens}"
     assert str(least) in report["refused"]["T"]
+
+
+@pytest.mark.parametrize("strategy", [*BUILT_IN, "digits-gate", "conditioner"])
+def test_autocast_of_the_host_changes_nothing_and_stays_on(programs, tmp_path, strategy):
+    known = {name.partition(":")[2]: name for name in EVERY}.get(strategy)
+    made = (spec_of(known), trained(known)) if known else conditioner("prefix")
+    regplug.export(*made, tmp_path / "b")
+    assert check_golden(programs / "regplug_golden", tmp_path / "b", "--autocast")["autocast"] is True
+    assert check_golden(programs / "regplug_golden", tmp_path / "b")["autocast"] is False
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

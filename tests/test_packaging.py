@@ -20,19 +20,19 @@ bundle bundle_commands cache cache_commands cache_place check_commands checkpoin
 conditioner cost cpu decay deprecation description discovery distributions doctor_commands durable entries errors film
 folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder information
 installed kept_host layout lazy_group loading lone_files manifest missing mistaken name_index naming new_commands
-option_values options origin outline own_modules pairing pickle_nesting place printing program program_folder promises
-python_child reading rebuilding registry safetensors_header scaffold selection sign_commands signature signing spec
-staging stopwatch stored_values streams strict temporary tokens torch_guard torch_private tracebacks traces type_hints
-verification version weights weightsfile widths wrappers writing
+nonfinite option_values options origin outline own_modules pairing pickle_nesting place printing program program_folder
+promises python_child reading rebuilding registry safetensors_header scaffold selection sign_commands signature signing
+spec staging stopwatch stored_values streams strict temporary tokens torch_guard torch_private tracebacks traces
+type_hints verification version weights weightsfile widths wrappers writing
 audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/projections audit/sizes
 audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
 backends/interface backends/model_library backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/backbone_building conformance/backbone_reading
 conformance/backbone_run conformance/backbone_subject conformance/check conformance/imports conformance/junit
-conformance/marks conformance/modes conformance/named conformance/parametrizing conformance/placement
-conformance/programs conformance/pytest_plugin conformance/refusals conformance/run conformance/storing
-conformance/subject conformance/test_conformance conformance/training
+conformance/marks conformance/modes conformance/named conformance/numbers conformance/parametrizing
+conformance/placement conformance/programs conformance/pytest_plugin conformance/refusals conformance/run
+conformance/storing conformance/subject conformance/test_conformance conformance/training
 doctor/__init__ doctor/child doctor/diagnosis doctor/environment doctor/examination doctor/findings doctor/metadata
 doctor/patches doctor/process_state doctor/processes
 readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations readouts/sizes

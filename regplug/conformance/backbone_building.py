@@ -15,8 +15,8 @@ from regplug.conformance.imports import light_plugin
 from regplug.errors import ConformanceError, RegplugError
 from regplug.folder import FILE_NAME
 from regplug.layout import is_int
+from regplug.options import json_options
 from regplug.pairing import film_family
-from regplug.spec import json_options
 from regplug.torch_private import OperationWatch
 
 UNKNOWN = "no-such-name"

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from regplug.conformance.check import Check
+from regplug.conformance.numbers import compare
 from regplug.conformance.subject import BATCHES, Subject, close
 from regplug.errors import ConformanceError, told
 from regplug.inductor_folder import private_inductor_folder
+from regplug.nonfinite import with_infinity, with_nan
 from regplug.torch_private import mark_dynamic_batch, torchscript_without_warnings
 
 Run = Callable[[Tensor], Tensor]
@@ -40,8 +42,8 @@ def script(subject: Subject) -> None:
 def compiled(subject: Subject) -> None:
     """``torch.compile(fullgraph=True)`` answers as eager for all batches and a slice, with one graph for every batch.
 
-    A graph break leaves compiled code half way and cannot be exported; a graph per batch size compiles again in the
-    middle of training, until torch gives up and runs eager.
+    NaN and infinity come out of it too. A graph break leaves compiled code half way and cannot be exported; a graph per
+    batch size compiles again in the middle of training, until torch gives up and runs eager.
     """
     readout = subject.trained()
     torch.compiler.reset()  # or graphs of an earlier readout of this class would count against the limit
@@ -57,6 +59,7 @@ def compiled(subject: Subject) -> None:
                 ) from error
         for given in _inputs(subject, readout):
             _equal(subject, "compiled", run, readout, _free(given) if len(given) > 1 else given)
+        compare("compiled", lambda given: [run(_free(given))], subject, with_nan, with_infinity)
 
 
 def exported(subject: Subject) -> None:

@@ -54,7 +54,7 @@ def _equality_of(backend: str) -> Callable[[Subject], None]:
         Export holds the program to its tolerance with the trained weights and with others, so that none is baked in;
         the bundle's data alone must give the same class and the same bits.
         """
-        made = _program_of(subject, backend)
+        made = program_of(subject, backend)
         if isinstance(made, str):
             raise ConformanceError(made)
 
@@ -67,7 +67,7 @@ def _refusals_of(backend: str) -> Callable[[Subject], None]:
 
         Compiled code does not look: it reads beyond the end, or answers wrong numbers, without a word.
         """
-        made = _program_of(subject, backend)
+        made = program_of(subject, backend)
         if isinstance(made, str):
             raise DoesNotApplyError(f"there is no program, see program[{backend}]")
         refuse_wrong_inputs(made, made.manifest.input)
@@ -87,7 +87,7 @@ def threads(subject: Subject) -> None:
         return
     for backend in subject.backends:
         try:
-            made = _program_of(subject, backend)
+            made = program_of(subject, backend)
         except DoesNotApplyError:
             continue
         if isinstance(made, LoadedProgram):
@@ -145,7 +145,7 @@ def compare_data(loaded: nn.Module, readout: nn.Module, subject: Subject) -> Non
         close("the bundle's data", loaded(subject.registers(3)), readout(subject.registers(3)), tolerance=0)
 
 
-def _program_of(subject: Subject, backend: str) -> LoadedProgram | str:
+def program_of(subject: Subject, backend: str) -> LoadedProgram | str:
     """The backend's program, made once for a subject; or why there is none.
 
     Raises:

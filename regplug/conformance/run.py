@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from regplug.conformance import answers, imports, modes, programs, refusals, storing, training
+from regplug.conformance import answers, imports, modes, numbers, programs, refusals, storing, training
 from regplug.conformance.check import COMPILERS, Check, CheckResult, refuse_expectations, run_check
 from regplug.conformance.subject import Subject, own_plugins, registry_for
 from regplug.entries import NAME_PATTERN
@@ -94,6 +94,7 @@ def all_checks(backends: Sequence[str]) -> list[Check[Subject]]:
         *storing.CHECKS,
         *modes.CHECKS,
         *programs.checks(backends),
+        *numbers.checks(backends),
     ]
 
 

@@ -1,8 +1,10 @@
-// regplug_golden BUNDLE: runs every golden case, and inputs that must be refused; one JSON object on stdout.
+// regplug_golden BUNDLE [--autocast]: runs every golden case, and inputs that must be refused; with --autocast in a host
+// that has CPU autocast on. One JSON object on stdout.
 #include <regplug/archive.h>
 
 #include <ATen/ATen.h>
 #include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <c10/core/InferenceMode.h>
 #include <regplug/torchscript.h>
@@ -167,13 +169,16 @@ bool check(const std::string& dir, regplug::Json& report) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::cerr << "usage: regplug_golden BUNDLE\n";
+  const bool autocast = argc == 3 && std::string(argv[2]) == "--autocast";
+  if (argc != 2 && !autocast) {
+    std::cerr << "usage: regplug_golden BUNDLE [--autocast]\n";
     return 2;
   }
+  if (autocast) at::autocast::set_autocast_enabled(at::kCPU, true);
   regplug::Json report;
   try {
     report["ok"] = check(argv[1], report);
+    report["autocast"] = at::autocast::is_autocast_enabled(at::kCPU);
   } catch (const std::exception& error) {
     report["ok"] = false;
     report["error"] = error.what();

@@ -54,7 +54,8 @@ class OnnxBackend(ExportBackend):
             properties = {"weights": write_types(weights), "opset": str(self.opset)}
             return [Program(FILE, make_model(graph, source, self.opset), properties)]
 
-        settings = {"opset": self.opset, **{name: version_of(name) for name in MAKERS}}
+        # what an older regplug-onnx kept has no keep_nan
+        settings = {"opset": self.opset, "nan": 1, **{name: version_of(name) for name in MAKERS}}
         return reused("onnx", source, graph, settings, make)
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:

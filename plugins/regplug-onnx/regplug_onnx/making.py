@@ -21,6 +21,7 @@ from regplug.backends.interface import Source
 from regplug.errors import ExportError, told
 from regplug.manifest import WEIGHTS
 from regplug.safetensors_header import StoredTensor
+from regplug_onnx.nan import keep_nan
 
 if TYPE_CHECKING:
     from onnx_ir import Model
@@ -76,6 +77,7 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
             f"program 'onnx': expected a module that torch.onnx.export takes, got: {_root_of(error)}"
         ) from error
     point_to_weights(model, source.weights, used_weights(graph))
+    keep_nan(model)
     strip(model)
     _declare(model.graph.input, [source.input.shape])
     _declare(model.graph.output, [output.shape for output in source.outputs])

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/jit/api/function_impl.h>
@@ -36,6 +37,23 @@ class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
 
  private:
   std::string_view bytes_;
+};
+
+// Autocast off in this thread while it lives: a program keeps its own dtype, whatever the host has on. Its plan is made
+// without it too, or the casts would be in it forever.
+class NoAutocast {
+ public:
+  NoAutocast() : was_on_(at::autocast::is_autocast_enabled(at::kCPU)) {
+    if (was_on_) at::autocast::set_autocast_enabled(at::kCPU, false);
+  }
+  ~NoAutocast() {
+    if (was_on_) at::autocast::set_autocast_enabled(at::kCPU, true);
+  }
+  NoAutocast(const NoAutocast&) = delete;
+  NoAutocast& operator=(const NoAutocast&) = delete;
+
+ private:
+  bool was_on_;
 };
 
 // Whoever calls holds `torch_loading`.

@@ -125,6 +125,7 @@ class TorchScriptBundle {
     const std::string label = "bundle " + dir + ": ";
     detail::guarded(label + bundle.program().file, [&] {
       const std::lock_guard<std::mutex> lock(detail::torch_loading);
+      const detail::NoAutocast no_autocast;
       const torch::jit::Module loaded = detail::load_archive(bundle.program_bytes().view());
       detail::set_weights(loaded, bundle.weights(), label + "weights.safetensors");
       const torch::jit::Module module = detail::frozen(loaded);
@@ -141,6 +142,7 @@ class TorchScriptBundle {
     return detail::guarded(kProgram, [&] {
       check_input(input);
       const c10::InferenceMode inference;
+      const detail::NoAutocast no_autocast;
       if (input.size(0) == 0) return no_samples();
       const std::shared_ptr<const Loaded> loaded = current();
       // Not Module::forward: it finds the method by name, compares the arguments with its schema and asks the executor
