@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @size_options
 @click.option(
     "--weights",
-    type=click.Path(exists=True, dir_okay=False),
+    type=click.Path(exists=True),
     metavar="FILE",
     help="Trained weights, safetensors; a file that says what it is of needs no STRATEGY, sizes and options here.",
 )

@@ -28,11 +28,16 @@ def check_ours(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        PermissionError: The folder is another user's, or others may write into it.
+        PermissionError: The folder is another user's, or others may write into it; says how to mend that.
     """
     status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(None, "the folder is not this user's alone", str(folder))
+    if status.st_uid != os.geteuid():
+        why = "the folder is not this user's alone, another one owns it; set REGPLUG_CACHE_DIR"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        why = "the folder is not this user's alone, others may write into it; run chmod go-w on it"
+    else:
+        return
+    raise PermissionError(None, why, str(folder))
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:

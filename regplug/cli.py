@@ -33,6 +33,7 @@ from regplug.printing import (
 from regplug.streams import claim, end, own_stderr
 from regplug.torch_guard import guard_torch
 from regplug.version import own_version
+from regplug.working_directory import GONE, is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +92,9 @@ def main() -> NoReturn:
 def answer() -> int:
     """Run the command that ``sys.argv`` asks for: every error on purpose is one message on stderr and an exit code."""
     warnings.showwarning = _show_warning
+    if is_gone():
+        complain(f"error: {GONE}")
+        return EXIT_FAILED
     try:
         code = group(standalone_mode=False)
         return code if isinstance(code, int) else 0

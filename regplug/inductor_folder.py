@@ -7,6 +7,7 @@ libraries and pickles that are in it would run as the caller.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 import tempfile
@@ -27,6 +28,9 @@ from regplug.torch_private import inductor_settings
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CHILDREN_PATH = "TORCH_CUSTOM_PYTHONPATH"  # what Inductor gives its processes as PYTHONPATH
+
+
+log = logging.getLogger("regplug")
 
 
 @dataclass
@@ -108,6 +112,9 @@ def _kept_folder(own: str | None) -> Path | None:
         _made(cache_folder())
         folder = _made(cache_folder() / INDUCTOR)
         os.utime(folder)  # when it was last of use, for prune
+    except PermissionError as error:
+        log.warning("cache %s: not used by torch.compile: %s.", error.filename, error.strerror)
+        return None
     except OSError:
         return None
     return folder

@@ -18,6 +18,7 @@ from regplug.entries import BackboneEntry, ReadoutEntry, load_reference, referen
 from regplug.errors import NameLookupError
 from regplug.installed import default_registry
 from regplug.manifest import DESCRIBED
+from regplug.mistaken import check_weights_file
 from regplug.options import closest, describe_signature
 from regplug.reading import check_bundle
 from regplug.registry import Registry
@@ -99,6 +100,7 @@ def _inform_path(what: str, digest: str | None, follow_links: bool) -> dict[str,
 
 def _inform_weights(what: str) -> dict[str, Any]:
     owner = f"weights {what}"
+    check_weights_file(owner, what)
     tensors, metadata = read_file_header(owner, what)
     said = parse_metadata(owner, metadata)
     return {

@@ -26,6 +26,7 @@ from regplug.rebuilding import rebuild
 from regplug.registry import Registry
 from regplug.torch_private import cpu_capability
 from regplug.weights import load_tensors
+from regplug.working_directory import GONE, is_gone
 
 
 def load(
@@ -56,6 +57,8 @@ def load(
         RegplugError: The strategy is not installed, or its plugin is broken.
     """
     known = registry or default_registry()
+    if is_gone():
+        raise BundleError(f"bundle {os.fspath(directory)}: {GONE}.")
     name = program and program.rpartition(":")[2]  # it may be distribution:name
     files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == name)
     if program is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+from regplug.errors import BundleError
+
 MANIFEST = "manifest.json"
 POINTER_BEGINS = b"version https://git-lfs.github.com/spec/"
 POINTER_SIZE = 1024  # bytes that Git LFS allows for one
@@ -30,6 +32,24 @@ def instead_of_folder(path: str) -> str:
     if kind := _archive(begin):
         return f"a {kind} archive, not a folder; unpack it first"
     return "not a folder"
+
+
+def check_weights_file(owner: str, path: str) -> None:
+    """Say what a file is that was meant to be weights, where it is something well known.
+
+    Raises:
+        BundleError: It is an archive, a bundle's folder, or its manifest.
+    """
+    if os.path.lexists(os.path.join(path, MANIFEST)):  # noqa: PTH118
+        raise BundleError(f"{owner}: a bundle's folder, not its weights; use {path.rstrip('/')}/weights.safetensors.")
+    begin = _first_bytes(path)
+    if os.path.basename(path) == MANIFEST and begin.startswith(b"{"):  # noqa: PTH119
+        raise BundleError(f"{owner}: a bundle's manifest, not its weights; use weights.safetensors next to it.")
+    if (kind := _archive(begin)) == "zip":
+        what = "unpack it, or use `regplug import` for a checkpoint of torch.save"
+        raise BundleError(f"{owner}: a zip archive, not a safetensors file; {what}.")
+    if kind:
+        raise BundleError(f"{owner}: a {kind} archive, not a safetensors file; unpack it first.")
 
 
 def _archive(begin: bytes) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from regplug.errors import ExportError
 from regplug.folder import MANIFEST, MAX_MANIFEST, RESERVED
+from regplug.working_directory import GONE, is_gone
 
 BUNDLE_FILES = re.compile(r"manifest\.json|weights\.safetensors|golden\.safetensors|program\.[A-Za-z0-9._-]+")
 # what a folder may hold that a bundle is written into: what git, hubs and file systems put there
@@ -31,14 +32,11 @@ def absolute(directory: Path) -> Path:
     """The path from the root.
 
     Raises:
-        ExportError: It is relative to a working directory that is gone.
+        ExportError: The working directory is gone.
     """
-    try:
-        return directory.absolute()
-    except FileNotFoundError:
-        raise ExportError(
-            f"bundle {directory}: the working directory no longer exists; change to another, or use an absolute path."
-        ) from None
+    if is_gone():
+        raise ExportError(f"bundle {directory}: {GONE}.")
+    return directory.absolute()
 
 
 def check_place(directory: Path, force: bool) -> Place:
@@ -111,10 +109,7 @@ def _check_replaceable(directory: Path, names: list[str]) -> None:
 
 
 def _is_working_directory(directory: Path) -> bool:
-    try:
-        return directory.samefile(os.curdir)
-    except FileNotFoundError:
-        return False
+    return not is_gone() and directory.samefile(os.curdir)
 
 
 def _json_object(path: Path) -> dict[str, object]:

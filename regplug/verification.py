@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.cpu import missing_flags
-from regplug.errors import ExportError, NameLookupError, ShapeError, SpecError, told
+from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, told
 from regplug.golden import GoldenSet, compare, flatten
 from regplug.inductor_folder import private_inductor_folder
 from regplug.installed import default_registry
@@ -25,6 +25,7 @@ from regplug.registry import Registry
 from regplug.signing import read_signed_bundle
 from regplug.torch_private import mark_dynamic_batch
 from regplug.tracebacks import show_traceback
+from regplug.working_directory import GONE, is_gone
 
 MEASURED_AGAIN = 16  # so many times the error, and units in the last place, may lie between two machines
 
@@ -105,6 +106,8 @@ def verify(
             without it.
     """
     registry = registry or default_registry()
+    if is_gone():
+        raise BundleError(f"bundle {os.fspath(directory)}: {GONE}.")
     read = _reader(public_key, signature)
     files = read(directory, digest=digest, follow_links=follow_links, keep=lambda program: programs)
     golden = golden_of(files)

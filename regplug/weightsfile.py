@@ -19,6 +19,7 @@ from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.manifest import BackboneRecord, FiLMRecord, FullName, LayoutRecord, Positive
+from regplug.mistaken import check_weights_file
 from regplug.outline import build_outlined
 from regplug.rebuilding import ATTACHED, describe_backbone, describe_film
 from regplug.registry import Registry
@@ -55,6 +56,7 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
         NameLookupError: There is no such strategy.
     """
     owner = f"weights {path}"
+    check_weights_file(owner, path)
     said = _read_said(owner, read_file_header(owner, path)[1])
     if not said:
         return None
@@ -89,6 +91,7 @@ def build_filled(build: Callable[[], nn.Module], path: str, spec: ReadoutSpec) -
         SpecError: ``build`` refuses the sizes or options.
     """
     owner = f"weights {path}"
+    check_weights_file(owner, path)
     tensors, metadata = read_file_header(owner, path)
     types = stored_types(tensors)
 
@@ -108,6 +111,7 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
         BundleError: The file is malformed, says that it is of another strategy, or does not fit.
     """
     owner = f"weights {path}"
+    check_weights_file(owner, path)
     data = read_file(owner, path)
     said = _read_said(owner, read_header(owner, data)[1])
     _check_said(owner, _wanted(module, spec), said)

@@ -133,6 +133,12 @@ def added_file(name: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / os.fsdecode(name)).touch()
 
 
+def to_pointer(name: str) -> Callable[[Path], object]:
+    """The damage of a clone without ``git lfs pull``."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 208\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
 def many_files(folder: Path) -> None:
     for index in range(4096):
         (folder / f".{index}").touch()
@@ -157,6 +163,18 @@ def with_outputs(count: int) -> Callable[[Path], None]:
 # a readout 'compress-concat' with R = 4, D = 24, c = 6 and one program is damaged
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such folder": (shutil.rmtree, "bundle DIR: no such folder."),
+    "a zip archive in its place": (
+        lambda f: (shutil.rmtree(f), f.write_bytes(b"PK\x03\x04 and so on")),
+        "bundle DIR: a zip archive, not a folder; unpack it first.",
+    ),
+    "a tar archive in its place": (
+        lambda f: (shutil.rmtree(f), f.write_bytes(b"b/".ljust(257, b"\0") + b"ustar\0")),
+        "bundle DIR: a tar archive, not a folder; unpack it first.",
+    ),
+    "a Git LFS pointer in its place": (
+        lambda f: (shutil.rmtree(f), f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")),
+        "bundle DIR: a Git LFS pointer, not the file itself; run `git lfs pull`.",
+    ),
     "a file in its place": (lambda f: (shutil.rmtree(f), f.write_text("x")), "bundle DIR: not a folder."),
     "a folder that is no bundle": (
         lambda f: (f / "manifest.json").unlink(),
@@ -169,6 +187,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a program missing": (
         lambda f: (f / PROGRAM).unlink(),
         "bundle DIR: program.torchscript.pt: missing; export the bundle again.",
+    ),
+    "weights that are a Git LFS pointer": (
+        to_pointer(WEIGHTS),
+        "bundle DIR: weights.safetensors: a Git LFS pointer, not the file itself; run `git lfs pull`.",
+    ),
+    "a program that is a Git LFS pointer": (
+        to_pointer(PROGRAM),
+        "bundle DIR: program.torchscript.pt: a Git LFS pointer, not the file itself; run `git lfs pull`.",
+    ),
+    "a manifest that is a Git LFS pointer": (
+        to_pointer("manifest.json"),
+        "bundle DIR: manifest.json: a Git LFS pointer, not the file itself; run `git lfs pull`.",
+    ),
+    "a folder added": (
+        lambda f: (f / "weights").mkdir(),
+        "bundle DIR: weights: not listed in the manifest; remove it.",
     ),
     "a file added": (
         lambda f: (f / "weights.bin").write_text("x"),

@@ -41,7 +41,8 @@ def test_nothing_is_taken_from_a_folder_into_which_others_may_write(folder, capl
     assert cache.find(KEY) is None
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
     assert caplog.messages == [
-        f"cache {folder}: not written: the folder is not this user's alone; the next export compiles again."
+        f"cache {folder}: not written: the folder is not this user's alone, others may write into it; "
+        "run chmod go-w on it; the next export compiles again."
     ]
 
 
@@ -88,7 +89,10 @@ def test_a_folder_that_others_may_write_into_is_neither_listed_nor_pruned(folder
     [path] = folder.iterdir()
     command = [sys.executable, "-m", "regplug", "cache"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"error: {folder}: the folder is not this user's alone\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: {folder}: the folder is not this user's alone, others may write into it; run chmod go-w on it\n",
+    )
     folder.chmod(0o700)
     assert [one.path for one in cache.entries()] == [path]
 

@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import regplug
 from regplug import durable, temporary, writing
+from regplug.cli import answer
 from regplug.errors import ExportError
 from regplug.lone_files import write_files
 from regplug.place import FILLING, check_place
@@ -333,6 +336,58 @@ def test_the_table_of_promises_in_the_documentation_is_that_of_the_code():
     page = (ROOT / "docs" / "SECURITY.md").read_text()
     for call, weaker in WEAKER.items():
         assert any(line.startswith(f"| `{call}`") and weaker in line for line in page.splitlines()), call
+
+
+WEIGHTS = "export mean --num-registers 3 --hidden-dim 7 --force -o OUT --weights"
+MISTAKEN = {
+    f"{WEIGHTS} BUNDLE": "a bundle's folder, not its weights; use BUNDLE/weights.safetensors.",
+    f"{WEIGHTS} BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it.",
+    f"{WEIGHTS} b.zip": "a zip archive, not a safetensors file; unpack it, or use `regplug import` for a checkpoint",
+    f"{WEIGHTS} pointer": "a Git LFS pointer, not the file itself; run `git lfs pull`.",
+    "info BUNDLE/manifest.json": "a bundle's manifest, not its weights",
+    "info ./b.zip": "a zip archive, not a safetensors file",
+    "info ./pointer": "a Git LFS pointer",
+    "verify BUNDLE/weights.safetensors": "a file in a bundle, not its folder; use BUNDLE.",
+    "verify b.zip": "a zip archive, not a folder; unpack it first.",
+    "verify b.tar.gz": "a gzip archive, not a folder; unpack it first.",
+    "verify pointer": "a Git LFS pointer, not the file itself; run `git lfs pull`.",
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistaken")
+    spec = regplug.resolve("mean", num_registers=3, hidden_dim=7)
+    regplug.export(spec, spec.build(), folder / "bundle", backends=[])
+    for kind in ("zip", "gztar"):
+        shutil.make_archive(str(folder / "b"), kind, folder / "bundle")
+    (folder / "pointer").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 208\n")
+    return folder
+
+
+@pytest.mark.parametrize("command", MISTAKEN)
+def test_a_path_that_is_no_bundle_is_said_to_be_what_it_is(mistaken, monkeypatch, capsys, tmp_path, command):
+    monkeypatch.chdir(mistaken)
+    words = command.replace("BUNDLE", "bundle").replace("OUT", str(tmp_path / "out")).split()
+    monkeypatch.setattr(sys, "argv", ["regplug", *words])
+    assert answer() == 1
+    assert MISTAKEN[command].replace("BUNDLE", "bundle") in capsys.readouterr().err
+
+
+def test_verify_names_what_is_not_the_bundles_and_opens_none_of_it(mistaken, monkeypatch, capsys, tmp_path):
+    place = shutil.copytree(mistaken / "bundle", tmp_path / "b")
+    for name in ("LICENSE", "Thumbs.db"):
+        os.mkfifo(place / name)  # would hang whoever opens it
+    (place / "lost+found").mkdir(mode=0)
+    (place / ".gitattributes").write_text("")
+    assert regplug.load(place).out_dim == 7
+    assert regplug.verify(place).passed_over == (".gitattributes", "LICENSE", "Thumbs.db", "lost\\x2bfound")
+    monkeypatch.setattr(sys, "argv", ["regplug", "verify", str(place)])
+    assert answer() == 0
+    assert "not of the bundle, not opened: .gitattributes, LICENSE, Thumbs.db" in capsys.readouterr().out
+    (place / "weights.old").write_text("")
+    with pytest.raises(regplug.BundleError, match=r"weights.old: not listed in the manifest; remove it"):
+        regplug.load(place)
 
 
 def test_lone_files_are_written_where_there_are_no_links(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ installed kept_host layout lazy_group loading lone_files manifest missing mistak
 nonfinite option_values options origin outline own_modules pairing pickle_nesting place printing program program_folder
 promises python_child reading rebuilding registry safetensors_header scaffold selection sign_commands signature signing
 spec staging stopwatch stored_values streams strict temporary tokens torch_guard torch_private tracebacks traces
-type_hints verification version weights weightsfile widths wrappers writing
+type_hints verification version weights weightsfile widths working_directory wrappers writing
 audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/projections audit/sizes
 audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph

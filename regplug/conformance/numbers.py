@@ -16,7 +16,7 @@ from regplug.nonfinite import Run, fault_of, near_the_largest, with_infinity, wi
 Inputs = Callable[[Sequence[int], torch.dtype], Iterator[tuple[str, Tensor]]]
 
 
-def checks(backends: Sequence[str]) -> tuple[Check, ...]:
+def checks(backends: Sequence[str]) -> tuple[Check[Subject], ...]:
     """Two rows for each export backend."""
     rows = [Check(f"not-finite[{name}]", _not_finite_of(name)) for name in backends]
     rows += [Check(f"overflow[{name}]", _overflow_of(name), advisory=True) for name in backends]
