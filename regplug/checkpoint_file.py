@@ -126,19 +126,25 @@ class Place:
         return -tensor if like.is_neg() else tensor
 
 
-def safetensors_places(file: OpenFile) -> dict[str, Place | tuple[int, ...]]:
+def safetensors_places(file: OpenFile, max_header: int) -> dict[str, Place | tuple[int, ...]]:
     """Where each tensor of a safetensors file is; its sizes alone where torch has no such dtype.
+
+    Args:
+        file: The file.
+        max_header: Bytes that its header may have.
 
     Raises:
         BundleError: The file cannot be read.
         DamagedError: It is no safetensors file.
     """
     length = int.from_bytes(file.read(0, 8), "little")
+    if length > max_header:
+        raise DamagedError(f"a header of {length} bytes, of at most {max_header}")
     if length > file.size - 8:
         raise DamagedError(f"a header of {length} bytes in a file of {file.size}")
     begin = 8 + length
     try:
-        header = json.loads(bytes(file.read(8, length)).decode(), object_pairs_hook=_without_duplicates)
+        header = json.loads(bytes(file.read(8, length)).decode(), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError):
         raise DamagedError("a header that is no JSON in UTF-8") from None
     if not isinstance(header, dict):
@@ -165,7 +171,8 @@ def safetensors_places(file: OpenFile) -> dict[str, Place | tuple[int, ...]]:
     return found
 
 
-def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as ``object_pairs_hook`` makes it; a name that is there twice is a ValueError."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.choices import KeyValue, complete_backbone, complete_strategy, json_option, layout_option
+from regplug.choices import (
+    KeyValue,
+    complete_backbone,
+    complete_strategy,
+    film_generator_option,
+    json_option,
+    layout_option,
+)
 from regplug.errors import ExportError
 from regplug.kept_host import kept_host
 from regplug.printing import print_columns, print_json, progress, say
@@ -21,12 +28,19 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--backbone",
-    required=True,
     metavar="NAME[:MODEL]",
     shell_complete=complete_backbone,
     help="Whose checkpoint it is; with a model, its R and D must be that model's.",
 )
-@click.option("--block", metavar="I", help="Which readout, where the network has several.")
+@click.option("--num-registers", type=click.IntRange(min=1), metavar="R", help="R, where no --backbone tells it.")
+@click.option("--hidden-dim", type=click.IntRange(min=1), metavar="D", help="D, where no --backbone tells it.")
+@click.option(
+    "--state-key", metavar="KEY", help="Where in the file the weights are, such as ema; else the first found."
+)
+@click.option("--prefix", metavar="TEXT", help="Look only at names that begin so, such as ema_model.; it is taken off.")
+@click.option(
+    "--block", metavar="I", help="Which readout, where there are several: a block, or the name of its module."
+)
 @click.option("--all", "every", is_flag=True, help="Every readout, each into its own FILE.block-I.safetensors.")
 @click.option(
     "--strategy",
@@ -38,6 +52,13 @@ if TYPE_CHECKING:
     "-O", "options", type=KeyValue(), multiple=True, help="An option that shapes do not tell; JSON, else text."
 )
 @layout_option("Where the registers sit, if names and shapes do not tell, or wrongly")
+@film_generator_option
+@click.option(
+    "--film",
+    type=KeyValue(),
+    multiple=True,
+    help="An option of the FiLM generator that shapes do not tell, num_film_layers=3; JSON, else text.",
+)
 @click.option("--readout-only", is_flag=True, help="Leave the FiLM generator.")
 @click.option("--force", is_flag=True, help="Replace a file that stands there.")
 @click.option(
@@ -46,12 +67,18 @@ if TYPE_CHECKING:
 @json_option
 def import_command(
     checkpoint: str,
-    backbone: str,
+    backbone: str | None,
+    num_registers: int | None,
+    hidden_dim: int | None,
+    state_key: str | None,
+    prefix: str | None,
     block: str | None,
     every: bool,
     strategy: str | None,
     options: Any,
     layout: Any,
+    film_generator: str | None,
+    film: Any,
     readout_only: bool,
     force: bool,
     output: Path,
@@ -59,8 +86,10 @@ def import_command(
 ) -> None:
     """Take a trained readout, and its FiLM generator, out of a whole network's checkpoint.
 
-    CHECKPOINT is safetensors, or a PyTorch file of plain weights: no pickled code is run. `regplug export --weights`
-    takes what is written, which says what it is.
+    CHECKPOINT is safetensors, the index.json of sharded safetensors, or a PyTorch file of plain weights: no pickled
+    code is run. Found are the readouts that the backbone's plugin knows, else those that regplug's own modules hold
+    (what attach and Conditioner give, or a readout alone), whatever stands before their names. `regplug export
+    --weights` takes what is written, which says what it is.
     """
     from regplug.lone_files import write_files
 
@@ -69,20 +98,26 @@ def import_command(
     if not every:
         _check_place(output, checkpoint, force)  # before torch is imported
     from regplug.importing import import_readouts
+    from regplug.readout_search import Wanted
 
+    wanted = Wanted(
+        backbone=backbone,
+        num_registers=num_registers,
+        hidden_dim=hidden_dim,
+        block=block,
+        every=every,
+        strategy=strategy,
+        options=dict(options),
+        film_generator=film_generator,
+        film_options=dict(film),
+        layout=dict(layout),
+        readout_only=readout_only,
+        state_key=state_key,
+        prefix=prefix,
+    )
     with progress("import") as step:
         with kept_host():  # a plugin's code may change the working folder
-            found = import_readouts(
-                checkpoint,
-                backbone,
-                block=block,
-                every=every,
-                strategy=strategy,
-                options=dict(options),
-                layout=dict(layout),
-                readout_only=readout_only,
-                progress=step,
-            )
+            found = import_readouts(checkpoint, wanted, progress=step)
         files = {_place(output, one, every): one.to_bytes() for one in found.readouts}
         for path in files:
             _check_place(path, checkpoint, force)
@@ -123,6 +158,7 @@ def _values(found: Import, sizes: dict[str, int]) -> dict[str, Any]:
                 "block": one.block,
                 **one.metadata,
                 "cond_dim": one.spec.cond_dim,
+                "assumed": dict(one.assumed),
                 "dtype": one.dtype,
                 "tensors": dict(one.tensors),
                 "file": path,
@@ -135,7 +171,7 @@ def _values(found: Import, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def _print(found: Import, sizes: dict[str, int]) -> None:
-    from regplug.checkpoint import listed
+    from regplug.state_names import listed
 
     checkpoint = found.checkpoint
     heads = ("block", "strategy", "R", "D", "options", "cond_dim", "FiLM", "dtype", "tensors")
@@ -161,6 +197,11 @@ def _print(found: Import, sizes: dict[str, int]) -> None:
         say(f"prefix taken off: {found.prefix}")
     if any(bare != name for bare, name in checkpoint.names.items()):
         say("taken out of names: what torch.compile puts in")
+    for one in found.readouts:
+        if one.assumed:
+            at = f" block {one.block}" if one.block else ""
+            taken = _spell(dict(one.assumed))
+            say(f"not told by names and shapes{at}, taken at the default, else use -O or --film: {taken}")
     names = f": {listed(found.left)}" if found.left else ""
     say(f"left {len(found.left)} tensors, {found.left_bytes} bytes{names}")
     for one, (path, size) in zip(found.readouts, sizes.items(), strict=True):

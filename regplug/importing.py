@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.backbone import ask_checkpoint_sites, measure_backbone, named_backbone
-from regplug.checkpoint import Checkpoint, listed, open_checkpoint, unwrapped, wrapper_prefixes
+from regplug.backbone import measure_backbone, named_backbone
+from regplug.checkpoint import Checkpoint, behind, open_checkpoint
 from regplug.conditioner import Conditioner
-from regplug.entries import BackboneEntry, CheckpointSite
-from regplug.errors import BundleError, NameLookupError, SpecError
+from regplug.entries import CheckpointSite
+from regplug.errors import BundleError, SpecError
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
-from regplug.options import closest
 from regplug.pairing import pair
+from regplug.readout_search import Wanted, check_sizes, chosen, find_known, find_own_sites
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
+from regplug.state_names import unwrapped
 from regplug.weights import check_state, dtype_name, save_tensors, types_of
 from regplug.weightsfile import describe
 
@@ -39,6 +40,7 @@ class Imported:
         dtype: Of its weights, ``float32``.
         state: Its weights.
         tensors: Their names, each with the one that the checkpoint has.
+        assumed: Options that neither names nor shapes tell and that nobody gave, at their defaults.
     """
 
     block: str
@@ -47,6 +49,7 @@ class Imported:
     dtype: str
     state: Mapping[str, Tensor]
     tensors: Mapping[str, str]
+    assumed: Mapping[str, Any]
 
     def to_bytes(self) -> bytes:
         """The weights file, as ``regplug export --weights`` takes it."""
@@ -74,47 +77,49 @@ class Import:
 
 def import_readouts(
     path: str | os.PathLike[str],
-    backbone: str,
+    wanted: Wanted,
     *,
-    block: str | None = None,
-    every: bool = False,
-    strategy: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    layout: Mapping[str, Any] | None = None,
-    readout_only: bool = False,
     registry: Registry | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Import:
     """Find trained readouts in a checkpoint, and check them against what regplug builds; writes nothing.
 
+    The backbone's plugin knows those of its own networks. Where it finds none, those are taken that regplug's own
+    modules hold, behind any prefix.
+
     Args:
         path: A checkpoint of the whole network; see ``open_checkpoint``.
-        backbone: ``NAME[:MODEL]``; with a model, R and D must be that model's.
-        block: Which readout, where there are several.
-        every: All of them.
-        strategy: What it must be; what names and shapes tell when None.
-        options: The strategy's options; those that the shapes tell must be the same.
-        layout: Where the registers sit, as fields of a ``TokenLayout``, where the checkpoint does not tell, or wrongly.
-        readout_only: Leave the FiLM generator, if there is one.
+        wanted: What is asked for.
         registry: Where names are looked up; the installed plugins when None.
         progress: Called with a word on each step.
 
     Raises:
         SpecError: What is asked for contradicts the checkpoint, or is not all that is needed.
         NameLookupError: No such backbone, block or strategy.
-        BundleError: The file is no checkpoint, holds none of the backbone's readouts, or weights that do not fit.
+        BundleError: The file is no checkpoint, holds no readout that fits, or one that lacks a weight.
         PluginError: The backbone's plugin is broken.
     """
     registry = registry or default_registry()
-    entry, model = named_backbone(backbone, registry)
-    known = measure_backbone(entry, model).layout if model is not None else None
+    entry, model = (None, None) if wanted.backbone is None else named_backbone(wanted.backbone, registry)
+    known = measure_backbone(entry, model).layout if entry is not None and model is not None else None
+    check_sizes(wanted, known)
     progress("opening")
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, wanted.state_key)
+    if wanted.prefix is not None:
+        checkpoint = behind(checkpoint, wanted.prefix)
     progress("looking for readouts")
-    prefix, sites = _find(entry, checkpoint)
-    taker = _Taker(checkpoint, prefix, known, strategy, options or {}, layout or {}, readout_only, registry)
+    prefix = ""
+    sites: Sequence[CheckpointSite] = ()
+    if entry is not None and entry.weights is not None:
+        prefix, sites = find_known(entry, checkpoint)
+    assumed: dict[str, Mapping[str, Any]] = {}
+    if not sites:
+        own = find_own_sites(entry, checkpoint, wanted, known, registry)
+        sites = tuple(one.site for one in own)
+        assumed = {one.site.where: one.assumed for one in own}
+    taker = _Taker(checkpoint, prefix, known, wanted, assumed, registry)
     readouts = []
-    for site in _chosen(checkpoint, sites, block, every):
+    for site in chosen(checkpoint, sites, wanted.block, wanted.every):
         progress(f"block {site.where}" if site.where else "reading")
         readouts.append(taker.take(site))
     taken = {name for one in readouts for name in one.tensors.values()}
@@ -127,69 +132,30 @@ def import_readouts(
     )
 
 
-def _find(entry: BackboneEntry, checkpoint: Checkpoint) -> tuple[str, Sequence[CheckpointSite]]:
-    """The readouts, and what stands before the network's own names: the shortest with which there are any."""
-    for prefix in wrapper_prefixes(checkpoint.shapes):
-        shapes = {n.removeprefix(prefix): shape for n, shape in checkpoint.shapes.items() if n.startswith(prefix)}
-        try:
-            sites = ask_checkpoint_sites(entry, shapes)
-        except SpecError as error:
-            if entry.weights is None:
-                raise
-            # names and shapes that contradict each other: the file's fault, not that of what was asked
-            raise BundleError(f"checkpoint {checkpoint.path}: {error}") from error
-        if sites:
-            return prefix, sites
-    raise BundleError(
-        f"checkpoint {checkpoint.path}: expected weights of a readout of backbone {entry.name!r} "
-        f"({', '.join(entry.readouts) or 'no strategy named'}), got {len(checkpoint.shapes)} tensors and none of them: "
-        f"{listed(checkpoint.names.values())}."
-    )
-
-
-def _chosen(
-    checkpoint: Checkpoint, sites: Sequence[CheckpointSite], block: str | None, every: bool
-) -> Sequence[CheckpointSite]:
-    blocks = [site.where for site in sites]
-    if block is not None:
-        if block not in blocks:
-            raise NameLookupError(
-                f"checkpoint {checkpoint.path}: expected a block with a readout, got {block!r}{closest(block, blocks)}."
-            )
-        return [sites[blocks.index(block)]]
-    if len(sites) > 1 and not every:
-        raise SpecError(
-            f"checkpoint {checkpoint.path}: expected --block I or --all, for there are readouts in several blocks, "
-            f"got neither; known: {', '.join(blocks)}."
-        )
-    return sites
-
-
 @dataclass(frozen=True)
 class _Taker:
-    """Takes sites out of one checkpoint; the fields are those of ``import_readouts``."""
+    """Takes sites out of one checkpoint."""
 
     checkpoint: Checkpoint
     prefix: str
     known: TokenLayout | None
-    strategy: str | None
-    options: Mapping[str, Any]
-    layout: Mapping[str, Any]
-    readout_only: bool
+    wanted: Wanted
+    assumed: Mapping[str, Mapping[str, Any]]
     registry: Registry
 
     def take(self, site: CheckpointSite) -> Imported:
         where = f" block {site.where}:" if site.where else ""
         owner = f"checkpoint {self.checkpoint.path}:{where}"
         spec = self._spec(owner, site)
-        film = site.film is not None and not self.readout_only
+        film = site.film is not None and not self.wanted.readout_only
         layout = self._layout(owner, site, demanded=film)
         names = {**site.readout}
         if film:
             names = {f"readout.{key}": name for key, name in site.readout.items()}
             names |= {f"film.{key}": name for key, name in site.film_weights.items()}
         names = {key: self.prefix + name for key, name in names.items()}
-        self._check_single(owner, names)
+        if site.where not in self.assumed:  # of regplug's own every one is a site, and one was chosen
+            self._check_single(owner, names)
         state = {key: self.checkpoint.read(name) for key, name in sorted(names.items())}
         dtype = _common_dtype(owner, names, state)
         with torch.device("meta" if spec.measured else "cpu"):
@@ -198,16 +164,16 @@ class _Taker:
         _check_finite(owner, names, state)
         metadata = describe(module, spec, layout, self.registry)
         original = {key: self.checkpoint.names[name] for key, name in names.items()}
-        return Imported(site.where, spec, metadata, dtype, state, original)
+        return Imported(site.where, spec, metadata, dtype, state, original, self.assumed.get(site.where, {}))
 
     def _spec(self, owner: str, site: CheckpointSite) -> ReadoutSpec:
         found = self.registry.readout_entry(site.strategy).full_name
-        if self.strategy is not None:
-            asked = self.registry.readout_entry(self.strategy).full_name
+        if self.wanted.strategy is not None:
+            asked = self.registry.readout_entry(self.wanted.strategy).full_name
             if asked != found:
                 raise SpecError(f"{owner} strategy: expected {found!r}, as names and shapes tell, got {asked!r}.")
         told = json.loads(json.dumps(dict(site.options)))  # tuples are the lists that they are in JSON
-        for option, value in self.options.items():
+        for option, value in self.wanted.options.items():
             if option in told and told[option] != value:
                 raise SpecError(
                     f"{owner} option {option!r}: expected {told[option]!r}, as the shapes tell, got {value!r}."
@@ -218,17 +184,17 @@ class _Taker:
                 wanted = getattr(self.known, word)
                 if size != wanted:
                     raise SpecError(f"{owner} {word}: expected {wanted}, as the model has, got {size} by the shapes.")
-        clashes = sorted({"strategy", *sizes} & {*self.options})
+        clashes = sorted({"strategy", *sizes} & {*self.wanted.options})
         if clashes:
             raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")
-        return self.registry.resolve(found, **sizes, **{**site.options, **self.options})
+        return self.registry.resolve(found, **sizes, **{**site.options, **self.wanted.options})
 
     def _layout(self, owner: str, site: CheckpointSite, *, demanded: bool) -> TokenLayout | None:
         found = site.layout or self.known
-        if self.layout:
+        if self.wanted.layout:
             sizes = {"num_registers": site.num_registers, "hidden_dim": site.hidden_dim}
             # names and shapes may tell less than the caller knows: of registers put first by an older network, say
-            found = TokenLayout.from_dict({**(found.as_dict() if found else sizes), **self.layout})
+            found = TokenLayout.from_dict({**(found.as_dict() if found else sizes), **self.wanted.layout})
             if (found.num_registers, found.hidden_dim) != (site.num_registers, site.hidden_dim):
                 raise SpecError(f"{owner} layout: expected {sizes}, as the shapes tell, got {found}.")
         if found is None and demanded:
@@ -252,7 +218,12 @@ class _Taker:
         if site.film is None or layout is None:
             return readout
         family = self.registry.film_entry(site.film)
-        film = pair(spec, family.build, width=family.width, registry=self.registry, **site.film_options)
+        for option, value in self.wanted.film_options.items():
+            if site.film_options.get(option, value) != value:
+                told = site.film_options[option]
+                raise SpecError(f"--film: {option}: expected {told!r}, as the shapes tell, got {value!r}.")
+        options = {**site.film_options, **self.wanted.film_options}
+        film = pair(spec, family.build, width=family.width, registry=self.registry, **options)
         return Conditioner(layout, readout, film, family.form, family.order, self.registry)
 
 

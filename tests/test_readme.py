@@ -30,7 +30,7 @@ PAGES = {
     "docs/programs.md": (None, 13),
     "docs/film.md": (None, 1),
     "docs/readouts.md": (None, 5),
-    "docs/backbones.md": (None, 11),
+    "docs/backbones.md": (None, 12),
 }
 
 

@@ -1,0 +1,79 @@
+"""The names of a state dict: what wrappers put before them and into them, and how messages list them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from regplug.errors import BundleError
+from regplug.torch_private import uncompiled_name
+
+# what stands before a network's own names: DistributedDataParallel's, then those of Lightning modules
+WRAPPERS = ("module.", "network.", "model.")
+MOST_WRAPPERS = 4
+MOST_PREFIXES = 500
+SHOWN, LONGEST = 5, 120
+
+
+def wrapper_prefixes(names: Iterable[str]) -> Iterator[str]:
+    """What may stand before a network's own names, nothing first.
+
+    Example:
+        >>> list(wrapper_prefixes(["network.blocks.0.mlp.weight", "network.model.norm.weight", "loss.weight"]))
+        ['', 'network.', 'network.model.']
+    """
+    names = list(names)
+    prefixes = [("", 0)]
+    for prefix, depth in prefixes:  # grows as it is walked
+        yield prefix
+        if depth < MOST_WRAPPERS:
+            longer = [prefix + wrapper for wrapper in WRAPPERS]
+            prefixes += [(one, depth + 1) for one in longer if any(name.startswith(one) for name in names)]
+
+
+def unwrapped(name: str) -> str:
+    """A name without all that wrappers may have put before it.
+
+    Example:
+        >>> unwrapped("module.network.blocks.0.mlp.weight")
+        'blocks.0.mlp.weight'
+    """
+    while wrapper := next((one for one in WRAPPERS if name.startswith(one)), None):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def own_names(owner: str, names: Iterable[str]) -> dict[str, str]:
+    """Each name without what ``torch.compile`` put in, with the one that it was.
+
+    Raises:
+        BundleError: Two names become one.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        bare = uncompiled_name(name)
+        if bare in found:
+            raise BundleError(f"{owner}: expected one tensor {bare!r}, got {found[bare]!r} and {name!r}.")
+        found[bare] = name
+    return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """A few names, on one line whatever they hold, and how many more there are."""
+    names = sorted(names)
+    few = [name[:LONGEST] if name.isprintable() else ascii(name[:LONGEST]) for name in names[:SHOWN]]
+    more = len(names) - SHOWN
+    return ", ".join(few) + (f", and {more} more" if more > 0 else "")
+
+
+def all_prefixes(names: Iterable[str]) -> list[str]:
+    """All that may stand before some of the names, the shortest first.
+
+    Example:
+        >>> all_prefixes(["policy.net.weight", "policy.bias"])
+        ['', 'policy.', 'policy.net.']
+    """
+    prefixes = {""}
+    for name in names:
+        parts = name.split(".")
+        prefixes |= {".".join([*parts[:at], ""]) for at in range(1, len(parts))}
+    return sorted(prefixes, key=lambda prefix: (prefix.count("."), len(prefix), prefix))
