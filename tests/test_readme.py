@@ -31,6 +31,7 @@ PAGES = {
     "docs/film.md": (None, 1),
     "docs/readouts.md": (None, 5),
     "docs/backbones.md": (None, 12),
+    "docs/training.md": (None, 10),
 }
 
 
@@ -61,7 +62,8 @@ def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, page):
     last_file, outputs = PAGES[page]
     site = tmp_path / "site"
     tools = str(Path(sys.executable).parent)
-    env = {**os.environ, "PYTHONPATH": str(site), "PATH": f"{tools}:{os.environ['PATH']}", "CMAKE_GENERATOR": "Ninja"}
+    paths = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": paths, "PATH": f"{tools}:{os.environ['PATH']}", "CMAKE_GENERATOR": "Ninja"}
     output, checked = "", 0
     for language, text in BLOCK.findall((ROOT / page).read_text()):
         name = FILE.match(text)
