@@ -130,6 +130,10 @@ def export_command(
     say(f"digest {done.digest}")
     if weights is None:
         complain(f"weights are initial, from seed {seed}; use --weights FILE for trained ones")
+    if backbone is not None:
+        complain(
+            f"layout is what the plugin declares; `regplug check --backbone {backbone}` compares it with the network"
+        )
 
 
 @click.command("verify")

@@ -124,6 +124,7 @@ def _unknown(what: str, registry: Registry, no_strategy: NameLookupError) -> Nam
 
 def _inform_backbone(entry: BackboneEntry, model: str | None, model_options: Any) -> dict[str, Any]:
     sizes = measure_backbone(entry, model, **dict(model_options))
+    named = entry.name if model is None else f"{entry.name}:{model}"
     return {
         "backbone": entry.full_name,
         "model": model,
@@ -133,6 +134,7 @@ def _inform_backbone(entry: BackboneEntry, model: str | None, model_options: Any
         "default": entry.default,
         "options": dict(entry.options),
         "layout": sizes.layout.as_dict(),
+        "layout_is": f"declared by the plugin; `regplug check --backbone {named}` compares it with the network",
         "film_sites": [asdict(site) for site in sizes.film_sites],
     }
 

@@ -1,12 +1,13 @@
-"""Writes the table of checks of docs/plugins.md from the checks; `python tests/checks_page.py` after one changed."""
+"""Writes the tables of checks of docs/plugins.md from the checks; `python tests/checks_page.py` after one changed."""
 
 import re
 from pathlib import Path
 
-from regplug.conformance import all_checks
+from regplug.conformance import all_backbone_checks, all_checks
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "plugins.md"
 TABLE = re.compile(r"(?<=<!-- checks -->\n).*?(?=<!-- end -->)", re.DOTALL)
+BACKBONES = re.compile(r"(?<=<!-- backbone checks -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def table(checks):
@@ -20,4 +21,5 @@ def table(checks):
 
 
 if __name__ == "__main__":
-    PAGE.write_text(TABLE.sub(lambda _: table(all_checks(["BACKEND"])), PAGE.read_text()))
+    text = TABLE.sub(lambda _: table(all_checks(["BACKEND"])), PAGE.read_text())
+    PAGE.write_text(BACKBONES.sub(lambda _: table(all_backbone_checks()), text))

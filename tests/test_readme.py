@@ -16,7 +16,7 @@ from torture.__main__ import PARTS, write_page
 
 import regplug
 from regplug import hookspecs
-from regplug.conformance import all_checks
+from regplug.conformance import all_backbone_checks, all_checks
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -26,7 +26,7 @@ FILE = re.compile(r"(?:#|//) (\S+\.\w+)\n")
 # each page, the file after which a plugin of it is complete, and how many outputs it states
 PAGES = {
     "README.md": ("acme_readouts.py", 9),
-    "docs/plugins.md": ("pyproject.toml", 4),
+    "docs/plugins.md": ("pyproject.toml", 7),
     "docs/programs.md": (None, 13),
     "docs/film.md": (None, 1),
     "docs/readouts.md": (None, 5),
@@ -120,6 +120,11 @@ def test_the_commands_are_what_the_command_line_says():
     said = cli_page.COMMANDS.search(cli_page.PAGE.read_text())[0]
     assert said == cli_page.commands(), "run `python tests/cli_page.py`"
     assert all(f"## regplug {name}\n" in said for name in ("list", "check", "doctor", "new", "cache prune"))
+
+
+def test_the_table_of_a_backbones_checks_is_what_the_checks_say():
+    said = checks_page.BACKBONES.search(checks_page.PAGE.read_text())[0]
+    assert said == checks_page.table(all_backbone_checks()), "run `python tests/checks_page.py`"
 
 
 def test_the_table_of_checks_is_what_the_checks_say():

@@ -73,7 +73,7 @@ def describe(subject: BackboneSubject) -> str:
 def refusals(subject: BackboneSubject) -> None:
     """A model and an option that do not exist are refused.
 
-    A misspelt option that is swallowed builds another network than was asked for, without a word.
+    A misspelt option that is swallowed silently builds another network than was asked for.
     """
     asked: list[tuple[str, str | None, dict[str, Any]]] = [
         (f"model {UNKNOWN!r}", UNKNOWN, {}),
