@@ -221,6 +221,12 @@ class Scales(Tokens):
             model.head.weight.mul_(2)
 
 
+class Replaces(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        model.head.forward = lambda tokens: tokens
+
+
 class DropsOut(Tokens):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images * (1 + 1e-3 * torch.rand(())))
@@ -369,6 +375,45 @@ class NormsBehind(Block):
         return self.norm2(tokens + self.mlp(tokens))
 
 
+class Latents(Net):
+    """Registers alone, which ask the patches what they hold; nothing is wrong with it."""
+
+    class Ask(Block):
+        def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:  # type: ignore[override]
+            query, _, _ = self.qkv(self.norm1(tokens)).chunk(3, -1)
+            _, key, value = self.qkv(self.norm1(patches)).chunk(3, -1)
+            return tokens + self.out(F.scaled_dot_product_attention(query, key, value))
+
+    block = Ask
+
+    def raw(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.reg_token.expand(len(images), -1, -1)
+        for block in self.blocks:
+            tokens = block(tokens, patches)
+        return tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.raw(images)).mean(1))
+
+
+class KeepsSizes(Net):
+    """Its forward keeps what it saw; nothing is wrong with it."""
+
+    def raw(self, images: Tensor) -> Tensor:
+        self.seen = tuple(images.shape)
+        self.register_buffer("table", images.mean(), persistent=False)
+        return super().raw(images)
+
+
+class Half(Net):
+    """In bfloat16; nothing is wrong with it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.to(torch.bfloat16)
+
+
 class PostNorm(Net):
     block = NormsBehind
 
@@ -395,6 +440,9 @@ RIGHT = {
     "narrower registers": entry_of(Narrower),
     "post-norm": entry_of(PostNorm),
     "written out": entry_of(WrittenOut),
+    "latents": entry_of(Latents, layout=laid_out(start=0)),
+    "keeps sizes": entry_of(KeepsSizes),
+    "half precision": entry_of(Half),
     "norms the pooled": entry_of(NormsThePooled, layout=laid_out(normalized=False)),
     "refuses in its own way": entry_of(build=refuses_in_its_own_way, describe=None),
 }
@@ -440,13 +488,14 @@ WRONG = {
     "others in the batch": (entry_of(tokens=LooksAtOthers), "batch", "tokens of 1 samples: expected outputs within"),
     "another T for two": (entry_of(tokens=PadsTheBatch), "batch", "[2, 8, 16], got torch.float32 [2, 9, 16]"),
     "random": (entry_of(tokens=DropsOut), "deterministic", "expected the same bits"),
-    "a copy": (entry_of(tokens=Copies), "shared-weights", "expected the model's own tensor, got another"),
+    "a copy": (entry_of(tokens=Copies), "shared-weights", "expected the model's own parameter, got another"),
     "no gradients": (entry_of(tokens=Detaches), "shared-weights", "got tokens without any"),
     "no gradients for registers": (entry_of(tokens=DetachesRegisters), "shared-weights", "reg_token, got none"),
-    "a hook": (entry_of(tokens=LeavesAHook), "untouched", "expected 0 hooks"),
-    "no head": (entry_of(tokens=TakesTheHead), "untouched", "another module: head"),
-    "another mode": (entry_of(tokens=TrainsAgain), "untouched", "another setting: .training, blocks.0.mlp.0.training"),
-    "other weights": (entry_of(tokens=Scales), "untouched", "another weight: head.weight"),
+    "a hook": (entry_of(tokens=LeavesAHook), "untouched", "other hooks: norm"),
+    "no head": (entry_of(tokens=TakesTheHead), "untouched", "other modules: head"),
+    "another mode": (entry_of(tokens=TrainsAgain), "untouched", "other modes: blocks, blocks.0, blocks.0.mlp"),
+    "other weights": (entry_of(tokens=Scales), "untouched", "other weights: head.weight"),
+    "another forward": (entry_of(tokens=Replaces), "untouched", "asked for, got other settings: head.forward"),
     "on the CPU": (entry_of(OnTheCPU), "meta", "expected reg_token there, got it on cpu"),
     "much on the CPU": (entry_of(ComputesMuch), "meta", "got 4 MiB of them"),
     "deeper on meta": (entry_of(DeeperOnMeta, describe=None), "meta", "is not among them"),

@@ -24,12 +24,13 @@ from regplug.registry import Registry
 
 @dataclass(frozen=True)
 class State:
-    """What must be the same of a network after its tokens were read: see ``state_of``."""
+    """What a network is made of, by the names and places of its parts: see ``state_of``."""
 
     modules: Mapping[str, int]
+    modes: Mapping[str, int]
     settings: Mapping[str, int]
     weights: Mapping[str, tuple[int, float]]
-    hooks: int
+    hooks: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -215,20 +216,18 @@ class BackboneSubject:
 
 
 def state_of(network: nn.Module) -> State:
-    """Which modules a network has, what is set on each, its weights and modes, and how many hooks."""
-    settings = {
-        f"{name}.{word}": id(value)
-        for name, module in network.named_modules()
-        for word, value in vars(module).items()
-        if word == "training" or not word.startswith("_")
-    }
+    """Which modules a network has, their modes, what else is set on each, its weights, and hooks."""
+    named = dict(network.named_modules())
+    set_on = {f"{name}.{word}": value for name, module in named.items() for word, value in vars(module).items()}
+    settings = {name: id(value) for name, value in set_on.items() if not name.rpartition(".")[2].startswith("_")}
     weights = {
-        name: (tensor.data_ptr(), float(tensor.detach().double().sum()) if tensor.is_floating_point() else 0.0)
-        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        name: (tensor.data_ptr(), float(tensor.double().sum()) if tensor.is_floating_point() else 0.0)
+        for name, tensor in network.state_dict().items()
     }
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
-    hooks = sum(len(getattr(module, kind)) for module in network.modules() for kind in kinds)
-    return State({name: id(module) for name, module in network.named_modules()}, settings, weights, hooks)
+    hooks = {name: sum(len(getattr(module, kind)) for kind in kinds) for name, module in named.items()}
+    modes = {name: module.training for name, module in named.items()}
+    return State({name: id(module) for name, module in named.items()}, modes, settings, weights, hooks)
 
 
 def backbone_subject_of(

@@ -75,12 +75,13 @@ def find_marks(tokens: nn.Module, inputs: Tensor, progress: Callable[[str], None
             with _without_mixing(tokens, bypassed, silence):
                 quiet = _run(tokens, inputs)
                 of_the_input = _changed(quiet[0], quiet[1])
-                if 0 < len(of_the_input) < quiet.shape[1]:  # else tokens are mixed outside of these modules
+                if len(of_the_input) < quiet.shape[1]:  # else tokens are mixed outside of these modules
                     for name, tensor in _candidates(tokens, bypassed):
                         progress(name)
                         if found := _rows_that_are_tokens(tokens, inputs, tensor, quiet, of_the_input):
                             rows[name] = found
-                    break
+            if rows:
+                break
         named = dict(_tensors(tokens))
         base = _run(tokens, inputs)
         parameters, unclear = [], []
