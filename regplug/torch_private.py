@@ -5,6 +5,7 @@ Checked against torch 2.10 and 2.13; an earlier or later name would be guarded h
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -55,6 +56,19 @@ def forget_compiled(state: dict[str, Any]) -> dict[str, Any]:
 def compile_in_place_of(module: nn.Module, made: nn.Module, inside_of: Callable[[nn.Module], nn.Module]) -> None:
     """Make ``made``, an empty instance, of what ``torch.compile`` put around a module: around another, as it did."""
     type(made).__init__(made, inside_of(uncompiled(module)), module.dynamo_ctx)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """What ``torch.compile`` was applied to runs as it was written.
+
+    Nothing was compiled where ``torch._dynamo`` was not imported, and its import costs a second.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def uncompiled_name(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import planted_widths as planted
+import planted_wiring as wiring
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -261,6 +262,24 @@ def zeros(like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=like.dtype)
 
 
+@pytest.mark.parametrize("build", wiring.KINDS, ids=lambda build: build.__name__)
+def test_on_every_way_from_a_readout_to_film_a_typed_width_is_wrong_and_its_twin_follows(build: Any) -> None:
+    wrong, twin = audit(build), audit(build, right=True)
+    assert not wrong.ok
+    assert "0 follow" in wrong.summary
+    assert "0 unknown" in wrong.summary
+    assert twin.ok, [(one.module, one.reason) for one in twin.findings]
+    assert (wrong.notes, twin.notes) == ((), ())
+
+
+def test_a_typed_width_for_a_class_token_is_wrong_though_no_readout_feeds_it() -> None:
+    found = audit(wiring.OfAClassToken)
+    assert (found.summary, found.notes) == ("2 FiLM inputs: 1 follow, 1 wrong, 0 unknown", ())
+    assert found.findings[1].module == "token_film"
+    assert found.findings[1].reason == "takes 48, is given 96 at R=4, D=96, c=12"
+    assert audit(wiring.OfAClassToken, right=True).ok
+
+
 @pytest.mark.parametrize("reads", ["", "matched"])
 def test_steps_and_classes_as_wide_as_what_is_read_are_no_mistake(reads: str) -> None:
     found = audit(planted.DiT, reads=reads)
@@ -313,6 +332,26 @@ def test_a_forward_that_depends_on_values_is_unknown_with_the_reason() -> None:
     assert only(found).reason.startswith("the forward ended before it: it reads numbers out of its tensors")
 
 
+class Direct(nn.Module):
+    """Its own caller gives the conditioning."""
+
+    def __init__(self, num_registers: int = 4, hidden_dim: int = 48, cond_dim: int = 48) -> None:
+        super().__init__()
+        self.film = planted.Wording(cond_dim)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.film(x, c)
+
+
+def test_a_width_that_was_guessed_proves_no_mistake() -> None:
+    assert only(audit(Direct)).verdict == "unknown"
+    assert only(audit(Direct)).reason.endswith("by input c, whose width was guessed: use --input")
+    made = parse_inputs(["x=B,5,32", "c=B,48"], lambda text: None)
+    assert audit_network("network x", Direct, {}, {}, inputs=made).ok
+    made = parse_inputs(["x=B,5,32", "c=B,R*12"], lambda text: None)
+    assert only(audit_network("network x", Direct, {}, {}, inputs=made)).verdict == "wrong"
+
+
 class Never(Conditioned):
     def forward(self, registers: Tensor) -> Tensor:
         return self.readout(registers)
@@ -332,7 +371,7 @@ class Four(planted.OfAWording):
 def test_a_size_that_cannot_change_proves_nothing() -> None:
     found = audit(Four)
     assert found.fixed == ("num_registers",)
-    assert {one.error for one in found.refused} == {"four"}
+    assert all(one.error.startswith("four (") for one in found.refused)
     assert (only(found).verdict, only(found).reason) == ("unknown", "num_registers could not be changed")
 
 
@@ -345,7 +384,7 @@ def test_sizes_that_refuse_are_replaced_and_reported() -> None:
     found = audit(build)
     assert (found.ok, len(found.sizes)) == (True, 6)
     assert {sizes["num_registers"] % 4 for sizes in found.sizes} == {0}
-    assert {one.error for one in found.refused} == {"registers go four by four"}
+    assert {one.error.partition(" (")[0] for one in found.refused} == {"registers go four by four"}
 
 
 def test_a_constructor_that_reads_numbers_is_built_all_the_same() -> None:
@@ -437,7 +476,7 @@ def test_a_width_that_does_not_follow_is_printed_with_exit_code_one() -> None:
     ]
     assert lines[2].endswith("wrong")
     assert lines[3] == f"blocks.0.{GENERATOR}: wrong: wants R*D/4, is given R*c by blocks.0.register_pooling"
-    assert lines[-1] == "1 FiLM input: 0 follow, 1 wrong, 0 unknown"
+    assert lines[-1] == "1 FiLM inputs: 0 follow, 1 wrong, 0 unknown"
 
 
 def test_a_wrong_width_is_waived_by_name_and_an_expectation_that_nothing_needs_fails() -> None:
@@ -446,7 +485,7 @@ def test_a_wrong_width_is_waived_by_name_and_an_expectation_that_nothing_needs_f
     done = run(*of, "--expect", "films.1=trained so; never resized")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (
         0,
-        "3 FiLM inputs: 2 follow, 1 wrong, 0 unknown, 1 of them expected",
+        "3 FiLM inputs: 2 follow, 1 wrong, 0 unknown",
     )
     assert "films.1: wrong: wants 48, is given R*c by readouts.1 (expected: trained so; never resized)" in done.stdout
     done = run(*of, "--expect", "films.1=so", "--expect", "films.2=so", "--expect", "film=so")
@@ -469,7 +508,7 @@ def test_inputs_and_a_constructors_words_are_given_on_the_command_line() -> None
     of = ["planted_widths:Policy", "--input", "planted_widths:policy_inputs"]
     assert (run(*of).exit_code, run(*of, "-O", "right=true").exit_code) == (1, 0)
     done = run("test_audit:in_other_words", "--size", "dim=hidden_dim", "--input", "tokens=B,20,D")
-    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 FiLM input: 1 follow, 0 wrong, 0 unknown")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 FiLM inputs: 1 follow, 0 wrong, 0 unknown")
     done = run("planted_widths:OfAWording", "-O", "right=true", "--input", "tokens=B,3,7")
     assert done.exit_code == 1
     assert "its forward ended early: " in done.stdout

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from regplug.audit.tensor_trees import on_one_device
-from regplug.errors import SpecError
+from regplug.errors import SpecError, class_name, told
 from regplug.widths import construct
 
 SEQUENCES = (torch.linspace, torch.logspace, torch.arange, torch.tensor)
@@ -44,8 +44,13 @@ def build_on_meta(owner: str, build: Callable[..., Any], arguments: Mapping[str,
             with torch.device("meta"), _NumbersOnCPU():
                 module = construct(owner, build, arguments)
         except SpecError as error:
-            if "meta" not in str(error.__cause__).lower():
+            if "meta" not in str(error.__cause__).lower() and not isinstance(error.__cause__, NotImplementedError):
                 raise
             device = "cpu"
             module = construct(owner, build, arguments)
-        return module.to("meta"), device
+        try:
+            return module.to("meta"), device
+        except (Exception, SystemExit) as error:  # a quantized layer, a module with a ``to`` of its own
+            raise SpecError(
+                f"{owner}: expected a network that moves to the meta device, got {class_name(error)}: {told(error)}"
+            ) from error

@@ -116,10 +116,12 @@ class Flow(TorchFunctionMode):
         self.applications: set[Application] = set()
         self.taken: list[Taken] = []
         self.breaks: list[Break] = []
+        self.modulating: set[Break] = set()  # what did not fit and then scaled or shifted features, of whatever it was
         self.whole = whole
         self.slices: dict[tuple[str, int], bool] = {}  # module and number -> whether it took all
         self.weights: list[tuple[str, Projection, Origin]] = []  # projections of vectors, by the weight's name
         self.calls = 0
+        self.fits: int | None = None  # how many calls came before an input did not fit
         self.failed: Origin | None = None  # of what the call that raised was given
         self._origins: dict[int, tuple[Tensor, Origin]] = {}  # holds the tensors, so that no id comes twice
         self._names: dict[int, tuple[Tensor, str]] = {}
@@ -168,6 +170,8 @@ class Flow(TorchFunctionMode):
             result = func(*args, **kwargs)
             self.failed = None
             self.breaks.append(misfit)
+            if self.fits is None and not misfit.of_registers:
+                self.fits = self.calls
         if projection is not None:
             self._take(projection, misfit, result)
         elif name == "__setitem__":
@@ -254,6 +258,8 @@ class Flow(TorchFunctionMode):
             origin = self.origin(vector)
             if origin is None or not origin.generators:
                 continue
+            if is_vector(vector) and not is_vector(result):
+                self.modulating |= origin.broken
             for features in operands:
                 if features is vector or isinstance(features, nn.Parameter) or features.numel() <= 1:
                     continue

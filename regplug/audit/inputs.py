@@ -8,7 +8,6 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
 from typing import Any
 
 import torch
@@ -16,13 +15,15 @@ from torch import nn
 
 from regplug.audit.tensor_trees import map_tensors
 from regplug.entries import REFERENCE_PATTERN
-from regplug.errors import SpecError
+from regplug.errors import SpecError, class_name, told
 from regplug.layout import is_int
 from regplug.options import parameters_of
 
 BATCH = 2  # one sample would hide a batch that is taken for something else
 OTHER_TOKENS = 16  # besides the registers, in a sequence that is tried
-MOST_TRIES = 400
+OTHER_STEPS = 16  # of a sequence that is no tokens
+MOST_WIDTHS = 8
+ROUNDS = 3
 IMAGE_SIZES = (224, 64, 32, 28, 16, 8)
 SHAPE = re.compile(r"[\w+*/() -]+(,[\w+*/() -]+)*,?")
 LETTERS = {"R": "num_registers", "D": "hidden_dim", "c": "compressed_dim"}
@@ -54,7 +55,11 @@ class InputSpec:
     def tensor(self, sizes: Mapping[str, int]) -> torch.Tensor:
         """The tensor at these sizes."""
         known = {letter: sizes[word] for letter, word in LETTERS.items() if word in sizes} | {"B": BATCH}
-        return torch.empty([_number(one, known) for one in self.shape], dtype=_dtype(self.dtype), device="meta")
+        shape = [_number(one, known) for one in self.shape]
+        try:
+            return torch.empty(shape, dtype=_dtype(self.dtype), device="meta")
+        except (RuntimeError, TypeError, OverflowError) as error:  # more than a tensor may hold
+            raise SpecError(f"--input: expected the sizes of a tensor, got {','.join(self.shape)}.") from error
 
 
 def parse_inputs(texts: Sequence[str], load: Callable[[str], Callable[..., Any]]) -> Inputs | None:
@@ -86,27 +91,51 @@ def parse_inputs(texts: Sequence[str], load: Callable[[str], Callable[..., Any]]
     return lambda sizes: _arguments([(spec.name, spec.tensor(sizes)) for spec in specs])
 
 
-def example_inputs(module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None = None) -> Iterator[Inputs]:
-    """Inputs to try where the user says nothing, the likeliest first.
+def find_inputs(
+    module: nn.Module,
+    sizes: Mapping[str, int],
+    shape: Sequence[int] | None,
+    attempt: Callable[[Inputs], int | None],
+) -> None:
+    """Try inputs where the user says nothing, the likeliest first, one argument of the forward after the other.
 
     Args:
         module: The network.
         sizes: Those that it has; no input is in others.
         shape: ``(C, H, W)`` of its images, where its plugin states it.
+        attempt: Runs a forward; how far it came, or None for inputs that fit, which ends the search.
     """
     example = getattr(module, "example_input_array", None)  # as Lightning calls it
     if example is not None:
         given = map_tensors(lambda one: one.to("meta"), example)
-        yield lambda sizes: (given if isinstance(given, tuple) else (given,), {})
-    parameters = _required(module)
-    kinds = [list(_kinds(name, module, sizes, shape)) for name in parameters]
-    for chosen in islice(product(*kinds), MOST_TRIES):
-        yield _of_kinds(chosen)
+        if attempt(lambda sizes: (given if isinstance(given, tuple) else (given,), {})) is None:
+            return
+    kinds = [list(_kinds(name, module, sizes, shape)) for name in _required(module)]
+    if not all(kinds):
+        return
+    chosen, furthest = [0] * len(kinds), -1
+    seen: set[tuple[int, ...]] = set()
+    for _ in range(ROUNDS):
+        before = list(chosen)
+        for place, index in [(place, index) for place, some in enumerate(kinds) for index in range(len(some))] or [
+            (0, 0)
+        ]:
+            tried = tuple(index if at == place else kind for at, kind in enumerate(chosen))
+            if tried in seen:
+                continue
+            seen.add(tried)
+            far = attempt(_of_kinds([kinds[at][kind] for at, kind in enumerate(tried)]))
+            if far is None:
+                return
+            if far > furthest:
+                chosen, furthest = list(tried), far
+        if chosen == before:
+            return
 
 
 def describe_parameters(module: nn.Module) -> str:
-    """What a forward must be given, for messages: ``images, step``."""
-    return ", ".join(_required(module)) or "nothing"
+    """What a forward must be given, for messages: ``images, step``; empty for nothing, or no forward."""
+    return ", ".join(_required(module))
 
 
 Kind = Callable[[Mapping[str, int]], Any]
@@ -147,26 +176,40 @@ def _kinds(name: str, module: nn.Module, sizes: Mapping[str, int], shape: Sequen
         yield from (classes, *vectors)
     else:
         is_image = shape is not None or any(part in word for part in ("image", "img", "pixel"))
-        first, images = [*tokens, *registers, *vectors], list(_images(module, shape))
+        first = [*tokens, *registers, *vectors, *_of_layers(module, sizes)]
+        images = list(_images(module, shape))
         yield from (*images, *first) if is_image else (*first, *images)
         yield from (steps, classes)
 
 
-def _images(module: nn.Module, shape: Sequence[int] | None) -> Iterator[Kind]:
-    def of(*sizes: int) -> Kind:
-        return _tensor(lambda _: (BATCH, *sizes))
+def _of_layers(module: nn.Module, sizes: Mapping[str, int]) -> Iterator[Kind]:
+    """Sequences and vectors that one of the network's layers takes."""
+    linear = {one.in_features: None for one in module.modules() if isinstance(one, nn.Linear)}
+    channels = {one.in_channels: None for one in module.modules() if isinstance(one, nn.Conv1d)}
+    for width in list({**linear, **channels})[:MOST_WIDTHS]:
+        if width and width != sizes.get("hidden_dim"):
+            yield _fixed(BATCH, OTHER_STEPS, width)
+            yield _fixed(BATCH, width)
+            if width in channels:
+                yield _fixed(BATCH, width, OTHER_STEPS)
 
+
+def _fixed(*sizes: int) -> Kind:
+    return _tensor(lambda _: sizes)
+
+
+def _images(module: nn.Module, shape: Sequence[int] | None) -> Iterator[Kind]:
     stated = shape or getattr(module, "input_shape", None)
     if isinstance(stated, (tuple, list)) and stated and all(map(is_int, stated)):
-        yield of(*stated)
-    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
+        yield _fixed(BATCH, *stated)
+    taken = sorted({part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)})
     own = [size for word in ("image_size", "img_size") if (size := _side(getattr(module, word, None)))]
     for side in dict.fromkeys((*own, *IMAGE_SIZES)):
-        yield of(channels, side, side)
-        yield of(side, side, channels)
-        yield _in_dict(of(side, side, channels))
-        yield of(side, side)
+        for channels in taken[:2] or [3]:  # the first layer is among those that take the fewest
+            yield _fixed(BATCH, channels, side, side)
+            yield _fixed(BATCH, side, side, channels)
+            yield _in_dict(_fixed(BATCH, side, side, channels))
+        yield _fixed(BATCH, side, side)
 
 
 def _side(size: object) -> int | None:
@@ -185,8 +228,15 @@ def _in_dict(kind: Kind) -> Kind:
 def _of_function(function: Callable[..., Any]) -> Inputs:
     def made(sizes: Mapping[str, int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = parameters_of("--input", function)
-        with torch.device("meta"):
-            found = function(**{word: size for word, size in {**sizes, "batch_size": BATCH}.items() if word in named})
+        given = {word: size for word, size in {**sizes, "batch_size": BATCH}.items() if word in named}
+        try:
+            with torch.device("meta"):
+                found = function(**given)
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            name = getattr(function, "__name__", "function")
+            raise SpecError(
+                f"--input: expected {name} to give inputs, got {class_name(error)}: {told(error)}"
+            ) from error
         found = map_tensors(lambda one: one.to("meta"), found)
         if isinstance(found, tuple):
             return found, {}

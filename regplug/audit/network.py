@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.nn.parameter import is_lazy
 
 from regplug.audit.building import build_on_meta
-from regplug.audit.dataflow import is_inside
-from regplug.audit.inputs import Inputs, describe_parameters, example_inputs
-from regplug.audit.parts import declared_films, plan_of
+from regplug.audit.dataflow import Break, is_inside
+from regplug.audit.inputs import Inputs, describe_parameters, find_inputs
+from regplug.audit.parts import class_at, declared_films, plan_of
 from regplug.audit.sizes import candidate_sizes, refuse_without_sizes, spell_sizes, start_sizes
-from regplug.audit.verdict import FOLLOWS, UNKNOWN, WRONG, Finding, Run, judge
+from regplug.audit.verdict import FOLLOWS, UNKNOWN, WRONG, Finding, Run, judge, unfit
 from regplug.audit.wiring import Network, Plan, Trace, follow
 from regplug.errors import SpecError, told
 from regplug.options import bind
@@ -86,10 +86,8 @@ class Audit:
     @property
     def summary(self) -> str:
         """``3 FiLM inputs: 1 follow, 1 wrong, 1 unknown``."""
-        waived = sum(one.expected is not None for one in self.findings)
         counts = f"{self.count(FOLLOWS)} follow, {self.count(WRONG)} wrong, {self.count(UNKNOWN)} unknown"
-        inputs = "input" if len(self.findings) == 1 else "inputs"
-        return f"{len(self.findings)} FiLM {inputs}: {counts}" + (f", {waived} of them expected" if waived else "")
+        return f"{len(self.findings)} FiLM inputs: {counts}"
 
 
 def audit_network(
@@ -155,6 +153,13 @@ def audit_network(
         judge(path, label, auditor.plan, runs, varied, _blame(path, fixed), list(fixed), auditor.guessed)
         for path, label in auditor.plan.films.items()
     ]
+    notes = []
+    for one, run, modulates in _elsewhere(runs, auditor.plan):
+        said = f"takes {one.wanted}, is given {one.given} at {spell_sizes(run.sizes)}"
+        if modulates:  # by what comes from no readout, such as a class token
+            findings.append(unfit(one.where, class_at(base.module, one.where), len(runs), said))
+        else:
+            notes.append(f"{one.where or 'forward'}: {said}; on no way to a FiLM input")
     expected = {} if expect is None else dict(expect)
     findings = [replace(one, expected=None if one.verdict == FOLLOWS else expected.get(one.module)) for one in findings]
     used = {one.module for one in findings if one.expected is not None}
@@ -165,7 +170,7 @@ def audit_network(
         tuple(findings),
         tuple(refused),
         trace.error or "",
-        tuple(_notes(runs, auditor.plan)),
+        tuple(notes),
         tuple(name for name in expected if name not in used),
     )
 
@@ -201,21 +206,28 @@ class _Auditor:
         network = self.make(at)
         self.plan = Plan({}, (), list(declared_films(network.module)))
         tried: list[tuple[Inputs, Trace]] = []
-        for made in [inputs] if inputs is not None else example_inputs(network.module, at, shape):
-            if any(map(is_lazy, network.module.parameters())):
-                network = self.make(at)  # a try gives them their widths for good
+
+        def attempt(made: Inputs) -> int | None:
+            # a try gives lazy weights their widths for good
+            fresh = self.make(at) if any(map(is_lazy, network.module.parameters())) else network
             args, kwargs = made(at)
-            tried.append((made, follow(replace(network, args=args, kwargs=kwargs), self.plan)))
-            if tried[-1][1].error is None and not tried[-1][1].breaks:
-                break
+            trace = follow(replace(fresh, args=args, kwargs=kwargs), self.plan)
+            tried.append((made, trace))
+            return trace.fits if trace.error is not None or trace.breaks else None
+
+        if inputs is None:
+            find_inputs(network.module, at, shape, attempt)
+        else:
+            attempt(inputs)
         # a vector of another width that does not fit says that the guess is wrong, one of registers that the network is
         fitting = [one for one in tried if one[1].error is None and all(cut.of_registers for cut in one[1].breaks)]
         self.guessed = inputs is None
         if not fitting and self.guessed:
-            furthest = max((trace for _, trace in tried), key=lambda trace: trace.calls, default=Trace())
+            furthest = max((trace for _, trace in tried), key=lambda trace: trace.fits, default=Trace())
             error = furthest.error or "a layer takes another width"
             takes = describe_parameters(network.module)
-            failed = Trace(error=f"{error} (no inputs that were tried fit forward({takes}): use --input)")
+            hint = f" (no inputs that were tried fit forward({takes}): use --input)" if takes else ""
+            failed = Trace(error=error + hint)
             self.plan = plan_of(network.module, failed)
             return network, failed
         self.inputs, best = min(fitting or tried, key=lambda one: len(one[1].breaks))
@@ -271,14 +283,14 @@ def _blame(film: str, fixed: Mapping[str, Sequence[Refusal]]) -> Refusal | None:
     return None
 
 
-def _notes(runs: Sequence[Run], plan: Plan) -> list[str]:
-    """Layers that a vector did not fit, on no way to a FiLM input."""
-    said: dict[str, str] = {}
+def _elsewhere(runs: Sequence[Run], plan: Plan) -> Iterator[tuple[Break, Run, bool]]:
+    """Layers that a vector did not fit on no way to a FiLM input; and whether they scale or shift features."""
+    seen: set[str] = set()
     for run in runs:
         arrivals = [one for path in plan.films for one in run.trace.arrivals.get(path, ())]
         reached = {one for arrival in arrivals for one in arrival.origin.broken}
         for one in run.trace.breaks:
             if one not in reached and not any(is_inside(one.where, film) for film in plan.films):
-                at = f"takes {one.wanted}, is given {one.given} at {spell_sizes(run.sizes)}"
-                said.setdefault(one.where, f"{one.where or 'forward'}: {at}; on no way to a FiLM input")
-    return list(said.values())
+                if one.where not in seen:
+                    yield one, run, one in run.trace.modulating
+                seen.add(one.where)

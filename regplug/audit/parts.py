@@ -40,7 +40,9 @@ def plan_of(module: nn.Module, trace: Trace) -> Plan:
             continue
         path = _film_around(module, one, readouts, trace.called)
         if path and not any(_is_within(film, path) for film in films):
-            films[path] = _class_at(module, path)
+            films[path] = class_at(module, path)
+    order = {path: place for place, (path, _) in enumerate(module.named_modules())}
+    films = dict(sorted(films.items(), key=lambda one: order.get(one[0], len(order))))
     return Plan(films, readouts, list(declared))
 
 
@@ -105,7 +107,8 @@ def _is_module(module: nn.Module, path: str) -> bool:
     return path in dict(module.named_modules())
 
 
-def _class_at(module: nn.Module, path: str) -> str:
+def class_at(module: nn.Module, path: str) -> str:
+    """The name of the class at a path, which may be a parameter's."""
     return type(module.get_submodule(path)).__name__ if _is_module(module, path) else "Parameter"
 
 

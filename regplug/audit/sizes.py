@@ -30,7 +30,7 @@ def start_sizes(
     """
     parameters = parameters_of(owner, build)
     for word, size in words.items():
-        if size not in LETTERS or word not in parameters:
+        if not isinstance(size, str) or size not in LETTERS or word not in parameters:
             raise SpecError(
                 f"{owner}: --size: expected a word of its constructor with one of {', '.join(LETTERS)}, got "
                 f"{word}={size}."

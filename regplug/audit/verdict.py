@@ -100,6 +100,12 @@ def judge(
     return Finding(film, label, readout, wanted, given, formulas[0], formulas[1], verdict, reason)
 
 
+def unfit(module: str, label: str, runs: int, reason: str) -> Finding:
+    """The finding about a layer that makes a scale or a shift of no conditioning vector, and does not fit."""
+    unknown = (None,) * runs
+    return Finding(module, label, None, unknown, unknown, NO_FORMULA, NO_FORMULA, WRONG, reason)
+
+
 def _verdict(
     film: str,
     runs: Sequence[Run],

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +20,7 @@ from regplug.entries import reference_of
 from regplug.errors import told
 from regplug.installed import default_registry
 from regplug.pairing import film_family, wanted_width
+from regplug.torch_private import as_written
 
 NO_SIZE = -1  # of what a network has none of: no tensor has it
 
@@ -90,8 +89,10 @@ class Trace:
         applications: Features that were multiplied or shifted.
         taken: What the weights inside the FiLM inputs took.
         breaks: Layers that a conditioning vector did not fit.
+        modulating: Those of them whose output scaled or shifted features.
         slices: Slices of conditioning vectors, each with whether it takes all.
         calls: How many torch functions ran.
+        fits: How many of them ran before a vector of the network's inputs did not fit.
     """
 
     error: str | None = None
@@ -104,18 +105,10 @@ class Trace:
     applications: frozenset[Application] = frozenset()
     taken: list[Taken] = field(default_factory=list)
     breaks: Sequence[Break] = ()
+    modulating: frozenset[Break] = frozenset()
     slices: Mapping[tuple[str, int], bool] = field(default_factory=dict)
     calls: int = 0
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """What ``torch.compile`` was applied to runs as it was written."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import costs a second
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    fits: int = 0
 
 
 def follow(network: Network, plan: Plan) -> Trace:
@@ -131,9 +124,9 @@ def follow(network: Network, plan: Plan) -> Trace:
         handles.append(module.register_forward_hook(partial(walk.leave, path), with_kwargs=True))
     if scripted:
         handles += walk.hook_all(scripted)
-    network.module.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings(), uncompiled(), walk.flow:
+        network.module.eval()
+        with torch.no_grad(), warnings.catch_warnings(), as_written(), walk.flow:
             warnings.simplefilter("ignore")  # inputs that are only tried draw some
             network.module(*network.args, **network.kwargs)
     except KeyboardInterrupt:
@@ -147,6 +140,8 @@ def follow(network: Network, plan: Plan) -> Trace:
             handle.remove()
     walk.trace.applications = frozenset(walk.flow.applications)
     walk.trace.breaks, walk.trace.slices, walk.trace.calls = walk.flow.breaks, walk.flow.slices, walk.flow.calls
+    walk.trace.fits = walk.flow.calls if walk.flow.fits is None else walk.flow.fits
+    walk.trace.modulating = frozenset(walk.flow.modulating)
     walk.finish()
     return walk.trace
 
@@ -258,7 +253,7 @@ class _Walk:
             rows = int(tensor.shape[0]) if tensor.dim() else 1
             self.trace.arrivals.setdefault(film, []).append(Arrival(width, rows, origin))
             origin = origin | Origin(arguments=frozenset({(film, index)}))
-            wanted = self._wanted(film, index, module)
+            wanted = self._wanted(film, index, module) if tensor.is_floating_point() else None
             if wanted is not None and wanted != width and tensor.dim():
                 self.flow.taken.append(Taken(film, index, wanted, width, None, axis))
                 changed[id(tensor)] = of_width(tensor, axis, wanted)
@@ -269,13 +264,14 @@ class _Walk:
         return args, kwargs
 
     def _choose(self, tensors: Sequence[Tensor]) -> list[int]:
-        """Which tensors are the conditioning: those of a readout, else those that are one vector for each sample."""
+        """Which tensors are the conditioning: those of a readout, else one vector for each sample, else steps."""
         origins = [self.flow.origin(one) or Origin() for one in tensors]
         numbers = [index for index, one in enumerate(tensors) if one.is_floating_point()]
         of_readout = [index for index in numbers if origins[index].readouts]
         vectors = [index for index in numbers if is_vector(tensors[index])]
         of_inputs = [index for index in vectors if origins[index].inputs]
-        return of_readout or of_inputs or vectors or numbers
+        steps = [index for index in range(len(tensors)) if index not in numbers and origins[index].inputs]
+        return of_readout or of_inputs or vectors or steps or numbers
 
     def _wanted(self, film: str, index: int, module: nn.Module) -> int | None:
         """The width that the generator's own weight has, or that one of its family says."""

@@ -100,6 +100,26 @@ def test_options_are_refused_where_a_name_says_all(run: Any, backbone: str, mode
     assert f"backbone {backbone!r}: expected a model's name alone, for it takes no options, got foo, bar." in err
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "formula"), [("r4_f2_A", (), "D"), ("r4_cc4_f3after_v2", ("-O", "compressed_dim=96"), "R*c")]
+)
+def test_the_sizes_of_a_shipped_network_change_and_its_widths_follow(
+    run: Any, model: str, options: tuple[str, ...], formula: str
+) -> None:
+    code, out, _ = run("audit", f"nvsubquadratic:{model}", *options, "--json")
+    found = json.loads(out)
+    assert (code, found["summary"]) == (0, "12 FiLM inputs: 12 follow, 0 wrong, 0 unknown")
+    assert {one["given_formula"] for one in found["findings"]} == {formula}
+    assert (found["fixed"], len(found["sizes"])) == ([], 6)
+
+
+def test_a_size_that_no_configuration_can_have_is_refused() -> None:
+    with pytest.raises(regplug.SpecError, match="hidden_dim: expected 1 to 65536, got 0"):
+        build(hidden_dim=0)
+    with pytest.raises(regplug.SpecError, match="compressed_dim: expected none, as this configuration compresses"):
+        build("r4_f2_A", compressed_dim=96)
+
+
 def test_a_network_that_is_asked_for_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvsubquadratic.lazy_config", None)  # what Python finds where nothing is installed
     with pytest.raises(regplug.SpecError, match=r"use pip install 'regplug-nvsubquadratic\[nvsubquadratic\]'"):
