@@ -138,7 +138,11 @@ def export_command(
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path())
-@click.option("--programs", is_flag=True, help="Run every program too; a program is code of whoever made the bundle.")
+@click.option(
+    "--programs",
+    is_flag=True,
+    help="Run every program too, which is code of whoever made the bundle, and compile the installed class.",
+)
 @digest_option
 @click.option("--public-key", type=click.Path(), metavar="FILE", help="Refuse a bundle that this key did not sign.")
 @click.option("--signature", type=click.Path(), metavar="FILE", help="With --public-key; BUNDLE.sig by default.")
@@ -156,7 +160,8 @@ def verify_command(
     """Check files, digests, and eager against the golden cases; with --programs, every program on every case.
 
     With --public-key, the signature first, and that it is of what is checked. Runs nothing of the bundle without
-    --programs.
+    --programs. With it, the installed class is also compiled by torch.compile and held to every case, in a column of
+    its own: that takes a C++ compiler and up to half a minute.
     """
     from regplug.verification import verify
 

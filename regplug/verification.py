@@ -123,7 +123,7 @@ def verify(
         owner = f"bundle {files.path}: the installed {files.manifest.strategy}"
         checks += _check_eager(module_run(owner, module), files.manifest, golden)
         if programs:
-            progress("torch.compile")
+            progress("compiling the installed class with torch.compile")
             checks += _check_compiled(module, files.manifest, golden)
     if programs:
         for record in files.manifest.programs:

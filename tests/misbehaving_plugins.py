@@ -133,6 +133,10 @@ NOISY = {
     "prints": "print('noise')",
     "writes to the descriptor": "import os; os.write(1, b'noise')",
     "starts a process that prints": "import subprocess; subprocess.run(['echo', 'noise'])",
+    "prints by C": "import ctypes; ctypes.CDLL(None).puts(b'noise')",
+    "opens stdout by its path": "open('/proc/self/fd/1', 'w').write('noise')",
+    "logs to stdout": "import logging, sys; logging.basicConfig(stream=sys.stdout, level=0); logging.info('noise')",
+    "starts a process that stays": "import subprocess; subprocess.Popen('echo noise; exec sleep 9', shell=True)",
     "prints in a thread": (
         "import threading\ndef speak():\n    while True: print('noise', flush=True)\n"
         "threading.Thread(target=speak, daemon=True).start()"

@@ -1,14 +1,22 @@
 """Verify: what it runs, what it finds, and that it finds what is wrong."""
 
+import contextlib
 import math
+import os
+import pty
 import re
 import shutil
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
+from click.testing import CliRunner
 from damage import edit_manifest, rename_strategy, repin, replace_weights
 
 import regplug
+from regplug.cli import group
 from regplug.golden import CaseError
 from regplug.program import LoadedProgram
 from regplug.verification import Check, _refuses, wrong_inputs
@@ -60,6 +68,29 @@ def test_steps_are_told_as_they_begin(bundles):
     steps = []
     regplug.verify(bundles / "conditioner", progress=steps.append)
     assert steps == ["eager"]
+
+
+def test_that_it_compiles_is_said_on_a_terminal_and_in_the_help(bundles):
+    screen, terminal = pty.openpty()
+    seen = []
+
+    def look():  # or what is written would wait for a reader
+        with contextlib.suppress(OSError):  # the other end is closed
+            while True:
+                seen.append(os.read(screen, 4096))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    command = [sys.executable, "-m", "regplug", "verify", bundles / "readout", "--programs"]
+    env = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=False, env=env)
+    os.close(terminal)
+    reader.join()
+    os.close(screen)
+    assert b"torch.compile" in done.stdout.splitlines()[0]
+    assert b"compiling the installed class with torch.compile" in b"".join(seen)
+    text = CliRunner().invoke(group, ["verify", "--help"]).output
+    assert "compile the installed class" in " ".join(text.split())
 
 
 def test_eager_that_left_its_tolerance_is_a_failed_row(bundles, tmp_path, monkeypatch):
