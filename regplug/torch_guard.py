@@ -24,8 +24,9 @@ class TorchGuard:
         """Called by the import system for every module that is not loaded yet."""
         if name == "torch":
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-            if os.environ.get(AUTOLOAD, "1") == "1":
-                _check_entry_points()
+            if raised := skip_unreadable_backends():
+                why = f"the metadata of a distribution cannot be read ({raised})"
+                complain(f"warning: {why}, so torch loads no device backends of others; `regplug doctor` names it.")
         return None
 
 
@@ -35,10 +36,17 @@ def guard_torch() -> None:
         sys.meta_path.insert(0, TorchGuard())
 
 
-def _check_entry_points() -> None:
+def skip_unreadable_backends() -> str | None:
+    """Where the entry points cannot be read, have torch look for none, here and in processes that are started here.
+
+    Returns:
+        What ``importlib.metadata`` raised; None where nothing had to be done.
+    """
+    if os.environ.get(AUTOLOAD, "1") != "1":
+        return None
     try:
         entry_points(group="torch.backends")
     except Exception as error:  # which one depends on the Python and on the fault
         os.environ[AUTOLOAD] = "0"
-        why = f"the metadata of a distribution cannot be read ({type(error).__name__})"
-        complain(f"warning: {why}, so torch loads no device backends of others; `regplug doctor` names it.")
+        return type(error).__name__
+    return None

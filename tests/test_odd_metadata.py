@@ -209,6 +209,15 @@ def test_the_doctor_has_a_line_for_each_of_them(crowd: Path) -> None:
         assert words in said
 
 
+def test_the_doctor_lays_none_of_it_on_a_plugin_that_works_nor_on_torch(crowd: Path) -> None:
+    others = ["digits", "nvsubquadratic", "onnx", "timm", "transformers", "zoo"]
+    disabled = ",".join(f"regplug-{name}" for name in others)
+    report = json.loads(run("doctor", "--json", path=[crowd], REGPLUG_DISABLE=disabled).stdout)
+    status = {one["distribution"]: one["status"] for one in report["plugins"]}
+    assert (status["acme"], status["regplug"]) == ("warning", "ok")  # the version of acme is none
+    assert {one["name"]: one["level"] for one in report["environment"]}["torch"] == "ok"
+
+
 def test_a_folder_on_the_path_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     [finding] = check_metadata([str(tmp_path / "loop"), str(tmp_path / "no-such-folder")])

@@ -17,6 +17,7 @@ from regplug.doctor.examination import Examination, examine
 from regplug.doctor.findings import PROBLEM, SHOWN, WARNING, Finding, worst
 from regplug.doctor.metadata import check_metadata
 from regplug.naming import OWN
+from regplug.torch_guard import skip_unreadable_backends
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def diagnose(time_limit: float, step: Callable[[str], None] = lambda step: None)
         time_limit: Seconds for the light modules of one plugin.
         step: Told what was done, as it is done.
     """
+    skip_unreadable_backends()  # or the import of torch fails in every child, which is no fault of the plugin there
     found = discover()
     disabled = {normalise(one.strip()) for one in os.environ.get("REGPLUG_DISABLE", "").split(",")}
     stopping = threading.Event()
