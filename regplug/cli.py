@@ -18,7 +18,17 @@ from regplug.choices import (
     read_value,
     size_options,
 )
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, escape, message_of, told, truncate
+from regplug.errors import (
+    NameLookupError,
+    PluginError,
+    RegplugError,
+    SpecError,
+    escape,
+    is_out_of_memory,
+    message_of,
+    told,
+    truncate,
+)
 from regplug.lazy_group import LazyGroup
 from regplug.printing import (
     EXIT_FAILED,
@@ -106,23 +116,32 @@ def answer() -> int:
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")
         return EXIT_INTERRUPTED
-    except RegplugError as error:
-        complain(f"error: {message_of(error)}")  # a plugin may raise a class of its own
-        return exit_code(error)
+    except (RegplugError, ImportError, OSError, MemoryError, RuntimeError) as error:
+        return _failed(error)
     except FutureWarning as error:  # where the user made warnings errors
         complain(f"error: {message_of(error)}")
         return EXIT_USAGE
-    except ImportError as error:
-        complain(f"error: {told(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor.")
-        return EXIT_FAILED
-    except OSError as error:  # a full disk behind stdout, a folder that may not be listed
-        complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")
-        return EXIT_FAILED
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "bad_alloc" not in str(error):  # torch has no type of its own for it
-            raise
+
+
+def _failed(error: Exception) -> int:
+    """Report an error in a line; gives the exit code.
+
+    Raises:
+        RuntimeError: It is a fault of ours.
+    """
+    if is_out_of_memory(error):  # whatever it stopped: a plugin's import, a constructor, a program
         complain("error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.")
         return EXIT_FAILED
+    if isinstance(error, RegplugError):
+        complain(f"error: {message_of(error)}")  # a plugin may raise a class of its own
+        return exit_code(error)
+    if isinstance(error, ImportError):
+        complain(f"error: {told(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor.")
+        return EXIT_FAILED
+    if isinstance(error, OSError):  # a full disk behind stdout, a folder that may not be listed
+        complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")
+        return EXIT_FAILED
+    raise error
 
 
 def _shown(error: click.ClickException) -> click.ClickException:

@@ -5,6 +5,7 @@ A message reads ``<object>: expected <what>, got <value>``, then what is known o
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import sysconfig
@@ -29,6 +30,9 @@ SAYS_NOTHING = re.compile(
 ASIDE = re.compile(r" For more information, run with TORCH_LOGS=\S+")
 TRACEBACKS = ("Traceback (most recent", "The following operation failed in the TorchScript interpreter")
 INNER_ERROR = re.compile(r"(?:: got|raised exception) (\w+\(.*\))$")  # as Dynamo quotes it
+OUT_OF_MEMORY = re.compile(
+    r"std::bad_alloc|Cannot allocate memory|failed to map segment"
+)  # C++, the system, the linker
 PLACE = re.compile(r'File "(/[^"\n]+)", line (\d+)')
 # whose lines say nothing about what to change
 MACHINERY = {
@@ -189,6 +193,19 @@ def _is_machinery(path: str, package: str | None = None) -> bool:
     if package is None:
         return path.startswith(STDLIB)
     return package in MACHINERY or package in sys.stdlib_module_names - {"__main__"}
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what it was raised from, is a lack of memory or of address space.
+
+    Not that of a single tensor that no machine could hold, of which torch says the size.
+    """
+    while error is not None:
+        bare = isinstance(error, MemoryError) and not error.args
+        if bare or getattr(error, "errno", None) == errno.ENOMEM or OUT_OF_MEMORY.search(message_of(error)):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def message_of(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.cpu import missing_flags
-from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, told
+from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, message_of, told
 from regplug.golden import GoldenSet, compare, flatten
 from regplug.inductor_folder import private_inductor_folder
 from regplug.installed import default_registry
@@ -29,13 +29,16 @@ from regplug.working_directory import GONE, is_gone
 
 MEASURED_AGAIN = 16  # so many times the error, and units in the last place, may lie between two machines
 
+NO_COMPILER = "No working C++ compiler found"  # Inductor says so; which names it tries is its own to know
+
 
 @dataclass(frozen=True)
 class Check:
     """One row: what was run, on which case, and what came of it.
 
     ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse),
-    ``not installed``, or ``other CPU`` (compiled for one that this is not).
+    ``not installed``, ``not applicable`` (torch.compile where there is no C++ compiler), or ``other CPU`` (compiled for
+    one that this is not).
     ``error`` and ``tolerance`` are None where nothing was compared; ``detail`` says why a run gave no output.
     """
 
@@ -197,6 +200,9 @@ def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) ->
             return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
     except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
         show_traceback(error)
+        if NO_COMPILER in message_of(error.__cause__ or error):
+            detail = "no C++ compiler; programs need none to run"
+            return [Check("torch.compile", "-", "not applicable", detail=detail)]
         return [Check("torch.compile", "-", "failed", detail=str(error))]
     except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # no memory, as its parts say it
         show_traceback(error)

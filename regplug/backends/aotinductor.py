@@ -17,7 +17,7 @@ from regplug.backends.model_library import open_model_library
 from regplug.backends.reuse import reused
 from regplug.cache import key_of
 from regplug.cpu import CPU_FLAGS, UNKNOWN, cpu_flags
-from regplug.errors import ExportError, SpecError, place_in
+from regplug.errors import ExportError, SpecError, place_in, told
 from regplug.weights import TensorType, check_state, read_types, types_of, write_types
 
 OWNER = "program 'aotinductor'"
@@ -62,7 +62,10 @@ class AOTInductorBackend(ExportBackend):
 
         def make(isa: str) -> list[Program]:
             source.progress(f"compiling for {isa}")
-            return [_compile(graph, isa, weights, self._time_limit)]
+            try:
+                return [_compile(graph, isa, weights, self._time_limit)]
+            except OSError as error:  # no room for a file, a process or a descriptor
+                raise ExportError(f"{OWNER}: {isa}: the compiler could not run: {told(error)}.") from error
 
         return [
             program

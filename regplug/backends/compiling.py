@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -134,7 +135,9 @@ def compile_in_child(
             f"{why_not(given)}; set TMPDIR to another folder."
         )
     with temporary_folder(parent, "regplug-compile-") as folder:
-        torch.export.save(graph, folder / GRAPH)
+        saved = io.BytesIO()  # torch reports a full disk by a RuntimeError without a reason
+        torch.export.save(graph, saved)
+        (folder / GRAPH).write_bytes(saved.getbuffer())
         _write_wrapper(folder, compiler, isa)
         command = python_command("regplug.backends.compile_child", str(folder), vector)
         with (folder / "output").open("wb") as output:
