@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,8 +40,10 @@ def check_traces(owner: str, data: bytes) -> None:
 
 
 def _places() -> set[Path]:
-    named = {Path.home(), Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix)}
+    named = {Path.cwd(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix)}
     named.add(Path(torch.__file__).parent.parent)
+    with suppress(RuntimeError):  # a user without a home
+        named.add(Path.home())
     return (named | {place.resolve() for place in named}) - SYSTEM
 
 

@@ -204,6 +204,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",  # torch reads its own files in the locale's encoding
     }
 
 
