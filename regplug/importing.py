@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.backbone import measure_backbone, named_backbone
 from regplug.checkpoint import Checkpoint, behind, open_checkpoint
 from regplug.conditioner import Conditioner
 from regplug.entries import CheckpointSite
@@ -19,7 +18,7 @@ from regplug.errors import BundleError, SpecError
 from regplug.installed import default_registry
 from regplug.layout import TokenLayout
 from regplug.pairing import pair
-from regplug.readout_search import Wanted, check_sizes, chosen, find_known, find_own_sites
+from regplug.readout_search import Wanted, chosen, find_known, find_own_sites, known_layout
 from regplug.registry import Registry
 from regplug.spec import ReadoutSpec
 from regplug.state_names import unwrapped
@@ -100,9 +99,7 @@ def import_readouts(
         PluginError: The backbone's plugin is broken.
     """
     registry = registry or default_registry()
-    entry, model = (None, None) if wanted.backbone is None else named_backbone(wanted.backbone, registry)
-    known = measure_backbone(entry, model).layout if entry is not None and model is not None else None
-    check_sizes(wanted, known)
+    entry, known = known_layout(wanted, registry)
     progress("opening")
     checkpoint = open_checkpoint(path, wanted.state_key)
     if wanted.prefix is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from regplug.entries import CheckpointSite, FiLMEntry, ReadoutEntry, load_reference
 from regplug.errors import BundleError, PluginError, SpecError
 from regplug.inferring import Constructor, Inferred, Shapes, infer_options
+from regplug.options import closest
 from regplug.registry import Registry
 
 HELD = ("readout", "film")
@@ -68,12 +69,46 @@ def find_own(shapes: Shapes, asked: Asked, registry: Registry) -> list[OwnSite]:
         BundleError: A module of regplug's own lacks a weight, has one more, or one of another shape; by name.
         SpecError: Several strategies or options would do.
     """
+    if len(asked.strategies) == 1:
+        _check_options(asked.strategies[0], asked)
     places = _holders(shapes)
     inside = {name for place in places for name in (*place.readout.values(), *place.film.values())}
     behind = tuple(f"{_before(place.where)}tokens." for place in places if place.attached)
     found = [_read_holder(shapes, place, asked, registry) for place in places]
     left = [name for name in shapes if name not in inside and not name.startswith(behind)]
     return [*found, *_read_bare(shapes, left, asked)]
+
+
+def nearest_bare(shapes: Shapes, asked: Asked) -> str | None:
+    """Where almost all weights of a readout are that nothing holds, and how they differ; None where nothing is near."""
+    best: tuple[int, str] | None = None
+    for where, group in _groups(shapes).items():
+        for entry in asked.strategies:
+            for outline in _outlines(entry, asked):
+                different, common = {*outline} ^ {*group}, {*outline} & {*group}
+                if common and len(different) <= len(common) and (best is None or len(different) < best[0]):
+                    got = {key: shapes[name] for key, name in group.items()}
+                    sizes = ", ".join(f"{word}={size}" for word, size in asked.sizes.items())
+                    said = f"{where or 'the whole'}: of {entry.name!r} at {sizes}, with {_difference(outline, got)}"
+                    best = len(different), said
+    return best and best[1]
+
+
+def _outlines(entry: ReadoutEntry, asked: Asked) -> list[Shapes]:
+    try:
+        return [outline for _, outline in _constructor(entry, asked.sizes).outlines(asked.options)]
+    except PluginError:  # of a package that is not installed
+        return []
+
+
+def _groups(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """All names behind each prefix, each by what comes after it."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            groups.setdefault(".".join(parts[:at]), {})[".".join(parts[at:])] = name
+    return groups
 
 
 def _before(where: str) -> str:
@@ -139,6 +174,16 @@ def _site(
     )
     of_film = film.assumed if film else {}
     return OwnSite(site, {**found.assumed, **{f"film.{name}": value for name, value in of_film.items()}})
+
+
+def _check_options(entry: ReadoutEntry, asked: Asked) -> None:
+    known = _constructor(entry, asked.sizes).parameters
+    for option, value in asked.options.items():
+        if option not in known:
+            raise SpecError(
+                f"strategy {entry.name!r}: option {option!r}: expected a known option, got {value!r}"
+                f"{closest(option, [*known])}."
+            )
 
 
 def _constructor(entry: ReadoutEntry, sizes: Mapping[str, int]) -> Constructor:
@@ -231,20 +276,9 @@ def _listed(names: Any) -> str:
 
 def _read_bare(shapes: Shapes, names: Sequence[str], asked: Asked) -> list[OwnSite]:
     """Readouts that no module of regplug's holds: all that stands behind one prefix is one's weights."""
-    groups: dict[str, dict[str, str]] = {}
-    for name in names:
-        parts = name.split(".")
-        for at in range(len(parts)):
-            groups.setdefault(".".join(parts[:at]), {})[".".join(parts[at:])] = name
-    sets: set[frozenset[str]] = set()
-    for entry in asked.strategies:
-        try:
-            constructor = _constructor(entry, asked.sizes)
-        except PluginError:  # of a package that is not installed
-            continue
-        sets |= {frozenset(outline) for _, outline in constructor.outlines(asked.options)}
+    sets = {frozenset(outline) for entry in asked.strategies for outline in _outlines(entry, asked)}
     found = []
-    for where, group in groups.items():
+    for where, group in _groups(names).items():
         if frozenset(group) not in sets:
             continue
         try:

@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from regplug.backbone import ask_checkpoint_sites
+from regplug.backbone import ask_checkpoint_sites, measure_backbone, named_backbone
 from regplug.checkpoint import Checkpoint
 from regplug.entries import BackboneEntry, CheckpointSite, ReadoutEntry
-from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
+from regplug.errors import BundleError, NameLookupError, PluginError, RegplugError, SpecError
 from regplug.layout import TokenLayout
 from regplug.options import closest
-from regplug.own_keys import Asked, OwnSite, find_own
+from regplug.own_keys import Asked, OwnSite, find_own, nearest_bare
 from regplug.registry import Registry
 from regplug.state_names import MOST_PREFIXES, all_prefixes, listed, wrapper_prefixes
 
@@ -53,12 +53,26 @@ class Wanted:
     prefix: str | None = None
 
 
-def check_sizes(wanted: Wanted, known: TokenLayout | None) -> None:
-    """Refuse sizes that contradict the model's, or are none.
+def known_layout(wanted: Wanted, registry: Registry) -> tuple[BackboneEntry | None, TokenLayout | None]:
+    """The backbone that was named, and its layout as far as it is known before the checkpoint is looked at.
 
     Raises:
-        SpecError: They do, or they are.
+        NameLookupError: There is none of this name.
+        SpecError: It refuses the model, or the sizes that were given are others, or are none.
     """
+    entry, model = (None, None) if wanted.backbone is None else named_backbone(wanted.backbone, registry)
+    if entry is not None and model is not None:
+        known = measure_backbone(entry, model).layout
+        _check_sizes(wanted, known)
+        return entry, known
+    _check_sizes(wanted, None)
+    if entry is not None and entry.weights is None and wanted.num_registers is None and wanted.hidden_dim is None:
+        with suppress(RegplugError):  # most have no model without a name
+            return entry, measure_backbone(entry).layout
+    return entry, None
+
+
+def _check_sizes(wanted: Wanted, known: TokenLayout | None) -> None:
     for word in ("num_registers", "hidden_dim"):
         given = getattr(wanted, word)
         if known is not None and given not in (None, getattr(known, word)):
@@ -108,6 +122,9 @@ def find_own_sites(
         asked = Asked(owner, sizes, strategies, wanted.options, films, wanted.film_options, wanted.readout_only)
         if found := find_own(checkpoint.shapes, asked, registry):
             return found
+        near = nearest_bare(checkpoint.shapes, asked)
+        if near is not None:
+            raise BundleError(f"{owner} expected the weights of a readout, got none that are whole; nearest: {near}.")
     named = f" of backbone {entry.name!r} ({', '.join(offered) or 'no strategy named'})" if entry is not None else ""
     got = f"got {len(checkpoint.shapes)} tensors and none of them: {listed(checkpoint.names.values())}"
     if num_registers is None or hidden_dim is None:

@@ -370,7 +370,7 @@ BAD = {
     "empty": (lambda: Path("net").touch(), "got an empty one"),
     "text": (
         lambda: Path("net").write_text("version https://git-lfs.github.com/spec/v1\n"),
-        "got one that begins with",
+        "a Git LFS pointer, not the file itself",
     ),
     "a FIFO": (lambda: os.mkfifo("net"), "not a regular file"),
     "half a safetensors file": (cut(lambda: save_file(state(), "net"), 0.5), "got a damaged one"),

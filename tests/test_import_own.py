@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import regplug
+from regplug.backbone import build_backbone
 from regplug.cli import answer
 from regplug.inferring import Constructor, infer_options
 
@@ -296,9 +297,9 @@ def test_weights_of_several_strategies_want_its_name(run):
 
 
 def test_a_file_with_nothing_of_regplug_says_what_is_in_it(run):
-    save_file({"a.weight": torch.ones(2)}, "net")
+    save_file({"a.kernel": torch.ones(2)}, "net")
     code, _, err = run("import", "net", *SIZES, "-o", "w")
-    assert (code, "expected weights of a readout, got 1 tensors and none of them: a.weight." in err) == (1, True)
+    assert (code, "expected weights of a readout, got 1 tensors and none of them: a.kernel." in err) == (1, True)
     code, _, err = run("import", "net", "--backbone", "timm", "-o", "w")
     assert (code, "use --backbone NAME:MODEL, or --num-registers and --hidden-dim" in err) == (1, True)
 
@@ -309,6 +310,64 @@ def test_a_backbones_own_network_is_found_behind_any_prefix(run):
     save_file({f"policy.vision.{k}": v for k, v in state.items()}, "net")
     code, out, _ = run("import", "net", "--backbone", "mamba-reg", "-o", "w")
     assert (code, "prefix taken off: policy.vision." in out) == (0, True)
+
+
+def bare(**tensors):
+    state = {f"policy.pooler.{k}": v for k, v in trained("regplug:gated-abmil").state_dict().items()}
+    for name, tensor in tensors.items():
+        state.pop(key := f"policy.pooler.{name.replace('__', '.')}", None)
+        if tensor is not None:
+            state[key] = tensor
+    return {**state, "policy.action.weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"gate__bias": None}, "with no gate.bias."),
+        ({"gate__bias": torch.ones(6)}, "with gate.bias [6], "),
+        ({"gate__scale": torch.ones(5)}, "with gate.scale besides."),
+    ],
+)
+def test_a_bare_readout_that_lacks_a_weight_or_has_another_is_named_where_it_is_nearest(run, here, tensors, words):
+    save_file(bare(**tensors), "net")
+    code, _, err = run("import", "net", "--num-registers", R, "--hidden-dim", D, "--strategy", "gated-abmil", "-o", "w")
+    assert code == 1
+    assert f"nearest: policy.pooler: of 'gated-abmil' at num_registers={R}, hidden_dim={D}, {words}" in err
+    assert [path.name for path in here.iterdir()] == ["net"]
+    save_file(bare(), "net")
+    assert run("import", "net", "--num-registers", R, "--hidden-dim", D, "--strategy", "gated-abmil", "-o", "w")[0] == 0
+
+
+def test_an_option_that_the_strategy_has_not_is_a_usage_error(run):
+    save_file(bare(), "net")
+    command = ["import", "net", "--num-registers", R, "--hidden-dim", D, "--strategy", "gated-abmil", "-o", "w"]
+    code, _, err = run(*command, "-O", "attention_dims=5")
+    assert (code, "option 'attention_dims': expected a known option, got 5; known: attention_dim" in err) == (2, True)
+
+
+def test_readouts_in_the_blocks_of_a_network_are_found_with_their_backbones_layout(run):
+    network = regplug.default_registry().backbone_entry("digits-vit")
+    state = {f"module.net.{k}": v for k, v in build_backbone(network).state_dict().items()}
+    save_file(state, "net")
+    command = [
+        "import",
+        "net",
+        "--backbone",
+        "digits-vit",
+        "--film",
+        "num_film_layers=2",
+        "--all",
+        "-o",
+        "w.safetensors",
+    ]
+    assert run(*command)[0] == 0
+    for block in (0, 1):
+        found = load_file(f"w.block-module.net.blocks.{block}.safetensors")
+        assert torch.equal(
+            found["readout.compress.weight"], state[f"module.net.blocks.{block}.readout.compress.weight"]
+        )
+        assert torch.equal(found["film.mlp.2.bias"], state[f"module.net.blocks.{block}.film.mlp.2.bias"])
 
 
 # ---- sharded safetensors
