@@ -221,6 +221,12 @@ class Scales(Tokens):
             model.head.weight.mul_(2)
 
 
+class NamesTwice(Tokens):
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        self.norm = model.norm
+
+
 class Replaces(Tokens):
     def __init__(self, model: Any, normalized: bool) -> None:
         super().__init__(model, normalized)
@@ -489,6 +495,7 @@ WRONG = {
     "another T for two": (entry_of(tokens=PadsTheBatch), "batch", "[2, 8, 16], got torch.float32 [2, 9, 16]"),
     "random": (entry_of(tokens=DropsOut), "deterministic", "expected the same bits"),
     "a copy": (entry_of(tokens=Copies), "shared-weights", "expected the model's own parameter, got another"),
+    "two names": (entry_of(tokens=NamesTwice), "shared-weights", "norm.weight: expected one name for each weight"),
     "no gradients": (entry_of(tokens=Detaches), "shared-weights", "got tokens without any"),
     "no gradients for registers": (entry_of(tokens=DetachesRegisters), "shared-weights", "reg_token, got none"),
     "a hook": (entry_of(tokens=LeavesAHook), "untouched", "other hooks: norm"),

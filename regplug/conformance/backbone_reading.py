@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -115,15 +116,20 @@ def deterministic(subject: BackboneSubject) -> None:
 
 
 def shared_weights(subject: BackboneSubject) -> None:
-    """Every weight of the tokens module is the model's own, and gradients reach the registers' parameter.
+    """Every weight of the tokens module is the model's own, under one name, and gradients reach the registers'.
 
-    A copy stays as it was when the model is trained or loaded; detached tokens train the readout alone.
+    A copy stays as it was when the model is trained or loaded; detached tokens train the readout alone; a weight under
+    two names has no place in a bundle.
     """
     module, inputs = subject.stated_tokens, subject.checked_inputs(1)
     own = {id(one) for one in subject.network.parameters()}
     for name, parameter in module.named_parameters():
         if id(parameter) not in own:
             raise ConformanceError(f"tokens: {name}: expected the model's own parameter, got another.")
+    names: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(id(parameter), name)) != name:
+            raise ConformanceError(f"tokens: {name}: expected one name for each weight, got {first} too.")
     parameters = {name: one for name, one in module.named_parameters() if one.requires_grad}
     with torch.enable_grad(), seeded():
         found = module(inputs)
@@ -160,7 +166,8 @@ def _refuse_changes(what: str, before: State, network: nn.Module, words: Sequenc
     after = state_of(network)
     for word in words:
         old, new = getattr(before, word), getattr(after, word)
-        if differing := sorted(name or "itself" for name in {*old, *new} if old.get(name) != new.get(name)):
+        same = operator.is_ if word in ("modules", "settings") else operator.eq
+        if differing := sorted(name or "itself" for name in {*old, *new} if not same(old.get(name), new.get(name))):
             raise ConformanceError(
                 f"model: expected it unchanged after its tokens were {what}, got other {word}: "
                 f"{', '.join(differing[:3])}."

@@ -26,9 +26,9 @@ from regplug.registry import Registry
 class State:
     """What a network is made of, by the names and places of its parts: see ``state_of``."""
 
-    modules: Mapping[str, int]
-    modes: Mapping[str, int]
-    settings: Mapping[str, int]
+    modules: Mapping[str, nn.Module]  # themselves: the address of one that is gone is soon another's
+    modes: Mapping[str, bool]
+    settings: Mapping[str, Any]
     weights: Mapping[str, tuple[int, float]]
     hooks: Mapping[str, int]
 
@@ -219,7 +219,7 @@ def state_of(network: nn.Module) -> State:
     """Which modules a network has, their modes, what else is set on each, its weights, and hooks."""
     named = dict(network.named_modules())
     set_on = {f"{name}.{word}": value for name, module in named.items() for word, value in vars(module).items()}
-    settings = {name: id(value) for name, value in set_on.items() if not name.rpartition(".")[2].startswith("_")}
+    settings = {name: value for name, value in set_on.items() if not name.rpartition(".")[2].startswith("_")}
     weights = {
         name: (tensor.data_ptr(), float(tensor.double().sum()) if tensor.is_floating_point() else 0.0)
         for name, tensor in network.state_dict().items()
@@ -227,7 +227,7 @@ def state_of(network: nn.Module) -> State:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
     hooks = {name: sum(len(getattr(module, kind)) for kind in kinds) for name, module in named.items()}
     modes = {name: module.training for name, module in named.items()}
-    return State({name: id(module) for name, module in named.items()}, modes, settings, weights, hooks)
+    return State(named, modes, settings, weights, hooks)
 
 
 def backbone_subject_of(

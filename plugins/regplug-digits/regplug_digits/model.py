@@ -175,7 +175,9 @@ class DigitsViT(nn.Module):
             readout_options = READOUT_OPTIONS if readout == READOUT else {}
         spec = regplug.resolve(readout, num_registers=num_registers, hidden_dim=hidden_dim, **readout_options)
         self.cond_dim = spec.cond_dim
-        self.layout = regplug.TokenLayout(num_registers=num_registers, hidden_dim=hidden_dim, start=-num_registers)
+        self.layout = regplug.TokenLayout(
+            num_registers=num_registers, hidden_dim=hidden_dim, start=-num_registers, normalized=True
+        )
         self.options: dict[str, Any] = {
             "readout": readout,
             "readout_options": dict(readout_options),
@@ -226,6 +228,12 @@ class DigitsViT(nn.Module):
         last: Block = self.blocks[-1]  # type: ignore[assignment]
         return last.read_tokens(self._before_last(images))
 
+    def gathered_tokens(self, images: Tensor) -> Tensor:
+        """The tokens after the last block's gathering, before its norm, ``[B, 16 + R, D]``."""
+        last: Block = self.blocks[-1]  # type: ignore[assignment]
+        tokens: Tensor = last.gather(self._before_last(images))
+        return tokens
+
     def _before_last(self, images: Tensor) -> Tensor:
         framed = F.pad(images.unsqueeze(1), (1, 1, 1, 1), value=BACKGROUND)
         embedded = self.embed(framed).flatten(2).transpose(1, 2) + self.positions
@@ -235,9 +243,36 @@ class DigitsViT(nn.Module):
         return tokens
 
 
+class DigitsTokens(nn.Module):
+    """Images ``[B, 8, 8]`` -> the token sequence of the last block, ``[B, 16 + R, D]``, after its registers gathered.
+
+    Args:
+        model: The network, whose weights it shares.
+        normalized: Whether the norm is applied that the block's own readout finds its registers behind.
+
+    Attributes:
+        input_shape: One image.
+    """
+
+    def __init__(self, model: DigitsViT, normalized: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.normalized = normalized  # and no norm of its own: a weight under two names has no place in a bundle
+        self.input_shape = (SIDE, SIDE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The tokens of ``images``."""
+        return self.model.last_tokens(images) if self.normalized else self.model.gathered_tokens(images)
+
+
 def layout_of(model: DigitsViT) -> regplug.TokenLayout:
-    """Where the registers of ``model`` sit in its token sequence: at the end."""
+    """Where the registers of ``model`` sit in its token sequence: at the end; its readouts find them normalised."""
     return model.layout
+
+
+def describe(model: DigitsViT) -> tuple[None, dict[str, Any]]:
+    """The options of which ``DigitsViT`` makes the same network."""
+    return None, dict(model.options)
 
 
 def film_sites(model: DigitsViT) -> list[regplug.FiLMSite]:

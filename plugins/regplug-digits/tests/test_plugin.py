@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import regplug
+from regplug.conformance import check_backbone
 from regplug_digits.kernel import SirenKernel
 from regplug_digits.model import DigitsViT, film_sites, layout_of
 
@@ -39,7 +40,7 @@ def test_backbone_offers_the_strategies_and_its_default_is_what_it_builds() -> N
 
 def test_sizes_are_known_without_allocating_anything() -> None:
     sizes = regplug.measure_backbone(regplug.default_registry().backbone_entry("digits-vit"))
-    assert sizes.layout == regplug.TokenLayout(num_registers=4, hidden_dim=48, start=-4)
+    assert sizes.layout == regplug.TokenLayout(num_registers=4, hidden_dim=48, start=-4, normalized=True)
     assert sizes.film_sites == (
         regplug.FiLMSite("blocks.0.mixer.kernel", 32, 2),
         regplug.FiLMSite("blocks.1.mixer.kernel", 32, 2),
@@ -115,3 +116,17 @@ def test_registers_are_found_where_the_layout_says(num_registers: int) -> None:
     positions = layout_of(model).positions(tokens.shape[1])
     assert tokens[0, list(positions), 0].tolist() == list(range(1, num_registers + 1))
     assert tokens.shape == (2, 16 + num_registers, 48)
+
+
+@pytest.mark.parametrize("options", [{}, {"readout": "pool", "num_registers": 7, "num_blocks": 1}])
+def test_it_passes_every_check_of_a_backbone(options: dict[str, object]) -> None:
+    rows = check_backbone("digits-vit", options=options)
+    assert {row.check: (row.verdict, row.detail) for row in rows if row.verdict != "passed"} == {}
+
+
+def test_a_readout_on_top_of_it_reads_what_its_last_block_reads() -> None:
+    model = DigitsViT().eval()
+    images = torch.randn(3, 8, 8)
+    registers = model.last_tokens(images)[:, -4:]
+    torch.testing.assert_close(regplug.read_registers(model, images), registers, rtol=0, atol=0)
+    assert regplug.attach(model, "pool")(images).shape == (3, 48)

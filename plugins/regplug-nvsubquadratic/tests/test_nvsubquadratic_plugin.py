@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import regplug
 from regplug.cli import answer
+from regplug.conformance import check_backbone
 from regplug_nvsubquadratic import mamba_reg_layout, official, vit5_layout
-from regplug_nvsubquadratic.shipped import build
+from regplug_nvsubquadratic.shipped import CONFIGURATIONS, Configuration, build
 
 
 @pytest.fixture
@@ -178,3 +179,21 @@ def test_the_blocks_of_the_readme_run_one_after_another() -> None:
 def test_the_examples_in_docstrings_hold() -> None:
     result = doctest.testmod(official)
     assert (result.attempted, result.failed) == (2, 0)
+
+
+@pytest.mark.parametrize("readout", ["gap", "cls"])
+def test_a_small_network_passes_every_check_of_a_backbone(monkeypatch: pytest.MonkeyPatch, readout: str) -> None:
+    small = Configuration(4, readout, "HA" if readout == "cls" else "HH", 2, hidden_dim=24, image_size=64)
+    monkeypatch.setitem(CONFIGURATIONS, "small", small)
+    rows = check_backbone("nvsubquadratic:small")
+    assert {row.check: row.detail for row in rows if not row.ok} == {}
+    assert [row.check for row in rows if row.verdict == "not applicable"] == ["describe"]
+
+
+@pytest.mark.parametrize("name", ["mamba-reg:base", "vit5"])
+def test_a_backbone_of_sizes_only_passes_what_applies(name: str) -> None:
+    rows = {row.check: row.verdict for row in check_backbone(name)}
+    assert {check for check, verdict in rows.items() if verdict == "passed"} == {
+        "light-plugin", "meta", "refusals", "strategies",
+    }  # fmt: skip
+    assert set(rows.values()) == {"passed", "not applicable"}

@@ -98,6 +98,9 @@ def _told_by(model: Any) -> dict[str, Any]:
     heads = getattr(getattr(model.blocks[0], "attn", None), "num_heads", None) if len(model.blocks) else None
     if heads is not None:
         told["num_heads"] = heads
+    key_heads = [getattr(getattr(block, "attn", None), "num_kv_heads", None) for block in model.blocks]
+    if key_heads and None not in key_heads:  # Sapiens2 wants one number for each block
+        told["num_kv_heads"] = key_heads
     embed = getattr(model, "patch_embed", None)
     if getattr(embed, "img_size", None) is None:
         return told
