@@ -28,7 +28,7 @@ READ = {
     "nvsubquadratic": ("its own readout, of all tokens after the last block", "its readouts"),
     "mamba-reg": ("sizes and checkpoints only", "its readouts"),
     "vit5": ("sizes only", "its readouts"),
-    "digits-vit": ("in its own blocks", "its readouts"),
+    "digits-vit": ("its own blocks, of the tokens of the last one", "its readouts"),
 }
 
 
