@@ -233,7 +233,7 @@ def _chosen_module(
     choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
 ) -> tuple[ReadoutSpec, Any, TokenLayout | None]:
     """What is to be exported, and where its registers sit: as the options say, and where they do not, the weights."""
-    generator = film_generator or ("regplug:kernel-film" if film else None)
+    generator = "regplug:kernel-film" if film and film_generator is None else film_generator
     if weights is not None and all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone")):
         from regplug.weightsfile import read_note
 
@@ -245,14 +245,15 @@ def _chosen_module(
             choice |= {"num_registers": note.num_registers, "hidden_dim": note.hidden_dim}
             layout = (*(vars(note.layout).items() if note.layout else ()), *layout)
             if note.film is not None:
-                film, generator = (*note.film.options.items(), *film), film_generator or note.film.generator
+                film = (*note.film.options.items(), *film)
+                generator = note.film.generator if film_generator is None else film_generator
     spec, sizes = chosen_spec(**choice)
     film_options = dict(film)
     clashes = sorted({"spec", "film", "width", "registry"} & set(film_options))
     if clashes:
         raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
     place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
-    if generator and place is None:
+    if generator is not None and place is None:
         raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
     import torch
 
@@ -261,7 +262,7 @@ def _chosen_module(
     from regplug.pairing import pair
     from regplug.weightsfile import build_filled
 
-    family = default_registry().film_entry(generator) if generator else None
+    family = None if generator is None else default_registry().film_entry(generator)
     if family is not None and not family.gives_pairs:
         raise SpecError(
             f"FiLM generator {family.name!r}: expected one that gives pairs, got one that applies FiLM itself."

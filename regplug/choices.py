@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.errors import PluginError, SpecError
+from regplug.errors import PluginError, SpecError, clip
 from regplug.streams import briefly_apart
 
 if TYPE_CHECKING:
@@ -60,14 +61,20 @@ class LayoutText(KeyValue):
         """A tuple of fields with their values."""
         if isinstance(value, tuple):
             return value
-        if value.startswith("{"):
+        text = value.strip().removeprefix("layout:").strip()
+        if text.startswith("{"):
             import json
 
             try:
-                return tuple(json.loads(value).items())
+                fields = tuple(json.loads(text, object_pairs_hook=list))
             except (ValueError, RecursionError) as error:
-                self.fail(f"expected a JSON object, got {value!r}: {error}.", param, ctx)
-        return tuple(super(LayoutText, self).convert(one, param, ctx) for one in FIELD_ENDS.split(value.strip()))
+                self.fail(f"expected a JSON object, got {clip(value, 60)!r}: {error}.", param, ctx)
+        else:
+            fields = tuple(super(LayoutText, self).convert(one, param, ctx) for one in FIELD_ENDS.split(text))
+        twice = sorted(name for name, count in Counter(name for name, _ in fields).items() if count > 1)
+        if twice:
+            self.fail(f"{twice[0]}: expected once, got it twice in {clip(value, 60)!r}.", param, ctx)
+        return fields
 
 
 def layout_option(wanted: str) -> Callable[[Any], Any]:

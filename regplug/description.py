@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from regplug.entries import SIZES, ReadoutEntry, load_reference
@@ -34,7 +34,7 @@ class OptionDescription:
 
     type: str
     required: bool
-    default: Any = None
+    default: Any = field(default=None, hash=False)
     choices: tuple[Any, ...] | None = None
 
 
@@ -53,7 +53,7 @@ class StrategyDescription:
 
     strategy: str
     summary: str
-    options: Mapping[str, OptionDescription]
+    options: Mapping[str, OptionDescription] = field(hash=False)
     formula: str | None
     conditions: tuple[str, ...]
 

@@ -157,6 +157,16 @@ WRONG_USAGE = {
         "-o",
         "x",
     ],
+    "FiLM generator '': not registered": [
+        "export",
+        *COMPRESS,
+        "--layout",
+        "start=1",
+        "--film-generator",
+        "",
+        "-o",
+        "x",
+    ],
     "applies FiLM itself": ["export", *COMPRESS, "--layout", "start=1", "--film-generator", "dit", "-o", "x"],
     "--film: width: expected an option of the generator": [
         "export",
@@ -354,6 +364,7 @@ def test_a_conditioner_is_exported_by_naming_its_film_generator_and_layout(run, 
         ["start=-4", "normalized=true"],
         ["num_registers=4, hidden_dim=24, start=-4, indices=null, num_tokens=null, normalized=true"],
         ['{"start": -4, "num_tokens": 9}'],
+        [' {"start": -4}'],
         ["indices=[5, 6, 7, 8], num_tokens=9"],
     ],
     ids=str,
@@ -365,7 +376,7 @@ def test_a_layout_is_given_field_by_field_or_as_info_prints_it(run, tmp_path, la
     assert code == 0, err
     assert regplug.load(tmp_path / "b").layout.positions(9) == (5, 6, 7, 8)
     line = next(text for text in run("info", tmp_path / "b")[1].splitlines() if text.startswith("layout: "))
-    again = ["--layout", line.removeprefix("layout: ")]
+    again = ["--layout", line]
     code, _, err = run("export", *COMPRESS, *again, *film, "--no-programs", "-o", tmp_path / "c")
     assert code == 0, err
     assert regplug.load(tmp_path / "c").layout == regplug.load(tmp_path / "b").layout
@@ -378,6 +389,8 @@ def test_a_layout_is_given_field_by_field_or_as_info_prints_it(run, tmp_path, la
         ("{start: 1}", "expected a JSON object"),
         ("start", "expected key=value"),
         ("start=1, , end=2", "TokenLayout"),
+        ("start=1, start=2", "start: expected once, got it twice in 'start=1, start=2'"),
+        ('{"start": 1, "start": 2}', "start: expected once"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_a_usage_error(run, tmp_path, text, said):
