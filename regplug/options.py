@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from operator import itemgetter
 from typing import Any
 
 from regplug.entries import SIZES
@@ -70,7 +71,7 @@ def bind(
     hints = hints_of_options(owner, build)
     rest = Any if open_ended is None else hints.pop(open_ended)  # the hint of ``**options: int`` is each one's
     arguments: dict[str, Any] = dict(named)
-    for option, value in options.items():
+    for option, value in sorted(options.items(), key=itemgetter(0)):  # in a bundle's order, for ``**options``
         if option in named or option in sizes:
             raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
         if option not in known and open_ended is None:
@@ -118,7 +119,7 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     stored = {}
     length = 0
-    for option, value in options.items():
+    for option, value in sorted(options.items(), key=itemgetter(0)):
         if not OPTION_NAME.fullmatch(option):
             raise SpecError(
                 f"{owner}: option {option!r}: expected a name of at most 128 ASCII letters, digits and _, which can be "

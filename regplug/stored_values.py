@@ -33,7 +33,8 @@ def plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return _plain_fields(value)
     if isinstance(value, Mapping):
-        return {plain_key(key): plain(item) for key, item in value.items()}
+        found = {plain_key(key): plain(item) for key, item in value.items()}
+        return {key: found[key] for key in sorted(found)}  # as a bundle's sorted JSON gives them back
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
     if is_list(value):

@@ -366,7 +366,7 @@ def test_the_types_of_a_constructor_hold_however_it_is_written(build) -> None:
 
 
 class Joins(nn.Module):
-    """The order of its registers is that of its option."""
+    """The order of its output is that of its option."""
 
     def __init__(self, picks: Mapping[str, int]):
         super().__init__()
@@ -376,20 +376,56 @@ class Joins(nn.Module):
         return torch.cat([registers[:, pick] for pick in self.picks], 1)
 
 
-def test_a_mapping_has_one_order_before_and_after_a_bundle(tmp_path) -> None:
-    registry = regplug.Registry({})
+class JoinsOpen(Joins):
+    def __init__(self, **picks: int):
+        super().__init__(picks)
 
+
+class Generates(nn.Module):
+    def __init__(self, cond_dim: int, scales: dict[str, float]):
+        super().__init__()
+        self.cond_dim, self.scales = cond_dim, scales
+
+    def forward(self, conditioning):
+        return [(conditioning * scale, conditioning) for scale in self.scales.values()]
+
+
+@pytest.fixture
+def registry() -> regplug.Registry:
     class Plugin:
         @regplug.hookimpl
         def regplug_readouts(self):
-            return [regplug.ReadoutEntry("joins", Joins)]
+            return [regplug.ReadoutEntry("joins", Joins), regplug.ReadoutEntry("joins-open", JoinsOpen)]
 
-    registry.register(Plugin(), "acme")
-    spec = registry.resolve("joins", num_registers=4, hidden_dim=8, picks={"z": 0, "a": 1})
+        @regplug.hookimpl
+        def regplug_films(self):
+            return [regplug.FiLMEntry("generates", Generates, width="cond_dim", form="gamma", order="gamma-first")]
+
+    found = regplug.Registry({})
+    found.register(Plugin(), "acme")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("joins", {"picks": {"z": 0, "a": 1}}), ("joins-open", {"z": 0, "a": 1})]
+)
+def test_a_mapping_has_one_order_before_and_after_a_bundle(registry, tmp_path, name, options) -> None:
+    spec = registry.resolve(name, num_registers=4, hidden_dim=8, **options)
     readout = spec.build()
     registers = torch.randn(2, 4, 8)
     regplug.export(spec, readout, tmp_path / "b", backends=[], registry=registry)
     assert torch.equal(regplug.load(tmp_path / "b", registry=registry)(registers), readout(registers))
+
+
+def test_a_module_built_with_an_order_that_no_bundle_has_is_refused_by_export(registry, tmp_path) -> None:
+    spec = registry.resolve("joins", num_registers=4, hidden_dim=8, picks={"a": 0})
+    layout = regplug.TokenLayout(num_registers=4, hidden_dim=8, start=1)
+    for scales in ({"a": 1.0, "z": 2.0}, {"z": 2.0, "a": 1.0}):
+        film = regplug.pair(spec, "generates", registry=registry, scales=scales)
+        assert list(film.scales) == ["a", "z"]
+    whole = regplug.Conditioner(layout, spec.build(), Generates(8, {"z": 2.0, "a": 1.0}), registry=registry)
+    with pytest.raises(regplug.ExportError, match="expected a module that its spec rebuilds"):
+        regplug.export(spec, whole, tmp_path / "b", backends=[], registry=registry)
 
 
 def test_what_resolve_takes_the_reader_of_a_manifest_takes() -> None:
