@@ -21,10 +21,10 @@ from regplug.cache_place import cache_folder, check_ours
 from regplug.compiler import compiler_words
 from regplug.errors import ExportError
 from regplug.forking import lock_over_forks
+from regplug.inductor_private import inductor_settings
 from regplug.program_folder import program_folder, why_not
 from regplug.python_child import import_path
 from regplug.temporary import temporary_folder, unique_name
-from regplug.torch_private import inductor_settings
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CHILDREN_PATH = "TORCH_CUSTOM_PYTHONPATH"  # what Inductor gives its processes as PYTHONPATH

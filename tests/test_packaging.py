@@ -18,13 +18,13 @@ PYTHON = """
 __init__ __main__ agreement attachment audit_commands backbone bench_commands bench_page bench_report benchmark builtin
 bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli compiler
 conditioner cost cpu decay deprecation description discovery distributions doctor_commands durable entries errors film
-folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder inferring
-information installed kept_host layout lazy_group loading lone_files manifest missing mistaken name_index naming
-new_commands nonfinite option_values options origin outline own_keys own_modules pairing pickle_nesting place printing
-program program_folder promises python_child reading readout_search rebuilding registry safetensors_header scaffold
-selection shards sign_commands signature signing spec staging state_names stopwatch stored_values streams strict
-temporary tokens torch_guard torch_private tracebacks traces type_hints verification version weights weightsfile widths
-working_directory wrappers writing
+folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder
+inductor_private inferring info_commands information installed kept_host layout lazy_group loading lone_files manifest
+missing mistaken name_index naming new_commands nonfinite option_values options origin outline own_keys own_modules
+pairing pickle_nesting place printing program program_folder promises python_child reading readout_search rebuilding
+registry safetensors_header scaffold selection shards sign_commands signature signing spec staging state_names
+stopwatch stored_values streams strict temporary tokens torch_guard torch_private tracebacks traces type_hints
+verification version weights weightsfile widths working_directory wrappers writing
 audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/projections audit/sizes
 audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
