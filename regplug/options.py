@@ -18,7 +18,7 @@ from regplug.strict import OPTION_NAME, WrongValueError, parse_json
 from regplug.type_hints import names_for, read_hint, spell, with_default
 
 MOST_LISTED = 60
-LONGEST = 1 << 17  # characters of all options as JSON; the header of a weights file, which repeats them, has 2^20
+LONGEST = 1 << 20  # characters of all options as JSON; a weights file's header, which repeats them, has no more bytes
 JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -128,7 +128,7 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             stored[option] = plain(value)
             text = json.dumps(stored[option])
-            parse_json(f'{{"film":{{"options":{{"_":{text}}}}}}}'.encode())  # as deep as it is in a manifest
+            parse_json(f'{{"options":{{"_":{text}}}}}'.encode())  # as deep as it is in a manifest
         except RecursionError:
             detail = "nested too deep"
         except (UnfitError, WrongValueError) as error:

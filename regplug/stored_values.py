@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Any, TypeGuard
 
 from regplug.foreign import exact
-from regplug.type_hints import is_dtype, is_json_scalar, stored_member
+from regplug.type_hints import defaults_of, is_dtype, is_json_scalar, stored_member
 
 
 class UnfitError(Exception):
@@ -31,12 +31,12 @@ def plain(value: object) -> Any:
     if is_dtype(type(value)):
         return str(value).removeprefix("torch.")
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain_fields(value)
+        return _plain_fields(value, [one.name for one in fields(value) if one.init])
     if isinstance(value, Mapping):
         found = {plain_key(key): plain(item) for key, item in value.items()}
         return {key: found[key] for key in sorted(found)}  # as a bundle's sorted JSON gives them back
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
+        return _plain_fields(value, value._fields)
     if is_list(value):
         return [plain(item) for item in value]
     raise UnfitError
@@ -114,14 +114,14 @@ def checked(value: Any, is_right: bool) -> Any:
     return value
 
 
-def _plain_fields(value: Any) -> dict[str, Any]:
+def _plain_fields(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    defaults = defaults_of(type(value))
     found = {}
-    for one in fields(value):
-        if one.init:
-            kept = getattr(value, one.name, MISSING)
-            try:
-                found[one.name] = plain(kept)
-            except UnfitError:
-                if kept is MISSING or kept is not one.default:  # a default needs no place, such as a class
-                    raise
+    for name in names:
+        kept = getattr(value, name, MISSING)
+        try:
+            found[name] = plain(kept)
+        except UnfitError:
+            if kept is MISSING or kept is not defaults.get(name, MISSING):  # a default needs no place: a class, say
+                raise
     return found
