@@ -34,11 +34,12 @@ WIDTH_WORDS = (
     "conditioning_embedding_dim",
     "conditioning_dim",
     "cond_channels",
-    "context_dim",  # aurora
     "dim_condition",  # x-transformers
     "condition_shape",  # anemoi
+    "context_dim",  # aurora
     "llm_dim",  # OpenVLA-OFT
 )
+OF_ANY_CONTEXT = ("context_dim", "llm_dim")  # cross-attention has such a width too, next to FiLM's own
 
 APPLIES_ITSELF = (
     "expected forward(conditioning) -> [(gamma, beta), ...], got a module that applies FiLM itself; attach without "
@@ -243,6 +244,8 @@ def _width_word(owner: str, build: Callable[..., Any], registry: Registry | None
     known = dict.fromkeys(((family.width,) if family else ()) + WIDTH_WORDS)
     parameters = parameters_of(owner, build)
     words = [word for word in known if word in parameters]
+    if len(words) > 1 and len(named := [word for word in words if word not in OF_ANY_CONTEXT]) == 1:
+        words = named
     if len(words) != 1:
         raise SpecError(
             f"{owner}: expected one of {', '.join(known)} in its constructor, got {', '.join(words) or 'none'}; "

@@ -99,7 +99,7 @@ def test_a_word_that_is_not_known_must_be_named(spec: ReadoutSpec) -> None:
     assert text == (
         "FiLM generator Stranger: expected one of cond_dim, global_cond_dim, conditioning_embedding_dim, "
         "conditioning_dim, cond_channels, "
-        "context_dim, dim_condition, condition_shape, llm_dim in its constructor, got none; use width= to name it."
+        "dim_condition, condition_shape, context_dim, llm_dim in its constructor, got none; use width= to name it."
     )
     assert "expected a constructor that names 'styl', got (style" in refusal(spec, Stranger, width="styl")
 
@@ -162,8 +162,8 @@ def test_a_foreign_instance_says_its_width_by_a_known_or_a_named_attribute(spec:
     assert "expected conditioning of width 9, got 12" in refusal(spec, Stranger(9), width="style")
     assert refusal(spec, Stranger(12)) == (
         "FiLM generator Stranger: expected an integer attribute cond_dim or global_cond_dim or "
-        "conditioning_embedding_dim or conditioning_dim or cond_channels or context_dim or dim_condition or "
-        "condition_shape or llm_dim, got none; use width= to name it."
+        "conditioning_embedding_dim or conditioning_dim or cond_channels or dim_condition or condition_shape or "
+        "context_dim or llm_dim, got none; use width= to name it."
     )
     assert "use width= to name it." in refusal(spec, Stranger(12), width="stile")
 
@@ -403,3 +403,12 @@ def test_the_width_words_of_other_projects_are_known(spec, word):
     assert getattr(regplug.pair(spec, cls), word) == 12
     with pytest.raises(SpecError, match="expected conditioning of width 11, got 12"):
         regplug.pair(spec, cls(11))
+
+
+def test_a_width_of_cross_attention_is_not_taken_for_that_of_film_next_to_it(spec):
+    class Block(nn.Module):
+        def __init__(self, cond_dim: int, context_dim: int = 3) -> None:
+            super().__init__()
+            self.given = (cond_dim, context_dim)
+
+    assert regplug.pair(spec, Block).given == (12, 3)
