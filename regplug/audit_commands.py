@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from regplug.audit import Audit
     from regplug.entries import BackboneEntry
 
+REFUSALS_SHOWN = 4
+
 
 @click.command("audit")
 @click.argument("what", metavar="BACKBONE[:MODEL]|MODULE:CLASS", shell_complete=complete_backbone)
@@ -174,8 +176,10 @@ def _print(found: Audit) -> None:
         say(f"{word}: kept its value: the constructor does not name it, or nothing else builds and runs")
     for note in found.notes:
         say(note)
-    for refusal in found.refused:
+    for refusal in found.refused[:REFUSALS_SHOWN]:
         say(f"does not run at {spell_sizes(refusal.sizes)}: {refusal.error}")
+    if len(found.refused) > REFUSALS_SHOWN:
+        say(f"does not run at {len(found.refused) - REFUSALS_SHOWN} other sizes")
     say(found.summary)
 
 

@@ -13,13 +13,14 @@ from regplug.audit.building import build_on_meta
 from regplug.audit.dataflow import Break, is_inside
 from regplug.audit.inputs import Inputs, describe_parameters, find_inputs
 from regplug.audit.parts import class_at, declared_films, plan_of
-from regplug.audit.sizes import candidate_sizes, refuse_without_sizes, spell_sizes, start_sizes
+from regplug.audit.sizes import alone, refuse_without_sizes, spell_sizes, start_sizes, together
 from regplug.audit.verdict import FOLLOWS, UNKNOWN, WRONG, Finding, Run, judge, unfit
 from regplug.audit.wiring import Network, Plan, Trace, follow
 from regplug.errors import SpecError, told
 from regplug.options import bind
 
 PERTURBED = 5
+FEW_TRIES = 8
 MOST_CALLS = 2_000_000  # of torch functions, in all forwards: some minutes
 # how regplug, then torch's linear layers on the CPU and on the meta device, say that a width is wrong
 WRONG_WIDTH = re.compile(r"conditioning of width \d+, got \d+|shapes cannot be multiplied|same reduction dim")
@@ -132,21 +133,28 @@ def audit_network(
     base, trace = auditor.run_first(start, inputs, shape)
     runs = [Run(base.sizes, trace)]
     refused: list[Refusal] = []
-    if trace.error is None:
-        for word, candidates in candidate_sizes(start, named, auditor.device):
-            for at in candidates:
-                if len(runs) > PERTURBED or auditor.calls > MOST_CALLS:
-                    break
-                if any(at == run.sizes for run in runs) or any(at == one.sizes for one in refused):
-                    continue
-                step(spell_sizes(at))
-                found = auditor.run(at, word)
-                if isinstance(found, Refusal):
-                    refused.append(found)
-                    continue
+
+    def try_sizes(candidates: Sequence[Mapping[str, int]], word: str | None, wanted: int) -> bool:
+        """Whether so many of the candidates ran."""
+        for at in candidates:
+            if wanted == 0 or auditor.calls > MOST_CALLS:
+                break
+            if at in [run.sizes for run in runs] or at in [one.sizes for one in refused]:
+                continue
+            step(spell_sizes(at))
+            found = auditor.run(at, word)
+            if isinstance(found, Refusal):
+                refused.append(found)
+            else:
                 runs.append(found)
-                if word is not None:
-                    break
+                wanted -= 1
+        return wanted == 0
+
+    if trace.error is None:
+        movable = [word for word in named if try_sizes(alone(start, word, auditor.device), word, 1)]
+        if len(movable) < len(named):  # some sizes go together: D may have to be a multiple of R
+            try_sizes(together(start, named, auditor.device)[:FEW_TRIES], None, 1 + PERTURBED - len(runs))
+        try_sizes(together(start, movable, auditor.device), None, 1 + PERTURBED - len(runs))
     varied = [word for word in start if len({run.sizes[word] for run in runs}) > 1]
     fixed = {word: [one for one in refused if one.word == word] for word in named if word not in varied}
     findings = [

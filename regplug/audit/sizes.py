@@ -62,32 +62,20 @@ def refuse_without_sizes(owner: str, build: Callable[..., Any]) -> SpecError:
     )
 
 
-def candidate_sizes(
-    start: Mapping[str, int], named: Sequence[str], device: str
-) -> Iterator[tuple[str | None, list[dict[str, int]]]]:
-    """Sizes to try: each changed alone (with its word), then all of them together (None).
+def alone(start: Mapping[str, int], word: str, device: str) -> list[dict[str, int]]:
+    """Sizes to try that differ in one; ``device`` is where constructors run: weights take memory on the CPU."""
+    return [{**start, word: value} for value in _others(word, start[word], device)]
 
-    Args:
-        start: The network's own.
-        named: Those that can be changed.
-        device: Where constructors run; weights take memory on the CPU.
-    """
-    others = {word: list(_others(word, start[word], device)) for word in named}
-    for word, values in others.items():
-        yield word, [{**start, word: value} for value in values]
-    if len(named) < 2:
-        for word, values in others.items():
-            yield None, [{**start, word: value} for value in values]
-        return
-    longest = max(map(len, others.values()))
-    together = []
-    for turn in range(MOST_TRIES):
-        shift = turn // longest  # other pairs of values in each round
+
+def together(start: Mapping[str, int], words: Sequence[str], device: str) -> list[dict[str, int]]:
+    """Sizes to try that differ in all of these, then in each of them."""
+    others = {word: list(_others(word, start[word], device)) for word in words}
+    found = []
+    for turn in range(MOST_TRIES if len(words) > 1 else 0):
+        shift = turn // max(map(len, others.values()))  # other pairs of values in each round
         picked = {w: v[(1 + turn + k * shift) % len(v)] for k, (w, v) in enumerate(others.items())}
-        together.append({**start, **picked})
-    yield None, together
-    for word, values in others.items():
-        yield None, [{**start, word: value} for value in values]
+        found.append({**start, **picked})
+    return found + [one for word in words for one in alone(start, word, device)]
 
 
 def spell_sizes(sizes: Mapping[str, int]) -> str:
