@@ -329,7 +329,9 @@ def test_a_forward_that_depends_on_values_is_unknown_with_the_reason() -> None:
     found = audit_network("network x", Asks, {}, {}, inputs=parse_inputs(["B,R,D", "B,5,32"], lambda text: None))
     assert not found.ok
     assert found.passes(allow_unknown=True)
-    assert only(found).reason.startswith("the forward ended before it: it reads numbers out of its tensors")
+    assert only(found).reason.startswith(
+        "the forward ended before it: it asks for values of its tensors, which have none"
+    )
 
 
 class Direct(nn.Module):
@@ -355,6 +357,23 @@ def test_a_width_that_was_guessed_proves_no_mistake() -> None:
 class Never(Conditioned):
     def forward(self, registers: Tensor) -> Tensor:
         return self.readout(registers)
+
+
+class Keywords(Conditioned):
+    def forward(self, *, features: Tensor, registers: Tensor) -> Tensor:
+        return self.film(features, self.readout(registers))
+
+
+class OfABatch(Conditioned):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.film(batch["features"], self.readout(batch["obs.registers"]))
+
+
+def test_inputs_by_keyword_are_found_and_those_of_a_dict_are_given_by_key() -> None:
+    assert audit(Keywords).ok
+    made = parse_inputs(["batch.features=B,5,32", "batch.obs.registers=B,R,D"], lambda text: None)
+    assert audit_network("network x", OfABatch, {}, {}, inputs=made).ok
+    assert not audit(OfABatch).ok
 
 
 def test_a_film_input_that_the_forward_does_not_reach_is_unknown() -> None:

@@ -110,7 +110,8 @@ def find_inputs(
         given = map_tensors(lambda one: one.to("meta"), example)
         if attempt(lambda sizes: (given if isinstance(given, tuple) else (given,), {})) is None:
             return
-    kinds = [list(_kinds(name, module, sizes, shape)) for name in _required(module)]
+    parameters = _required(module)
+    kinds = [list(_kinds(one.name, module, sizes, shape)) for one in parameters]
     if not all(kinds):
         return
     chosen, furthest = [0] * len(kinds), -1
@@ -124,7 +125,7 @@ def find_inputs(
             if tried in seen:
                 continue
             seen.add(tried)
-            far = attempt(_of_kinds([kinds[at][kind] for at, kind in enumerate(tried)]))
+            far = attempt(_of_kinds(parameters, [kinds[at][kind] for at, kind in enumerate(tried)]))
             if far is None:
                 return
             if far > furthest:
@@ -135,26 +136,28 @@ def find_inputs(
 
 def describe_parameters(module: nn.Module) -> str:
     """What a forward must be given, for messages: ``images, step``; empty for nothing, or no forward."""
-    return ", ".join(_required(module))
+    return ", ".join(one.name for one in _required(module))
 
 
 Kind = Callable[[Mapping[str, int]], Any]
 
 
-def _of_kinds(chosen: Sequence[Kind]) -> Inputs:
-    return lambda sizes: (tuple(kind(sizes) for kind in chosen), {})
+def _of_kinds(parameters: Sequence[inspect.Parameter], chosen: Sequence[Kind]) -> Inputs:
+    def made(sizes: Mapping[str, int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = [(one, kind(sizes)) for one, kind in zip(parameters, chosen, strict=True)]
+        args = tuple(value for one, value in given if one.kind is not one.KEYWORD_ONLY)
+        return args, {one.name: value for one, value in given if one.kind is one.KEYWORD_ONLY}
+
+    return made
 
 
-def _required(module: nn.Module) -> list[str]:
+def _required(module: nn.Module) -> list[inspect.Parameter]:
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):  # a scripted module
-        return ["inputs"]
-    return [
-        one.name
-        for one in parameters
-        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.POSITIONAL_ONLY)
-    ]
+        return [inspect.Parameter("inputs", inspect.Parameter.POSITIONAL_ONLY)]
+    known = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY)
+    return [one for one in parameters if one.default is one.empty and one.kind in known]
 
 
 def _kinds(name: str, module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None) -> Iterator[Kind]:

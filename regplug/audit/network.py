@@ -221,6 +221,9 @@ class _Auditor:
             args, kwargs = made(at)
             trace = follow(replace(fresh, args=args, kwargs=kwargs), self.plan)
             tried.append((made, trace))
+            self.calls += trace.calls
+            if self.calls > MOST_CALLS:
+                return None
             return trace.fits if trace.error is not None or trace.breaks else None
 
         if inputs is None:
@@ -245,7 +248,7 @@ class _Auditor:
         network = replace(network, args=args, kwargs=kwargs)
         trace = follow(network, self.plan)
         self.plan.whole = frozenset(key for key, is_whole in trace.slices.items() if is_whole)
-        self.calls = trace.calls
+        self.calls += trace.calls
         parameters = dict(network.module.named_parameters())
         for one in trace.taken:
             widths = [arrival.width for arrival in trace.arrivals.get(one.film, ())]

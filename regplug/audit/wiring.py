@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from regplug.installed import default_registry
 from regplug.pairing import film_family, wanted_width
 from regplug.torch_private import as_written
 
+VALUES = re.compile(r"\bmeta tensors?\b|\bregister_meta\b|meta device")  # how torch says that a tensor has no values
 NO_SIZE = -1  # of what a network has none of: no tensor has it
 
 
@@ -286,8 +288,8 @@ class _Walk:
 
 def _reason(error: BaseException) -> str:
     text = told(error)
-    if "meta tensors" in text or "Cannot copy out of meta" in text:
-        return f"it reads numbers out of its tensors, which have none here: {text}"
+    if VALUES.search(text):
+        return f"it asks for values of its tensors, which have none here: {text}"
     return text
 
 
