@@ -35,7 +35,7 @@ REFUSALS_SHOWN = 4
     help="What the forward takes, such as tokens=B,R+16,D or step=B:int64; else what is found by trying. Repeatable.",
 )
 @click.option("--expect", multiple=True, metavar="NAME=REASON", help="A FiLM input that need not follow. Repeatable.")
-@click.option("--allow-unknown", is_flag=True, help="What cannot be told is no failure.")
+@click.option("--allow-unknown", is_flag=True, help="Unknown, or no FiLM input at all, is no failure.")
 @json_option
 def audit_command(
     what: str,

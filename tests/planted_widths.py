@@ -1,4 +1,4 @@
-"""Networks with one planted mistake in a FiLM width, each beside the twin that is right.
+"""Networks with one planted mistake in a FiLM width, each with the twin that is right.
 
 Each class has ``right``: True builds the twin. At its own sizes (R=4, D=48, c=12) each of them runs.
 """

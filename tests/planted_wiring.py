@@ -143,7 +143,7 @@ class ScaleRightShiftTyped(Wired):
         self.film.to_shift = nn.Linear(self.width, WIDTH)
 
 
-class BesideLazyLayers(Wired):
+class WithLazyLayers(Wired):
     def build(self) -> None:
         self.film = Nameless(D)
         self.film.to_scale = nn.LazyLinear(WIDTH)
@@ -173,7 +173,7 @@ class TwoMLPLayers(Wired):
         return h
 
 
-class BesideAnExcitation(Wired):
+class NextToAnExcitation(Wired):
     """Squeeze-and-excitation scales features with themselves: that is no FiLM input."""
 
     def build(self) -> None:

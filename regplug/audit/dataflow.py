@@ -116,7 +116,7 @@ class Flow(TorchFunctionMode):
         self.applications: set[Application] = set()
         self.taken: list[Taken] = []
         self.breaks: list[Break] = []
-        self.modulating: set[Break] = set()  # what did not fit and then scaled or shifted features, of whatever it was
+        self.modulating: set[Break] = set()  # what did not fit and then scaled or shifted features
         self.whole = whole
         self.slices: dict[tuple[str, int], bool] = {}  # module and number -> whether it took all
         self.weights: list[tuple[str, Projection, Origin]] = []  # projections of vectors, by the weight's name

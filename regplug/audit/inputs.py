@@ -20,7 +20,7 @@ from regplug.layout import is_int
 from regplug.options import parameters_of
 
 BATCH = 2  # one sample would hide a batch that is taken for something else
-OTHER_TOKENS = 16  # besides the registers, in a sequence that is tried
+OTHER_TOKENS = 16  # next to the registers, in a sequence that is tried
 OTHER_STEPS = 16  # of a sequence that is no tokens
 MOST_WIDTHS = 8
 ROUNDS = 3

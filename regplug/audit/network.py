@@ -73,7 +73,7 @@ class Audit:
         return self.passes(allow_unknown=False)
 
     def passes(self, allow_unknown: bool) -> bool:
-        """As ``ok``; with ``allow_unknown`` what could not be told is no failure, nor is a network without FiLM."""
+        """As ``ok``; with ``allow_unknown`` unknown is no failure, nor is a network without FiLM inputs."""
         failing = {WRONG} if allow_unknown else {WRONG, UNKNOWN}
         some = bool(self.findings) or allow_unknown
         return (

@@ -201,7 +201,7 @@ class _Walk:
             self.flow.set_origin(output, made)
         elif path in self.plan.films and len(given) > 1:
             for one in tensors_in(output):
-                self.flow.set_origin(one, Origin())  # features, whatever made them
+                self.flow.set_origin(one, Origin())  # features, no conditioning
 
     def finish(self) -> None:
         """Note what reached weights that no module of their own takes to the vector."""
