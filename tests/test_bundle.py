@@ -632,17 +632,10 @@ def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
     assert torch.equal(program(given), torch.ones(1, 24))
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (list(range(300_000)), "weights.safetensors: size: expected a header inside the file and within 1048576 bytes"),
-        ([[[[[0] * 120_000]]]], "manifest.json: expected at most 1048576 bytes"),  # a line each there
-    ],
-    ids=["larger", "large"],
-)
-def test_nothing_is_written_that_no_reader_would_take(tmp_path, registry, option, message):
-    spec = registry.resolve("takes-anything", **SIZES, option=option)
-    with pytest.raises(regplug.ExportError, match=f"expected a bundle that can be read, got: .*{message}"):
+def test_nothing_is_written_that_no_reader_would_take(tmp_path, registry):
+    spec = registry.resolve("takes-anything", **SIZES, option=[[[[[0] * 120_000]]]])  # a line each in the manifest
+    wanted = "expected a bundle that can be read, got: .*manifest.json: expected at most 1048576 bytes"
+    with pytest.raises(regplug.ExportError, match=wanted):
         regplug.export(spec, spec.build(), tmp_path / "b", registry=registry)
     assert list(tmp_path.iterdir()) == []
 

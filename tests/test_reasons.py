@@ -149,9 +149,8 @@ def test_export_shows_the_same(cls, backend, tmp_path):
 class Strict(nn.Module):
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
         super().__init__()
-        raise ValueError(
-            f"Error in call to target 'acme.Pool':\nValueError('{hidden_dim} is odd')\nfull_key: head"
-        )  # here
+        what = f"Error in call to target 'acme.Pool':\nValueError('{hidden_dim} is odd')\nfull_key: head"
+        raise ValueError(what)  # here
 
 
 def test_a_constructors_error_has_all_its_lines_and_the_place():
@@ -165,7 +164,8 @@ def test_a_constructors_error_has_all_its_lines_and_the_place():
 
 
 def test_an_error_of_pydantic_names_the_field_and_no_link():
-    pydantic = pytest.importorskip("pydantic")
+    import pydantic
+
     config = pydantic.create_model("Config", width=(int, ...))
     with pytest.raises(pydantic.ValidationError) as error:
         config(width="a")
