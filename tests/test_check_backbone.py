@@ -15,6 +15,7 @@ from regplug.cli import answer
 from regplug.conformance import all_backbone_checks, check_backbone, parametrize_with_backbone_checks
 from regplug.conformance.check import EXPECTED_FAILURE, FAILED, NOT_APPLICABLE, PASSED, UNEXPECTED_PASS
 from regplug.conformance.marks import find_marks
+from regplug.discovery import discover
 
 LAYOUT = regplug.TokenLayout(3, 16, start=1)
 NAMES = [check.name for check in all_backbone_checks()]
@@ -173,3 +174,16 @@ def test_another_size_of_input_can_be_tried(run):
     code, out, _ = run("acme-vit", "--input", "3,8,12")
     assert code == 1  # its positions are for one size
     assert "tokens" in out
+
+
+def test_a_plugin_whose_module_imports_torch_fails_the_check_of_imports(install_plugin, monkeypatch):
+    source = (
+        "import regplug, torch\n@regplug.hookimpl\ndef regplug_backbones():\n"
+        "    return [regplug.BackboneEntry('heavy', build=lambda: 'sizes',\n"
+        "        layout=lambda model: regplug.TokenLayout(4, 24, start=1))]\n"
+    )
+    site = install_plugin("heavy-backbone", {"heavy_backbone.py": source}, {"regplug_v1": {"heavy": "heavy_backbone"}})
+    monkeypatch.syspath_prepend(site)
+    rows = {row.check: row for row in check_backbone("heavy", registry=regplug.Registry(discover()))}
+    assert rows["light-plugin"].verdict == FAILED
+    assert "expected heavy_backbone to import no torch, got it" in rows["light-plugin"].detail
