@@ -10,7 +10,7 @@ from torture.disk import Change, Disk, Node, crashes
 
 def test_a_machine_that_crashes_at_any_call_leaves_the_old_or_the_new(tmp_path):
     figures = crashing.run(tmp_path, 0.15, 0, lambda word: None)
-    assert len(figures) == 4
+    assert len(figures) == 5
     for figure in figures:
         assert figure.ok, figure
         assert figure.tried >= 3
@@ -18,7 +18,7 @@ def test_a_machine_that_crashes_at_any_call_leaves_the_old_or_the_new(tmp_path):
 
 def test_a_writer_that_syncs_no_folder_is_seen_to_lose_bundles(tmp_path):
     with in_memory(tmp_path) as work:
-        new, replaced, files = failing.scenarios(work)
+        new, replaced, files, _ = failing.scenarios(work)
         found = [
             crashing.crash_everywhere(crashing.recorded(one, work / "p", lazy=True), work, 0.5, 0, lambda word: None)
             for one in (new, replaced, files)

@@ -18,6 +18,7 @@ def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_pa
         "calls of a new bundle",
         "calls of a replaced bundle",
         "calls of two lone files",
+        "calls of a filled folder",
     ]
     for figure in figures:
         assert figure.ok, figure

@@ -89,11 +89,12 @@ def crash_everywhere(one: Recorded, work: Path, share: float, seed: int, progres
 
 
 def all_scenarios(work: Path) -> list[tuple[Scenario, bool]]:
-    new, replaced, files = scenarios(work)
+    new, replaced, files, filled = scenarios(work)
     plain = [
         (replace(new, what="crashes in writing a new bundle"), False),
         (replace(replaced, what="crashes in replacing a bundle"), False),
         (replace(files, what="crashes in writing lone files"), False),
+        (replace(filled, what="crashes in filling an empty folder"), False),
     ]
     return [*plain, (replace(replaced, what="crashes in replacing one after a kill"), True)]
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from regplug.folder import MANIFEST
 from regplug.lone_files import write_files
 from regplug.writing import write_folder
 from torture import Figure
@@ -53,6 +54,10 @@ def scenarios(work: Path) -> list[Scenario]:
         found = stands_at(folder / "in" / "b", {"new": new})
         return "old" if found == "nothing" else found
 
+    def look_at_filled(place: Path) -> str:
+        is_bundle = (place / MANIFEST).exists()  # without it, what lies there is none
+        return stands_at(place, {"new": new}) if is_bundle or not place.exists() else "old"
+
     return [
         Scenario(
             "calls of a new bundle",
@@ -74,6 +79,13 @@ def scenarios(work: Path) -> list[Scenario]:
             lambda folder: write_plainly(folder, {"one": b"old one"}),
             look_at_files,
             lambda folder: write_files({folder / name: data for name, data in files.items()}, force=True),
+        ),
+        Scenario(
+            "calls of a filled folder",
+            lambda folder: ["folder", folder / "b", work / "new"],
+            lambda folder: (folder / "b").mkdir(parents=True),
+            lambda folder: look_at_filled(folder / "b"),
+            lambda folder: write_folder(folder / "b", new, force=True),
         ),
     ]
 
