@@ -391,7 +391,8 @@ def test_what_a_failing_compiler_says_is_told_on_one_line(tmp_path, monkeypatch)
 
 def test_a_temporary_folder_in_which_no_program_may_run_is_named_with_what_to_set(tmp_path):
     code = """
-import regplug
+import regplug, regplug.program_folder
+regplug.program_folder.OTHERS = ()
 spec = regplug.resolve("mean", num_registers=2, hidden_dim=8)
 try:
     regplug.export(spec, spec.build(), "b", backends=["aotinductor"])
@@ -401,11 +402,11 @@ except regplug.ExportError as error:
     script = 'mount -t tmpfs -o noexec none "$0" && exec "$@"'
     namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
     (tmp_path / "noexec").mkdir()
-    env = os.environ | {"TMPDIR": str(tmp_path / "noexec"), "REGPLUG_CACHE_DIR": str(tmp_path / "cache")}
+    env = os.environ | {"TMPDIR": str(tmp_path / "noexec"), "REGPLUG_CACHE_DIR": str(tmp_path / "noexec" / "c")}
     command = [*namespace, tmp_path / "noexec", sys.executable, "-c", code]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == (
-        "program 'aotinductor': expected a temporary folder in which programs may run, got "
+        "program 'aotinductor': expected a temporary folder in which programs may be made and run, got "
         f"{tmp_path}/noexec, which is mounted noexec; set TMPDIR to another folder.\n"
     ), done.stderr
 
