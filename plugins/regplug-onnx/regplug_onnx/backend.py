@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
+import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from regplug.backends.graph import export_graph
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.reuse import reused
 from regplug.distributions import version_of
-from regplug.errors import ExportError, SpecError
+from regplug.errors import ExportError, SpecError, place_in
 from regplug.weights import write_types
 from regplug_onnx.making import LEAST_OPSET, make_model
 from regplug_onnx.opening import open_model
@@ -19,6 +21,8 @@ from regplug_onnx.opening import open_model
 FILE = "program.onnx"
 # Gelu is one operator from 20 on; onnxruntime knows it since 1.17
 OPSET = 20
+# torch.onnx spells all of them with Erf, which onnxruntime has in float32 (float16 is cast to it)
+IN_FLOAT32 = {torch.ops.aten.gelu.default, torch.ops.aten.erf.default}
 MAKERS = ("onnx", "onnx-ir", "onnxscript")
 
 
@@ -47,6 +51,7 @@ class OnnxBackend(ExportBackend):
         _check_dtypes(source)
         source.progress("graph")
         graph = export_graph("onnx", source.module, source)
+        _check_kernels(graph)
 
         def make() -> list[Program]:
             source.progress("ONNX model")
@@ -74,3 +79,16 @@ def _check_dtypes(source: Source) -> None:
             "program 'onnx': expected float32, float64 or float16 weights, got bfloat16; "
             "onnxruntime has no kernels for it on the CPU: export module.float()."
         )
+
+
+def _check_kernels(graph: ExportedProgram) -> None:
+    """Refuse before the model is made what it would have in float64 and the CPU provider has in float32 alone."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.target in IN_FLOAT32 and isinstance(value, Tensor) and value.dtype == torch.float64:
+            place = place_in(str(node.meta.get("stack_trace")), innermost_last=True)
+            where = f" at {place}" if place else ""
+            raise ExportError(
+                f"program 'onnx': operation {node.target}{where}: expected float32 or float16, got float64; "
+                "onnxruntime has no kernel for it (Erf) on the CPU: export module.float()."
+            )

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -159,3 +160,23 @@ def test_used_weights_are_those_that_the_graph_computes_with(source_of: Callable
 
     source = source_of(Partly(), 24)
     assert used_weights(export_graph("onnx", source.module, source)) == {"used", "counted"}
+
+
+@pytest.mark.parametrize("reduce", [torch.amax, torch.amin])
+@pytest.mark.parametrize("place", [0, 2, -1])
+def test_a_nan_anywhere_is_the_largest_and_the_smallest(
+    source_of: Callable[..., Source], reduce: Callable[..., Tensor], place: int
+) -> None:
+    class Extreme(nn.Module):
+        def forward(self, registers: Tensor) -> Tensor:
+            return reduce(registers, 1)
+
+    source = source_of(Extreme(), 24)
+    model = onnx.load_from_string(make_model(export_graph("onnx", source.module, source), source, 20))
+    assert [node.op_type for node in model.graph.node].count("IsNaN") == 1
+    given = torch.randn(2, 4, 24)
+    given[0, place, 3] = torch.nan
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {model.graph.input[0].name: given.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), reduce(given, 1), equal_nan=True)
+    assert torch.from_numpy(got).isnan().sum() == 1
