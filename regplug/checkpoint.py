@@ -42,7 +42,7 @@ class Checkpoint:
     Args:
         path: The file.
         kind: ``"safetensors"`` or ``"PyTorch"``.
-        state_key: Under which key the weights stand; None for the top level.
+        state_key: The key that has the weights; None for the top level.
         other_keys: Where there are weights too, that are not looked at.
         shapes: Of each tensor, by its name without what ``torch.compile`` put in.
         names: Those names, each with the one that the file has.
@@ -265,7 +265,7 @@ def _unpickled(owner: str, source: BinaryIO, device: str) -> Any:
 
 
 def _state_in(owner: str, content: Any, state_key: str | None) -> tuple[str | None, dict[str, Tensor], tuple[str, ...]]:
-    """The key under which the weights stand, the weights, and the other keys that have some."""
+    """The key that has the weights, the weights, and the other keys that have some."""
     if not isinstance(content, Mapping):
         raise BundleError(f"{owner}: expected a mapping of names to tensors, got {type(content).__name__}.")
     if state_key is not None:

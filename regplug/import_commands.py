@@ -88,7 +88,7 @@ def import_command(
 
     CHECKPOINT is safetensors, the index.json of sharded safetensors, or a PyTorch file of plain weights: no pickled
     code is run. Found are the readouts that the backbone's plugin knows, else those that regplug's own modules hold
-    (what attach and Conditioner give, or a readout alone), whatever stands before their names. `regplug export
+    (what attach and Conditioner give, or a readout alone), under any prefix. `regplug export
     --weights` takes what is written, which says what it is.
     """
     from regplug.lone_files import write_files

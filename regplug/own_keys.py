@@ -1,4 +1,4 @@
-"""Finds readouts in a checkpoint by the names that regplug's own modules give them, whatever stands before."""
+"""Finds readouts in a checkpoint by the names that regplug's own modules give them, under any prefix."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def _listed(names: Any) -> str:
 
 
 def _read_bare(shapes: Shapes, names: Sequence[str], asked: Asked) -> list[OwnSite]:
-    """Readouts that no module of regplug's holds: all that stands behind one prefix is one's weights."""
+    """Readouts that no module of regplug's holds: all that is behind one prefix is one's weights."""
     sets = {frozenset(outline) for entry in asked.strategies for outline in _outlines(entry, asked)}
     found = []
     for where, group in _groups(names).items():

@@ -34,7 +34,7 @@ class Wanted:
         film_options: Its options, likewise.
         layout: Where the registers sit, as fields of a ``TokenLayout``, where the checkpoint does not tell, or wrongly.
         readout_only: Leave the FiLM generator, if there is one.
-        state_key: Under which key of the file the weights stand, ``"ema"``; found when None.
+        state_key: The key of the file that has the weights, ``"ema"``; found when None.
         prefix: What the names begin with that are looked at, ``"ema_model."``; all when None.
     """
 
@@ -82,7 +82,7 @@ def _check_sizes(wanted: Wanted, known: TokenLayout | None) -> None:
 
 
 def find_known(entry: BackboneEntry, checkpoint: Checkpoint) -> tuple[str, Sequence[CheckpointSite]]:
-    """The readouts, and what stands before the network's own names: the shortest with which there are any."""
+    """The readouts, and the prefix of the network's own names: the shortest with which there are any."""
     wrappers = list(wrapper_prefixes(checkpoint.shapes))
     for prefix in dict.fromkeys([*wrappers, *all_prefixes(checkpoint.shapes)[:MOST_PREFIXES]]):
         shapes = {n.removeprefix(prefix): shape for n, shape in checkpoint.shapes.items() if n.startswith(prefix)}

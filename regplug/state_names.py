@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from regplug.errors import BundleError
 from regplug.torch_private import uncompiled_name
 
-# what stands before a network's own names: DistributedDataParallel's, then those of Lightning modules
+# prefixes of a network's own names: DistributedDataParallel's, then those of Lightning modules
 WRAPPERS = ("module.", "network.", "model.")
 MOST_WRAPPERS = 4
 MOST_PREFIXES = 500
@@ -15,7 +15,7 @@ SHOWN, LONGEST = 5, 120
 
 
 def wrapper_prefixes(names: Iterable[str]) -> Iterator[str]:
-    """What may stand before a network's own names, nothing first.
+    """Prefixes that a network's own names may have, the empty one first.
 
     Example:
         >>> list(wrapper_prefixes(["network.blocks.0.mlp.weight", "network.model.norm.weight", "loss.weight"]))
@@ -66,7 +66,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def all_prefixes(names: Iterable[str]) -> list[str]:
-    """All that may stand before some of the names, the shortest first.
+    """All prefixes of some of the names, the shortest first.
 
     Example:
         >>> all_prefixes(["policy.net.weight", "policy.bias"])

@@ -17,7 +17,7 @@ AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # torch's own variable; it lists ent
 class TorchGuard:
     """Looks at the entry points just before torch does; finds nothing itself.
 
-    Where ``importlib.metadata`` raises, ``import torch`` does too, whoever asks for it.
+    Where ``importlib.metadata`` raises, ``import torch`` does too.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:

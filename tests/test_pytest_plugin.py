@@ -137,7 +137,7 @@ def test_what_would_check_nothing_is_a_wrong_use_of_pytest(run_pytest):
     )
     assert "[4, 4, 4, 4, 4, 4, 4]" in said
     assert said.count("expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none.") == 2
-    assert "expected `--pyargs regplug.conformance` beside it, got other tests only;" in said
+    assert "expected `--pyargs regplug.conformance` with it, got other tests only;" in said
     assert "strategy 'poool': not registered; known:" in said
     assert "--readout-option: expected key=value, got 'x'." in said
     assert "compiler: expected one of eager, inductor, got 'x'." in said

@@ -14,7 +14,7 @@ from regplug.conformance.subject import SEED, seeded
 
 MAX_ROWS = 64  # of one parameter: registers are few, and each row costs a forward
 MAX_PARAMETERS = 256  # outside the blocks; each costs a forward
-# a row's position is told when its token changes this many times as much as any other
+# a row's position is known when its token changes this many times as much as any other
 CONTRAST = 2.0
 # how large a mark is, next to the tokens: what blocks normalise bounds what a large one does to other tokens, what they
 # do not normalise mixes a small one linearly

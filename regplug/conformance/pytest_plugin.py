@@ -90,6 +90,6 @@ def _refuse_to_check_nothing(config: pytest.Config, collected: bool) -> None:
     if _asks(config) and not collected:
         word = "--readout" if config.getoption("readout") else "--readout-backbone"
         raise pytest.UsageError(
-            f"{word}: expected `--pyargs regplug.conformance` beside it, got other tests only; where a configuration "
+            f"{word}: expected `--pyargs regplug.conformance` with it, got other tests only; where a configuration "
             "file sets python_files or python_functions, add `-o python_files=test_*.py -o python_functions=test_*`."
         )
