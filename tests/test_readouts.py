@@ -447,7 +447,7 @@ def test_a_readout_moves_and_trains_as_any_module() -> None:
         ("attention", {"num_queries": 0}, "RegisterAttention: num_queries: expected a positive integer, got 0"),
         ("attention", {}, "RegisterAttention: hidden_dim: expected a multiple of num_heads=8, got 6"),
         ("attention", {"num_heads": 3, "mlp_ratio": math.nan}, "option 'mlp_ratio': expected float, got nan"),
-        ("attention", {"num_heads": 3, "mlp_ratio": math.inf}, "expected a positive, finite number, got inf"),
+        ("attention", {"num_heads": 3, "mlp_ratio": math.inf}, "expected a JSON value, got inf"),
         ("attention", {"num_heads": 3, "mlp_ratio": 0.1}, "mlp_ratio: expected at least 1 / 6, got 0.1"),
         ("attention", {"num_heads": 3, "gelu": "fast"}, "option 'gelu': expected Literal['exact', 'tanh'], got 'fast'"),
         ("attention", {"num_head": 3}, "option 'num_head': expected a known option, got 3"),
