@@ -7,16 +7,21 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 from regplug import builtin
 from regplug.errors import ExportError, SpecError
 
-TEMPLATES = Path(__file__).resolve().parent / "share" / "new"
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+TEMPLATES = files("regplug") / "share" / "new"  # not by path: regplug may be in an archive
 # stricter than what an index takes: one spelling, good for a shell, an import and a URL
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # what a plugin may offer, each with its words for people
@@ -148,11 +153,19 @@ def _part(kind: str, what: str, words: Mapping[str, str]) -> str:
 def _files(values: Mapping[str, str], kinds: Sequence[str]) -> Iterable[tuple[Path, str]]:
     """Every file: its place, and its text."""
     for folder in ("common", *kinds):
-        for template in sorted((TEMPLATES / folder).rglob("*.template")):
-            if template.name == "plugin.py.template" and not values["hooks"]:
+        for relative, text in _templates(TEMPLATES / folder, Path()):
+            if relative.name == "plugin.py.template" and not values["hooks"]:
                 continue
-            target = Template(str(_target(template.relative_to(TEMPLATES / folder)))).substitute(values)
-            yield Path(target), Template(template.read_text(encoding="utf-8")).substitute(values)
+            yield Path(Template(str(_target(relative))).substitute(values)), Template(text).substitute(values)
+
+
+def _templates(folder: Traversable, place: Path) -> Iterator[tuple[Path, str]]:
+    """Every template below a folder: its place, and its text."""
+    for one in folder.iterdir():
+        if one.is_dir():
+            yield from _templates(one, place / one.name)
+        elif one.name.endswith(".template"):
+            yield place / one.name, one.read_text(encoding="utf-8")
 
 
 def _target(relative: Path) -> Path:

@@ -16,6 +16,7 @@ import pytest
 from strategies import BUILT_IN
 
 import regplug
+from regplug.scaffold import KINDS, names_of, write_plugin
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 WORD = "regplug runs without its own metadata, as in a frozen application; plugins are found by theirs"
@@ -85,3 +86,16 @@ def test_a_folder_that_cmake_can_use_is_printed_or_it_is_said_that_there_is_none
         else:
             assert ".pyz/regplug" in done.stderr
             assert "expected a folder, got a place in an archive; unpack regplug, or install it." in done.stderr
+
+
+def test_a_new_plugin_is_written_there_as_by_what_is_installed(frozen: Run, tmp_path: Path) -> None:
+    done = frozen("new", str(tmp_path / "acme"), *(f"--{kind}" for kind in KINDS))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "installed").mkdir()
+    write_plugin(tmp_path / "installed" / "acme", names_of(Path("acme")), tuple(KINDS))
+
+    def texts(folder: Path) -> dict[Path, str]:
+        return {path.relative_to(folder): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+    assert Path("tests", "test_readout.py") in texts(tmp_path / "acme")
+    assert texts(tmp_path / "acme") == texts(tmp_path / "installed" / "acme")
