@@ -6,7 +6,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug import ShapeError, SpecError
+from regplug import ShapeError
+
+from .sizes import gate_width
 
 
 class DigitsGate(nn.Module):
@@ -22,7 +24,7 @@ class DigitsGate(nn.Module):
         hidden_dim: Width of a register token, D >= 1; ``out_dim`` is D.
 
     Raises:
-        SpecError: A size is not positive.
+        SpecError: A size is not a positive integer.
 
     Example:
         >>> DigitsGate(num_registers=4, hidden_dim=48)(torch.zeros(2, 4, 48)).shape
@@ -34,13 +36,11 @@ class DigitsGate(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
+        out_dim = gate_width(num_registers, hidden_dim)
         super().__init__()
-        for word, size in (("num_registers", num_registers), ("hidden_dim", hidden_dim)):
-            if size < 1:
-                raise SpecError(f"readout 'digits-gate': {word}: expected a positive integer, got {size!r}.")
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(num_registers, hidden_dim))
 

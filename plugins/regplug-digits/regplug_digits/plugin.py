@@ -15,6 +15,7 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
         regplug.ReadoutEntry(
             "digits-gate",
             build="regplug_digits.gate:DigitsGate",
+            cond_dim="regplug_digits.sizes:gate_width",
             summary="average of registers, each gated feature by feature by what it holds",
         )
     ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regplug.readouts.check import check_registers, in_dtype_of
-from regplug.readouts.sizes import check_multiple, check_sizes
+from regplug_zoo.sizes import abmil_width, class_attention_width, simpool_width
 
 
 class RegisterABMIL(nn.Module):
@@ -36,12 +36,12 @@ class RegisterABMIL(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, attention_dim: int = 128) -> None:
-        check_sizes("RegisterABMIL", num_registers=num_registers, hidden_dim=hidden_dim, attention_dim=attention_dim)
+        out_dim = abmil_width(num_registers, hidden_dim, attention_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.attention_dim = attention_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.value = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
 
@@ -89,11 +89,11 @@ class RegisterSimPool(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterSimPool", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = simpool_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.norm_patches = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.wq = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.wk = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -151,13 +151,12 @@ class RegisterClassAttention(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, num_heads: int = 8) -> None:
-        check_sizes("RegisterClassAttention", num_registers=num_registers, hidden_dim=hidden_dim, num_heads=num_heads)
-        check_multiple("RegisterClassAttention", "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
+        out_dim = class_attention_width(num_registers, hidden_dim, num_heads)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_dim))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.q = nn.Linear(hidden_dim, hidden_dim, bias=False)

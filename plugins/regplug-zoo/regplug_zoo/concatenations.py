@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.readouts.check import check_registers, in_dtype_of
-from regplug.readouts.sizes import check_sizes
+from regplug_zoo.sizes import concat_linear_width, per_register_compress_concat_width
 
 
 class PerRegisterCompressConcat(nn.Module):
@@ -35,17 +35,12 @@ class PerRegisterCompressConcat(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, compressed_dim: int) -> None:
-        check_sizes(
-            "PerRegisterCompressConcat",
-            num_registers=num_registers,
-            hidden_dim=hidden_dim,
-            compressed_dim=compressed_dim,
-        )
+        out_dim = per_register_compress_concat_width(num_registers, hidden_dim, compressed_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.compressed_dim = compressed_dim
-        self.out_dim = num_registers * compressed_dim
+        self.out_dim = out_dim
         self.weight = nn.Parameter(torch.empty(num_registers, compressed_dim, hidden_dim))
         nn.init.uniform_(self.weight, -(hidden_dim**-0.5), hidden_dim**-0.5)
 
@@ -92,13 +87,11 @@ class RegisterConcatLinear(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, out_features: int) -> None:
-        check_sizes(
-            "RegisterConcatLinear", num_registers=num_registers, hidden_dim=hidden_dim, out_features=out_features
-        )
+        out_dim = concat_linear_width(num_registers, hidden_dim, out_features)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = out_features
+        self.out_dim = out_dim
         self.linear = nn.Linear(num_registers * hidden_dim, out_features)
 
     def flop_count(self, hidden_dim: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.readouts.check import check_registers
-from regplug.readouts.sizes import check_positive, check_sizes
+from regplug_zoo.sizes import avgmax_width, max_width, mean_std_width, sum_width
 
 
 class RegisterSum(nn.Module):
@@ -32,11 +32,11 @@ class RegisterSum(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterSum", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = sum_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 additions per channel; no matrix part."""
@@ -75,11 +75,11 @@ class RegisterMax(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterMax", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = max_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 comparisons per channel; no matrix part."""
@@ -118,11 +118,11 @@ class RegisterAvgMax(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterAvgMax", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = avgmax_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R for the mean, R - 1 for the maximum, 2 to join; no matrix part."""
@@ -164,12 +164,11 @@ class RegisterMeanStd(nn.Module):
     eps: Final[float]
 
     def __init__(self, num_registers: int, hidden_dim: int, eps: float = 1e-6) -> None:
-        check_sizes("RegisterMeanStd", num_registers=num_registers, hidden_dim=hidden_dim)
-        check_positive("RegisterMeanStd", eps=eps)
+        out_dim = mean_std_width(num_registers, hidden_dim, eps)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = 2 * hidden_dim
+        self.out_dim = out_dim
         self.eps = float(eps)
 
     def flop_count(self, dim: int) -> int:

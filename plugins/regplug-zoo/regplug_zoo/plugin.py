@@ -35,6 +35,11 @@ READOUTS = {
 def regplug_readouts() -> list[regplug.ReadoutEntry]:
     """Offer every readout of this package."""
     return [
-        regplug.ReadoutEntry(name, f"regplug_zoo.{build}", summary=summary)
+        regplug.ReadoutEntry(
+            name,
+            f"regplug_zoo.{build}",
+            cond_dim=f"regplug_zoo.sizes:{name.replace('-', '_')}_width",
+            summary=summary,
+        )
         for name, (build, summary) in READOUTS.items()
     ]

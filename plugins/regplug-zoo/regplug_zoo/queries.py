@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.errors import SpecError
 from regplug.readouts.check import check_registers, in_dtype_of
-from regplug.readouts.sizes import check_multiple, check_sizes
+from regplug_zoo.sizes import efficient_probing_width, pma_width
 
 
 class RegisterPMA(nn.Module):
@@ -53,22 +52,13 @@ class RegisterPMA(nn.Module):
         num_heads: int = 4,
         layer_norm: bool = False,
     ) -> None:
-        check_sizes(
-            "RegisterPMA",
-            num_registers=num_registers,
-            hidden_dim=hidden_dim,
-            num_seeds=num_seeds,
-            num_heads=num_heads,
-        )
-        check_multiple("RegisterPMA", "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
-        if not isinstance(layer_norm, bool):
-            raise SpecError(f"RegisterPMA: layer_norm: expected True or False, got {layer_norm!r}.")
+        out_dim = pma_width(num_registers, hidden_dim, num_seeds, num_heads, layer_norm)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.num_seeds = num_seeds
         self.num_heads = num_heads
-        self.out_dim = num_seeds * hidden_dim
+        self.out_dim = out_dim
         self.layer_norm = layer_norm
         self.seeds = nn.Parameter(torch.empty(1, num_seeds, hidden_dim))
         nn.init.xavier_uniform_(self.seeds)
@@ -147,21 +137,13 @@ class RegisterEfficientProbing(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int, num_queries: int = 32, d_out: int = 1) -> None:
-        owner = "RegisterEfficientProbing"
-        check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_queries=num_queries, d_out=d_out)
-        check_multiple(
-            owner,
-            "hidden_dim",
-            hidden_dim,
-            num_queries * d_out,
-            f"num_queries * d_out={num_queries} * {d_out}",
-        )
+        out_dim = efficient_probing_width(num_registers, hidden_dim, num_queries, d_out)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.num_queries = num_queries
         self.d_out = d_out
-        self.out_dim = hidden_dim // d_out
+        self.out_dim = out_dim
         self.v = nn.Linear(hidden_dim, self.out_dim, bias=False)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, num_queries, hidden_dim))
 

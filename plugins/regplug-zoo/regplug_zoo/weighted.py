@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.readouts.check import check_registers, in_dtype_of
-from regplug.readouts.sizes import check_positive, check_sizes
+from regplug_zoo.sizes import channel_pool_width, gem_width
 
 
 class RegisterGeM(nn.Module):
@@ -42,12 +42,11 @@ class RegisterGeM(nn.Module):
     eps: Final[float]
 
     def __init__(self, num_registers: int, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> None:
-        check_sizes("RegisterGeM", num_registers=num_registers, hidden_dim=hidden_dim)
-        check_positive("RegisterGeM", p=p, eps=eps)
+        out_dim = gem_width(num_registers, hidden_dim, p, eps)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.eps = float(eps)
         self.log_p = nn.Parameter(torch.tensor([math.log(p)]))  # FSDP2 shards no parameter without a dimension
 
@@ -95,11 +94,11 @@ class RegisterChannelPooling(nn.Module):
     out_dim: Final[int]
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
-        check_sizes("RegisterChannelPooling", num_registers=num_registers, hidden_dim=hidden_dim)
+        out_dim = channel_pool_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.out_dim = hidden_dim
+        self.out_dim = out_dim
         self.logits = nn.Parameter(torch.zeros(num_registers, hidden_dim))
         self.no_weight_decay = True  # for regplug.param_groups: a matrix, but of logits
 

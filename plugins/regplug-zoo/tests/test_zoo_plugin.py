@@ -73,7 +73,12 @@ def test_every_class_of_the_package_is_offered() -> None:
         if inspect.isclass(value) and value.__module__ == module.__name__
     }
     assert found == {build for build, _ in plugin.READOUTS.values()}
-    assert {path.stem for path in Path(regplug_zoo.__file__).parent.glob("*.py")} == {*MODULES, "plugin", "__init__"}
+    assert {path.stem for path in Path(regplug_zoo.__file__).parent.glob("*.py")} == {
+        *MODULES,
+        "plugin",
+        "sizes",
+        "__init__",
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,100 @@
+"""What these readouts refuse as they are built, and how wide they are: without torch, so that a width is cheap.
+
+Each function here takes what the constructor of its class takes; the class calls it for its ``out_dim``.
+"""
+
+from regplug.errors import SpecError
+from regplug.readouts.sizes import check_multiple, check_positive, check_sizes
+
+
+def sum_width(num_registers: int, hidden_dim: int) -> int:
+    """D."""
+    check_sizes("RegisterSum", num_registers=num_registers, hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def max_width(num_registers: int, hidden_dim: int) -> int:
+    """D."""
+    check_sizes("RegisterMax", num_registers=num_registers, hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def avgmax_width(num_registers: int, hidden_dim: int) -> int:
+    """D."""
+    check_sizes("RegisterAvgMax", num_registers=num_registers, hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def mean_std_width(num_registers: int, hidden_dim: int, eps: float = 1e-6) -> int:
+    """``2 * D``."""
+    check_sizes("RegisterMeanStd", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_positive("RegisterMeanStd", eps=eps)
+    return 2 * hidden_dim
+
+
+def gem_width(num_registers: int, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> int:
+    """D."""
+    check_sizes("RegisterGeM", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_positive("RegisterGeM", p=p, eps=eps)
+    return hidden_dim
+
+
+def channel_pool_width(num_registers: int, hidden_dim: int) -> int:
+    """D."""
+    check_sizes("RegisterChannelPooling", num_registers=num_registers, hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def per_register_compress_concat_width(num_registers: int, hidden_dim: int, compressed_dim: int) -> int:
+    """``R * c``."""
+    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "compressed_dim": compressed_dim}
+    check_sizes("PerRegisterCompressConcat", **sizes)
+    return num_registers * compressed_dim
+
+
+def concat_linear_width(num_registers: int, hidden_dim: int, out_features: int) -> int:
+    """``out_features``."""
+    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "out_features": out_features}
+    check_sizes("RegisterConcatLinear", **sizes)
+    return out_features
+
+
+def abmil_width(num_registers: int, hidden_dim: int, attention_dim: int = 128) -> int:
+    """D."""
+    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "attention_dim": attention_dim}
+    check_sizes("RegisterABMIL", **sizes)
+    return hidden_dim
+
+
+def simpool_width(num_registers: int, hidden_dim: int) -> int:
+    """D."""
+    check_sizes("RegisterSimPool", num_registers=num_registers, hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def class_attention_width(num_registers: int, hidden_dim: int, num_heads: int = 8) -> int:
+    """D."""
+    owner = "RegisterClassAttention"
+    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_heads=num_heads)
+    check_multiple(owner, "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
+    return hidden_dim
+
+
+def pma_width(
+    num_registers: int, hidden_dim: int, num_seeds: int = 1, num_heads: int = 4, layer_norm: bool = False
+) -> int:
+    """``k * D``."""
+    owner = "RegisterPMA"
+    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_seeds=num_seeds, num_heads=num_heads)
+    check_multiple(owner, "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
+    if not isinstance(layer_norm, bool):
+        raise SpecError(f"{owner}: layer_norm: expected True or False, got {layer_norm!r}.")
+    return num_seeds * hidden_dim
+
+
+def efficient_probing_width(num_registers: int, hidden_dim: int, num_queries: int = 32, d_out: int = 1) -> int:
+    """``D / d_out``."""
+    owner, divisor = "RegisterEfficientProbing", f"num_queries * d_out={num_queries} * {d_out}"
+    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_queries=num_queries, d_out=d_out)
+    check_multiple(owner, "hidden_dim", hidden_dim, num_queries * d_out, divisor)
+    return hidden_dim // d_out
