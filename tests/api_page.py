@@ -46,7 +46,15 @@ SECTIONS = [
     (
         "Choose a readout",
         "A strategy is chosen by name; its width follows from the sizes and options.",
-        ["resolve", "create", "strategies", "ReadoutSpec"],
+        [
+            "resolve",
+            "create",
+            "strategies",
+            "describe",
+            "ReadoutSpec",
+            "StrategyDescription",
+            "description:OptionDescription",
+        ],
     ),
     (
         "Where the registers are",
