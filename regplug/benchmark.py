@@ -308,5 +308,5 @@ def _randn(shape: Sequence[int], like: Tensor) -> Tensor:
 def _allocation() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        raise SpecError(f"sizes: expected registers that fit into memory, got {told(error)}") from error
+    except (RuntimeError, MemoryError):  # a choice of sizes is wrong, not the machine
+        raise SpecError("sizes: expected registers that fit into memory, got larger; use a smaller batch.") from None

@@ -121,24 +121,6 @@ class NamesWithEachBuild(Right):
         self.register_buffer(f"mark_{self.builds}", torch.zeros(1))
 
 
-class TakesAModule(Right):
-    def __init__(self, num_registers: int, hidden_dim: int, activation: nn.Module) -> None:
-        super().__init__(num_registers, hidden_dim)
-        self.activation = activation
-
-    def read(self, registers: Tensor) -> Tensor:
-        return self.activation(super().read(registers))
-
-
-class WidensForATuple(Right):
-    def __init__(self, num_registers: int, hidden_dim: int, parts) -> None:
-        super().__init__(num_registers, hidden_dim)
-        self.out_dim = WIDTH * (2 if isinstance(parts, tuple) else 1)
-
-    def read(self, registers: Tensor) -> Tensor:
-        return super().read(registers).repeat(1, self.out_dim // WIDTH)
-
-
 class BuildsAnotherClass(Right):
     def __new__(cls, num_registers: int, hidden_dim: int) -> Any:
         return Right(num_registers, hidden_dim)

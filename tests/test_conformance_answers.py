@@ -26,8 +26,6 @@ WRONG = [
     (wrong.GrowsWithEachBuild, {}, {"constructor"}),
     (wrong.DrawsElsewhere, {}, {"constructor"}),
     (wrong.NamesWithEachBuild, {}, {"constructor"}),
-    (wrong.TakesAModule, {"activation": nn.Tanh()}, {"constructor"}),
-    (wrong.WidensForATuple, {"parts": (1, 2)}, {"constructor"}),
     (wrong.BuildsAnotherClass, {}, {"constructor"}),
     (wrong.ShardsLargeBatches, {}, {"shape"}),
     (wrong.CastsToFloat32, {}, {"dtype"}),

@@ -220,7 +220,7 @@ def test_a_plugin_whose_module_imports_torch_is_named_once_for_all_its_readouts(
     site = install_plugin("heavy-plugin", {"heavy_plugin.py": source}, {"regplug_v1": {"heavy": "heavy_plugin"}})
     monkeypatch.syspath_prepend(site)
     registry, children = Registry(discover()), []
-    monkeypatch.setattr(imports, "run_python", counted(children, imports.run_python))
+    monkeypatch.setattr(imports, "run_elsewhere", counted(children, imports.run_elsewhere))
     for strategy in ("one", "two"):
         (check,) = imports.CHECKS
         result = run_check(check, subject_of(registry.resolve(strategy, **SIZES), backends=[], registry=registry))
