@@ -31,9 +31,9 @@ backends/__init__ backends/aotinductor backends/compile_child backends/compiling
 backends/interface backends/model_library backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/backbone_building conformance/backbone_reading
 conformance/backbone_run conformance/backbone_subject conformance/check conformance/imports conformance/junit
-conformance/marks conformance/modes conformance/named conformance/numbers conformance/parametrizing
-conformance/placement conformance/programs conformance/pytest_plugin conformance/refusals conformance/run
-conformance/storing conformance/subject conformance/test_conformance conformance/training
+conformance/marks conformance/modes conformance/named conformance/numbers conformance/own_forward
+conformance/parametrizing conformance/placement conformance/programs conformance/pytest_plugin conformance/refusals
+conformance/run conformance/storing conformance/subject conformance/test_conformance conformance/training
 doctor/__init__ doctor/child doctor/diagnosis doctor/environment doctor/examination doctor/findings doctor/metadata
 doctor/patches doctor/process_state doctor/processes
 readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations readouts/sizes

@@ -290,6 +290,48 @@ class NormsThePooled(Net):
         return self.head(self.norm(self.raw(images)[:, -PATCHES:].mean(1)))
 
 
+class ReadsEarly(Tokens):
+    """The tokens before the last block."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        last = self.model.blocks[-1]
+        handle = last.register_forward_hook(lambda module, given, output: given[0])
+        try:
+            return super().forward(images)
+        finally:
+            handle.remove()
+
+
+class LeavesOutPositions(Tokens):
+    def forward(self, images: Tensor) -> Tensor:
+        kept = self.model.positions
+        self.model._parameters["positions"] = nn.Parameter(torch.zeros_like(kept))
+        try:
+            return super().forward(images)
+        finally:
+            self.model._parameters["positions"] = kept
+
+
+class OfAnySize(Tokens):
+    """States an example of what it takes."""
+
+    def __init__(self, model: Any, normalized: bool) -> None:
+        super().__init__(model, normalized)
+        del self.input_shape
+        self.example_shape = IMAGE
+
+
+class WithAnEpsilon(Net):
+    """An option that no shape shows; nothing is wrong with it."""
+
+    def __init__(self, *, depth: int = 2, width: int = D) -> None:
+        super().__init__(depth=depth, width=D)
+        self.options["width"] = width
+        for norm in self.modules():
+            if isinstance(norm, nn.LayerNorm):
+                norm.eps = width / D - 1 + 1e-5
+
+
 # ---- where registers are
 
 
@@ -420,6 +462,31 @@ class Half(Net):
         self.to(torch.bfloat16)
 
 
+class Prompted(Net):
+    """``[CLS, PROMPT x 3, REG x 3, patches]``; nothing is wrong with it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.prompts = nn.Parameter(torch.randn(1, R, self.options["width"]))
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        tokens = super().arrange(patches)
+        return torch.cat([tokens[:, :1], self.prompts.expand(len(patches), -1, -1), tokens[:, 1:]], 1)
+
+
+class AnySize(Net):
+    """``[patches, REG x 3]`` of images of any size; nothing is wrong with it."""
+
+    def arrange(self, patches: Tensor) -> Tensor:
+        return torch.cat([patches, self.reg_token.expand(len(patches), -1, -1)], 1)
+
+    def raw(self, images: Tensor) -> Tensor:
+        tokens = self.arrange(self.patches(images).flatten(2).transpose(1, 2) + self.positions.mean(1, keepdim=True))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
 class PostNorm(Net):
     block = NormsBehind
 
@@ -446,6 +513,9 @@ RIGHT = {
     "narrower registers": entry_of(Narrower),
     "post-norm": entry_of(PostNorm),
     "written out": entry_of(WrittenOut),
+    "prompts next to registers": entry_of(Prompted, layout=laid_out(start=1 + R)),
+    "any size": entry_of(AnySize, tokens=OfAnySize, layout=laid_out(start=-R)),
+    "an option without a shape": entry_of(WithAnEpsilon),
     "latents": entry_of(Latents, layout=laid_out(start=0)),
     "keeps sizes": entry_of(KeepsSizes),
     "half precision": entry_of(Half),
@@ -480,6 +550,18 @@ WRONG = {
         entry_of(ListOfRegisters, layout=laid_out(num_registers=R - 1)), "marks", "model.registers.2 left out",
     ),
     "one prefix, one too early": (entry_of(OnePrefix, layout=laid_out(start=0)), "marks", "left out, which is at 3"),
+    "prompts": (entry_of(Prompted), "marks", "model.prompts, while model.reg_token holds registers by its name"),
+    "from the front, of any size": (
+        entry_of(AnySize, tokens=OfAnySize, layout=laid_out(start=PATCHES)), "marks", "a token at 4 that depends on",
+    ),
+    "an earlier block": (
+        entry_of(NormsThePooled, tokens=ReadsEarly, layout=laid_out(normalized=False)),
+        "own-forward", "got those that blocks.2 still takes",
+    ),
+    "without positions": (
+        entry_of(NormsThePooled, tokens=LeavesOutPositions, layout=laid_out(normalized=False)),
+        "own-forward", "no module of it takes or gives them",
+    ),
     "another T": (entry_of(layout=laid_out(num_tokens=9)), "tokens", "expected 9 tokens, got 8"),
     "another D": (entry_of(tokens=Narrow), "tokens", "expected [2, T, 16], got [2, 8, 17]"),
     "logits": (entry_of(tokens=GivesLogits), "tokens", "expected floating-point numbers [B, T, D], got torch.float32"),
@@ -507,6 +589,11 @@ WRONG = {
     "much on the CPU": (entry_of(ComputesMuch), "meta", "got 4 MiB of them"),
     "deeper on meta": (entry_of(DeeperOnMeta, describe=None), "meta", "is not among them"),
     "describes no options": (entry_of(describe=lambda model: ("small", {})), "describe", "is missing"),
+    "describes no option without a shape": (
+        entry_of(lambda **options: WithAnEpsilon(**{"width": 2 * D, **options}),
+                 describe=lambda model: ("small", {**model.options, "width": D})),
+        "describe", "with the model's weights: tokens: expected outputs within",
+    ),
     "describes a path": (entry_of(describe=lambda model: ("/tmp/small", {})), "describe", "a name without '/'"),
     "describes a class": (entry_of(describe=lambda model: ("small", {"depth": int})), "describe", "a JSON value"),
     "swallows options": (entry_of(build=swallows), "refusals", "option no_such_name=1: expected a refusal"),

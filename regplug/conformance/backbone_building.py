@@ -8,10 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.backbone import ask_description, ask_film_sites, ask_layout, build_backbone, recognise, with_defaults
+from regplug.backbone import (
+    ask_description,
+    ask_film_sites,
+    ask_layout,
+    ask_tokens,
+    build_backbone,
+    recognise,
+    with_defaults,
+)
 from regplug.conformance.backbone_subject import BackboneSubject
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.imports import light_plugin
+from regplug.conformance.subject import close
 from regplug.errors import ConformanceError, RegplugError
 from regplug.folder import FILE_NAME
 from regplug.layout import is_int
@@ -20,6 +29,7 @@ from regplug.pairing import film_family
 from regplug.torch_private import OperationWatch
 
 UNKNOWN = "no-such-name"
+ROUNDING = 1e-4  # of the largest number: other kernels may be taken
 SMALL = 2**20  # bytes: what a constructor may compute outside the meta device, as rates of drop path
 
 
@@ -64,9 +74,11 @@ def describe(subject: BackboneSubject) -> str:
     if name is not None and not (isinstance(name, str) and FILE_NAME.fullmatch(name)):
         raise ConformanceError(f"describe: expected a name without '/' and spaces, or None, got {name!r}.")
     stored = json_options(f"backbone {subject.entry.name!r}", options)
+    way = f"build of what describe gave ({name}, {json.dumps(stored)})"
     with torch.device("meta"):
         built = build_backbone(subject.entry, name, **stored)
-    _same_model(f"build of what describe gave ({name}, {json.dumps(stored)})", subject, built)
+    _same_model(way, subject, built)
+    _same_tokens(way, subject, built, name, stored)
     return f"{name}, {json.dumps(stored)}"
 
 
@@ -186,6 +198,20 @@ def _same_model(way: str, subject: BackboneSubject, built: Any) -> None:
                 f"{way}: expected the names, shapes and dtypes of the model's weights, got others: {name} "
                 f"{list(shape)} {dtype} is {word}."
             )
+
+
+def _same_tokens(way: str, subject: BackboneSubject, built: Any, name: str | None, options: dict[str, Any]) -> None:
+    """Refuse a model that computes something else with the same weights: many an option changes no shape."""
+    if subject.entry.tokens is None or not isinstance(built, nn.Module):
+        return
+    inputs = subject.checked_inputs(1)
+    built.load_state_dict(subject.network.state_dict(), strict=False, assign=True)
+    if any(one.is_meta for one in (*built.parameters(), *built.buffers())):  # a table that is in no state dict
+        built = build_backbone(subject.entry, name, **options)
+        built.load_state_dict(subject.network.state_dict(), strict=False, assign=True)
+    way_of_reading = bool(subject.layout.normalized)
+    got = subject.read(ask_tokens(subject.entry, built.eval(), way_of_reading), inputs)
+    close(f"{way}, with the model's weights: tokens", got, subject.read(subject.stated_tokens, inputs), ROUNDING)
 
 
 def _weights(model: nn.Module) -> set[tuple[str, tuple[int, ...], str]]:

@@ -6,16 +6,16 @@ import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regplug.conformance.backbone_subject import BackboneSubject, State, state_of
-from regplug.conformance.check import Check
+from regplug.conformance.check import Check, DoesNotApplyError
+from regplug.conformance.own_forward import watch_own_forward
 from regplug.conformance.placement import judge, listed
 from regplug.conformance.subject import TOLERANCES, close, same_bits, seeded
-from regplug.errors import ConformanceError, SpecError
+from regplug.errors import ConformanceError, ShapeError, SpecError
 
 BATCH = 3
 ROUNDING = 1e-4  # of the largest number: other batch sizes take other kernels
@@ -40,7 +40,14 @@ def marks(subject: BackboneSubject) -> str:
     programs agree with eager. See docs/backbones.md for how registers are found.
     """
     found = subject.findings
-    return judge(found, subject.layout.positions(found.num_tokens))
+    where = judge(found, subject.layout.positions(found.num_tokens))
+    larger = subject.findings_of_larger
+    if larger is None:
+        return where
+    try:
+        return f"{where}; of {larger.num_tokens} tokens, {judge(larger, subject.layout.positions(larger.num_tokens))}"
+    except ShapeError as error:
+        raise ConformanceError(f"layout: inputs twice as large: {error}") from error
 
 
 def normalized(subject: BackboneSubject) -> str:
@@ -79,7 +86,8 @@ def normalized(subject: BackboneSubject) -> str:
                 "no norm that makes the one of the other."
             )
         registers = raw[:, list(subject.layout.positions(raw.shape[1]))]
-        own = _reaches(network, norms[name], inputs, registers) if name in norms else None
+        calls = watch_own_forward(network, inputs, registers) if name in norms else None
+        own = None if calls is None else any(call.name == name and call.before <= ROUNDING for call in calls)
     if own is not None and own != stated:
         said = "applies" if own else "does not apply"
         raise ConformanceError(
@@ -91,6 +99,36 @@ def normalized(subject: BackboneSubject) -> str:
         if own is not None
         else f"{stated}, by {name}; the model's own forward could not be asked"
     )
+
+
+def own_forward(subject: BackboneSubject) -> str:
+    """The registers that are read are those that the model's own forward has after its last block.
+
+    Tokens of an earlier block, or of a forward that leaves out a part of the model such as its positions, have the
+    right shapes and plausible numbers.
+    """
+    module, inputs = subject.raw_tokens()[0], subject.checked_inputs(1)
+    found = subject.read(module, inputs)
+    if not same_bits(found, subject.read(module, inputs, 1)):
+        raise DoesNotApplyError("its tokens are random, as the check deterministic says")
+    calls = watch_own_forward(subject.network, inputs, found[:, list(subject.layout.positions(found.shape[1]))])
+    if calls is None:
+        raise DoesNotApplyError("the model's own forward takes other inputs than its tokens module")
+    for call in calls:
+        if call.is_block and call.before <= ROUNDING and call.before < call.after:
+            raise ConformanceError(
+                f"tokens: expected the registers after the last block, got those that {call.name} still takes in the "
+                "model's own forward."
+            )
+    seen = next((call.name for call in calls if min(call.before, call.after) <= ROUNDING), None)
+    if seen is None and not any(call.is_block for call in calls):
+        raise DoesNotApplyError("no module of the model's own forward takes its tokens")
+    if seen is None:
+        raise ConformanceError(
+            "tokens: expected the registers that the model's own forward has, got others: no module of it takes or "
+            "gives them."
+        )
+    return f"seen in {seen}"
 
 
 def batch(subject: BackboneSubject) -> None:
@@ -205,33 +243,12 @@ def _mapping_norm(norms: dict[str, nn.Module], given: Tensor, wanted: Tensor) ->
     return None
 
 
-def _reaches(network: nn.Module, norm: nn.Module, inputs: Tensor, registers: Tensor) -> bool | None:
-    """Whether the model's own forward puts its registers through ``norm``; None where it takes other inputs."""
-    reached = False
-
-    def look(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        nonlocal reached
-        tokens = given[0] if given else None
-        if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.shape[::2] == registers.shape[::2]:
-            apart = torch.cdist(registers.float(), tokens.float()).amin(-1)
-            reached = reached or bool((apart <= ROUNDING * registers.float().norm(dim=-1)).all())
-
-    handle = norm.register_forward_hook(look)
-    try:
-        with torch.no_grad(), seeded():
-            network(inputs)
-    except Exception:  # its forward takes a mapping, or labels too: then it is not asked
-        return None
-    finally:
-        handle.remove()
-    return reached
-
-
 CHECKS: tuple[Check[BackboneSubject], ...] = (
     Check("untouched", untouched),
     Check("tokens", tokens),
     Check("marks", marks),
     Check("normalized", normalized),
+    Check("own-forward", own_forward),
     Check("batch", batch),
     Check("deterministic", deterministic),
     Check("shared-weights", shared_weights),

@@ -148,12 +148,12 @@ class BackboneSubject:
             )
         return tuple(shape)
 
-    def inputs(self, batch: int, seed: int = 0) -> Tensor:
-        """Inputs ``[batch, ...]``, of the weights' dtype, the same every time."""
-        generator = torch.Generator().manual_seed(1000 * seed + batch)
+    def inputs(self, batch: int, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Inputs ``[batch, ...]``, of the weights' dtype, the same every time; of ``input_shape`` if None."""
+        generator = torch.Generator().manual_seed(batch)
         weights = (one.dtype for one in self.network.parameters() if one.is_floating_point())
         dtype = next(weights, torch.get_default_dtype())
-        return torch.randn((batch, *self.input_shape), generator=generator).to(dtype)
+        return torch.randn((batch, *(shape or self.input_shape)), generator=generator).to(dtype)
 
     def read(self, tokens: nn.Module, inputs: Tensor, seed: int = 0) -> Tensor:
         """Tokens ``[B, T, D]``, without gradients.
@@ -177,6 +177,21 @@ class BackboneSubject:
         """
         tokens, _ = self.raw_tokens()
         return find_marks(tokens, self.checked_inputs(2), self.progress)
+
+    @cached_property
+    def findings_of_larger(self) -> Findings | None:
+        """As ``findings``, of inputs twice as high and wide; None where the model takes one size, or T is stated."""
+        tokens, _ = self.raw_tokens()
+        shape = self.input_shape
+        if hasattr(tokens, "input_shape") or self.layout.num_tokens is not None or len(shape) < 2:
+            return None
+        places = range(1) if len(shape) == 2 else range(1, len(shape))  # of [N, D] the first, of [C, H, W] the others
+        inputs = self.inputs(2, tuple(2 * size if place in places else size for place, size in enumerate(shape)))
+        try:
+            self.read(tokens, inputs)
+        except Exception:  # it takes this one size after all
+            return None
+        return find_marks(tokens, inputs, self.progress)
 
     def checked_inputs(self, batch: int) -> Tensor:
         """As ``inputs``, for checks other than the one that reports a missing shape or tokens that do not come.

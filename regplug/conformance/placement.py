@@ -68,6 +68,8 @@ def _fault(found: Findings, positions: Sequence[int]) -> str | None:
     for one in parts:
         if named and CLASS_TOKEN.search(one.name) and not REGISTER.search(one.name):
             return f"the class token {one.name} among them"
+    if named and (elsewhere := _named_registers_elsewhere(found, positions)):
+        return f"{parts[0].name}, while {elsewhere.name} holds registers by its name"
     if len({one.shape for one in parts}) > 1:
         return f"rows of {parts[0].name} and {parts[1].name}, which are unlike"
     for other in others:
@@ -80,6 +82,12 @@ def _fault(found: Findings, positions: Sequence[int]) -> str | None:
                 return f"{one.name}[{row}] left out, which is at {'no one position' if at is None else at}"
     order = [place for one in parts for place in _known(one) if place in positions]
     return None if order == list(positions) else f"them in another order than in {parts[0].name}"
+
+
+def _named_registers_elsewhere(found: Findings, positions: Sequence[int]) -> Marked | None:
+    """A parameter that is named after registers, where none that is so named is at a position: prompts are others."""
+    named = [one for one in found.parameters if REGISTER.search(one.name) and _known(one)]
+    return None if any(place in positions for one in named for place in _known(one)) else next(iter(named), None)
 
 
 def _parts(found: Findings, positions: Sequence[int]) -> list[Marked]:
