@@ -145,6 +145,7 @@ class _Taker:
         owner = f"checkpoint {self.checkpoint.path}:{where}"
         spec = self._spec(owner, site)
         film = site.film is not None and not self.wanted.readout_only
+        self._check_film(owner, site)
         layout = self._layout(owner, site, demanded=film)
         names = {**site.readout}
         if film:
@@ -200,6 +201,24 @@ class _Taker:
                 "does not tell it, got none; use --readout-only to leave the FiLM generator."
             )
         return found
+
+    def _check_film(self, owner: str, site: CheckpointSite) -> None:
+        """Refuse to leave out silently the FiLM generator that is asked for."""
+        wanted = self.wanted
+        if wanted.readout_only or (wanted.film_generator is None and not wanted.film_options):
+            return
+        if site.film is None:
+            raise BundleError(
+                f"{owner} expected the weights of a FiLM generator behind the readout, as --film and --film-generator "
+                "ask for, got none; leave these options for the readout alone."
+            )
+        if wanted.film_generator is not None and (
+            self.registry.film_entry(wanted.film_generator) != self.registry.film_entry(site.film)
+        ):
+            raise SpecError(
+                f"{owner} --film-generator: expected {site.film!r}, as names and shapes tell, got "
+                f"{wanted.film_generator!r}."
+            )
 
     def _check_single(self, owner: str, names: Mapping[str, str]) -> None:
         """Refuse a checkpoint that has a weight twice, behind two wrappers: nobody could tell which is meant."""

@@ -66,9 +66,16 @@ class Origin:
             for name, child in owner._modules.items()
             if child is not None and id(child) in taken
         ]
+        self._ways = [
+            (path, weakref.ref(part), _way_to_run(part))
+            for path, part in ([] if model is None else model.named_modules())
+            if id(part) in taken and part is not model
+        ]
 
     def check(self) -> None:
-        """Refuse to go on with modules that the model has replaced since: an adapter's layers would not be run.
+        """Refuse to go on with modules that the model has replaced since, or runs otherwise.
+
+        An adapter's layers would not be run, nor would a forward that was set on a module, or a parametrization.
 
         Raises:
             SpecError: It has.
@@ -82,8 +89,24 @@ class Origin:
                     "place, which what was attached does not run; attach again, or replace it in what attach gave."
                 )
 
+        for path, module, way in self._ways:
+            part = module()
+            if part is not None and _way_to_run(part) != way:
+                raise SpecError(
+                    f"{self._label}: {path}: expected the forward and the parametrizations that it had when it was "
+                    "attached, got others, which what was attached does not run; attach again, or change them in what "
+                    "attach gave."
+                )
+
     def __reduce__(self) -> tuple[Callable[[], Origin], tuple[()]]:
         return Origin, ()
+
+
+def _way_to_run(module: nn.Module) -> tuple[int, frozenset[str]]:
+    """What changes when a forward is set on a module itself, or one of its tensors is parametrized."""
+    forward = vars(module).get("forward")
+    parametrized = module._modules.get("parametrizations")
+    return id(forward) if forward is not None else 0, frozenset(() if parametrized is None else parametrized._modules)
 
 
 def _moved(part: nn.Module, word: str, value: Any, own: dict[int, nn.Module]) -> Any:

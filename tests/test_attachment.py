@@ -341,6 +341,31 @@ def test_modules_that_the_model_gets_later_are_never_left_out_silently() -> None
     again(IMAGES)
 
 
+@pytest.mark.parametrize("way", ["a forward", "a parametrization", "one more parametrization"])
+def test_a_module_that_the_model_runs_otherwise_later_is_never_run_as_before_silently(way: str) -> None:
+    model = network().eval()
+    layer = model.blocks[0].mlp.fc1
+    if way == "one more parametrization":
+        nn.utils.parametrizations.orthogonal(layer, "weight")
+        layer.register_parameter("other", nn.Parameter(torch.ones(3, 3)))
+    whole = regplug.attach(model, "pool")
+    whole(IMAGES)
+    if way == "a forward":
+        old = layer.forward
+        layer.forward = lambda features: 2 * old(features)
+    elif way == "a parametrization":
+        nn.utils.parametrizations.weight_norm(layer)
+    else:
+        nn.utils.parametrizations.orthogonal(layer, "other")
+    with pytest.raises(regplug.SpecError, match=r"blocks.0.mlp.fc1: expected the (module|forward and the parametr)"):
+        whole(IMAGES)
+    if way == "a forward":
+        del layer.forward
+        whole(IMAGES)
+    else:
+        regplug.attach(model, "pool")(IMAGES)
+
+
 def test_a_part_of_the_top_level_is_seen_as_well_and_a_new_head_is_the_models_own_affair() -> None:
     model = network().eval()
     whole = regplug.attach(model, "pool")

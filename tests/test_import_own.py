@@ -281,6 +281,16 @@ def test_a_checkpoint_that_lacks_a_weight_or_has_another_is_refused_by_its_name(
     assert [path.name for path in here.iterdir()] == ["net"]
 
 
+def test_a_generator_that_is_asked_for_and_is_not_there_is_not_left_out_silently(run, here):
+    torch.save({k: v for k, v in changed().items() if ".film." not in k}, "net")
+    words = ["import", "net", "--backbone", MODEL, "--strategy", "compress-concat", "-o", "w"]
+    for asked in (["--film", "num_film_layers=2"], ["--film-generator", "kernel-film"]):
+        code, _, err = run(*words, *asked)
+        assert code == 1
+        assert "expected the weights of a FiLM generator behind the readout, as --film and --film-generator ask" in err
+    assert run(*words)[0] == 0
+
+
 def test_the_right_checkpoint_of_these_tests_is_imported(run):
     torch.save(changed(), "net")
     assert run("import", "net", "--backbone", MODEL, "--film", "num_film_layers=2", "-o", "w")[0] == 0
