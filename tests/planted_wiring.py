@@ -76,6 +76,29 @@ class Sliced(Wired):
         return self.film(self.readout(registers)[:, : self.width], features)
 
 
+class InTypedHalves(Wired):
+    """Two slices with typed bounds; the width that each takes is right at every size."""
+
+    def build(self) -> None:
+        self.films = nn.ModuleList(Nameless(self.half) for _ in range(2))
+
+    @property
+    def half(self) -> int:
+        return self.width // 2
+
+    def go(self, features: Tensor, registers: Tensor) -> Tensor:
+        c = self.readout(registers)
+        last = c.shape[1] if self.right else 2 * self.half
+        features = self.films[0](c[:, : self.half], features)
+        return self.films[1](c[:, last - self.half : last], features)
+
+
+class SplitInTypedParts(InTypedHalves):
+    def go(self, features: Tensor, registers: Tensor) -> Tensor:
+        parts = self.readout(registers).split(self.half, dim=1)
+        return self.films[1](parts[1], self.films[0](parts[0], features))
+
+
 class Recurrent(Wired):
     def build(self) -> None:
         self.cell, self.film = nn.GRUCell(self.width, 20), Nameless(20)
@@ -211,4 +234,4 @@ class OfLatents(nn.Module):
         return self.film(registers.mean(dim=1), self.stem(images).flatten(2).transpose(1, 2))
 
 
-KINDS = [*(one for one in Wired.__subclasses__() if one is not OfAClassToken), OfLatents]
+KINDS = [*(one for one in Wired.__subclasses__() if one is not OfAClassToken), OfLatents, SplitInTypedParts]

@@ -25,8 +25,8 @@ pairing pickle_nesting place printing program program_folder promises python_chi
 registry safetensors_header scaffold selection shards sign_commands signature signing spec staging state_names
 stopwatch stored_values streams strict temporary tokens torch_guard torch_private tracebacks traces type_hints
 verification version weights weightsfile widths working_directory wrappers writing
-audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/projections audit/sizes
-audit/tensor_trees audit/verdict audit/wiring
+audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/pieces
+audit/projections audit/sizes audit/tensor_trees audit/verdict audit/wiring
 backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
 backends/interface backends/model_library backends/reuse backends/torchscript
 conformance/__init__ conformance/answers conformance/asking conformance/backbone_building conformance/backbone_reading

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from regplug.audit.pieces import Pieces
 from regplug.audit.projections import Projection, find_projection
 from regplug.audit.tensor_trees import is_vector, on_one_device, tensors_in
 from regplug.errors import SpecError
@@ -119,6 +120,7 @@ class Flow(TorchFunctionMode):
         self.modulating: set[Break] = set()  # what did not fit and then scaled or shifted features
         self.whole = whole
         self.slices: dict[tuple[str, int], bool] = {}  # module and number -> whether it took all
+        self.pieces = Pieces()
         self.weights: list[tuple[str, Projection, Origin]] = []  # projections of vectors, by the weight's name
         self.calls = 0
         self.fits: int | None = None  # how many calls came before an input did not fit
@@ -151,6 +153,7 @@ class Flow(TorchFunctionMode):
         args, kwargs = on_one_device(args), on_one_device(kwargs or {})
         operands = list(tensors_in((args, kwargs)))
         live = [one for one in operands if id(one) in self._origins]
+        self.pieces.use(live)
         if not live:
             result = func(*args, **kwargs)
             self._name_views(operands, result)
@@ -229,6 +232,7 @@ class Flow(TorchFunctionMode):
 
     def _compute(self, name: str, operands: Sequence[Tensor], live: Sequence[Tensor], result: object) -> None:
         origins = [origin for one in live if (origin := self.origin(one)) is not None]
+        self.pieces.cut(name, self.stack[-1], live[0], list(tensors_in(result)), origins[0].readouts)
         for one in tensors_in(result):
             if any(one is operand for operand in live) and len(live) == 1:
                 continue  # in place, or a view that is the tensor itself

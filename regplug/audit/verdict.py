@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from regplug.audit.inputs import BATCH
+from regplug.audit.pieces import Cut
 from regplug.audit.sizes import LETTERS, spell_sizes
 from regplug.audit.wiring import Plan, Trace
 from regplug.formula import UNKNOWN as NO_FORMULA
@@ -134,6 +135,13 @@ def _verdict(
                     WRONG,
                     f"{where}, on the way to it, takes {one.wanted}, is given {one.given} at {spell_sizes(run.sizes)}",
                 )
+        lost = _lost(runs[0].trace, run.trace, film)
+        if lost is not None:
+            return (
+                WRONG,
+                f"{lost.where or 'the forward'}, on the way to it, uses pieces of {lost.used} of {lost.width} at "
+                f"{spell_sizes(run.sizes)}",
+            )
     if refusal is not None:
         return WRONG, f"stops at {spell_sizes(refusal.sizes)}: {refusal.error}"
     first = runs[0].trace
@@ -158,6 +166,15 @@ def _verdict(
     if missing is not None:
         return UNKNOWN, f"the forward does not call it at {spell_sizes(missing.sizes)}"
     return FOLLOWS, ""
+
+
+def _lost(first: Trace, trace: Trace, film: str) -> Cut | None:
+    """A vector of which all was used at the network's own sizes, in pieces, and is not at others."""
+    readouts = {path for arrival in trace.arrivals.get(film, ()) for path in arrival.origin.readouts}
+    for own, one in zip(first.cuts, trace.cuts, strict=False):
+        if own.where == one.where and own.is_whole and not one.is_whole and one.readouts & readouts:
+            return one
+    return None
 
 
 def _widths(film: str, trace: Trace) -> tuple[int | None, int | None]:

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parameter import is_lazy
 
 from regplug.audit.dataflow import Application, Break, Flow, Origin, Taken, is_inside
+from regplug.audit.pieces import Cut
 from regplug.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
 from regplug.entries import reference_of
 from regplug.errors import told
@@ -93,6 +94,7 @@ class Trace:
         breaks: Layers that a conditioning vector did not fit.
         modulating: Those of them whose output scaled or shifted features.
         slices: Slices of conditioning vectors, each with whether it takes all.
+        cuts: Conditioning vectors of which pieces were used.
         calls: How many torch functions ran.
         fits: How many of them ran before a vector of the network's inputs did not fit.
     """
@@ -109,6 +111,7 @@ class Trace:
     breaks: Sequence[Break] = ()
     modulating: frozenset[Break] = frozenset()
     slices: Mapping[tuple[str, int], bool] = field(default_factory=dict)
+    cuts: Sequence[Cut] = ()
     calls: int = 0
     fits: int = 0
 
@@ -142,6 +145,7 @@ def follow(network: Network, plan: Plan) -> Trace:
             handle.remove()
     walk.trace.applications = frozenset(walk.flow.applications)
     walk.trace.breaks, walk.trace.slices, walk.trace.calls = walk.flow.breaks, walk.flow.slices, walk.flow.calls
+    walk.trace.cuts = walk.flow.pieces.cuts()
     walk.trace.fits = walk.flow.calls if walk.flow.fits is None else walk.flow.fits
     walk.trace.modulating = frozenset(walk.flow.modulating)
     walk.finish()
