@@ -49,6 +49,22 @@ class OfARawParameter(Wired):
         return features * (self.readout(registers) @ self.weight)[:, None]
 
 
+class OfAnEinsum(Wired):
+    def build(self) -> None:
+        self.weight = nn.Parameter(torch.zeros(2 * WIDTH, self.width))
+
+    def go(self, features: Tensor, registers: Tensor) -> Tensor:
+        return modulate(features, torch.einsum("oc,bc->bo", self.weight, self.readout(registers)))
+
+
+class OfATensordot(Wired):
+    def build(self) -> None:
+        self.weight = nn.Parameter(torch.zeros(self.width, WIDTH))
+
+    def go(self, features: Tensor, registers: Tensor) -> Tensor:
+        return torch.einsum("btd,bd->btd", features, torch.tensordot(self.readout(registers), self.weight, dims=1))
+
+
 class ByItsForward(Wired):
     """No hook of a module runs."""
 

@@ -83,6 +83,12 @@ def find_projection(
         return Projection(0, args[0], args[1], -1, int(args[1].shape[-2]), -2)
     if name == "addmm" and len(args) == 3 and is_pair(*args[1:]):
         return Projection(1, args[1], args[2], -1, int(args[2].shape[-2]), -2)
+    if name == "einsum" and len(args) == 3 and is_pair(*args[1:]):
+        return _einsum(str(args[0]), args[1], args[2], 1, 2)
+    if name == "einsum" and len(args) == 3 and is_pair(args[2], args[1]):
+        return _einsum(str(args[0]), args[2], args[1], 2, 1)
+    if name == "tensordot" and len(args) >= 2 and is_pair(*args[:2]) and given(2, "dims") == 1:
+        return Projection(0, args[0], args[1], -1, int(args[1].shape[0]), 0)
     if name in NORMS:
         tensor, shape = given(0, "input"), given(1, "normalized_shape")
         if (
@@ -94,3 +100,17 @@ def find_projection(
         ):
             return Projection(0 if args else "input", tensor, given(2, "weight"), -1, int(shape[0]), 0, False)
     return None
+
+
+def _einsum(equation: str, tensor: Tensor, weight: Tensor, argument: int, of_weight: int) -> Projection | None:
+    """The projection of ``bc,oc->bo``: the one letter that both have and the result has not is the width's."""
+    words, arrow, result = equation.replace(" ", "").partition("->")
+    both = words.split(",")
+    if not arrow or len(both) != 2 or "." in equation:
+        return None
+    mine, its = both[argument - 1], both[of_weight - 1]
+    summed = [letter for letter in mine if letter in its and letter not in result]
+    if len(summed) != 1 or (len(mine), len(its)) != (tensor.dim(), weight.dim()):
+        return None
+    axis, weight_axis = mine.index(summed[0]) - len(mine), its.index(summed[0])
+    return Projection(argument, tensor, weight, axis, int(weight.shape[weight_axis]), weight_axis)
