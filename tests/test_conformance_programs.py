@@ -9,7 +9,7 @@ import torch
 from conformance_wrong_programs import WRONG, registry_of_the_wrong
 from strategies import EVERY, D, R, spec_of
 
-from regplug import Registry, export, load
+from regplug import ReadoutEntry, Registry, export, hookimpl, load
 from regplug.backends.torchscript import TorchScriptBackend
 from regplug.conformance import imports, modes, numbers, programs, storing
 from regplug.conformance.check import NOT_APPLICABLE, PASSED, DoesNotApplyError, run_check
@@ -199,6 +199,34 @@ def test_a_readout_that_refuses_nan_is_not_asked():
     object.__setattr__(subject, "trained", Refuses)
     with pytest.raises(DoesNotApplyError, match="refuses a NaN: ValueError: expected numbers"):
         numbers.compare("program", lambda given: [given.mean(1)], subject, with_nan)
+
+
+class Spectrum(torch.nn.Module):
+    """Linear algebra, which raises an error of its own for what is no number."""
+
+    def __init__(self, num_registers: int, hidden_dim: int):
+        super().__init__()
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svdvals(registers)
+
+
+def test_a_readout_whose_operation_refuses_nan_is_exported(tmp_path):
+    registry = Registry(discover())
+
+    class Plugin:
+        @hookimpl
+        def regplug_readouts(self):
+            return [ReadoutEntry("spectrum", build=Spectrum)]
+
+    registry.register(Plugin(), "spectra")
+    spec = registry.resolve("spectrum", num_registers=R, hidden_dim=D)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        spec.build()(torch.full((1, R, D), float("nan")))
+    export(spec, spec.build(), tmp_path / "b", registry=registry)
+    given = torch.randn(2, R, D)
+    got = load(tmp_path / "b", program="torchscript", registry=registry)(given)
+    torch.testing.assert_close(got, torch.linalg.svdvals(given))
 
 
 @pytest.mark.parametrize("strategy", [name for name in EVERY if name != "regplug:mean"])
