@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from regplug.checkpoint_file import DamagedError, OpenFile, Place, TorchArchive, safetensors_places, shapes_of
 from regplug.errors import BundleError, SpecError, told
 from regplug.folder import opened_file
+from regplug.mistaken import instead_of_checkpoint
 from regplug.options import closest
 from regplug.pickle_nesting import DeepPickleError, check_nesting
 from regplug.shards import read_index
@@ -120,6 +121,8 @@ def open_checkpoint(path: str | os.PathLike[str], state_key: str | None = None) 
             raise SpecError(
                 f"{owner}: --state-key: expected none of safetensors, which has no keys, got {state_key!r}."
             )
+        if known := "" if safetensors or head.startswith(b"PK") else instead_of_checkpoint(path):
+            raise BundleError(f"{owner}: {known}.")
         if head[:1] == b"{" and not safetensors:
             return _open_shards(owner, path, file)
         if safetensors:

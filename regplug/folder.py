@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from regplug.errors import BundleError, MissingFileError
 from regplug.mistaken import MANIFEST as MANIFEST
-from regplug.mistaken import POINTER, instead_of_folder, is_pointer
+from regplug.mistaken import POINTER, instead_of_folder, is_pointer, is_url
 
 MAX_MANIFEST = 1 << 20
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -196,7 +196,7 @@ def opened_file(
     except ValueError:
         raise BundleError(f"{owner}: expected a path without NUL, got one with it.") from None
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno == errno.ELOOP and not follow_links:
             raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
             raise BundleError(f"{owner}: not a regular file.") from None
@@ -218,7 +218,8 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise BundleError(f"bundle {path}: no such folder.") from None
+        found = "a URL, not a folder; download it first" if is_url(path) else "no such folder"
+        raise BundleError(f"bundle {path}: {found}.") from None
     except NotADirectoryError:
         raise BundleError(f"bundle {path}: {instead_of_folder(path)}.") from None
     except ValueError:

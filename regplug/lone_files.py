@@ -10,6 +10,8 @@ from pathlib import Path
 
 from regplug.durable import made_folders, make_like, rename_to_new, sync_folder, write_all
 from regplug.errors import ExportError
+from regplug.mistaken import is_url
+from regplug.place import check_outside_bundle
 from regplug.promises import weaker_promises_said
 from regplug.temporary import locked_file, prefix_for, sweep
 
@@ -18,9 +20,12 @@ def check_file_place(path: Path, force: bool) -> None:
     """Refuse a place where something stands, unless it is a regular file and is to be replaced.
 
     Raises:
-        ExportError: Something stands there that is to be kept.
+        ExportError: Something stands there that is to be kept, or a bundle around it would no longer be read.
     """
+    check_outside_bundle(f"file {path}", path)
     if not os.path.lexists(path):
+        if is_url(str(path)):
+            raise ExportError(f"file {path}: expected a file of this machine, got a URL; write one, then upload it.")
         return
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ExportError(f"file {path}: expected a file or nothing there, got something else; remove it yourself.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from regplug.errors import ExportError
 from regplug.folder import MANIFEST, MAX_MANIFEST, RESERVED
+from regplug.mistaken import is_url
 from regplug.working_directory import GONE, is_gone
 
 BUNDLE_FILES = re.compile(r"manifest\.json|weights\.safetensors|golden\.safetensors|program\.[A-Za-z0-9._-]+")
@@ -46,7 +47,10 @@ def check_place(directory: Path, force: bool) -> Place:
         ExportError: Something is there that is to be kept, or that cannot be replaced.
     """
     owner = f"bundle {directory}"
+    check_outside_bundle(owner, directory)
     if not os.path.lexists(directory):
+        if is_url(str(directory)):
+            raise ExportError(f"{owner}: expected a folder of this machine, got a URL; export, then upload it.")
         return Place.NOTHING
     try:
         is_folder = directory.is_dir() and not directory.is_symlink()
@@ -63,6 +67,19 @@ def check_place(directory: Path, force: bool) -> Place:
         raise ExportError(f"{owner}: expected a folder to replace, got {found}.")
     _check_replaceable(directory, names)
     return Place.BUNDLE
+
+
+def check_outside_bundle(owner: str, path: Path) -> None:
+    """Refuse a place inside a bundle whose name is one of a bundle's own: that bundle would no longer be read.
+
+    Raises:
+        ExportError: It is such a place.
+    """
+    if path.name.startswith(RESERVED) and "bundle_format" in _json_object(path.parent / MANIFEST):
+        raise ExportError(
+            f"{owner}: expected a place outside of bundles, got one inside {path.parent}, which could then be read "
+            "no longer; use another."
+        )
 
 
 def own_names(directory: Path, names: list[str]) -> list[str]:
@@ -92,8 +109,10 @@ def _check_replaceable(directory: Path, names: list[str]) -> None:
     unknown = [name for name in names if not BUNDLE_FILES.fullmatch(name)]
     reserved = [name for name in unknown if name.startswith(RESERVED)]
     others = [name for name in unknown if not IN_EMPTY_FOLDER.fullmatch(name)]
-    # a manifest.json may be of a web site, too
-    if reserved or MANIFEST not in names or (others and "bundle_format" not in _json_object(directory / MANIFEST)):
+    manifest = _json_object(directory / MANIFEST)
+    # a manifest.json may be of a web site, too; where it is damaged and alone, it was of a bundle
+    foreign = (others or manifest) and "bundle_format" not in manifest
+    if reserved or MANIFEST not in names or foreign:
         found = ", ".join((reserved or others or names)[:3])
         raise ExportError(f"{owner}: expected a bundle to replace, got a folder with {found}.")
     if absolute(directory).is_mount():

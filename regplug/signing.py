@@ -70,7 +70,7 @@ def sign(
         RegplugError: The package model-signing is not installed.
     """
     place = Path(signature) if signature is not None else beside(directory)
-    if place.parent.resolve() == Path(directory).resolve():
+    if os.path.realpath(place.parent) == os.path.realpath(directory):  # unlike `resolve`, not an error for a loop
         raise SpecError(f"signature {place}: expected a place outside the bundle, got one inside.")
     signing = _imported("signing")
     check_file_place(place, force)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import regplug
 from regplug import durable, temporary, writing
@@ -351,6 +352,22 @@ MISTAKEN = {
     "verify b.zip": "a zip archive, not a folder; unpack it first.",
     "verify b.tar.gz": "a gzip archive, not a folder; unpack it first.",
     "verify pointer": "a Git LFS pointer, not the file itself; run `git lfs pull`.",
+    "verify BUNDLE/weights.safetensors/": "a file in a bundle, not its folder; use BUNDLE.",
+    "verify b.tar.bz2": "a bzip2 archive, not a folder; unpack it first.",
+    "verify page": "a page of a web site, not a folder; download the file itself.",
+    "verify https://hub.example/b": "a URL, not a folder; download it first.",
+    "info ./page": "a page of a web site, not a safetensors file",
+    "info ./pickle": "a pickle, not a safetensors file; use `regplug import` for a checkpoint of torch.save.",
+    "verify BUNDLE --public-key loop": "Too many levels of symbolic links.",
+    "sign loop --key none": "key none: missing.",
+    **{
+        f"import {name} --num-registers 3 --hidden-dim 7 -o OUT": said
+        for name, said in {
+            "b.tar.gz": "a gzip archive, not a checkpoint; unpack it first.",
+            "page": "a page of a web site, not a checkpoint; download the file itself.",
+            "BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it.",
+        }.items()
+    },
 }
 
 
@@ -359,9 +376,12 @@ def mistaken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistaken")
     spec = regplug.resolve("mean", num_registers=3, hidden_dim=7)
     regplug.export(spec, spec.build(), folder / "bundle", backends=[])
-    for kind in ("zip", "gztar"):
+    for kind in ("zip", "gztar", "bztar"):
         shutil.make_archive(str(folder / "b"), kind, folder / "bundle")
     (folder / "pointer").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '0'}\nsize 208\n")
+    (folder / "page").write_text("<!DOCTYPE html><html>sign in</html>")
+    torch.save({"weight": torch.ones(3)}, folder / "pickle", _use_new_zipfile_serialization=False)
+    (folder / "loop").symlink_to("loop")
     return folder
 
 
@@ -372,6 +392,39 @@ def test_a_path_that_is_no_bundle_is_said_to_be_what_it_is(mistaken, monkeypatch
     monkeypatch.setattr(sys, "argv", ["regplug", *words])
     assert answer() == 1
     assert MISTAKEN[command].replace("BUNDLE", "bundle") in capsys.readouterr().err
+
+
+def test_nothing_is_written_at_a_url_as_if_it_were_a_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="expected a folder of this machine, got a URL"):
+        write_folder(Path("s3://bucket/b"), NEW, force=True)
+    with pytest.raises(ExportError, match="expected a file of this machine, got a URL"):
+        write_files({Path("hf://user/weights.safetensors"): b"new"}, force=True)
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path / "a:b", NEW, force=False)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "program", "golden.old"])
+def test_nothing_is_written_into_a_bundle_that_would_be_unreadable_then(tmp_path, name):
+    write_folder(tmp_path / "b", OLD, force=False)
+    with pytest.raises(ExportError, match="expected a place outside of bundles, got one inside .*b"):
+        write_files({tmp_path / "b" / name: b"new"}, force=True)
+    with pytest.raises(ExportError, match="expected a place outside of bundles, got one inside .*b"):
+        write_folder(tmp_path / "b" / name, NEW, force=True)
+    assert content(tmp_path / "b") == OLD
+    write_folder(tmp_path / "b" / "other", NEW, force=False)
+
+
+@pytest.mark.parametrize("more", [[], ["program.js"]])
+def test_the_manifest_of_a_web_site_is_not_replaced_by_force(tmp_path, more):
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("manifest.json", *more):
+        (site / name).write_text('{"name": "a site", "icons": []}')
+    before = content(site)
+    with pytest.raises(ExportError, match=r"expected a bundle to replace, got a folder with manifest\.json"):
+        write_folder(site, NEW, force=True)
+    assert content(site) == before
 
 
 def test_verify_names_what_is_not_the_bundles_and_opens_none_of_it(mistaken, monkeypatch, capsys, tmp_path):
