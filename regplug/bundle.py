@@ -43,7 +43,7 @@ from regplug.signature import Signature, signature_of_conditioner, signature_of_
 from regplug.spec import ReadoutSpec
 from regplug.torch_private import cpu_capability, persist_buffers
 from regplug.weights import save_tensors, state_of
-from regplug.wrappers import copy_of, hooks_of, unwrapped, weights_computed
+from regplug.wrappers import check_whole, copy_of, hooks_of, unwrapped, weights_computed
 from regplug.writing import write_folder
 
 
@@ -142,6 +142,7 @@ def export(
 def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ExportError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
+    check_whole(owner, module)
     module = unwrapped(module)
     holder = _conditioner_of(module) or module
     readout = unwrapped(holder.readout) if isinstance(holder, (Conditioner, AttachedReadout)) else holder

@@ -17,7 +17,11 @@ WRAPPERS = {
     "torch.nn.parallel.data_parallel:DataParallel",
     "torch.optim.swa_utils:AveragedModel",
 }
-SHARDED = "torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel"
+# of `FullyShardedDataParallel` the attribute `module` holds the shards, too
+SHARDED = {
+    "torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel",
+    "torch.distributed.fsdp:FSDPModule",
+}
 # hooks that compute a weight before every forward, and what ends them; torch names neither in public
 WEIGHT_HOOKS = {
     "torch.nn.utils.weight_norm:WeightNorm": "torch.nn.utils.remove_weight_norm",
@@ -37,20 +41,29 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = within
 
 
+def check_whole(owner: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are not all in this process.
+
+    Raises:
+        ExportError: It, or a module in it, is sharded over processes.
+    """
+    for name, child in module.named_modules():
+        if SHARDED & _names(child):
+            what = f"module {name!r}: " if name else ""
+            raise ExportError(
+                f"{owner}: {what}expected whole weights, got FSDP's shards; load a full state dict "
+                "(torch.distributed.checkpoint.state_dict.get_model_state_dict) into spec.build()."
+            )
+
+
 def copy_of(owner: str, module: nn.Module) -> nn.Module:
     """A deep copy without the wrappers, of the module and of those inside it.
 
     Raises:
-        ExportError: It is sharded over processes, a tensor has no numbers, a weight is computed by a hook, or an
-            attribute or a hook cannot be copied; named.
+        ExportError: A tensor has no numbers, a weight is computed by a hook, or an attribute or a hook cannot be
+            copied; named.
     """
     copies: dict[int, Any] = {}
-    for name, child in module.named_modules():
-        if SHARDED in _names(child):
-            raise ExportError(
-                f"{owner}: module {name!r}: expected whole weights, got FullyShardedDataParallel's shards; load a full "
-                "state dict (torch.distributed.checkpoint.state_dict.get_model_state_dict) into spec.build()."
-            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise ExportError(f"{owner}: tensor {name!r}: expected one with numbers, got one on the meta device.")

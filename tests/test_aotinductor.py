@@ -311,6 +311,16 @@ def test_a_program_for_a_cpu_that_this_is_not_is_refused_before_it_is_loaded(bun
     )
 
 
+@pytest.mark.parametrize("command", ["false", "true", "c++ --no-such-option"])
+def test_a_compiler_that_does_not_work_is_said_to_be_the_fault_and_not_the_instruction_set(
+    tmp_path, monkeypatch, command
+):
+    monkeypatch.setenv("CXX", command)
+    spec = regplug.resolve("mean", **SIZES)
+    with pytest.raises(regplug.ExportError, match=rf"expected a C\+\+ compiler that works, got .*{command[-3:]}: "):
+        regplug.export(spec, spec.build(), tmp_path / "b", **ONLY)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

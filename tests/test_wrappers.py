@@ -59,6 +59,22 @@ def test_a_wrapped_readout_and_a_wrapped_conditioner_are_exported(wrap, tmp_path
     assert torch.equal(loaded.readout(X), readout(X))
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching")
+@pytest.mark.parametrize("held", [lambda module: module, lambda module: regplug.Conditioner(LAYOUT, module, film())])
+@pytest.mark.parametrize("kind", ["FullyShardedDataParallel", "fully_shard"])
+def test_a_sharded_readout_is_refused_with_how_to_gather_its_weights(ddp, tmp_path, kind, held):
+    from torch.distributed import fsdp
+    from torch.distributed.device_mesh import init_device_mesh
+
+    readout = SPEC.build()
+    if kind == "fully_shard":
+        fsdp.fully_shard(readout, mesh=init_device_mesh("cpu", (1,)))
+    else:
+        readout = fsdp.FullyShardedDataParallel(readout, device_id=torch.device("cpu"))
+    with pytest.raises(regplug.ExportError, match=r"expected whole weights, got FSDP's shards; .*get_model_state_dict"):
+        regplug.export(SPEC, held(readout), tmp_path / "b")
+
+
 def test_a_compiled_layer_inside_is_exported_too(tmp_path):
     readout = SPEC.build()
     wanted = readout.eval()(X)

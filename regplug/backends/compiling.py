@@ -17,7 +17,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regplug.compiler import compiler_words
-from regplug.errors import ExportError, place_in
+from regplug.errors import ExportError, place_in, told
 from regplug.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 from regplug.program_folder import program_folder, why_not
 from regplug.python_child import python_command
@@ -99,15 +99,24 @@ def compiler_of(owner: str) -> list[str]:
     return words
 
 
+CPLUSPLUS = "#define __cplusplus "  # among the macros of every C++ compiler
+
+
 def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
     """What a CPU must have for code of this ``-march``, in the words of ``/proc/cpuinfo``.
 
     Raises:
-        ExportError: The compiler does not know the name.
+        ExportError: The compiler does not know the name, or does not work.
     """
-    command = [*compiler, f"-march={isa}", "-dM", "-E", "-x", "c++", "/dev/null"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    words = ["-dM", "-E", "-x", "c++", "/dev/null"]
+    done = subprocess.run([*compiler, f"-march={isa}", *words], capture_output=True, text=True, check=False)
+    if done.returncode or CPLUSPLUS not in done.stdout:
+        plain = subprocess.run([*compiler, *words], capture_output=True, text=True, check=False)
+        if plain.returncode or CPLUSPLUS not in plain.stdout:
+            reason = told(RuntimeError(plain.stderr)) if plain.stderr.strip() else f"exit code {plain.returncode}"
+            raise ExportError(
+                f"{owner}: expected a C++ compiler that works, got {shlex.join(compiler)}: {reason}; see CXX."
+            )
         raise ExportError(
             f"{owner}: isa: expected a name that {shlex.join(compiler)} takes for -march, or 'native', got {isa!r}; "
             "known: x86-64-v2, x86-64-v3, x86-64-v4, native, haswell, icelake-server, znver3, ..."
