@@ -53,8 +53,9 @@ def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any])
         raise
     except BaseException as error:  # whatever a constructor raises means: not with these arguments
         given = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
+        why = f"{class_name(error)}: {told(error)}" if isinstance(error, LookupError) else told(error)  # a bare key
         raise SpecError(
-            f"{owner}: expected sizes and options that its constructor takes, got {given}: {told(error)}"
+            f"{owner}: expected sizes and options that its constructor takes, got {given}: {why}"
         ) from error
 
 

@@ -227,3 +227,15 @@ def test_every_command_takes_traceback():
     found = list(commands(group, click.Context(group)))
     assert len(found) > 12
     assert [one.name for one in found if not any("--traceback" in p.opts for p in one.params)] == []
+
+
+def test_a_key_that_a_constructor_does_not_find_is_called_one():
+    from regplug.widths import construct
+
+    class ByKey(nn.Module):
+        def __init__(self, mode: str) -> None:
+            super().__init__()
+            self.act = {"gelu": nn.GELU}[mode]()
+
+    with pytest.raises(regplug.SpecError, match="got mode='relu': KeyError: 'relu'"):
+        construct("strategy 'keyed'", ByKey, {"mode": "relu"})
