@@ -46,6 +46,7 @@ CONTEXTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "inference": torch.inference_mode,
     "forward+backward": torch.enable_grad,
 }
+NEXT_TO_NOTHING = 1e-2  # of the largest number of all tensors
 WARM_UP_CALLS = 5  # TorchScript optimises in its second and third
 
 
@@ -268,14 +269,18 @@ def _share_weights(ours: nn.Module, other: nn.Module) -> str | None:
 
 
 def _difference(ours: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float | None, str | None]:
-    """The largest relative difference, or why there is none."""
+    """The largest difference, relative to the tensor's largest number, or why there is none.
+
+    A tensor of numbers that are next to nothing, as a gradient that is 0 but for rounding, is compared with the others.
+    """
     largest = 0.0
+    floor = NEXT_TO_NOTHING * max((one.double().abs().max().item() for one in other if one.numel()), default=0.0)
     for mine, theirs in zip(ours, other, strict=True):
         if mine.shape != theirs.shape:
             return None, f"not compared: {list(mine.shape)} and {list(theirs.shape)}"
         if theirs.numel():
             mine, theirs = mine.double(), theirs.double()
-            scale = max(mine.abs().max().item(), theirs.abs().max().item())
+            scale = max(mine.abs().max().item(), theirs.abs().max().item(), floor)
             relative = (mine - theirs).abs().max().item() / scale if scale else 0.0
             largest = relative if math.isnan(relative) else max(largest, relative)
     return (largest, None) if math.isfinite(largest) else (None, "not finite")

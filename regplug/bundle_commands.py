@@ -212,8 +212,10 @@ def _attached(
     import torch
 
     from regplug.attachment import attach_chosen, input_shape
-    from regplug.weightsfile import fill
+    from regplug.weightsfile import check_is_whole, fill
 
+    if weights is not None:
+        check_is_whole(weights)
     torch.manual_seed(seed)
     module = attach_chosen(
         choice["backbone"],
@@ -234,7 +236,8 @@ def _chosen_module(
 ) -> tuple[ReadoutSpec, Any, TokenLayout | None]:
     """What is to be exported, and where its registers sit: as the options say, and where they do not, the weights."""
     generator = "regplug:kernel-film" if film and film_generator is None else film_generator
-    if weights is not None and all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone")):
+    without_sizes = all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone"))
+    if weights is not None and (without_sizes or choice["strategy"] is None):
         from regplug.weightsfile import read_note
 
         note = read_note(weights, choice["strategy"])
@@ -242,8 +245,9 @@ def _chosen_module(
             # what was given too comes last and wins, and is compared with the file when the weights are set
             options = (*note.options.items(), *choice["options"])
             choice |= {"strategy": note.strategy, "options": options}
-            choice |= {"num_registers": note.num_registers, "hidden_dim": note.hidden_dim}
-            layout = (*(vars(note.layout).items() if note.layout else ()), *layout)
+            if without_sizes:
+                choice |= {"num_registers": note.num_registers, "hidden_dim": note.hidden_dim}
+                layout = (*(vars(note.layout).items() if note.layout else ()), *layout)
             if note.film is not None:
                 film = (*note.film.options.items(), *film)
                 generator = note.film.generator if film_generator is None else film_generator

@@ -16,6 +16,7 @@ from regplug.choices import (
     chosen_spec,
     complete_checkable,
     complete_export_backend,
+    complete_film_generator,
     input_sizes,
     json_option,
     named_by_user,
@@ -37,8 +38,13 @@ if TYPE_CHECKING:
 @click.option(
     "--layout", type=KeyValue(), multiple=True, help="Where the registers sit; start=1, or the backbone's, by default."
 )
-@click.option("--film", metavar="MODULE:CLASS", help="The FiLM generator to pair with; regplug's own by default.")
-@click.option("--film-option", type=KeyValue(), multiple=True, help="An option of --film; JSON, else text.")
+@click.option(
+    "--film-generator",
+    metavar="NAME|MODULE:CLASS",
+    shell_complete=complete_film_generator,
+    help="The FiLM generator to pair with; kernel-film by default.",
+)
+@click.option("--film", type=KeyValue(), multiple=True, help="An option of the FiLM generator; JSON, else text.")
 @click.option(
     "--backend",
     "backends",
@@ -183,8 +189,8 @@ def _subject(
     model_option: Any,
     size: Any,
     layout: Any,
-    film: str | None,
-    film_option: Any,
+    film_generator: str | None,
+    film: Any,
     backends: tuple[str, ...],
     compiler: str,
 ) -> Subject:
@@ -194,8 +200,6 @@ def _subject(
     from regplug.layout import TokenLayout
     from regplug.spec import specify
 
-    if film_option and film is None:
-        raise click.UsageError("--film-option: expected --film MODULE:CLASS beside it, got none.")
     if backbone is None:
         num_registers = NUM_REGISTERS if num_registers is None else num_registers
         hidden_dim = HIDDEN_DIM if hidden_dim is None else hidden_dim
@@ -214,8 +218,8 @@ def _subject(
     return subject_of(
         spec,
         layout=place,
-        film=named_by_user("--film", film) if film is not None else None,
-        film_options=dict(film_option),
+        film=None if film_generator is None else _generator(film_generator),
+        film_options=dict(film),
         backends=tuple(dict.fromkeys(backends)) or None,
         compiler=compiler,
         registry=registry,
@@ -238,3 +242,10 @@ def _check_place(junit: Path) -> None:
         check_file_place(junit, force=True)
     except ExportError as error:
         raise click.UsageError(f"--junit: {error}") from error
+
+
+def _generator(text: str) -> Any:
+    """What ``--film-generator`` names: a registered generator by its name, else a class."""
+    from regplug.pairing import named_film
+
+    return text if named_film(text) is not None else named_by_user("--film-generator", text)

@@ -127,7 +127,7 @@ def import_command(
     if as_json:
         print_json("import", _values(found, sizes))
     else:
-        _print(found, sizes)
+        _print(found, sizes, prefix)
 
 
 def _place(output: Path, one: Imported, every: bool) -> Path:
@@ -170,8 +170,9 @@ def _values(found: Import, sizes: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _print(found: Import, sizes: dict[str, int]) -> None:
+def _print(found: Import, sizes: dict[str, int], prefix: str | None) -> None:
     from regplug.state_names import listed
+    from regplug.torch_private import uncompiled_name
 
     checkpoint = found.checkpoint
     heads = ("block", "strategy", "R", "D", "options", "cond_dim", "FiLM", "dtype", "tensors")
@@ -193,15 +194,15 @@ def _print(found: Import, sizes: dict[str, int]) -> None:
     place = f" under {checkpoint.state_key!r}" if checkpoint.state_key else ""
     others = f" (not looked at: {', '.join(checkpoint.other_keys)})" if checkpoint.other_keys else ""
     say(f"read {checkpoint.path}: {checkpoint.kind}{place}{others}")
-    if found.prefix:
-        say(f"prefix taken off: {found.prefix}")
-    if any(bare != name for bare, name in checkpoint.names.items()):
+    if prefix or found.prefix:
+        say(f"prefix taken off: {prefix or found.prefix}")
+    if any(uncompiled_name(name) != name for name in checkpoint.names.values()):
         say("taken out of names: what torch.compile puts in")
     for one in found.readouts:
         if one.assumed:
-            at = f" block {one.block}" if one.block else ""
+            at = f"block {one.block}: " if one.block else ""
             taken = _spell(dict(one.assumed))
-            say(f"not told by names and shapes{at}, taken at the default, else use -O or --film: {taken}")
+            say(f"{at}not told by names and shapes, so at the default; else use -O or --film: {taken}")
     names = f": {listed(found.left)}" if found.left else ""
     say(f"left {len(found.left)} tensors, {found.left_bytes} bytes{names}")
     for one, (path, size) in zip(found.readouts, sizes.items(), strict=True):

@@ -42,7 +42,7 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
     for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
         if isinstance(value, list) and _is_table(value):
             say(f"{key}:")
-            print_columns([*map(show, value[0])], [[show(str(cell)) for cell in row.values()] for row in value])
+            print_columns([*map(show, value[0])], [[show(_cell(cell)) for cell in row.values()] for row in value])
         else:
             text = _spell(value)
             say(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
@@ -54,6 +54,10 @@ def _visible_lines(text: str) -> str:
 
 def _is_table(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(row, dict) and [*row] == [*value[0]] for row in value)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else _as_option(value)
 
 
 def _spell(value: Any) -> str:

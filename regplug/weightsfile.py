@@ -44,6 +44,22 @@ class WeightsNote:
     backbone: BackboneRecord | None
 
 
+def check_is_whole(path: str) -> None:
+    """Refuse a weights file that says it is of a readout or conditioner without its backbone.
+
+    Raises:
+        BundleError: It does, or the file is malformed.
+    """
+    owner = f"weights {path}"
+    check_weights_file(owner, path)
+    said = parse_metadata(owner, read_file_header(owner, path)[1])
+    if said and said.get("backbone") is None:
+        raise BundleError(
+            f"{owner}: expected the backbone's weights too, got a {said.get('holds')} alone, as `regplug import` "
+            "writes it; leave out --whole, or export what attach gave, in Python."
+        )
+
+
 def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
     """What a weights file says of itself; None for one that says nothing.
 

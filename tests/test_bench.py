@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from regplug import benchmark
 from regplug.bench_page import page, write_page
 from regplug.bench_report import MODES, PLACES, WORKS, Plan, Report, Row, Side, Spread
 from regplug.cli import answer
@@ -410,3 +411,11 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert list(tmp_path.iterdir()) == [place]
     write_page(place, report([row(2.0)]))
     assert place.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_gradient_that_is_nothing_but_rounding_is_no_difference():
+    large, noise = torch.full((3,), 2.0), torch.tensor([2e-7])
+    same, _ = benchmark._difference([large, noise], [large, noise + 7e-7])
+    wrong, _ = benchmark._difference([large, torch.tensor([0.5])], [large, torch.tensor([0.6])])
+    assert same < 1e-4
+    assert wrong > 0.1

@@ -121,7 +121,7 @@ REFUSED = {
     "shape: expected a reason, got ''": ["pool", "--expect", "shape="],
     "--expect: expected CHECK=REASON, got 'shape'": ["pool", "--expect", "shape"],
     "export backend 'nope': not registered": ["pool", "--backend", "nope"],
-    "--film-option: expected --film": ["pool", "--film-option", "a=1"],
+    "FiLM generator 'nope': not registered": ["pool", "--film-generator", "nope"],
     "expected --backbone or --num-registers": ["pool", "--backbone", "digits-vit", "--hidden-dim", 8],
     "--junit: expected a file in a folder that can be written into": ["poool", "--junit", "/no/such/folder/x.xml"],
     "--junit: file /dev/null: expected a file": ["poool", "--junit", "/dev/null"],

@@ -174,7 +174,7 @@ def test_options_that_no_shape_tells_are_said_and_may_be_given(run):
     ]
     code, out, _ = run(*command)
     assert code == 0
-    assert 'block pooler, taken at the default, else use -O or --film: num_heads=8, gelu="exact"' in out
+    assert "block pooler: not told by names and shapes, so at the default; else use -O or --film: num_heads=8, " in out
     code, out, _ = run(*command, "-O", "num_heads=3", "-O", "gelu=exact", "--json")
     [said] = json.loads(out)["readouts"]
     assert (said["options"], said["assumed"]) == ({"num_heads": 3, "gelu": "exact", "num_queries": 2}, {})
@@ -494,3 +494,18 @@ def test_what_is_inferred_has_the_shapes_that_were_given_or_nothing_is(strategy)
     options = {k: v for k, v in EVERY[strategy][0].items() if k not in found.assumed}
     assert {**options, **found.options} == found.options or options.items() <= {**found.options}.items()
     assert constructor.shapes(found.options) == shapes_of(readout)
+
+
+def test_what_was_imported_goes_on_with_a_backbone_but_is_not_a_whole(run):
+    save_file({f"policy.{k}": v.contiguous() for k, v in attached().state_dict().items()}, "net")
+    code, out, err = run("import", "net", "--backbone", MODEL, "--prefix", "policy.", "-o", "w")
+    assert code == 0, err
+    assert "prefix taken off: policy." in out
+    assert "what torch.compile puts in" not in out
+    model = ["--backbone", MODEL, "-M", "img_size=28", "-M", "depth=1"]
+    code, _, err = run("export", "--weights", "w", *model, "--no-programs", "-o", "b")
+    assert code == 0, err  # the file says which strategy it is of; the backbone's default is not asked
+    assert regplug.load("b").compressed_dim == 8
+    code, _, err = run("export", "--weights", "w", "--whole", *model, "--no-programs", "-o", "c")
+    assert code == 1
+    assert "expected the backbone's weights too, got a readout alone" in err
