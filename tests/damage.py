@@ -171,6 +171,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (shutil.rmtree(f), f.write_bytes(b"b/".ljust(257, b"\0") + b"ustar\0")),
         "bundle DIR: a tar archive, not a folder; unpack it first.",
     ),
+    "a 7z archive in its place": (
+        lambda f: (shutil.rmtree(f), f.write_bytes(b"7z\xbc\xaf\x27\x1c and so on")),
+        "bundle DIR: a 7z archive, not a folder; unpack it first.",
+    ),
+    "a page of a web site in its place": (
+        lambda f: (shutil.rmtree(f), f.write_bytes(b" \n<!DOCTYPE html><title>404</title>")),
+        "bundle DIR: a page of a web site, not a folder; download the file itself.",
+    ),
     "a Git LFS pointer in its place": (
         lambda f: (shutil.rmtree(f), f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")),
         "bundle DIR: a Git LFS pointer, not the file itself; run `git lfs pull`.",

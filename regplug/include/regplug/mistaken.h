@@ -6,6 +6,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -33,7 +34,8 @@ inline bool is_pointer(int fd, std::size_t size) {
 // The kind of archive that begins so; empty for none.
 inline std::string archive_kind(const std::string& begin) {
   constexpr std::pair<std::string_view, const char*> kinds[] = {
-      {"PK\x03\x04", "zip"}, {"\x1f\x8b", "gzip"}, {"\xfd" "7zXZ", "xz"}, {"\x28\xb5\x2f\xfd", "zstd"}};
+      {"PK\x03\x04", "zip"}, {"\x1f\x8b", "gzip"},         {"BZh", "bzip2"},
+      {"\xfd" "7zXZ", "xz"}, {"\x28\xb5\x2f\xfd", "zstd"}, {"7z\xbc\xaf\x27\x1c", "7z"}};
   if (begin.size() > 257 && begin.compare(257, 5, "ustar") == 0) return "tar";
   for (const auto& [magic, kind] : kinds) {
     if (begin.compare(0, magic.size(), magic) == 0) return kind;
@@ -41,8 +43,18 @@ inline std::string archive_kind(const std::string& begin) {
   return "";
 }
 
+// Whether a file that begins so is a page of a web site.
+inline bool is_page(const std::string& begin) {
+  std::string text;
+  for (const char letter : begin.substr(std::min(begin.find_first_not_of(" \t\n\v\f\r"), begin.size()), 14)) {
+    text += letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter - 'A' + 'a') : letter;
+  }
+  return text.rfind("<!doctype html", 0) == 0 || text.rfind("<html", 0) == 0;
+}
+
 // What is at a path that is no folder, and what to do.
-inline std::string instead_of_folder(const std::string& path) {
+inline std::string instead_of_folder(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
   const int fd = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
   const std::string begin = fd < 0 ? "" : first_bytes(fd);
   if (fd >= 0) ::close(fd);
@@ -54,7 +66,8 @@ inline std::string instead_of_folder(const std::string& path) {
     return "a file in a bundle, not its folder; use " + (folder.empty() ? "." : folder);
   }
   const std::string kind = archive_kind(begin);
-  return kind.empty() ? "not a folder" : "a " + kind + " archive, not a folder; unpack it first";
+  if (!kind.empty()) return "a " + kind + " archive, not a folder; unpack it first";
+  return is_page(begin) ? "a page of a web site, not a folder; download the file itself" : "not a folder";
 }
 
 }  // namespace regplug::detail
