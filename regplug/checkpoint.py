@@ -156,6 +156,7 @@ def _open_shards(owner: str, path: str, file: OpenFile) -> Checkpoint:
         raise BundleError(f"{owner}: expected the index of sharded safetensors, got a damaged one ({error}).") from None
     places: dict[str, Place | tuple[int, ...]] = {}
     files: dict[str, OpenFile] = {}
+    nbytes = 0
     for shard, named in shards.items():
         who = f"{owner}: {shard}"
         with opened_file(who, str(Path(path).parent / shard)) as descriptor:
@@ -167,11 +168,11 @@ def _open_shards(owner: str, path: str, file: OpenFile) -> Checkpoint:
         if different := sorted(set(held) ^ named):
             verb = "it lacks" if different[0] in named else "it holds besides"
             raise BundleError(f"{who}: expected the tensors that the index names, got others: {verb} {different[0]!r}.")
+        nbytes += opened.size - 8 - int.from_bytes(bytes(opened.read(0, 8)), "little")
         places |= held
         files |= dict.fromkeys(held, opened)
     names, shapes = own_names(owner, places), shapes_of(places)
     sizes = {bare: shapes[name] for bare, name in names.items()}
-    nbytes = sum(one.size for one in set(files.values()))
     return Checkpoint(path, f"safetensors in {len(shards)} files", None, (), sizes, names, nbytes, files, places)
 
 

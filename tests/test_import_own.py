@@ -400,6 +400,8 @@ def test_sharded_safetensors_are_read_by_their_index(run, here):
     shards(whole.state_dict())
     code, out, _ = run("import", "net.safetensors.index.json", "--backbone", MODEL, "-o", "w")
     assert (code, "safetensors in 2 files" in out) == (0, True)
+    left = sum(t.nbytes for k, t in whole.state_dict().items() if k.startswith("tokens."))
+    assert f"tensors, {left} bytes" in out  # without the files' headers
     assert torch.equal(load_file("w")["compress.weight"], whole.readout.compress.weight)
     (here / "elsewhere").mkdir()
     os.chdir("elsewhere")  # shards are next to the index
