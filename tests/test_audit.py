@@ -577,3 +577,22 @@ def test_what_cannot_be_audited_is_told_in_one_message(message: str) -> None:
     assert isinstance(done.exception, regplug.RegplugError)
     assert message in str(done.exception)
     assert exit_code(done.exception) == 2
+
+
+class InEqualParts(nn.Module):
+    """Four generators, each for a quarter of the vector: right at every width that four divides."""
+
+    def __init__(self, num_registers: int = 4, hidden_dim: int = 384, compressed_dim: int = 96) -> None:
+        super().__init__()
+        sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
+        self.readout = regplug.create("compress-concat", **sizes, compressed_dim=compressed_dim)
+        width = self.readout.out_dim // 4
+        self.films = nn.ModuleList(KernelFiLMGenerator(width, 8, 1) for _ in range(4))
+
+    def forward(self, registers: Tensor) -> list[Any]:
+        parts = self.readout(registers).chunk(4, dim=-1)
+        return [film(part) for film, part in zip(self.films, parts, strict=True)]
+
+
+def test_a_vector_that_is_split_in_equal_parts_is_no_mistake() -> None:
+    assert audit(InEqualParts).summary == "4 FiLM inputs: 4 follow, 0 wrong, 0 unknown"

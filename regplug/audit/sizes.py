@@ -89,7 +89,10 @@ def spell_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _others(word: str, size: int, device: str) -> Iterator[int]:
-    if word != "hidden_dim":
+    if word == "compressed_dim":  # a network may split its conditioning vector in equal parts, or bound it by D
+        yield from (factor * size for factor in (2, 3, 5, 4))
+        yield size // 2 if size % 2 == 0 else size + 1
+    elif word == "num_registers":
         yield from (size + 1, size + 3, 2 * size, size + 2, 2 * size + 1, 3 * size, 4 * size)
         yield from (size - 1,) if size > 1 else ()
         root = int(size**0.5)  # some networks lay registers out in a square
