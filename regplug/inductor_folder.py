@@ -129,9 +129,13 @@ def _made(folder: Path) -> Path:
 
 
 def _new_folder(stack: ExitStack) -> Path:
+    parent = program_folder()
+    if parent is None:
+        given = Path(tempfile.gettempdir())
+        raise ExportError(
+            f"torch.compile: expected a folder for what it compiles, got {given}, {why_not(given)}; set TMPDIR."
+        )
     try:
-        if (parent := program_folder()) is None:
-            raise OSError(None, why_not(Path(tempfile.gettempdir())))
         return stack.enter_context(temporary_folder(parent, "regplug-inductor-"))
     except OSError as error:
         raise ExportError(

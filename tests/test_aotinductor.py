@@ -316,6 +316,7 @@ def test_a_compiler_that_does_not_work_is_said_to_be_the_fault_and_not_the_instr
     tmp_path, monkeypatch, command
 ):
     monkeypatch.setenv("CXX", command)
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))  # or a program of before is taken
     spec = regplug.resolve("mean", **SIZES)
     with pytest.raises(regplug.ExportError, match=rf"expected a C\+\+ compiler that works, got .*{command[-3:]}: "):
         regplug.export(spec, spec.build(), tmp_path / "b", **ONLY)

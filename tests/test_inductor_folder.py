@@ -124,10 +124,12 @@ def test_threads_share_it_and_the_last_restores_the_environment(folder):
 def test_a_place_that_cannot_be_had_is_one_line_that_says_what_to_set(folder, monkeypatch):
     monkeypatch.setenv("REGPLUG_CACHE_DIR", "/proc/none")
     monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    monkeypatch.setattr("regplug.program_folder.OTHERS", ("/proc/none",))
     with pytest.raises(regplug.ExportError) as error, private_inductor_folder():
         pass
     assert str(error.value) == (
-        "torch.compile: expected a folder for what it compiles, got none (No such file or directory); set TMPDIR."
+        "torch.compile: expected a folder for what it compiles, got /proc/none, which cannot be used: No such file or "
+        "directory; set TMPDIR."
     )
     assert NAME not in os.environ
 

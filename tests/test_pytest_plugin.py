@@ -177,4 +177,4 @@ def test_each_backbone_that_is_named_gets_one_test_for_every_check(run_pytest):
     assert "closest: digits-vit" in said
     assert "--readout-input: input: expected positive integers, as 3,224,224, got '8,x'." in said
     assert "--readout-model-option: expected key=value, got 'num_blocks'." in said
-    assert "--readout-backbone: expected `--pyargs regplug.conformance` beside it" in said
+    assert "--readout-backbone: expected `--pyargs regplug.conformance` with it" in said

@@ -30,7 +30,7 @@ PAGES = {
     "docs/programs.md": (None, 13),
     "docs/film.md": (None, 1),
     "docs/readouts.md": (None, 5),
-    "docs/backbones.md": (None, 12),
+    "docs/backbones.md": (None, 13),
     "docs/training.md": (None, 10),
 }
 
