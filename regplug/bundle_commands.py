@@ -269,7 +269,8 @@ def _chosen_module(
     family = None if generator is None else default_registry().film_entry(generator)
     if family is not None and not family.gives_pairs:
         raise SpecError(
-            f"FiLM generator {family.name!r}: expected one that gives pairs, got one that applies FiLM itself."
+            f"FiLM generator {family.name!r}: expected one that gives pairs, got one that applies FiLM itself; export "
+            "the readout alone."
         )
 
     def build() -> Any:

@@ -63,6 +63,17 @@ def test_a_good_readout_has_a_row_for_every_check_and_all_are_as_they_must_be(ru
     assert {row["verdict"] for row in found["checks"]} == {"passed"}
 
 
+def test_a_generator_to_pair_with_is_named_as_export_names_it(run):
+    chosen = ["--film-generator", "kernel-film", "--film", "kernel_hidden_dim=4"]
+    code, out, _ = run("mean", *FAST, *chosen, "--film", "num_film_layers=1", "--json")
+    [row] = [row for row in json.loads(out)["checks"] if row["check"] == "film"]
+    assert (code, row["verdict"]) == (0, "passed")
+    code, out, _ = run("mean", *FAST, *chosen, "--json")  # its constructor wants the number of layers, too
+    [row] = [row for row in json.loads(out)["checks"] if row["check"] == "film"]
+    assert (code, row["verdict"]) == (1, "failed")
+    assert "expected option num_film_layers: int" in row["detail"]
+
+
 def test_a_failing_check_is_a_row_an_exit_code_and_a_failure_for_jenkins(run, tmp_path):
     report = tmp_path / "report.xml"
     report.write_text("of yesterday")
