@@ -12,6 +12,7 @@ MANIFEST = "manifest.json"
 POINTER_BEGINS = b"version https://git-lfs.github.com/spec/"
 POINTER_SIZE = 1024  # bytes that Git LFS allows for one
 POINTER = "a Git LFS pointer, not the file itself; run `git lfs pull`"
+OWN_MANIFEST = "a bundle's manifest, not its weights; use weights.safetensors next to it, or the folder for the bundle"
 ARCHIVES = (
     (b"PK\x03\x04", "zip"),
     (b"\x1f\x8b", "gzip"),
@@ -53,7 +54,7 @@ def instead_of_checkpoint(path: str) -> str:
     """What a file is that is no checkpoint, if it is something well known, and what to do; else nothing."""
     begin = _first_bytes(path)
     if os.path.basename(path) == MANIFEST and b'"bundle_format"' in begin:  # noqa: PTH119
-        return "a bundle's manifest, not its weights; use weights.safetensors next to it"
+        return OWN_MANIFEST
     return _known(begin, "a checkpoint")
 
 
@@ -67,7 +68,7 @@ def check_weights_file(owner: str, path: str) -> None:
         raise BundleError(f"{owner}: a bundle's folder, not its weights; use {path.rstrip('/')}/weights.safetensors.")
     begin = _first_bytes(path)
     if os.path.basename(path) == MANIFEST and begin.startswith(b"{"):  # noqa: PTH119
-        raise BundleError(f"{owner}: a bundle's manifest, not its weights; use weights.safetensors next to it.")
+        raise BundleError(f"{owner}: {OWN_MANIFEST}.")
     if _archive(begin) == "zip":
         what = "unpack it, or use `regplug import` for a checkpoint of torch.save"
         raise BundleError(f"{owner}: a zip archive, not a safetensors file; {what}.")

@@ -342,10 +342,10 @@ def test_the_table_of_promises_in_the_documentation_is_that_of_the_code():
 WEIGHTS = "export mean --num-registers 3 --hidden-dim 7 --force -o OUT --weights"
 MISTAKEN = {
     f"{WEIGHTS} BUNDLE": "a bundle's folder, not its weights; use BUNDLE/weights.safetensors.",
-    f"{WEIGHTS} BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it.",
+    f"{WEIGHTS} BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it",
     f"{WEIGHTS} b.zip": "a zip archive, not a safetensors file; unpack it, or use `regplug import` for a checkpoint",
     f"{WEIGHTS} pointer": "a Git LFS pointer, not the file itself; run `git lfs pull`.",
-    "info BUNDLE/manifest.json": "a bundle's manifest, not its weights",
+    "info BUNDLE/manifest.json": "or the folder for the bundle.",
     "info ./b.zip": "a zip archive, not a safetensors file",
     "info ./pointer": "a Git LFS pointer",
     "verify BUNDLE/weights.safetensors": "a file in a bundle, not its folder; use BUNDLE.",
@@ -365,7 +365,7 @@ MISTAKEN = {
         for name, said in {
             "b.tar.gz": "a gzip archive, not a checkpoint; unpack it first.",
             "page": "a page of a web site, not a checkpoint; download the file itself.",
-            "BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it.",
+            "BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it",
         }.items()
     },
 }
