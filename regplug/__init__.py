@@ -9,20 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regplug.attachment import attach as attach
-    from regplug.backbone import layout_of as layout_of
-    from regplug.backbone import measure_backbone as measure_backbone
-    from regplug.bundle import export as export
-    from regplug.conditioner import Conditioner as Conditioner
-    from regplug.decay import param_groups as param_groups
-    from regplug.description import StrategyDescription as StrategyDescription
-    from regplug.description import describe as describe
-    from regplug.entries import BackboneEntry as BackboneEntry
-    from regplug.entries import CheckpointSite as CheckpointSite
-    from regplug.entries import ExportBackendEntry as ExportBackendEntry
-    from regplug.entries import FiLMEntry as FiLMEntry
-    from regplug.entries import FiLMSite as FiLMSite
-    from regplug.entries import ReadoutEntry as ReadoutEntry
+    from regplug.bundle.export import export as export
+    from regplug.bundle.load import load as load
+    from regplug.bundle.sign import sign as sign
+    from regplug.bundle.verify import verify as verify
     from regplug.errors import BundleError as BundleError
     from regplug.errors import ConformanceError as ConformanceError
     from regplug.errors import ExportError as ExportError
@@ -31,62 +21,72 @@ if TYPE_CHECKING:
     from regplug.errors import RegplugError as RegplugError
     from regplug.errors import ShapeError as ShapeError
     from regplug.errors import SpecError as SpecError
-    from regplug.film import KernelFiLMGenerator as KernelFiLMGenerator
-    from regplug.hookspecs import hookimpl as hookimpl
-    from regplug.installed import backbones as backbones
-    from regplug.installed import create as create
-    from regplug.installed import default_registry as default_registry
-    from regplug.installed import resolve as resolve
-    from regplug.installed import strategies as strategies
-    from regplug.layout import TokenLayout as TokenLayout
-    from regplug.loading import load as load
-    from regplug.pairing import pair as pair
-    from regplug.registry import Registry as Registry
-    from regplug.selection import SelectRegisters as SelectRegisters
-    from regplug.signing import sign as sign
-    from regplug.spec import ReadoutSpec as ReadoutSpec
-    from regplug.tokens import read_registers as read_registers
-    from regplug.verification import verify as verify
+    from regplug.nn.attach import attach as attach
+    from regplug.nn.backbone import layout_of as layout_of
+    from regplug.nn.backbone import measure_backbone as measure_backbone
+    from regplug.nn.conditioner import Conditioner as Conditioner
+    from regplug.nn.film import KernelFiLMGenerator as KernelFiLMGenerator
+    from regplug.nn.pairing import pair as pair
+    from regplug.nn.select import SelectRegisters as SelectRegisters
+    from regplug.nn.tokens import read_registers as read_registers
+    from regplug.nn.weight_decay import param_groups as param_groups
+    from regplug.registry.default import backbones as backbones
+    from regplug.registry.default import create as create
+    from regplug.registry.default import default_registry as default_registry
+    from regplug.registry.default import resolve as resolve
+    from regplug.registry.default import strategies as strategies
+    from regplug.registry.description import StrategyDescription as StrategyDescription
+    from regplug.registry.description import describe as describe
+    from regplug.registry.entries import BackboneEntry as BackboneEntry
+    from regplug.registry.entries import CheckpointSite as CheckpointSite
+    from regplug.registry.entries import ExportBackendEntry as ExportBackendEntry
+    from regplug.registry.entries import FiLMEntry as FiLMEntry
+    from regplug.registry.entries import FiLMSite as FiLMSite
+    from regplug.registry.entries import ReadoutEntry as ReadoutEntry
+    from regplug.registry.hookspecs import hookimpl as hookimpl
+    from regplug.registry.layout import TokenLayout as TokenLayout
+    from regplug.registry.registry import Registry as Registry
+    from regplug.registry.spec import ReadoutSpec as ReadoutSpec
 
 _HOMES = {
-    "BackboneEntry": "entries",
+    "BackboneEntry": "registry.entries",
     "BundleError": "errors",
-    "CheckpointSite": "entries",
-    "Conditioner": "conditioner",
+    "CheckpointSite": "registry.entries",
+    "Conditioner": "nn.conditioner",
     "ConformanceError": "errors",
-    "ExportBackendEntry": "entries",
+    "ExportBackendEntry": "registry.entries",
     "ExportError": "errors",
-    "FiLMEntry": "entries",
-    "FiLMSite": "entries",
-    "KernelFiLMGenerator": "film",
+    "FiLMEntry": "registry.entries",
+    "FiLMSite": "registry.entries",
+    "KernelFiLMGenerator": "nn.film",
     "NameLookupError": "errors",
     "PluginError": "errors",
-    "ReadoutEntry": "entries",
-    "ReadoutSpec": "spec",
-    "Registry": "registry",
+    "ReadoutEntry": "registry.entries",
+    "ReadoutSpec": "registry.spec",
+    "Registry": "registry.registry",
     "RegplugError": "errors",
-    "SelectRegisters": "selection",
+    "SelectRegisters": "nn.select",
     "ShapeError": "errors",
     "SpecError": "errors",
-    "StrategyDescription": "description",
-    "TokenLayout": "layout",
-    "attach": "attachment",
-    "backbones": "installed",
-    "create": "installed",
-    "default_registry": "installed",
-    "describe": "description",
-    "export": "bundle",
-    "hookimpl": "hookspecs",
-    "layout_of": "backbone",
-    "load": "loading",
-    "measure_backbone": "backbone",
-    "pair": "pairing",
-    "param_groups": "decay",
-    "read_registers": "tokens",
-    "resolve": "installed",
-    "sign": "signing",
-    "strategies": "installed",
-    "verify": "verification",
+    "StrategyDescription": "registry.description",
+    "TokenLayout": "registry.layout",
+    "attach": "nn.attach",
+    "backbones": "registry.default",
+    "create": "registry.default",
+    "default_registry": "registry.default",
+    "describe": "registry.description",
+    "export": "bundle.export",
+    "hookimpl": "registry.hookspecs",
+    "layout_of": "nn.backbone",
+    "load": "bundle.load",
+    "measure_backbone": "nn.backbone",
+    "pair": "nn.pairing",
+    "param_groups": "nn.weight_decay",
+    "read_registers": "nn.tokens",
+    "resolve": "registry.default",
+    "sign": "bundle.sign",
+    "strategies": "registry.default",
+    "verify": "bundle.verify",
 }
 
 __all__ = sorted(_HOMES)
@@ -94,7 +94,7 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from regplug.version import own_version
+        from regplug.registry.version import own_version
 
         return own_version()
     if name not in _HOMES:

@@ -6,6 +6,6 @@ import sys
 if not getattr(sys.flags, "safe_path", False):
     del sys.path[0]
 
-from regplug.cli import main
+from regplug.commands.main import main
 
 main()

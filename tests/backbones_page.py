@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import regplug
-from regplug.backbone import ask_layout, build_backbone
+from regplug.nn.backbone import ask_layout, build_backbone
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "backbones.md"
 TABLE = re.compile(r"(?<=<!-- backbones -->\n).*?(?=<!-- end -->)", re.DOTALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from regplug.cli import group
+from regplug.commands.main import group
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 COMMANDS = re.compile(r"(?<=<!-- commands -->\n).*?(?=<!-- end -->)", re.DOTALL)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from regplug import FiLMEntry, ReadoutEntry, Registry, ShapeError
 from regplug.conformance import Subject, subject_of
 from regplug.conformance.check import FAILED, run_check
-from regplug.film import KernelFiLMGenerator
-from regplug.hookspecs import hookimpl
-from regplug.readouts.check import check_registers, in_dtype_of
+from regplug.nn.film import KernelFiLMGenerator
+from regplug.nn.readouts.checks import check_registers, in_dtype_of
+from regplug.registry.hookspecs import hookimpl
 
 WIDTH = 6
 

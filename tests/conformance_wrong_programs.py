@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import regplug
 from regplug.backends.torchscript import TorchScriptBackend
-from regplug.discovery import discover
-from regplug.hookspecs import hookimpl
+from regplug.registry.discovery import discover
+from regplug.registry.hookspecs import hookimpl
 
 
 class Scales(nn.Module):

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from regplug.weights import load_tensors, save_tensors
+from regplug.format.weights import load_tensors, save_tensors
 
 PROGRAM = "program.torchscript.pt"
 WEIGHTS = "weights.safetensors"

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from contradictory_manifests import agreement
 from good_manifests import BASES, readout
 
-from regplug.manifest import Manifest
+from regplug.format.manifest import Manifest
 
 KINDS = [None, True, 1, 1.5, "two\nwords", [], {}, [[]], {"a": 1}]
 Case = tuple[bytes, str | None]

@@ -18,6 +18,7 @@ import click
 from strategies import EVERY, D, R
 
 import regplug
+from regplug.commands.printing import print_columns
 from regplug.conformance import CheckResult, check_readout
 from regplug.conformance.check import (
     ADVISORY,
@@ -27,7 +28,6 @@ from regplug.conformance.check import (
     PASSED,
     UNEXPECTED_PASS,
 )
-from regplug.printing import print_columns
 
 MARKS = {PASSED: ".", FAILED: "F", ADVISORY: "a", EXPECTED_FAILURE: "x", UNEXPECTED_PASS: "P", NOT_APPLICABLE: "-"}
 OPTIONS = {name: options for name, (options, _) in EVERY.items()}

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from regplug.information import inform
+from regplug.commands.info.describe import inform
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "readouts.md"
 TABLE = re.compile(r"(?<=<!-- strategies -->\n).*?(?=<!-- end -->)", re.DOTALL)

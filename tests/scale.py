@@ -33,7 +33,7 @@ LIGHT = """import regplug
 def regplug_readouts():
     return [regplug.ReadoutEntry("hooked-{number}", "{module}_models:Readout", summary="one of many")]
 """
-COMMAND = "from regplug.cli import main; main()"
+COMMAND = "from regplug.commands.main import main; main()"
 GROUPS = ("regplug_v1", "regplug_readouts_v1")
 BASELINE = "baseline: click, pluggy, entry_points()"
 # what each way runs, and with which arguments; stevedore and pluggy load the plugins' modules, as `list` does

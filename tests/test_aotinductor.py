@@ -18,11 +18,10 @@ from damage import edit_manifest, repin
 from torch import nn
 
 import regplug
-from regplug import cache
-from regplug.backends import aotinductor, compiling
-from regplug.cpu import CpuFlags, cpu_flags
-from regplug.discovery import discover
-from regplug.hookspecs import hookimpl
+from regplug.backends import aotinductor, cache, compiling
+from regplug.backends.cpu import CpuFlags, cpu_flags
+from regplug.registry.discovery import discover
+from regplug.registry.hookspecs import hookimpl
 
 SIZES = {"num_registers": 4, "hidden_dim": 24}
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
@@ -402,8 +401,8 @@ def test_what_a_failing_compiler_says_is_told_on_one_line(tmp_path, monkeypatch)
 
 def test_a_temporary_folder_in_which_no_program_may_run_is_named_with_what_to_set(tmp_path):
     code = """
-import regplug, regplug.program_folder
-regplug.program_folder.OTHERS = ()
+import regplug, regplug.backends.program_folder
+regplug.backends.program_folder.OTHERS = ()
 spec = regplug.resolve("mean", num_registers=2, hidden_dim=8)
 try:
     regplug.export(spec, spec.build(), "b", backends=["aotinductor"])

@@ -13,69 +13,20 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# what listing needs; none of it may import torch, numpy or rich when it is imported
-LIGHT = ["errors", "layout", "entries", "options", "widths", "spec", "hookspecs", "discovery", "staging", "registry"]
-LIGHT += ["readouts/sizes", "distributions", "missing", "torch_guard", "version"]
-LIGHT += [
-    "installed",
-    "builtin",
-    "strict",
-    "folder",
-    "manifest",
-    "agreement",
-    "reading",
-    "writing",
-    "lone_files",
-    "mistaken",
-    "place",
-    "promises",
-    "temporary",
-    "durable",
-    "safetensors_header",
-    "weights",
-    "printing",
-    "choices",
-    "cpu",
-    "cache",
-    "formula",
-    "audit_commands",
-    "bench_commands",
-    "bench_page",
-    "bench_report",
-    "bundle_commands",
-    "cache_commands",
-    "cache_place",
-    "check_commands",
-    "deprecation",
-    "description",
-    "option_values",
-    "stored_values",
-    "type_hints",
-    "doctor_commands",
-    "import_commands",
-    "info_commands",
-    "import_lock",
-    "kept_host",
-    "foreign",
-    "forking",
-    "lazy_group",
-    "name_index",
-    "naming",
-    "new_commands",
-    "sign_commands",
-    "streams",
-    "tracebacks",
-    "signing",
-    "conformance/__init__",
-    "conformance/check",
-    "conformance/junit",
-    "conformance/named",
-    "conformance/placement",
-    "conformance/pytest_plugin",
-    "doctor/metadata",
-    "doctor/processes",
-    "cli",
-]
+# a folder imports from those before it; nn and format do not know each other
+ORDER = ["errors", "torch_private", "registry", "nn", "format", "backends", "bundle", "conformance", "commands"]
+HEAVY = {"torch", "numpy", "safetensors", "rich"}
+LIGHT_FOLDERS = {"registry", "format"}
+LIGHT = """
+backends/__init__ backends/cache backends/cpu backends/python_child backends/child_process backends/compiler
+backends/program_folder bundle/__init__ bundle/sign
+conformance/__init__ conformance/check conformance/junit conformance/lookup conformance/placement
+conformance/pytest_plugin nn/__init__ nn/readouts/__init__ nn/readouts/sizes
+commands/main commands/lazy_group commands/shared_options commands/printing commands/torch_guard commands/cache
+commands/check commands/export commands/sign commands/audit/command commands/bench/command commands/bench/page
+commands/bench/report commands/doctor/command commands/doctor/metadata commands/import_checkpoint/command
+commands/info/command commands/new/command commands/new/scaffold
+""".split()  # noqa: SIM905
 
 
 def imports(path: Path, only_top: bool = False) -> set[str]:
@@ -111,10 +62,46 @@ def test_the_check_for_cycles_sees_one():
     assert cycle_in({"a": {"b"}, "b": {"a"}})
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_what_listing_needs_imports_nothing_heavy(module):
-    heavy = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py", only_top=True)}
-    assert not heavy & {"torch", "numpy", "safetensors", "rich"}
+def folder_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def backward(name: str, found: set[str]) -> set[str]:
+    """Those of a module's imports that lead to a folder which is not before its own."""
+    own = folder_of(name)
+    later = set(ORDER[ORDER.index(own) :]) - {own}
+    if own == "format":
+        later |= {"nn"}
+    return {target for target in found if target.startswith("regplug.") and folder_of(target) in later}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"regplug", "regplug.__main__"}))
+def test_a_folder_imports_only_from_the_folders_before_it(name):
+    assert backward(name, imports(MODULES[name])) == set()
+
+
+def test_an_import_that_runs_back_is_seen():
+    assert backward("regplug.registry.spec", {"regplug.nn.film", "regplug.errors", "torch"}) == {"regplug.nn.film"}
+    assert backward("regplug.format.folder", {"regplug.nn.film"}) == {"regplug.nn.film"}
+
+
+def test_the_top_level_holds_the_folders_in_order_and_nothing_else():
+    found = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "include", "share"}
+    modules = {"errors.py", "torch_private.py"}
+    assert found == {"__init__.py", "__main__.py", "py.typed", *modules, *ORDER[2:]}
+
+
+LIGHT_FILES = {path for folder in LIGHT_FOLDERS for path in (PACKAGE / folder).rglob("*.py")}
+LIGHT_FILES |= {PACKAGE / f"{name}.py" for name in LIGHT} | {PACKAGE / "errors.py"}
+
+
+@pytest.mark.parametrize("path", sorted(LIGHT_FILES), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_listing_needs_imports_nothing_heavy(path):
+    assert not {name.split(".")[0] for name in imports(path, only_top=True)} & HEAVY
+
+
+def test_click_is_imported_in_commands_alone():
+    assert {folder_of(name) for name, path in MODULES.items() if "click" in imports(path)} == {"commands"}
 
 
 def test_the_package_is_light_as_it_is_imported(run_python):
@@ -146,7 +133,7 @@ def test_a_header_is_small(header):
 def test_private_torch_names_are_in_two_files():
     private = re.compile(r"torch(\.\w+)*\._(?!_)|_orig_mod")
     found = {name for name, path in MODULES.items() if private.search(path.read_text())}
-    assert found == {"regplug.torch_private", "regplug.inductor_private"}
+    assert found == {"regplug.torch_private", "regplug.backends.inductor_private"}
 
 
 def test_saying_what_a_bundle_or_a_weights_file_is_needs_no_torch(run_python, tmp_path):
@@ -158,6 +145,6 @@ def test_saying_what_a_bundle_or_a_weights_file_is_needs_no_torch(run_python, tm
         done = run_python(
             f"import sys, atexit; sys.argv = ['regplug', 'info', {str(path)!r}]\n"
             "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-            "from regplug.cli import answer; sys.exit(answer())"
+            "from regplug.commands.main import answer; sys.exit(answer())"
         )
         assert (done.returncode, done.stderr.strip()) == (0, "False")

@@ -11,17 +11,18 @@ from consumer import built, check_golden, run
 from torch import nn
 
 import regplug
-from regplug.discovery import discover
-from regplug.gate import _other_weights
-from regplug.golden import compare, flatten, largest_error
-from regplug.hookspecs import hookimpl
-from regplug.information import inform
-from regplug.loading import module_run
-from regplug.manifest import Output
-from regplug.signature import signature_of_conditioner
-from regplug.verification import wrong_inputs
-from regplug.weights import load_tensors, read_metadata, save_tensors
-from regplug.weightsfile import fill
+from regplug.backends.interface import flatten
+from regplug.bundle.golden import compare, largest_error
+from regplug.bundle.io_signature import signature_of_conditioner
+from regplug.bundle.load import module_run
+from regplug.bundle.parity import _other_weights
+from regplug.bundle.verify import wrong_inputs
+from regplug.bundle.weights_file import fill
+from regplug.commands.info.describe import inform
+from regplug.format.manifest import Output
+from regplug.format.weights import load_tensors, read_metadata, save_tensors
+from regplug.registry.discovery import discover
+from regplug.registry.hookspecs import hookimpl
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
 VIT, EVA = "timm:vit_small_patch14_reg4_dinov2", "timm:vit_small_patch16_dinov3"

@@ -19,9 +19,9 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 import regplug
-from regplug.attachment import AttachedConditioner, AttachedReadout
-from regplug.discovery import discover
-from regplug.own_modules import Origin, with_own_modules
+from regplug.nn.attach import AttachedConditioner, AttachedReadout
+from regplug.nn.own_modules import Origin, with_own_modules
+from regplug.registry.discovery import discover
 
 PAIRS = {"kernel_hidden_dim": 3, "num_film_layers": 2}
 IMAGES = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))

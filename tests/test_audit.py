@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import SpecError
-from regplug.audit import Audit, audit_network
-from regplug.audit.inputs import parse_inputs
-from regplug.audit.verdict import Finding
-from regplug.audit_commands import audit_command
-from regplug.cli import exit_code
+from regplug.commands.audit import Audit, audit_network
+from regplug.commands.audit.command import audit_command
+from regplug.commands.audit.inputs import parse_inputs
+from regplug.commands.audit.verdict import Finding
+from regplug.commands.main import exit_code
 
 HIDDEN_DIM = 384  # as a configuration file has it, beside a network that is built at other sizes
 GENERATOR = "sequence_mixer.inner_mixer.mixer.global_conv.kernel.film_generator"

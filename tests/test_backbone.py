@@ -20,10 +20,10 @@ from regplug import (
     SpecError,
     TokenLayout,
 )
-from regplug.attachment import AttachedConditioner, AttachedReadout, attach_chosen
-from regplug.cost import conditioning_cost
-from regplug.discovery import Found
-from regplug.hookspecs import hookimpl
+from regplug.commands.bench.beside_backbone import conditioning_cost
+from regplug.nn.attach import AttachedConditioner, AttachedReadout, attach_chosen
+from regplug.registry.discovery import Found
+from regplug.registry.hookspecs import hookimpl
 
 
 class Tiny(nn.Module):
@@ -91,7 +91,7 @@ class Plugin:
 
 
 def registry_of(**plugins: BackboneEntry) -> Registry:
-    registry = Registry({"regplug": Found("regplug", None, modules=["regplug.builtin"])})
+    registry = Registry({"regplug": Found("regplug", None, modules=["regplug.registry.builtin"])})
     for name, entry in plugins.items():
         registry.register(Plugin(entry), name)
     return registry
@@ -184,7 +184,7 @@ def test_attaching_a_generator_passes_the_width_on(registry: Registry) -> None:
     assert isinstance(whole, AttachedConditioner)
     assert whole.conditioner.film.cond_dim == whole.spec.cond_dim == 14
     same = regplug.attach(
-        Tiny(), film="regplug.film:KernelFiLMGenerator", film_options=options, compressed_dim=7, registry=registry
+        Tiny(), film="regplug.nn.film:KernelFiLMGenerator", film_options=options, compressed_dim=7, registry=registry
     )
     assert [gamma.shape for gamma, _ in same(torch.zeros(3, 3, 4, 4))] == [(3, 5), (3, 5)]
     wrong = regplug.KernelFiLMGenerator(13, **options)

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from regplug import benchmark
-from regplug.bench_page import page, write_page
-from regplug.bench_report import MODES, PLACES, WORKS, Plan, Report, Row, Side, Spread
-from regplug.cli import answer
-from regplug.stopwatch import spread_of
+from regplug.commands.bench.measure import _difference
+from regplug.commands.bench.page import page, write_page
+from regplug.commands.bench.report import MODES, PLACES, WORKS, Plan, Report, Row, Side, Spread
+from regplug.commands.bench.timing import spread_of
+from regplug.commands.main import answer
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24", "--batch", "3", "--tokens", "9"]
 FAST = ["--rounds", "1"]
@@ -415,7 +415,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 def test_a_gradient_that_is_nothing_but_rounding_is_no_difference():
     large, noise = torch.full((3,), 2.0), torch.tensor([2e-7])
-    same, _ = benchmark._difference([large, noise], [large, noise + 7e-7])
-    wrong, _ = benchmark._difference([large, torch.tensor([0.5])], [large, torch.tensor([0.6])])
+    same, _ = _difference([large, noise], [large, noise + 7e-7])
+    wrong, _ = _difference([large, torch.tensor([0.5])], [large, torch.tensor([0.6])])
     assert same < 1e-4
     assert wrong > 0.1

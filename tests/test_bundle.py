@@ -14,11 +14,11 @@ from damage import repin
 from torch import nn
 
 import regplug
-from regplug.backends.interface import ExportBackend, Program
-from regplug.discovery import discover
-from regplug.golden import CaseError, flatten, largest_error
-from regplug.hookspecs import hookimpl
-from regplug.weights import load_tensors, save_tensors
+from regplug.backends.interface import ExportBackend, Program, flatten
+from regplug.bundle.golden import CaseError, largest_error
+from regplug.format.weights import load_tensors, save_tensors
+from regplug.registry.discovery import discover
+from regplug.registry.hookspecs import hookimpl
 
 SIZES = {"num_registers": 4, "hidden_dim": 24}
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}

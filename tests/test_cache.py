@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from regplug import cache
-from regplug.temporary import locked_file
+from regplug.backends import cache
+from regplug.format.temporary import locked_file
 
 DESCRIPTION = {"backend": "b", "strategy": "s", "settings": {}}
 KEY = "a" * 64
@@ -151,13 +151,13 @@ def test_without_a_home_nothing_is_found_or_kept_and_it_is_said(monkeypatch, cap
 
 WRITER = """
 import sys
-from regplug import cache
+from regplug.backends import cache
 while True:
     cache.keep("a" * 64, {"who": sys.argv[1]}, {"program.b": sys.argv[1].encode() * 100_000})
 """
 READER = """
 import sys
-from regplug import cache
+from regplug.backends import cache
 seen = 0
 while seen < 100:
     found = cache.find("a" * 64)

@@ -46,7 +46,7 @@ sys.addaudithook(note)
 if not commands:
     exec(compile("1", bundle + "/.regplug.py", "exec"))
 codes = []
-from regplug.cli import answer
+from regplug.commands.main import answer
 for command in commands:
     sys.argv = ["regplug", *command]
     codes.append(answer())

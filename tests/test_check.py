@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 import regplug
-from regplug.cli import answer
+from regplug.commands.main import answer
 from regplug.conformance import CheckResult, all_checks
 from regplug.conformance.junit import junit_xml
 from regplug.errors import NameLookupError
@@ -152,7 +152,8 @@ def test_the_broken_plugin_behind_a_name_gives_its_own_exit_code(run_python, ins
     broken = install_plugin(
         "broken-readouts", {"broken_readouts.py": "raise OSError('no disk')"}, {"regplug_v1": {"x": "broken_readouts"}}
     )
-    code = "import sys; sys.argv = ['regplug', 'check', 'broken-readouts:any']; from regplug.cli import main; main()"
+    code = "import sys; sys.argv = ['regplug', 'check', 'broken-readouts:any']\n"
+    code += "from regplug.commands.main import main; main()"
     done = run_python(code, [broken])
     assert (done.returncode, done.stdout) == (3, "")
     assert "no disk" in done.stderr

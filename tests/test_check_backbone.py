@@ -10,12 +10,12 @@ import torch
 from wrong_backbones import IMAGE, RIGHT, WRONG, Offer, entry_of, registry_of
 
 import regplug
-from regplug.backbone import ask_tokens
-from regplug.cli import answer
+from regplug.commands.main import answer
 from regplug.conformance import all_backbone_checks, check_backbone, parametrize_with_backbone_checks
 from regplug.conformance.check import EXPECTED_FAILURE, FAILED, NOT_APPLICABLE, PASSED, UNEXPECTED_PASS
 from regplug.conformance.marks import find_marks
-from regplug.discovery import discover
+from regplug.nn.backbone import ask_tokens
+from regplug.registry.discovery import discover
 
 LAYOUT = regplug.TokenLayout(3, 16, start=1)
 NAMES = [check.name for check in all_backbone_checks()]
@@ -121,7 +121,7 @@ class Both(Offer):
 
     @regplug.hookimpl
     def regplug_readouts(self):
-        return [regplug.ReadoutEntry("both", "regplug.readouts.averages:RegisterMean")]
+        return [regplug.ReadoutEntry("both", "regplug.nn.readouts.averages:RegisterMean")]
 
 
 def test_the_command_checks_a_backbone_by_its_name_with_a_models_options(run, tmp_path):

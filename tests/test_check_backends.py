@@ -12,9 +12,9 @@ import pytest
 
 import regplug
 from regplug.conformance import check_readout
-from regplug.discovery import discover
-from regplug.entries import ExportBackendEntry
-from regplug.missing import missing_package
+from regplug.registry.discovery import discover
+from regplug.registry.entries import ExportBackendEntry
+from regplug.registry.missing import missing_package
 
 SIZES = {"num_registers": 2, "hidden_dim": 3}
 PLUGIN = """

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import regplug
-from regplug.checkpoint import open_checkpoint
+from regplug.commands.import_checkpoint.checkpoint import open_checkpoint
 
 BASE = torch.arange(60.0).reshape(5, 12)
 STATE = {
@@ -246,6 +246,6 @@ def test_a_tensor_of_a_dtype_that_torch_has_not_is_refused_when_it_is_asked_for(
 
 
 def test_a_tensor_of_more_than_one_read_is_read_whole(monkeypatch):
-    monkeypatch.setattr("regplug.checkpoint_file.PART", 7)
+    monkeypatch.setattr("regplug.commands.import_checkpoint.checkpoint_file.PART", 7)
     save_file({"a": BASE}, "net")
     check_all({"a": BASE})

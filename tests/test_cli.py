@@ -13,10 +13,10 @@ import torch
 from damage import DAMAGES, edit_manifest, rename_strategy, replace_weights
 
 import regplug
-from regplug import cache
-from regplug.choices import read_value
-from regplug.cli import answer
-from regplug.weights import save_tensors
+from regplug.backends import cache
+from regplug.commands.main import answer
+from regplug.format.weights import save_tensors
+from regplug.registry.option_text import read_value
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24"]
 MEAN = ["mean", *SIZES]
@@ -66,12 +66,12 @@ def test_list_imports_neither_torch_nor_a_readouts_module(run_python):
     done = run_python(
         "import sys, atexit; sys.argv = ['regplug', 'list']\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
-        "from regplug.cli import answer; sys.exit(answer())"
+        "from regplug.commands.main import answer; sys.exit(answer())"
     )
     imported = set(done.stderr.split())
-    assert "regplug.builtin" in imported
+    assert "regplug.registry.builtin" in imported
     assert not imported & {"torch", "numpy", "safetensors", "rich"}
-    assert not {name for name in imported if name.startswith("regplug.readouts") or name == "regplug.film"}
+    assert not {name for name in imported if name.startswith("regplug.nn.readouts") or name == "regplug.nn.film"}
 
 
 def test_cond_dim_prints_the_width_alone(run):
@@ -226,12 +226,14 @@ def test_a_broken_plugin_is_listed_with_exit_code_zero_and_three_when_it_is_aske
         {"broken_readouts.py": "import sys\nsys.exit(0)\n"},
         {"regplug_v1": {"broken": "broken_readouts"}},
     )
-    listed = run_python("import sys; sys.argv = ['regplug', 'list']; from regplug.cli import main; main()", [folder])
+    listed = run_python(
+        "import sys; sys.argv = ['regplug', 'list']; from regplug.commands.main import main; main()", [folder]
+    )
     assert listed.returncode == 0
     assert "broken-readouts" in listed.stdout
     asked = run_python(
         "import sys; sys.argv = 'regplug cond-dim broken-readouts:x --num-registers 1 --hidden-dim 1'.split()\n"
-        "from regplug.cli import main; main()",
+        "from regplug.commands.main import main; main()",
         [folder],
     )
     assert asked.returncode == 3
@@ -483,7 +485,7 @@ def test_info_of_a_strategy_gives_options_width_parameters_and_flops(run):
     assert values["equation"] == "c = [W x_1 || ... || W x_R]"
     assert values["source"].startswith("nvSubquadratic, modules/film.py, ")
     assert values["provenance"] == {"distribution": "regplug", "version": regplug.__version__}
-    assert values["class"] == "regplug.readouts.concatenations:RegisterCompressConcat"
+    assert values["class"] == "regplug.nn.readouts.concatenations:RegisterCompressConcat"
     assert values["description"].startswith("Compress each register")
 
 
@@ -529,7 +531,7 @@ def test_an_interrupt_ends_with_exit_code_130(run, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("regplug.registry.Registry.plugins", interrupted)
+    monkeypatch.setattr("regplug.registry.registry.Registry.plugins", interrupted)
     code, _, err = run("list")
     assert code == 130
     assert err.strip() == "interrupted"
@@ -640,11 +642,11 @@ def test_cache_lists_and_prunes(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("error", ["MemoryError", "RuntimeError('std::bad_alloc')"])
 def test_a_command_that_runs_out_of_memory_says_so_in_one_line(run_python, error):
     code = f"""
-import sys, regplug.verification
-from regplug.cli import main
+import sys, regplug.bundle.verify
+from regplug.commands.main import main
 def verify(*args, **kwargs):
     raise {error}
-regplug.verification.verify = verify
+regplug.bundle.verify.verify = verify
 sys.argv = ["regplug", "verify", "b"]
 main()
 """
@@ -656,7 +658,9 @@ main()
 def test_a_wrong_word_is_quoted_in_part_and_steers_no_terminal(run_python):
     for word in ("9" * 50_000, "b\x1b[31mred\x1b]0;title\x07"):
         for place in ([word], ["verify", "a", word], ["verify", "--backend" + word, "a"]):
-            done = run_python(f"import sys; sys.argv = ['regplug', *{place!r}]\nfrom regplug.cli import main; main()")
+            done = run_python(
+                f"import sys; sys.argv = ['regplug', *{place!r}]\nfrom regplug.commands.main import main; main()"
+            )
             assert (done.returncode, done.stdout) == (2, "")
             assert len(done.stderr) < 700
             assert "\x1b" not in done.stderr

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import regplug
-from regplug import program_folder as folders
-from regplug import working_directory
-from regplug.compiler import compiler_words
-from regplug.inductor_folder import private_inductor_folder
+from regplug.backends import program_folder as folders
+from regplug.backends.compiler import compiler_words
+from regplug.backends.inductor_folder import private_inductor_folder
+from regplug.format import working_directory
 
 EXPORT = "export mean --num-registers 3 --hidden-dim 7 --backend aotinductor -o OUT"
 MAY_MOUNT = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0
@@ -21,7 +21,7 @@ MAY_MOUNT = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], chec
 @pytest.fixture
 def run(tmp_path):
     def started(command, before="", **variables):
-        script = f"import os\n{before}\nfrom regplug.cli import main\nmain()"
+        script = f"import os\n{before}\nfrom regplug.commands.main import main\nmain()"
         words = command.replace("OUT", str(tmp_path / "out")).split()
         env = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "CXX")}
         env |= {"REGPLUG_CACHE_DIR": str(tmp_path / "cache")} | variables
@@ -66,7 +66,7 @@ def test_a_plain_temporary_folder_is_used(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not MAY_MOUNT, reason="may not mount")
 def test_a_folder_that_is_mounted_noexec_is_not_used(tmp_path):
-    code = "import sys\nfrom pathlib import Path\nfrom regplug.program_folder import *\n"
+    code = "import sys\nfrom pathlib import Path\nfrom regplug.backends.program_folder import *\n"
     code += "print(why_not(Path(sys.argv[1])), program_folder())"
     mount = 'mount -t tmpfs -o noexec none "$1" && TMPDIR="$1" REGPLUG_CACHE_DIR="$1/c" exec "$2" -c "$3" "$1"'
     words = ["unshare", "-m", "sh", "-c", mount, "sh", tmp_path, sys.executable, code]
@@ -125,7 +125,7 @@ def test_torch_compile_is_given_a_program_for_a_command_with_words(tmp_path, mon
 
 
 def test_the_doctor_tries_the_command_with_its_words(monkeypatch):
-    from regplug.doctor.environment import check_compiler
+    from regplug.commands.doctor.environment import check_compiler
 
     monkeypatch.setenv("CXX", "c++ -pipe")
     assert (check_compiler(lambda: False).level, " -pipe)" in check_compiler(lambda: False).found) == ("ok", True)
@@ -146,7 +146,7 @@ NOBODY = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
 def test_a_user_without_a_name_and_a_home_exports_and_one_line_says_that_the_cache_is_off(tmp_path):
     names = ("HOME", "REGPLUG_CACHE_DIR", "XDG_CACHE_HOME", "USER", "LOGNAME", "LNAME", "USERNAME")
     env = {name: value for name, value in os.environ.items() if name not in names and "INDUCTOR" not in name}
-    code = "from regplug.cli import main; main()"
+    code = "from regplug.commands.main import main; main()"
     for command, lines in ((EXPORT, 2), ("verify OUT --programs", 0)):
         words = command.replace("OUT", str(tmp_path / "out")).split()
         done = subprocess.run(

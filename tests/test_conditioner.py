@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import Conditioner, KernelFiLMGenerator, ShapeError, SpecError, TokenLayout
-from regplug.pairing import Convention
-from regplug.readouts.averages import RegisterMean, RegisterPooling
-from regplug.readouts.concatenations import RegisterCompressConcat, RegisterConcat
+from regplug.nn.pairing import Convention
+from regplug.nn.readouts.averages import RegisterMean, RegisterPooling
+from regplug.nn.readouts.concatenations import RegisterCompressConcat, RegisterConcat
 
 R, D, KERNEL, LAYERS = 3, 5, 4, 2
 SIZES = {"num_registers": R, "hidden_dim": D}

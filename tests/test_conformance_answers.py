@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import FiLMEntry, TokenLayout
-from regplug.conformance import CheckResult, Subject, answers, refusals, subject_of, training
+from regplug.conformance import CheckResult, Subject, outputs, rejections, subject_of, training
 from regplug.conformance.check import ADVISORY, FAILED, NOT_APPLICABLE, PASSED, run_check
 from regplug.conformance.subject import close, same_bits
 from regplug.errors import ConformanceError
 
-CHECKS = (*answers.CHECKS, *refusals.CHECKS, *training.CHECKS)
+CHECKS = (*outputs.CHECKS, *rejections.CHECKS, *training.CHECKS)
 NAMES = [check.name for check in CHECKS]
 REFUSALS = {"refuses-num-registers", "refuses-hidden-dim", "refuses-rank"}
 
@@ -241,7 +241,7 @@ def test_a_wrong_film_generator_is_told(film, text):
 
 @pytest.mark.parametrize("options", [{}, {"init_type": "small_random"}])
 def test_our_own_film_generator_passes_however_it_starts(options):
-    assert film_row("regplug.film:KernelFiLMGenerator", film_options=KERNEL | options).verdict == PASSED
+    assert film_row("regplug.nn.film:KernelFiLMGenerator", film_options=KERNEL | options).verdict == PASSED
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_module_that_modulates_by_itself_is_paired_and_left_at_that():
 
 def test_a_film_generator_that_nobody_declared_fails_with_what_is_missing():
     assert "expected a known family or a stated form and order" in film_row(wrong.Drawn).detail
-    row = film_row("regplug.film:KernelFiLMGenerator", film_options={"layers": 1})
+    row = film_row("regplug.nn.film:KernelFiLMGenerator", film_options={"layers": 1})
     assert "option 'layers': expected a known option, got 1" in row.detail
 
 

@@ -5,7 +5,7 @@ from strategies import D, R
 
 import regplug
 from regplug.conformance import check_readout
-from regplug.discovery import discover
+from regplug.registry.discovery import discover
 
 NOT_SCRIPTABLE = "transformers' GELUTanh keeps a functools.partial, which TorchScript cannot hold"
 

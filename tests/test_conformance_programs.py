@@ -11,12 +11,12 @@ from strategies import EVERY, D, R, spec_of
 
 from regplug import ReadoutEntry, Registry, export, hookimpl, load
 from regplug.backends.torchscript import TorchScriptBackend
-from regplug.conformance import imports, modes, numbers, programs, storing
+from regplug.bundle.nonfinite import near_the_largest, with_infinity, with_nan
+from regplug.conformance import compiled, light_import, numbers, programs, storage
 from regplug.conformance.check import NOT_APPLICABLE, PASSED, DoesNotApplyError, run_check
 from regplug.conformance.run import all_checks, subject_of
-from regplug.discovery import discover
 from regplug.errors import ConformanceError
-from regplug.nonfinite import near_the_largest, with_infinity, with_nan
+from regplug.registry.discovery import discover
 
 SIZES = {"num_registers": R, "hidden_dim": D}
 
@@ -32,7 +32,7 @@ def subject_named(registry, name, backends=("torchscript",)):
 
 
 def verdicts(subject):
-    checks = (*imports.CHECKS, *storing.CHECKS, *modes.CHECKS, *programs.checks(subject.backends))
+    checks = (*light_import.CHECKS, *storage.CHECKS, *compiled.CHECKS, *programs.checks(subject.backends))
     checks += numbers.checks(subject.backends)
     return {check.name: run_check(check, subject) for check in checks}
 
@@ -248,9 +248,9 @@ def test_a_plugin_whose_module_imports_torch_is_named_once_for_all_its_readouts(
     site = install_plugin("heavy-plugin", {"heavy_plugin.py": source}, {"regplug_v1": {"heavy": "heavy_plugin"}})
     monkeypatch.syspath_prepend(site)
     registry, children = Registry(discover()), []
-    monkeypatch.setattr(imports, "run_elsewhere", counted(children, imports.run_elsewhere))
+    monkeypatch.setattr(light_import, "run_elsewhere", counted(children, light_import.run_elsewhere))
     for strategy in ("one", "two"):
-        (check,) = imports.CHECKS
+        (check,) = light_import.CHECKS
         result = run_check(check, subject_of(registry.resolve(strategy, **SIZES), backends=[], registry=registry))
         assert result.verdict == "failed"
         assert result.detail == (
@@ -285,8 +285,8 @@ def test_a_plugin_whose_module_does_not_import_in_a_fresh_process_is_told_how(tm
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     if "sleep" in source:
-        monkeypatch.setattr(imports, "TIME_LIMIT", 1)
-    assert imports.fault_of((name,)) == fault
+        monkeypatch.setattr(light_import, "TIME_LIMIT", 1)
+    assert light_import.fault_of((name,)) == fault
 
 
 def test_a_plugin_of_readouts_only_has_no_module_to_import(tmp_path, monkeypatch):
@@ -298,4 +298,4 @@ def test_a_plugin_of_readouts_only_has_no_module_to_import(tmp_path, monkeypatch
     registry = Registry(discover())
     subject = subject_of(registry.resolve("flat", **SIZES), backends=[], registry=registry)
     with pytest.raises(DoesNotApplyError, match=r"^lines-only has entry points of readouts only"):
-        imports.light_plugin(subject)
+        light_import.light_plugin(subject)

@@ -16,7 +16,7 @@ from damage import DAMAGES, PROGRAM, change_golden, edit_manifest, negate_output
 from strategies import BUILT_IN, EVERY, spec_of, trained
 
 import regplug
-from regplug.weights import load_tensors, save_tensors
+from regplug.format.weights import load_tensors, save_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ from consumer import LAYOUTS, build, built, check_golden, conditioner, installed
 from damage import DAMAGES, WEIGHTS, edit_manifest, negate_outputs, repin, replace_weights, to_link
 
 import regplug
-from regplug.weights import load_tensors, save_tensors
+from regplug.format.weights import load_tensors, save_tensors
 
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 BOTH = ["torchscript", "aotinductor"]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import regplug
-from regplug import cpu
-from regplug.backends import aotinductor
+from regplug.backends import aotinductor, cpu
 
 FROZEN = Path(__file__).parent / "data" / "format-1" / "readout"
 BACKENDS = ("torchscript", "aotinductor", "onnx")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import regplug
-from regplug.cli import group
-from regplug.python_child import python_code, python_command
+from regplug.backends.python_child import python_code, python_command
+from regplug.commands.main import group
 
 TOOLS = Path(sys.executable).parent
 OURS = ["torch", "pluggy", "click", "rich", "safetensors", "numpy", "sympy", "filelock", "typing_extensions"]
@@ -77,7 +77,7 @@ COMMANDS = {
     "verify programs": (["verify", "BUNDLE", "--programs"], 0),
     "check": (["check", "mean", "--backend", "torchscript"], 0),
     "bench": (["bench", "mean", "--num-registers", "3", "--hidden-dim", "7", "--batch", "1", "--rounds", "2"], 0),
-    "audit": (["audit", "regplug.film:KernelFiLMGenerator"], None),
+    "audit": (["audit", "regplug.nn.film:KernelFiLMGenerator"], None),
     "doctor": (["doctor"], None),
     "cache": (["cache"], 0),
     "import": (["import", "BUNDLE/weights.safetensors", "--backbone", "digits", "-o", "OUT"], None),
@@ -126,7 +126,7 @@ def test_verify_in_python_starts_no_process_that_looks_there(run, bundle):
 
 def child_path(run, *start, code="import sys, json; print(json.dumps(sys.path))", **variables):
     """``sys.path`` of a child that a process in the folder starts."""
-    parent = f"import subprocess\nfrom regplug.python_child import python_code\n{' '.join(start)}\n"
+    parent = f"import subprocess\nfrom regplug.backends.python_child import python_code\n{' '.join(start)}\n"
     parent += f"sys.exit(subprocess.run(python_code({code!r})).returncode)"
     script = "import sys; sys.path[:] = [one for one in sys.path if one]\n"
     done, _ = run(sys.executable, "-c", script + parent, **variables)
@@ -150,7 +150,7 @@ def test_a_child_has_not_the_working_directory_that_its_parent_has(run, here, en
 def test_a_child_has_the_working_directory_where_python_path_names_it(here, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
-    code = "import subprocess, sys\nfrom regplug.python_child import python_code\n"
+    code = "import subprocess, sys\nfrom regplug.backends.python_child import python_code\n"
     code += "subprocess.run(python_code('import sys; print(sys.path)'), check=True)"
     home = str(Path(regplug.__file__).resolve().parent.parent)
     for value in (str(site), "."):
@@ -171,7 +171,7 @@ def test_a_child_starts_where_the_working_directory_is_gone(tmp_path):
 
 CHILD = """
 import subprocess, sys
-from regplug.python_child import python_code
+from regplug.backends.python_child import python_code
 sys.exit(subprocess.run(python_code("print('started')")).returncode)
 """
 

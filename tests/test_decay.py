@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import regplug
 from regplug import KernelFiLMGenerator, SpecError, param_groups
-from regplug.readouts.averages import RegisterPooling
-from regplug.readouts.concatenations import RegisterCompressConcat
+from regplug.nn.readouts.averages import RegisterPooling
+from regplug.nn.readouts.concatenations import RegisterCompressConcat
 
 GIVEN = 0.05
 CHOICES = [False, True, 0, 1, 0.0, 1e-3]

@@ -23,16 +23,15 @@ from regplug import (
     ReadoutEntry,
     Registry,
     SpecError,
-    deprecation,
     hookimpl,
-    installed,
 )
-from regplug.backbone import with_defaults
-from regplug.cli import _show_warning
-from regplug.discovery import Found
-from regplug.weightsfile import fill, read_note
+from regplug.bundle.weights_file import fill, read_note
+from regplug.commands.main import _show_warning
+from regplug.nn.backbone import with_defaults
+from regplug.registry import default, deprecation
+from regplug.registry.discovery import Found
 
-BUILTIN = Found("regplug", None, modules=["regplug.builtin"])
+BUILTIN = Found("regplug", None, modules=["regplug.registry.builtin"])
 FROZEN = Path(__file__).resolve().parent / "data" / "protocol-1"
 
 
@@ -129,7 +128,7 @@ def test_of_two_protocols_the_one_we_speak_is_used_and_a_newer_alone_is_listed_a
     distribution(tmp_path, "newer", "[regplug_v3]\nnew-way = newer\n")
     for module in ("both_two", "newer"):
         (tmp_path / f"{module}.py").write_text("raise RuntimeError('imported')")
-    code = "import sys; sys.argv = ['regplug', 'list']\nfrom regplug.cli import main; main()"
+    code = "import sys; sys.argv = ['regplug', 'list']\nfrom regplug.commands.main import main; main()"
     done = run_python(code, [tmp_path])
     assert done.returncode == 0, done.stderr
     listed = [line.split() for line in done.stdout.splitlines()]
@@ -322,7 +321,7 @@ def test_a_weights_file_from_before_a_renaming_still_fits_and_another_does_not(
     before_and_after: tuple[Path, nn.Module, Registry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, module, registry = before_and_after
-    monkeypatch.setattr(installed, "_default", registry)
+    monkeypatch.setattr(default, "_default", registry)
     weights = str(bundle / "weights.safetensors")
     spec = registry.resolve("squeeze", **SIZES, compressed_dim=3)
     fresh = spec.build()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from strategies import BUILT_IN
 
-from regplug.discovery import discover
-from regplug.distributions import Installed, normalise
+from regplug.registry.discovery import discover
+from regplug.registry.distributions import Installed, normalise
 
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]

@@ -17,23 +17,23 @@ import click
 import pytest
 
 import regplug
-from regplug import staging
-from regplug.discovery import Found
-from regplug.doctor import environment
-from regplug.doctor.environment import check_cache, check_cmake, check_compiler, check_headers, check_json
-from regplug.doctor.examination import examine
-from regplug.doctor.findings import OK, PROBLEM, WARNING, clip, shorten, worst
-from regplug.doctor.metadata import check_metadata, malformed
-from regplug.doctor.patches import replaced, snapshot
-from regplug.doctor.processes import run_bounded, until
-from regplug.doctor_commands import doctor_command
+from regplug.backends.child_process import run_bounded, until
+from regplug.commands.doctor import environment
+from regplug.commands.doctor.command import doctor_command
+from regplug.commands.doctor.environment import check_cache, check_cmake, check_compiler, check_headers, check_json
+from regplug.commands.doctor.findings import OK, PROBLEM, WARNING, clip, shorten, worst
+from regplug.commands.doctor.metadata import check_metadata, malformed
+from regplug.commands.doctor.monkeypatches import replaced, snapshot
+from regplug.commands.doctor.plugin import examine
+from regplug.registry import staging
+from regplug.registry.discovery import Found
 
 Installer = Callable[..., Path]
 Python = Callable[..., subprocess.CompletedProcess[str]]
 
 TIME_LIMIT = 5  # the plugin that hangs takes all of it
 READOUTS, PLUGIN = "[regplug_readouts_v1]", "[regplug_v1]"
-DOCTOR = "from regplug.doctor_commands import doctor_command; doctor_command({arguments!r})"
+DOCTOR = "from regplug.commands.doctor.command import doctor_command; doctor_command({arguments!r})"
 
 GOOD = """
 from torch import nn
@@ -71,14 +71,14 @@ while True:
     time.sleep(1)
 """
 PATCHING = """
-import regplug.entries, regplug.staging
+import regplug.registry.entries, regplug.registry.staging
 import regplug.formula
 def stage(*arguments):
     return {}
-regplug.entries.Entry.label = property(lambda self: "mine")
-regplug.staging.stage = stage
-regplug.formula.explain = stage  # loaded by nobody else before
-regplug.staging.HELPER = 1
+regplug.registry.entries.Entry.label = property(lambda self: "mine")
+regplug.registry.staging.stage = stage
+regplug.registry.width_formula.explain = stage  # loaded by nobody else before
+regplug.registry.staging.HELPER = 1
 """
 DANGLING = """
 import regplug
@@ -318,7 +318,8 @@ def test_what_a_killed_plugin_started_is_killed_too(done: Any, grandchild: Path)
 
 def test_what_was_replaced_inside_regplug_is_named(said: Any) -> None:
     [message] = said("patching", PROBLEM)
-    names = "regplug.entries.Entry.label, regplug.formula.explain, regplug.staging.HELPER, regplug.staging.stage"
+    inside = ("entries.Entry.label", "staging.HELPER", "staging.stage", "width_formula.explain")
+    names = ", ".join(f"regplug.registry.{name}" for name in inside)
     assert message.startswith(f"plugin 'patching': its import replaced {names}, ")
 
 
@@ -541,16 +542,16 @@ def test_the_detector_of_patches_sees_what_is_replaced_and_nothing_else(regplug_
     regplug.ReadoutEntry.__post_init__ = lambda self: None
     staging.import_plugin.__code__ = (lambda distribution, reference: None).__code__
     assert replaced(before, {"acme"}) == [
-        "regplug.entries.ReadoutEntry.__post_init__",
-        "regplug.staging.import_plugin",
-        "regplug.staging.stage",
+        "regplug.registry.entries.ReadoutEntry.__post_init__",
+        "regplug.registry.staging.import_plugin",
+        "regplug.registry.staging.stage",
     ]
 
 
 def test_a_module_that_is_swapped_whole_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot()
-    monkeypatch.setitem(sys.modules, "regplug.staging", types.ModuleType("regplug.staging"))
-    assert any(name.startswith("regplug.staging") for name in replaced(before, set()))
+    monkeypatch.setitem(sys.modules, "regplug.registry.staging", types.ModuleType("regplug.registry.staging"))
+    assert any(name.startswith("regplug.registry.staging") for name in replaced(before, set()))
     monkeypatch.undo()
     assert replaced(before, set()) == []
 

@@ -13,7 +13,7 @@ from scale import make_distribution
 Python = Callable[..., subprocess.CompletedProcess[str]]
 
 OTHERS = ["digits", "nvsubquadratic", "onnx", "timm", "transformers", "zoo"]
-DOCTOR = "from regplug.doctor_commands import doctor_command; doctor_command(['--json', '--time-limit', '30'])"
+DOCTOR = "from regplug.commands.doctor.command import doctor_command; doctor_command(['--json', '--time-limit', '30'])"
 PLUGIN = """
 import regplug
 {act}
@@ -130,7 +130,7 @@ def test_regplug_itself_changes_nothing(said: Any) -> None:
 
 def test_what_large_libraries_do_at_their_import_is_no_problem(run_python: Python) -> None:
     code = (
-        "import json\nfrom regplug.doctor.child import Surroundings\n"
+        "import json\nfrom regplug.commands.doctor.child import Surroundings\n"
         "surroundings = Surroundings({'torch', 'timm', 'transformers', 'numpy', 'onnx'})\n"
         "import numpy, torch, timm, transformers, onnx, torch._dynamo\n"
         "print(json.dumps([one.text for one in surroundings.changes() if not one.is_ordinary]))"

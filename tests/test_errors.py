@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import regplug
 from regplug import errors
-from regplug.cli import group
+from regplug.commands.main import group
 
 EVERY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RegplugError)]
 

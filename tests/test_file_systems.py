@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import regplug
-from regplug import durable, temporary, writing
-from regplug.cli import answer
+from regplug.commands.main import answer
 from regplug.errors import ExportError
-from regplug.lone_files import write_files
-from regplug.place import FILLING, check_place
-from regplug.promises import WEAKER
-from regplug.temporary import prefix_for
-from regplug.writing import write_folder
+from regplug.format import durable, temporary, write_bundle
+from regplug.format.place import FILLING, check_place
+from regplug.format.promises import WEAKER
+from regplug.format.single_file import write_files
+from regplug.format.temporary import prefix_for
+from regplug.format.write_bundle import write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = b'{"bundle_format": 1, "files": {"weights.safetensors": {}, "golden.safetensors": {}}}'
@@ -30,8 +30,8 @@ WRITE = """
 import json, sys
 from pathlib import Path
 from regplug.errors import ExportError
-from regplug.lone_files import write_files
-from regplug.writing import write_folder
+from regplug.format.single_file import write_files
+from regplug.format.write_bundle import write_folder
 place, files = Path(sys.argv[1]), {name: text.encode() for name, text in json.loads(sys.argv[2]).items()}
 try:
     write_folder(place, files, force=True)
@@ -159,7 +159,7 @@ def no_exchange(monkeypatch):
     def refuse(one, other):
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(writing, "exchange", refuse)
+    monkeypatch.setattr(write_bundle, "exchange", refuse)
 
 
 class Died(BaseException):
@@ -178,7 +178,7 @@ def dying(monkeypatch, method, at):
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(Path, method, step)
-    monkeypatch.setattr(writing, "delete", lambda path: None)
+    monkeypatch.setattr(write_bundle, "delete", lambda path: None)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -233,13 +233,13 @@ def test_a_new_bundle_is_not_put_in_place_of_what_the_user_put_there_after_a_cra
 def test_who_reads_a_folder_that_is_being_filled_finds_no_manifest(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     seen = []
-    write_file = writing.write_file
+    write_file = write_bundle.write_file
 
     def look(path, data):
         seen.append(sorted(content(tmp_path / "b")))
         write_file(path, data)
 
-    monkeypatch.setattr(writing, "write_file", look)
+    monkeypatch.setattr(write_bundle, "write_file", look)
     write_folder(tmp_path / "b", NEW, force=False)
     assert seen == [[], [FILLING]]
     assert content(tmp_path / "b") == NEW
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_filled_is_empty_again(tmp_path, monkeypatch):
         (path.parent / path.name).write_bytes(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writing, "write_file", refuse)
+    monkeypatch.setattr(write_bundle, "write_file", refuse)
     with pytest.raises(ExportError, match="No space left on device; nothing was changed"):
         write_folder(tmp_path / "b", NEW, force=False)
     assert content(tmp_path / "b") == {"README.md": b"mine"}

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regplug
-from regplug import SpecError, builtin
-from regplug.pairing import WIDTH_WORDS, convention_of, film_family
+from regplug import SpecError
+from regplug.nn.pairing import WIDTH_WORDS, convention_of, film_family
+from regplug.registry import builtin
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "film.md"
 R, D, WIDTH, BATCH = 4, 8, 12, 3

@@ -11,9 +11,9 @@ import torch
 from damage import DAMAGES, PROGRAM, WEIGHTS, set_value, to_link
 
 import regplug
-from regplug.folder import MAX_MANIFEST, read_folder
-from regplug.reading import read_bundle
-from regplug.writing import write_folder
+from regplug.format.folder import MAX_MANIFEST, read_folder
+from regplug.format.read_bundle import read_bundle
+from regplug.format.write_bundle import write_folder
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_program_that_nobody_asked_for_is_read_in_parts(copied):
     code = (
         "import resource, sys\n"
         "from regplug.errors import BundleError\n"
-        "from regplug.reading import read_bundle\n"
+        "from regplug.format.read_bundle import read_bundle\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))\n"
         "keep = len(sys.argv) > 2\n"

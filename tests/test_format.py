@@ -6,10 +6,10 @@ import pytest
 from consumer import built, check_golden, run
 
 import regplug
-from regplug.agreement import parse_manifest
-from regplug.golden import compare
-from regplug.loading import golden_of, module_run, tolerance_factor
-from regplug.reading import read_bundle
+from regplug.bundle.golden import compare
+from regplug.bundle.load import golden_of, module_run, tolerance_factor
+from regplug.format.manifest_rules import parse_manifest
+from regplug.format.read_bundle import read_bundle
 
 FROZEN = Path(__file__).resolve().parent / "data" / "format-1"
 DIGESTS = {

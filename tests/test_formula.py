@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import ReadoutEntry, SpecError
-from regplug.formula import UNKNOWN, WidthFormula, explain, fit
-from regplug.spec import specify
+from regplug.registry.spec import specify
+from regplug.registry.width_formula import UNKNOWN, WidthFormula, explain, fit
 
 Width = Callable[[int, int], int | None]
 

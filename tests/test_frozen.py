@@ -16,7 +16,7 @@ import pytest
 from strategies import BUILT_IN
 
 import regplug
-from regplug.scaffold import KINDS, names_of, write_plugin
+from regplug.commands.new.scaffold import KINDS, names_of, write_plugin
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 WORD = "regplug runs without its own metadata, as in a frozen application; plugins are found by theirs"
@@ -41,7 +41,7 @@ def frozen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     words, path = ["-m", "regplug"], [folder, others]
     if request.param == "zip":
         archive = tmp_path_factory.mktemp("app") / "regplug.pyz"
-        zipapp.create_archive(folder, archive, main="regplug.cli:main")
+        zipapp.create_archive(folder, archive, main="regplug.commands.main:main")
         words, path = [str(archive)], [others]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
 

@@ -16,9 +16,9 @@ from strategies import EVERY, spec_of
 from torture.options import load_measured, memory
 
 import regplug
-from regplug.cli import group
-from regplug.weights import save_tensors
-from regplug.weightsfile import build_filled
+from regplug.bundle.weights_file import build_filled
+from regplug.commands.main import group
+from regplug.format.weights import save_tensors
 
 # loads bundles one after another, with little more memory than torch itself takes
 LOAD = """
@@ -38,9 +38,9 @@ LARGE = (10**12, 1 << 40, 1 << 50)
 
 # what makes a reader that compares nothing before it builds, and bounds nothing
 WITHOUT_OUTLINE = (
-    "import regplug.rebuilding\n"
-    "regplug.rebuilding.build_outlined = lambda build, compare, state: build()\n"
-    "regplug.rebuilding._check_counts = lambda *given: None\n"
+    "import regplug.bundle.rebuild\n"
+    "regplug.bundle.rebuild.build_outlined = lambda build, compare, state: build()\n"
+    "regplug.bundle.rebuild._check_counts = lambda *given: None\n"
 )
 
 

@@ -188,7 +188,7 @@ def test_a_built_in_is_known_to_a_thread_that_a_plugin_waits_for_at_its_import(
 def test_another_name_is_refused_to_it_when_the_import_has_taken_too_long(add: Add, python: Run) -> None:
     add(ASKING.format(name="fine") + HOOK.format(name="evil"))
     code = (
-        "import regplug, regplug.import_lock\nregplug.import_lock.IMPORT_LIMIT_S = 0.5\n"
+        "import regplug, regplug.registry.import_lock\nregplug.registry.import_lock.IMPORT_LIMIT_S = 0.5\n"
         "print(*[name for name in regplug.strategies() if name in ('evil', 'fine')])\nimport evil; print(*evil.said)"
     )
     done = python("-c", code)
@@ -207,7 +207,8 @@ def test_a_fork_in_a_thread_that_a_plugin_waits_for_ends(add: Add, python: Run) 
         f"{forking}forking = threading.Thread(target=fork)\nforking.start()\nforking.join()\n"
         + HOOK.format(name="evil")
     )
-    code = "import regplug, regplug.forking; regplug.forking.FORK_LIMIT_S = 0.5; print('evil' in regplug.strategies())"
+    code = "import regplug\nfrom regplug.registry import fork_locks\nfork_locks.FORK_LIMIT_S = 0.5\n"
+    code += "print('evil' in regplug.strategies())"
     done = python("-W", "ignore::DeprecationWarning", "-c", code)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
@@ -254,7 +255,7 @@ def test_an_import_that_changes_the_working_folder_moves_no_output(
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
     code = "import os, regplug; here = os.getcwd(); regplug.strategies()\n"
-    code += "from regplug.entries import load_reference; load_reference('x', 'evil_models:Fine')\n"
+    code += "from regplug.registry.entries import load_reference; load_reference('x', 'evil_models:Fine')\n"
     code += "print(os.getcwd() == here)"
     assert python("-c", code).stdout == "True\n"
 
@@ -326,7 +327,7 @@ def test_what_click_prints_itself_reaches_stdout(words: list[str], regplug_comma
 def test_completion_gives_names_alone(add: Add, python: Run) -> None:
     add("print('noise')\n" + HOOK.format(name="evil"))
     asked = {"_REGPLUG_COMPLETE": "bash_complete", "COMP_WORDS": "regplug cond-dim evi", "COMP_CWORD": "2"}
-    done = python("-c", "import sys; sys.argv = ['regplug']; from regplug.cli import main; main()", env=asked)
+    done = python("-c", "import sys; sys.argv = ['regplug']; from regplug.commands.main import main; main()", env=asked)
     assert (done.returncode, done.stdout) == (0, "plain,evil\n")
 
 
@@ -345,8 +346,8 @@ def test_a_plugin_that_empties_the_path_stops_nobody(emptying: str, add: Add, re
 
 
 def test_what_cannot_be_imported_is_one_line(python: Run) -> None:
-    code = "import sys; sys.argv = ['regplug', 'list']; sys.modules['regplug.installed'] = None\n"
-    done = python("-c", code + "from regplug.cli import main; main()")
+    code = "import sys; sys.argv = ['regplug', 'list']; sys.modules['regplug.registry.default'] = None\n"
+    done = python("-c", code + "from regplug.commands.main import main; main()")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: import of regplug.installed halted; ")
+    assert done.stderr.startswith("error: import of regplug.registry.default halted; ")
     assert len(done.stderr.splitlines()) == 1

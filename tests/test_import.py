@@ -20,10 +20,10 @@ from torch import nn
 
 import regplug
 from regplug import TokenLayout
-from regplug.checkpoint import MAX_HEADER, open_checkpoint
-from regplug.cli import answer
-from regplug.state_names import own_names, unwrapped, wrapper_prefixes
-from regplug.weights import read_metadata, save_tensors
+from regplug.commands.import_checkpoint.checkpoint import MAX_HEADER, open_checkpoint
+from regplug.commands.import_checkpoint.state_names import own_names, unwrapped, wrapper_prefixes
+from regplug.commands.main import answer
+from regplug.format.weights import read_metadata, save_tensors
 from regplug_nvsubquadratic.shipped import Configuration, network_config
 
 R, D, C = 4, 48, 8

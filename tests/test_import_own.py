@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import regplug
-from regplug.backbone import build_backbone
-from regplug.cli import answer
-from regplug.inferring import Constructor, infer_options
+from regplug.commands.import_checkpoint.inferring import Constructor, infer_options
+from regplug.commands.main import answer
+from regplug.nn.backbone import build_backbone
 
 MODEL = "timm:vit_small_patch14_reg4_dinov2"
 SIZES = ["--num-registers", 4, "--hidden-dim", 384]

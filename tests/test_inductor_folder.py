@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import regplug
-from regplug import cache
-from regplug.bench_report import Plan
-from regplug.benchmark import bench
-from regplug.conformance.modes import compiled
+from regplug.backends import cache
+from regplug.backends.inductor_folder import private_inductor_folder
+from regplug.commands.bench.measure import bench
+from regplug.commands.bench.report import Plan
+from regplug.conformance.compiled import compiled
 from regplug.conformance.run import subject_of
-from regplug.inductor_folder import private_inductor_folder
 
 NAME = "TORCHINDUCTOR_CACHE_DIR"
 COMPILING = """
@@ -124,7 +124,7 @@ def test_threads_share_it_and_the_last_restores_the_environment(folder):
 def test_a_place_that_cannot_be_had_is_one_line_that_says_what_to_set(folder, monkeypatch):
     monkeypatch.setenv("REGPLUG_CACHE_DIR", "/proc/none")
     monkeypatch.setattr("tempfile.tempdir", "/proc/none")
-    monkeypatch.setattr("regplug.program_folder.OTHERS", ("/proc/none",))
+    monkeypatch.setattr("regplug.backends.program_folder.OTHERS", ("/proc/none",))
     with pytest.raises(regplug.ExportError) as error, private_inductor_folder():
         pass
     assert str(error.value) == (

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import regplug
-from regplug.weights import save_tensors
-from regplug.weightsfile import build_filled
+from regplug.bundle.weights_file import build_filled
+from regplug.format.weights import save_tensors
 
 SIZES = {"num_registers": 4, "hidden_dim": 16}
 SPEC = regplug.resolve("compress-concat", **SIZES, compressed_dim=3)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regplug
-from regplug.agreement import parse_manifest
 from regplug.errors import BundleError
+from regplug.format.manifest_rules import parse_manifest
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from regplug.distributions import installed
-from regplug.doctor.metadata import check_metadata
-from regplug.origin import storable
+from regplug.bundle.origin import storable
+from regplug.commands.doctor.metadata import check_metadata
+from regplug.registry.distributions import installed
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,10 +17,10 @@ from torch import nn
 
 import regplug
 from regplug import SpecError
-from regplug.option_values import read
-from regplug.options import bind, stored_options
-from regplug.strict import WrongValueError
-from regplug.type_hints import hints_of, spell
+from regplug.registry.json_text import WrongValueError
+from regplug.registry.option_values import read
+from regplug.registry.options import bind, stored_options
+from regplug.registry.type_hints import hints_of, spell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable  # a word of typing's: known all the same
@@ -435,7 +435,7 @@ def test_a_module_built_with_an_order_that_no_bundle_has_is_refused_by_export(re
 
 
 def test_what_resolve_takes_the_reader_of_a_manifest_takes() -> None:
-    from regplug.strict import parse_json
+    from regplug.registry.json_text import parse_json
 
     with pytest.raises(WrongValueError):  # the rule that options are held to is the reader's own
         parse_json(json.dumps({"options": {"_": nested(63)}}).encode())

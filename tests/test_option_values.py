@@ -16,9 +16,9 @@ from torch import nn
 
 import regplug
 from regplug import SpecError
-from regplug.options import bind, describe_signature, stored_options
-from regplug.stored_values import same
-from regplug.type_hints import choices
+from regplug.registry.options import bind, describe_signature, stored_options
+from regplug.registry.stored_values import same
+from regplug.registry.type_hints import choices
 
 
 class Norm(enum.Enum):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regplug import SpecError
-from regplug.option_values import UnfitError, read
-from regplug.options import bind, closest, describe, describe_signature
+from regplug.registry.option_values import UnfitError, read
+from regplug.registry.options import bind, closest, describe, describe_signature
 
 SIZES = {"num_registers": 4, "hidden_dim": 8}
 

@@ -14,45 +14,6 @@ import regplug
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PYTHON = """
-__init__ __main__ agreement attachment audit_commands backbone bench_commands bench_page bench_report benchmark builtin
-bundle bundle_commands cache cache_commands cache_place check_commands checkpoint checkpoint_file choices cli compiler
-conditioner cost cpu decay deprecation description discovery distributions doctor_commands durable entries errors film
-folder foreign forking formula gate golden hookspecs import_commands import_lock importing inductor_folder
-inductor_private inferring info_commands information installed kept_host layout lazy_group loading lone_files manifest
-missing mistaken name_index naming new_commands nonfinite option_values options origin outline own_keys own_modules
-pairing pickle_nesting place printing program program_folder promises python_child reading readout_search rebuilding
-registry safetensors_header scaffold selection shards sign_commands signature signing spec staging state_names
-stopwatch stored_values streams strict temporary tokens torch_guard torch_private tracebacks traces type_hints
-verification version weights weightsfile widths working_directory wrappers writing
-audit/__init__ audit/building audit/dataflow audit/inputs audit/network audit/parts audit/pieces
-audit/projections audit/sizes audit/tensor_trees audit/verdict audit/wiring
-backends/__init__ backends/aotinductor backends/compile_child backends/compiling backends/elf backends/graph
-backends/interface backends/model_library backends/reuse backends/torchscript
-conformance/__init__ conformance/answers conformance/asking conformance/backbone_building conformance/backbone_reading
-conformance/backbone_run conformance/backbone_subject conformance/check conformance/imports conformance/junit
-conformance/marks conformance/modes conformance/named conformance/numbers conformance/own_forward
-conformance/parametrizing conformance/placement conformance/programs conformance/pytest_plugin conformance/refusals
-conformance/run conformance/storing conformance/subject conformance/test_conformance conformance/training
-doctor/__init__ doctor/child doctor/diagnosis doctor/environment doctor/examination doctor/findings doctor/metadata
-doctor/patches doctor/process_state doctor/processes
-readouts/__init__ readouts/attentions readouts/averages readouts/check readouts/concatenations readouts/sizes
-""".split()  # noqa: SIM905
-HEADERS = """
-agreement aoti_shim aotinductor archive aten_handle bundle bytes checks cpu cpuid dtype error fields folder golden
-guard held_weights json manifest message mistaken model_library numbers read_manifest safetensors sha256 shared_object
-tensor tolerances torchscript version view weights write_safetensors writing
-""".split()  # noqa: SIM905
-NEW = """
-backbone/README.part backbone/command.part backbone/package/backbone.py.template backbone/plugin.part
-backbone/tests/test_backbone.py.template backend/README.part backend/command.part backend/package/backend.py.template
-backend/plugin.part backend/tests/test_backend.py.template common/README.md.template common/github/test.yml.template
-common/gitignore.template common/package/__init__.py.template common/package/plugin.py.template
-common/pyproject.toml.template film/README.part film/command.part film/package/film.py.template film/plugin.part
-film/tests/test_film.py.template readout/README.part readout/command.part readout/package/readout.py.template
-readout/tests/test_readout.py.template
-""".split()  # noqa: SIM905
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
@@ -64,17 +25,11 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_exactly_the_package(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
     info = f"regplug-{regplug.__version__}.dist-info"
-    assert names == {
-        *(f"regplug/{name}.py" for name in PYTHON),
-        *(f"regplug/include/regplug/{name}.h" for name in HEADERS),
-        "regplug/share/cmake/regplug/regplug-config.cmake",
-        "regplug/share/cmake/regplug/regplug-config-version.cmake",
-        *(f"regplug/share/new/{name}" for name in NEW),
-        "regplug/share/regplug-run/CMakeLists.txt",
-        "regplug/share/regplug-run/main.cpp",
-        "regplug/py.typed",
+    package = [path for path in (ROOT / "regplug").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {path.suffix for path in package} == {".py", ".h", ".cmake", ".txt", ".cpp", ".template", ".part", ".typed"}
+    assert set(zipfile.ZipFile(wheel).namelist()) == {
+        *(str(path.relative_to(ROOT)) for path in package),
         *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")),
     }
 
@@ -89,7 +44,7 @@ def test_the_version_is_the_one_in_the_header(wheel):
 
 
 def test_the_bundle_format_is_the_same_in_both_languages():
-    from regplug.manifest import BUNDLE_FORMAT
+    from regplug.format.manifest import BUNDLE_FORMAT
 
     text = (ROOT / "regplug" / "include" / "regplug" / "version.h").read_text()
     assert int(re.search(r"#define REGPLUG_BUNDLE_FORMAT (\d+)", text)[1]) == BUNDLE_FORMAT

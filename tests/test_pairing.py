@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import FiLMEntry, KernelFiLMGenerator, PluginError, ReadoutSpec, SpecError
-from regplug.pairing import Convention, check_film_width, convention_of, film_family
+from regplug.nn.pairing import Convention, check_film_width, convention_of, film_family
 
 SIZES = {"kernel_hidden_dim": 4, "num_film_layers": 2}
 
@@ -67,7 +67,7 @@ def refusal(*arguments: Any, **options: Any) -> str:
 # ---- a class
 
 
-@pytest.mark.parametrize("film", [KernelFiLMGenerator, "regplug.film:KernelFiLMGenerator"])
+@pytest.mark.parametrize("film", [KernelFiLMGenerator, "regplug.nn.film:KernelFiLMGenerator"])
 def test_a_class_or_its_name_is_built_with_the_width_of_the_readout(spec: ReadoutSpec, film: Any) -> None:
     made = regplug.pair(spec, film, **SIZES, film_hidden_dim=7)
     assert type(made) is KernelFiLMGenerator
@@ -371,10 +371,10 @@ def test_a_plugins_generator_is_built_by_its_name_with_its_own_word(spec, name):
 
 
 def test_a_text_that_is_both_a_familys_name_and_a_class_means_the_family(spec):
-    text = "regplug.film:KernelFiLMGenerator"
+    text = "regplug.nn.film:KernelFiLMGenerator"
     assert type(regplug.pair(spec, text, **SIZES)) is KernelFiLMGenerator
-    registry = _with_films(FiLMEntry("KernelFiLMGenerator", Nudge, width="style"), distribution="regplug.film")
-    assert type(regplug.pair(spec, "regplug.film:KernelFiLMGenerator", registry=registry, features=5)) is Nudge
+    registry = _with_films(FiLMEntry("KernelFiLMGenerator", Nudge, width="style"), distribution="regplug.nn.film")
+    assert type(regplug.pair(spec, "regplug.nn.film:KernelFiLMGenerator", registry=registry, features=5)) is Nudge
 
 
 @pytest.mark.parametrize("name", ["kernel-fim", "regplug:kernel-fim", "no-such", "", "a b", "acme:no-such"])

@@ -8,9 +8,9 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from regplug.checkpoint import open_checkpoint
+from regplug.commands.import_checkpoint.checkpoint import open_checkpoint
+from regplug.commands.import_checkpoint.pickle_nesting import DeepPickleError, check_nesting
 from regplug.errors import BundleError
-from regplug.pickle_nesting import DeepPickleError, check_nesting
 
 
 def doubled(depth):

@@ -18,13 +18,12 @@ from torch import nn
 
 import regplug
 from regplug.backends.elf import check_library
-from regplug.backends.interface import ExportBackend, Program
+from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.backends.torchscript import check_archive
-from regplug.discovery import discover
+from regplug.bundle.machine_paths import check_traces
 from regplug.errors import BundleError, ExportError
-from regplug.golden import flatten
-from regplug.traces import check_traces
-from regplug.weights import save_tensors
+from regplug.format.weights import save_tensors
+from regplug.registry.discovery import discover
 
 SIZES = {"num_registers": 4, "hidden_dim": 24}
 SCRIPT, LIBRARY = "program.torchscript.pt", "program.aotinductor.x86-64-v3.so"

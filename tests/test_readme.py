@@ -15,8 +15,8 @@ import readouts_page
 from torture.__main__ import PARTS, write_page
 
 import regplug
-from regplug import hookspecs
 from regplug.conformance import all_backbone_checks, all_checks
+from regplug.registry import hookspecs
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

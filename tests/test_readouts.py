@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import SpecError
-from regplug.readouts import averages
-from regplug.readouts.attentions import RegisterAttention, RegisterGatedABMIL
-from regplug.readouts.averages import RegisterMean, RegisterPooling, WeightedSum
-from regplug.readouts.concatenations import (
+from regplug.nn.readouts import averages
+from regplug.nn.readouts.attentions import RegisterAttention, RegisterGatedABMIL
+from regplug.nn.readouts.averages import RegisterMean, RegisterPooling, WeightedSum
+from regplug.nn.readouts.concatenations import (
     MambaRegReadout,
     RegisterCompressConcat,
     RegisterConcat,

@@ -136,7 +136,7 @@ def test_where_no_line_is_known_the_reason_is_shown_alone():
 @pytest.mark.parametrize(("cls", "backend"), [(TooManyArguments, "torchscript"), (Reshapes, "onnx")])
 def test_export_shows_the_same(cls, backend, tmp_path):
     from regplug.backends.interface import Source
-    from regplug.manifest import Input, Output
+    from regplug.format.manifest import Input, Output
 
     given = Input("registers", "float32", ("B", 4, 16), 1, None)
     source = Source(cls(), X, given, [Output("conditioning", "float32", ("B", 16))], {}, {})
@@ -154,7 +154,7 @@ class Strict(nn.Module):
 
 
 def test_a_constructors_error_has_all_its_lines_and_the_place():
-    from regplug.widths import construct
+    from regplug.registry.cond_dim import construct
 
     with pytest.raises(regplug.SpecError) as refused:
         construct("strategy 'strict'", Strict, {"num_registers": 4, "hidden_dim": 7})
@@ -215,7 +215,7 @@ def test_the_whole_traceback_is_printed_where_it_is_asked_for(words, variable, t
 def test_every_command_takes_traceback():
     import click
 
-    from regplug.cli import group
+    from regplug.commands.main import group
 
     def commands(command, context):
         for name in command.list_commands(context):
@@ -230,7 +230,7 @@ def test_every_command_takes_traceback():
 
 
 def test_a_key_that_a_constructor_does_not_find_is_called_one():
-    from regplug.widths import construct
+    from regplug.registry.cond_dim import construct
 
     class ByKey(nn.Module):
         def __init__(self, mode: str) -> None:

@@ -26,12 +26,12 @@ from regplug import (
     Registry,
     SpecError,
 )
-from regplug.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, discover
-from regplug.distributions import normalise
-from regplug.hookspecs import HOOKS, hookimpl
+from regplug.registry.discovery import PLUGIN_GROUP, READOUT_GROUP, Found, discover
+from regplug.registry.distributions import normalise
+from regplug.registry.hookspecs import HOOKS, hookimpl
 
 NUMBERS = itertools.count()
-BUILTIN = Found("regplug", None, modules=["regplug.builtin"])
+BUILTIN = Found("regplug", None, modules=["regplug.registry.builtin"])
 
 
 class FirstRegister(nn.Module):
@@ -87,7 +87,7 @@ def test_a_registry_of_nothing_knows_nothing_and_says_so() -> None:
 
 def test_the_built_in_strategies_come_by_a_plugin_like_any_other() -> None:
     registry = Registry({})
-    from regplug import builtin
+    from regplug.registry import builtin
 
     registry.register(builtin, "regplug", "7.1")
     assert registry.strategies() == BUILT_IN
@@ -501,19 +501,23 @@ def test_a_bad_line_of_entry_points_breaks_its_own_distribution_only() -> None:
 
 def test_a_readout_whose_module_is_broken_raises_when_it_is_resolved(module: Callable[[str], str]) -> None:
     name = module("import sys; sys.exit(0)")
-    found = Found("acme", None, readouts=[("late", f"{name}:Late"), ("gone", "regplug.film:Gone"), ("n", f"{name}:x")])
+    found = Found(
+        "acme", None, readouts=[("late", f"{name}:Late"), ("gone", "regplug.nn.film:Gone"), ("n", f"{name}:x")]
+    )
     registry = Registry({"acme": found})
     assert registry.strategies() == ["gone", "late", "n"]
     with pytest.raises(PluginError, match="^strategy 'late': expected to import .*SystemExit: 0") as caught:
         registry.resolve("late", num_registers=1, hidden_dim=1)
     assert type(caught.value.__cause__) is SystemExit
-    with pytest.raises(PluginError, match="^strategy 'gone': expected to import 'regplug.film:Gone', got Attribute"):
+    with pytest.raises(PluginError, match="^strategy 'gone': expected to import 'regplug.nn.film:Gone', got Attribute"):
         registry.resolve("gone", num_registers=1, hidden_dim=1)
 
 
 def test_a_readout_reference_that_is_no_callable_is_refused() -> None:
-    registry = Registry({"acme": Found("acme", None, readouts=[("sizes", "regplug.entries:SIZES")])})
-    with pytest.raises(PluginError, match="^strategy 'sizes': expected a callable at 'regplug.entries:SIZES', got tup"):
+    registry = Registry({"acme": Found("acme", None, readouts=[("sizes", "regplug.registry.entries:SIZES")])})
+    with pytest.raises(
+        PluginError, match="^strategy 'sizes': expected a callable at 'regplug.registry.entries:SIZES', got tup"
+    ):
         registry.resolve("sizes", num_registers=1, hidden_dim=1)
 
 
@@ -584,8 +588,8 @@ def test_threads_that_ask_at_once_get_the_same_answer(both_groups: dict[str, Fou
 # a thread imports a plugin that asks for the default registry, while another thread forks
 FORK = """
 import os, pathlib, sys, threading, types
-from regplug.discovery import Found
-from regplug.registry import Registry
+from regplug.registry.discovery import Found
+from regplug.registry.registry import Registry
 
 begun = threading.Event()
 sys.modules["begun"] = types.SimpleNamespace(event=begun)
@@ -616,7 +620,7 @@ def regplug_readouts():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-@pytest.mark.parametrize("before", ["", "import regplug.installed"])
+@pytest.mark.parametrize("before", ["", "import regplug.registry.default"])
 def test_a_fork_waits_for_every_registry_and_for_none_that_waits_for_it(
     tmp_path: Path, run_python: Callable[..., Any], before: str
 ) -> None:
@@ -682,7 +686,7 @@ def test_regplug_itself_is_neither_blocked_nor_forgotten_so_a_built_in_name_mean
             registry.register(Offers("pool"), "regplug")
         if not loaded:
             assert registry.strategies() == BUILT_IN
-    assert registry.readout_entry("pool").build == "regplug.readouts.averages:RegisterPooling"
+    assert registry.readout_entry("pool").build == "regplug.nn.readouts.averages:RegisterPooling"
     monkeypatch.setenv("REGPLUG_DISABLE", "acme, Regplug")
     with pytest.raises(PluginError, match="a built-in name always means the built-in"):
         Registry.installed()

@@ -11,7 +11,7 @@ from consumer import build, conditioner, installed, readout
 from damage import DAMAGES
 
 import regplug
-from regplug.weights import save_tensors
+from regplug.format.weights import save_tensors
 
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",

@@ -12,9 +12,9 @@ import yaml
 from click.testing import CliRunner
 
 import regplug
-from regplug.cli import group
+from regplug.commands.main import group
+from regplug.commands.new.scaffold import names_of, write_plugin
 from regplug.conformance import all_backbone_checks, all_checks
-from regplug.scaffold import names_of, write_plugin
 
 BIN = Path(sys.executable).parent
 

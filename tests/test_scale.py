@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import scale
 
-from regplug.discovery import Found
-from regplug.name_index import NameIndex
+from regplug.registry.discovery import Found
+from regplug.registry.name_cache import NameIndex
 
 COUNT = 8
 PLUGIN = """
@@ -320,7 +320,7 @@ def test_what_is_no_file_of_a_bounded_size_is_as_none(listed: Site, tmp_path: Pa
 def test_the_cache_command_passes_over_the_file_and_deletes_it_with_the_rest(
     listed: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regplug.cache import entries, prune
+    from regplug.backends.cache import entries, prune
 
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(listed.cache))
     assert entries() == prune(1) == []
@@ -348,13 +348,13 @@ def _refuse(*arguments: Any) -> Any:
 
 
 def test_listing_loads_no_command_but_its_own_and_help_knows_them_all(site: Site) -> None:
-    before = "import contextlib, io; from regplug.cli import group; out = io.StringIO()\n"
+    before = "import contextlib, io; from regplug.commands.main import group; out = io.StringIO()\n"
     listing = before + "with contextlib.redirect_stdout(out): group(['list'], standalone_mode=False)"
     expression = "sorted(one for one in sys.modules if one.startswith('regplug.'))"
     loaded = set(eval(site.run(expression, before=listing)[0]))
-    assert {"regplug.registry", "regplug.printing"} < loaded
+    assert {"regplug.registry.registry", "regplug.commands.printing"} < loaded
     assert not {one for one in loaded if one.endswith("_commands")}
-    assert not {"regplug.spec", "regplug.cache"} & loaded
+    assert not {"regplug.registry.spec", "regplug.backends.cache"} & loaded
     helping = before + "with contextlib.redirect_stdout(out): group(['--help'], standalone_mode=False)"
     assert {"audit", "bench", "cache", "export", "import", "list", "verify"} <= set(
         site.run("out.getvalue()", before=helping)[0].split()

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from damage import DAMAGES, edit_manifest, flip_byte, repin
 
 import regplug
-from regplug.cli import answer
-from regplug.signing import beside, read_signed_bundle
-from regplug.writing import write_folder
+from regplug.bundle.sign import beside, read_signed_bundle
+from regplug.commands.main import answer
+from regplug.format.write_bundle import write_folder
 
 CURVES = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1(), "p521": ec.SECP521R1(), "other": ec.SECP256R1()}
 PEM = serialization.Encoding.PEM
@@ -224,15 +224,15 @@ def test_a_bundle_that_was_replaced_is_not_what_the_old_signature_is_of(run, sig
 
 def test_the_folder_is_read_once_after_the_signature_so_what_is_checked_is_what_was_signed(signed, keys, monkeypatch):
     """A swap between the two, which a reader of paths would not see, is a signature of another bundle."""
-    from regplug import signing
+    from regplug.bundle import sign
 
-    read = signing.read_bundle
+    read = sign.read_bundle
 
     def swapped(directory, **options):
         edit_manifest(signed, lambda values: values["provenance"].update(cpu="another"))
         return read(directory, **options)
 
-    monkeypatch.setattr(signing, "read_bundle", swapped)
+    monkeypatch.setattr(sign, "read_bundle", swapped)
     with pytest.raises(regplug.BundleError, match="manifest.json: expected sha256 .* it is of another bundle"):
         read_signed_bundle(signed, public_key=keys / "p256.pub")
 
@@ -436,7 +436,7 @@ def test_what_its_owner_signed_otherwise_is_still_held_to_the_files(run, signed,
 def test_the_core_needs_none_of_it_and_says_what_to_install(run_python, signed, keys):
     """A process in which model-signing cannot be imported, and one that shows that nothing else wants it."""
     absent = "import sys; sys.modules.update(model_signing=None, cryptography=None, OpenSSL=None)\n"
-    command = "from regplug.cli import main; sys.argv = {!r}; main()"
+    command = "from regplug.commands.main import main; sys.argv = {!r}; main()"
     for given in (
         ["sign", signed, "--force", "--key", keys / "p256.pem"],
         ["verify", signed, "--public-key", keys / "p256.pub"],

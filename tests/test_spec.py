@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import PluginError, ReadoutEntry, ReadoutSpec, SpecError
-from regplug.options import json_options
-from regplug.readouts.averages import RegisterMean, RegisterPooling
-from regplug.readouts.concatenations import RegisterCompressConcat
-from regplug.spec import specify
+from regplug.nn.readouts.averages import RegisterMean, RegisterPooling
+from regplug.nn.readouts.concatenations import RegisterCompressConcat
+from regplug.registry.options import json_options
+from regplug.registry.spec import specify
 
 
 def spec_of(build: Any, num: int = 4, dim: int = 6, sizes: dict[str, str] | None = None, **options: Any) -> ReadoutSpec:

@@ -16,15 +16,16 @@ from strategies import EVERY, D, R, spec_of
 from torch import nn
 
 import regplug
-from regplug.entries import ReadoutEntry, load_reference
-from regplug.spec import specify, specify_unmeasured
+from regplug.registry.entries import ReadoutEntry
+from regplug.registry.references import load_reference
+from regplug.registry.spec import specify, specify_unmeasured
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 ENTRIES = {entry.full_name: entry for entry in regplug.default_registry().readout_entries() if entry.full_name in EVERY}
 ODD = (None, 0, -1, 1, 2, 5, 1.0, 2.5, 1e-30, True, math.nan, math.inf, "3", "tanh", (), (3, 1), (1, 1), (9,))
 COMMAND = """
 import sys
-from regplug.cli import answer
+from regplug.commands.main import answer
 for words in {commands!r}:
     sys.argv = ["regplug", *words]
     code = answer()

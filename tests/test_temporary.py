@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from regplug.temporary import delete, temporary_folder
+from regplug.format.temporary import delete, temporary_folder
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from regplug.temporary import temporary_folder
+from regplug.format.temporary import temporary_folder
 with temporary_folder(Path(sys.argv[1]), "made-") as folder:
     (folder / "inside").mkdir()
     (folder / "inside" / "file").write_text("x")

@@ -13,8 +13,8 @@ BACKENDS = ["torchscript", "aotinductor"]
 # opens as the Python loader does, but looks at no digest and runs no golden case
 CARELESS = """
 import sys
-from regplug.folder import Folder
-from regplug.program import LoadedProgram
+from regplug.format.folder import Folder
+from regplug.bundle.program import LoadedProgram
 from torture import damaged
 Folder.read_checked = lambda self, name, size, sha256: self.read(name, 1 << 30)
 LoadedProgram.check = lambda *_: None

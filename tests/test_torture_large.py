@@ -10,10 +10,10 @@ from torture.options import Outcome, memory
 
 import regplug
 from regplug.errors import BundleError
-from regplug.folder import read_folder
-from regplug.reading import check_bundle
-from regplug.safetensors_header import read_file
-from regplug.weights import load_tensors, save_tensors
+from regplug.format.folder import read_folder
+from regplug.format.read_bundle import check_bundle
+from regplug.format.safetensors_header import read_file
+from regplug.format.weights import load_tensors, save_tensors
 
 
 def test_large_files_take_little_memory_and_end_in_a_line(tmp_path):

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from damage import edit_manifest, rename_strategy, repin, replace_weights
 
 import regplug
-from regplug.cli import group
-from regplug.golden import CaseError
-from regplug.program import LoadedProgram
-from regplug.verification import Check, _refuses, wrong_inputs
-from regplug.weights import load_tensors, save_tensors
+from regplug.bundle.golden import CaseError
+from regplug.bundle.program import LoadedProgram
+from regplug.bundle.verify import Check, _refuses, wrong_inputs
+from regplug.commands.main import group
+from regplug.format.weights import load_tensors, save_tensors
 
 SIZES = {"num_registers": 4, "hidden_dim": 24}
 
@@ -94,7 +94,7 @@ def test_that_it_compiles_is_said_on_a_terminal_and_in_the_help(bundles):
 
 
 def test_eager_that_left_its_tolerance_is_a_failed_row(bundles, tmp_path, monkeypatch):
-    from regplug.readouts.concatenations import RegisterCompressConcat
+    from regplug.nn.readouts.concatenations import RegisterCompressConcat
 
     forward = RegisterCompressConcat.forward
     monkeypatch.setattr(RegisterCompressConcat, "forward", lambda self, registers: forward(self, registers) + 1e-3)
@@ -202,7 +202,7 @@ def test_no_infinite_error_is_within_an_infinite_tolerance():
 
 def test_a_module_too_coarse_in_its_dtype_is_not_exported(tmp_path, monkeypatch):
     """Its error would make a tolerance of half the outputs, which refuses nothing."""
-    from regplug.readouts.averages import RegisterMean
+    from regplug.nn.readouts.averages import RegisterMean
 
     spec = regplug.resolve("mean", num_registers=4, hidden_dim=24)
     forward = RegisterMean.forward
@@ -227,7 +227,7 @@ def test_a_program_that_takes_what_it_must_refuse_is_seen(bundles):
 
 
 def test_a_bundle_whose_strategy_is_not_installed_still_has_its_programs_verified(bundles, tmp_path):
-    from regplug.discovery import discover
+    from regplug.registry.discovery import discover
 
     bare = regplug.Registry({"regplug": discover()["regplug"]})
     found = bare.readout_entries()
@@ -253,7 +253,7 @@ class Chatty(torch.nn.Module):
 
 
 def test_a_graph_break_is_a_failed_row_with_its_reason_beside_the_other_programs(tmp_path):
-    from regplug.discovery import discover
+    from regplug.registry.discovery import discover
 
     class Plugin:
         @regplug.hookimpl

@@ -11,8 +11,8 @@ from safetensors.torch import load
 from torch import nn
 
 from regplug.errors import BundleError, ExportError
-from regplug.safetensors_header import read_header
-from regplug.weights import load_state, load_tensors, read_metadata, save_tensors, state_of
+from regplug.format.safetensors_header import read_header
+from regplug.format.weights import load_state, load_tensors, read_metadata, save_tensors, state_of
 
 DTYPES = [
     torch.float64,

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 import regplug
-from regplug.program import LoadedProgram
-from regplug.wrappers import unwrapped
+from regplug.bundle.program import LoadedProgram
+from regplug.nn.wrappers import unwrapped
 
 SPEC = regplug.resolve("compress-concat", num_registers=4, hidden_dim=8, compressed_dim=3)
 LAYOUT = regplug.TokenLayout(4, 8, start=1)

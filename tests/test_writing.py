@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from regplug import durable, lone_files, temporary, writing
 from regplug.errors import ExportError
-from regplug.lone_files import write_files
-from regplug.temporary import locked_folder, prefix_for
-from regplug.writing import write_folder
+from regplug.format import durable, single_file, temporary, write_bundle
+from regplug.format.single_file import write_files
+from regplug.format.temporary import locked_folder, prefix_for
+from regplug.format.write_bundle import write_folder
 
 OLD = {"manifest.json": b"old", "weights.safetensors": b"old" * 1000}
 NEW = {"manifest.json": b"new", "golden.safetensors": b"new" * 1000}
@@ -150,7 +150,7 @@ WRITER = """
 import signal
 import sys
 from pathlib import Path
-from regplug.writing import write_folder
+from regplug.format.write_bundle import write_folder
 versions = [{"manifest.json": mark, "golden.safetensors": mark * 300_000} for mark in (b"a", b"b")]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it, and we inherit that
 print("ready", flush=True)
@@ -229,7 +229,7 @@ def late(monkeypatch, module, name, first):
 
 
 def test_a_bundle_that_came_into_being_at_the_last_moment_is_not_replaced_without_force(tmp_path, monkeypatch):
-    late(monkeypatch, writing, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
+    late(monkeypatch, write_bundle, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
     with pytest.raises(ExportError, match="exists and is kept; use force"):
         write_folder(tmp_path / "b", NEW, force=False)
     assert content(tmp_path / "b") == OLD
@@ -237,7 +237,7 @@ def test_a_bundle_that_came_into_being_at_the_last_moment_is_not_replaced_withou
 
 
 def test_a_bundle_that_came_into_being_at_the_last_moment_is_replaced_with_force(tmp_path, monkeypatch):
-    late(monkeypatch, writing, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
+    late(monkeypatch, write_bundle, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
     write_folder(tmp_path / "b", NEW, force=True)
     assert content(tmp_path / "b") == NEW
     assert stale(tmp_path) == []
@@ -263,7 +263,7 @@ def test_an_exporter_waits_for_the_one_that_replaces_the_same_bundle(tmp_path):
 
 
 def test_an_exporter_does_not_wait_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "LOCK_TIMEOUT_S", 0)
+    monkeypatch.setattr(write_bundle, "LOCK_TIMEOUT_S", 0)
     write_folder(tmp_path / "b", OLD, force=False)
     descriptor = temporary.lock(tmp_path / "b")
     with pytest.raises(ExportError, match="expected it to be free, got another exporter's lock for 0 s; end that one"):
@@ -366,13 +366,13 @@ def test_owner_and_group_are_kept_and_a_group_that_cannot_be_given_gets_no_permi
 
 def test_a_bundle_is_closed_to_others_while_it_is_written(tmp_path, monkeypatch):
     seen = []
-    write = writing.write_file
+    write = write_bundle.write_file
 
     def look(path, *arguments):
         seen.append(stat.S_IMODE(path.parent.stat().st_mode))
         write(path, *arguments)
 
-    monkeypatch.setattr(writing, "write_file", look)
+    monkeypatch.setattr(write_bundle, "write_file", look)
     write_folder(tmp_path / "b", OLD, force=False)
     write_folder(tmp_path / "b", NEW, force=True)
     assert set(seen) == {0o700}
@@ -397,7 +397,7 @@ def test_lone_files_are_written_whole_with_the_permissions_that_stood_there(tmp_
 
 
 def test_a_lone_file_that_came_into_being_at_the_last_moment_is_kept(tmp_path, monkeypatch):
-    late(monkeypatch, lone_files, "rename_to_new", lambda: (tmp_path / "f").write_bytes(b"mine"))
+    late(monkeypatch, single_file, "rename_to_new", lambda: (tmp_path / "f").write_bytes(b"mine"))
     with pytest.raises(ExportError, match="exists and is kept; use force to replace it"):
         write_files({tmp_path / "f": b"new"}, force=False)
     assert content(tmp_path) == {"f": b"mine"}
@@ -463,14 +463,14 @@ def test_a_place_that_may_not_be_written_ends_the_command_with_1_and_the_old_bun
 
 SLOWLY = """
 import os, signal, sys
-from regplug import writing
-from regplug.cli import main
+from regplug.format import write_bundle
+from regplug.commands.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
-write = writing.write_file
+write = write_bundle.write_file
 def interrupt(path, *arguments):
     write(path, *arguments)
     os.kill(os.getpid(), signal.SIGINT)
-writing.write_file = interrupt
+write_bundle.write_file = interrupt
 main()
 """
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regplug import BackboneEntry, FiLMSite, NameLookupError, Registry, SpecError, TokenLayout
-from regplug.entries import reference_of
-from regplug.hookspecs import hookimpl
+from regplug.registry.hookspecs import hookimpl
+from regplug.registry.references import reference_of
 
 R, D = 3, 16
 PATCHES = 4

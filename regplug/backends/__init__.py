@@ -1,1 +1,1 @@
-"""Export backends: each makes one kind of program out of a module."""
+"""From a module to programs: the export backends, and what they compile with."""

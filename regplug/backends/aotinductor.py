@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from regplug.backends.cache import key_of
 from regplug.backends.compiling import EDIT, LINKING, VISIBLE, compile_in_child, compiler_of, flags_of, uncallable
+from regplug.backends.cpu import UNKNOWN, cpu_flags
 from regplug.backends.elf import check_library
 from regplug.backends.graph import WeightsAsInputs, export_graph, operations_of_others
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.reuse import reused
-from regplug.cache import key_of
-from regplug.cpu import CPU_FLAGS, UNKNOWN, cpu_flags
 from regplug.errors import ExportError, SpecError, place_in, told
-from regplug.weights import TensorType, check_state, read_types, types_of, write_types
+from regplug.format.manifest import CPU_FLAGS
+from regplug.format.weights import TensorType, check_state, read_types, types_of, write_types
 
 OWNER = "program 'aotinductor'"
 ISA = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

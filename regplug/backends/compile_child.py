@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from regplug.backends.compiling import GRAPH, LIBRARY, REFUSED
-from regplug.inductor_private import NoShimError, compile_library
+from regplug.backends.inductor_private import NoShimError, compile_library
 
 
 def main(folder: str, vector: str) -> None:

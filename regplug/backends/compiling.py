@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from regplug.compiler import compiler_words
+from regplug.backends.compiler import compiler_words
+from regplug.backends.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
+from regplug.backends.program_folder import program_folder, why_not
+from regplug.backends.python_child import python_command
 from regplug.errors import ExportError, place_in, told
-from regplug.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
-from regplug.program_folder import program_folder, why_not
-from regplug.python_child import python_command
-from regplug.temporary import temporary_folder
+from regplug.format.temporary import temporary_folder
 
 # what a compiler defines when it may use an instruction set, and the word of /proc/cpuinfo for it; those that
 # compilers use unasked

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
-from regplug.backends.interface import Source
+from regplug.backends.interface import Source, flatten
 from regplug.errors import ExportError, told
-from regplug.golden import flatten
-from regplug.weights import save_tensors
+from regplug.format.weights import save_tensors
 
 OWN = ("aten", "prims", "higher_order")  # namespaces of torch's operations
 

@@ -9,14 +9,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regplug.forking import lock_over_forks
-from regplug.manifest import Input, Output
-from regplug.safetensors_header import StoredTensor
+from regplug.errors import ShapeError
+from regplug.format.manifest import Input, Output
+from regplug.format.safetensors_header import StoredTensor
+from regplug.registry.fork_locks import lock_over_forks
 
 # torch's loaders and the dynamic linker share state without locks: a backend holds this while it opens a program
 LOADING = lock_over_forks()
 # the flat outputs for one input: [c], or [gamma_0, beta_0, gamma_1, ...]
 Run = Callable[[Tensor], Sequence[Tensor]]
+
+
+def flatten(output: object) -> list[Tensor]:
+    """The tensors of a readout's or a conditioner's output: ``[c]``, or ``[gamma_0, beta_0, gamma_1, ...]``."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, (list, tuple)):
+        return [tensor for item in output for tensor in flatten(item)]
+    raise ShapeError(f"output: expected a tensor or pairs of tensors, got {type(output).__name__}.")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from regplug.backends.inductor_private import open_library
 from regplug.backends.interface import LOADING
+from regplug.backends.program_folder import program_folder
 from regplug.errors import BundleError, told
-from regplug.inductor_private import open_library
-from regplug.program_folder import program_folder
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 NO_MEMORY_FILES = {errno.ENOSYS, errno.EPERM, errno.EACCES}

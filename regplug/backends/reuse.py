@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from regplug.backends.cache import find, keep, key_of
 from regplug.backends.graph import spell_graph
 from regplug.backends.interface import Program, Source
-from regplug.cache import find, keep, key_of
-from regplug.version import own_version
+from regplug.registry.version import own_version
 
 
 def reused(

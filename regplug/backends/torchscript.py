@@ -11,12 +11,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source
+from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source, flatten
 from regplug.errors import ExportError, told
-from regplug.golden import flatten
+from regplug.format.weights import check_state, types_of
+from regplug.nn.wrappers import hooks_of
 from regplug.torch_private import torchscript_without_warnings
-from regplug.weights import check_state, types_of
-from regplug.wrappers import hooks_of
 
 FILE = "program.torchscript.pt"
 DEBUG = ".debug_pkl"

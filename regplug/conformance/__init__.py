@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from regplug.conformance.backbone_subject import backbone_subject_of as backbone_subject_of
     from regplug.conformance.check import Check as Check
     from regplug.conformance.check import CheckResult as CheckResult
-    from regplug.conformance.parametrizing import parametrize_with_backbone_checks as parametrize_with_backbone_checks
-    from regplug.conformance.parametrizing import parametrize_with_checks as parametrize_with_checks
+    from regplug.conformance.parametrize import parametrize_with_backbone_checks as parametrize_with_backbone_checks
+    from regplug.conformance.parametrize import parametrize_with_checks as parametrize_with_checks
     from regplug.conformance.run import all_checks as all_checks
     from regplug.conformance.run import check_readout as check_readout
     from regplug.conformance.run import subject_of as subject_of

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.backbone import (
+from regplug.conformance.backbone_subject import BackboneSubject
+from regplug.conformance.check import Check, DoesNotApplyError
+from regplug.conformance.light_import import light_plugin
+from regplug.conformance.subject import close
+from regplug.errors import ConformanceError, RegplugError
+from regplug.nn.backbone import (
     ask_description,
     ask_film_sites,
     ask_layout,
@@ -17,15 +22,10 @@ from regplug.backbone import (
     recognise,
     with_defaults,
 )
-from regplug.conformance.backbone_subject import BackboneSubject
-from regplug.conformance.check import Check, DoesNotApplyError
-from regplug.conformance.imports import light_plugin
-from regplug.conformance.subject import close
-from regplug.errors import ConformanceError, RegplugError
-from regplug.folder import FILE_NAME
-from regplug.layout import is_int
-from regplug.options import json_options
-from regplug.pairing import film_family
+from regplug.nn.pairing import film_family
+from regplug.registry.entries import FILE_NAME
+from regplug.registry.layout import is_int
+from regplug.registry.options import json_options
 from regplug.torch_private import OperationWatch
 
 UNKNOWN = "no-such-name"

@@ -8,7 +8,7 @@ from typing import Any
 from regplug.conformance import backbone_building, backbone_reading
 from regplug.conformance.backbone_subject import BackboneSubject, backbone_subject_of
 from regplug.conformance.check import Check, CheckResult, refuse_expectations, run_check
-from regplug.entries import BackboneEntry
+from regplug.registry.entries import BackboneEntry
 
 
 def all_backbone_checks() -> list[Check[BackboneSubject]]:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.backbone import ask_film_sites, ask_layout, ask_tokens, build_backbone, named_backbone
 from regplug.conformance.check import DoesNotApplyError
 from regplug.conformance.marks import Findings, find_marks
 from regplug.conformance.subject import seeded
-from regplug.entries import BackboneEntry, FiLMSite
 from regplug.errors import ConformanceError, ShapeError, SpecError
-from regplug.installed import default_registry
-from regplug.layout import TokenLayout, is_int
-from regplug.registry import Registry
+from regplug.nn.backbone import ask_film_sites, ask_layout, ask_tokens, build_backbone, named_backbone
+from regplug.registry.default import default_registry
+from regplug.registry.entries import BackboneEntry, FiLMSite
+from regplug.registry.layout import TokenLayout, is_int
+from regplug.registry.registry import Registry
 
 
 @dataclass(frozen=True)

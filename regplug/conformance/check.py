@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from regplug.errors import ConformanceError, SpecError, class_name, told
-from regplug.options import closest
-from regplug.tracebacks import show_traceback
+from regplug.registry.options import closest
+from regplug.registry.tracebacks import show_traceback
 
 PASSED, FAILED, ADVISORY = "passed", "failed", "advisory"
 EXPECTED_FAILURE, UNEXPECTED_PASS, NOT_APPLICABLE = "expected failure", "unexpected pass", "not applicable"

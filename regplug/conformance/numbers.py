@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from regplug.bundle.nonfinite import Run, fault_of, near_the_largest, with_infinity, with_nan
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.programs import program_of
 from regplug.conformance.subject import Subject
 from regplug.errors import ConformanceError, class_name, told
-from regplug.nonfinite import Run, fault_of, near_the_largest, with_infinity, with_nan
 
 Inputs = Callable[[Sequence[int], torch.dtype], Iterator[tuple[str, Tensor]]]
 

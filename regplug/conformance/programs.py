@@ -12,19 +12,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from regplug.bundle import export
+from regplug.bundle.export import export
+from regplug.bundle.golden import compare
+from regplug.bundle.load import golden_of, load, tolerance_factor
+from regplug.bundle.program import LoadedProgram
+from regplug.bundle.verify import wrong_inputs
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, registry_for
-from regplug.entries import load_reference, reference_of
 from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, told
-from regplug.golden import compare
-from regplug.loading import golden_of, load, tolerance_factor
-from regplug.manifest import Input
-from regplug.missing import missing_package, wants
-from regplug.program import LoadedProgram
-from regplug.reading import read_bundle
-from regplug.tracebacks import show_traceback
-from regplug.verification import wrong_inputs
+from regplug.format.manifest import Input
+from regplug.format.read_bundle import read_bundle
+from regplug.registry.missing import missing_package, wants
+from regplug.registry.references import load_reference, reference_of
+from regplug.registry.tracebacks import show_traceback
 
 THREADS, CALLS = 4, 8
 

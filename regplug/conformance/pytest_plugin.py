@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection(session: pytest.Session) -> None:
     """Finds what is asked for: a wrong name is a wrong use of pytest, not a failing test."""
     if _asks(session.config):
-        from regplug.conformance.asking import subjects_asked_for
+        from regplug.conformance.pytest_readouts import subjects_asked_for
 
         session.config.stash[ASKED] = subjects_asked_for(session.config)
 

@@ -9,19 +9,19 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from regplug.conformance import answers, imports, modes, numbers, programs, refusals, storing, training
+from regplug.conformance import compiled, light_import, numbers, outputs, programs, rejections, storage, training
 from regplug.conformance.check import COMPILERS, Check, CheckResult, refuse_expectations, run_check
 from regplug.conformance.subject import Subject, own_plugins, registry_for
-from regplug.entries import NAME_PATTERN
 from regplug.errors import SpecError
-from regplug.installed import default_registry
-from regplug.layout import TokenLayout
-from regplug.registry import Registry
-from regplug.spec import ReadoutSpec
+from regplug.registry.default import default_registry
+from regplug.registry.entries import NAME_PATTERN
+from regplug.registry.layout import TokenLayout
+from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec
 
 ANY_BACKEND = "any"
 OF_BACKEND = re.compile(rf"([^\[\]]+)\[{NAME_PATTERN.pattern}\]")  # program[onnx]
-FILM = "regplug.film:KernelFiLMGenerator"
+FILM = "regplug.nn.film:KernelFiLMGenerator"
 FILM_OPTIONS = {"kernel_hidden_dim": 8, "num_film_layers": 2}
 
 
@@ -87,12 +87,12 @@ def _refuse_lazy(owner: str, readout: nn.Module) -> None:
 def all_checks(backends: Sequence[str]) -> list[Check[Subject]]:
     """Every check, in the order in which they run; ``backends`` are the export backends to try."""
     return [
-        *answers.CHECKS,
-        *refusals.CHECKS,
+        *outputs.CHECKS,
+        *rejections.CHECKS,
         *training.CHECKS,
-        *imports.CHECKS,
-        *storing.CHECKS,
-        *modes.CHECKS,
+        *light_import.CHECKS,
+        *storage.CHECKS,
+        *compiled.CHECKS,
         *programs.checks(backends),
         *numbers.checks(backends),
     ]

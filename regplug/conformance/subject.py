@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from regplug.bundle.golden import largest_error
 from regplug.errors import ConformanceError
-from regplug.golden import largest_error
-from regplug.naming import OWN
-from regplug.registry import Registry
-from regplug.spec import ReadoutSpec
+from regplug.registry.names import OWN
+from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from regplug.entries import ReadoutEntry
-    from regplug.layout import TokenLayout
+    from regplug.registry.entries import ReadoutEntry
+    from regplug.registry.layout import TokenLayout
 
 SEED = 0
 BATCHES = (0, 1, 2, 7)

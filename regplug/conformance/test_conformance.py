@@ -19,7 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subjects = metafunc.config.stash.get(ASKED, [])
     tests = []
     if subjects:  # else pytest is about to refuse, and needs no torch for that
-        from regplug.conformance.parametrizing import params_of
+        from regplug.conformance.parametrize import params_of
 
         tests = [test for subject in subjects for test in params_of(subject)]
     metafunc.parametrize(("subject", "check"), tests)

@@ -11,13 +11,13 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from regplug.conditioner import Conditioner
-from regplug.conformance.answers import Narrowing
 from regplug.conformance.check import Check, DoesNotApplyError
+from regplug.conformance.outputs import Narrowing
 from regplug.conformance.subject import SEED, Subject, close, move, seeded, seeded_answer
 from regplug.errors import ConformanceError
-from regplug.layout import is_int
-from regplug.pairing import Convention, convention_of, film_family, pair
+from regplug.nn.conditioner import Conditioner
+from regplug.nn.pairing import Convention, convention_of, film_family, pair
+from regplug.registry.layout import is_int
 from regplug.torch_private import OperationWatch
 
 BATCH = 4

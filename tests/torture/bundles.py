@@ -10,7 +10,7 @@ import torch
 
 import regplug
 from regplug.errors import BundleError
-from regplug.reading import read_bundle
+from regplug.format.read_bundle import read_bundle
 
 USERS = {"README.md": b"# mine\n" * 20, ".gitattributes": b"*.pt lfs\n"}
 

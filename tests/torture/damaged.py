@@ -26,10 +26,10 @@ from consumer import build, conditioner, installed, readout
 from damage import repin
 
 import regplug
-from regplug.golden import compare
-from regplug.loading import golden_of, module_run
-from regplug.reading import read_bundle
-from regplug.weights import load_tensors, save_tensors
+from regplug.bundle.golden import compare
+from regplug.bundle.load import golden_of, module_run
+from regplug.format.read_bundle import read_bundle
+from regplug.format.weights import load_tensors, save_tensors
 from torture import Figure
 
 TRIED = 1000

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from regplug.folder import MANIFEST
-from regplug.lone_files import write_files
-from regplug.writing import write_folder
+from regplug.format.folder import MANIFEST
+from regplug.format.single_file import write_files
+from regplug.format.write_bundle import write_folder
 from torture import Figure
 from torture.bundles import USERS, in_memory, leftovers, make_bundle, stands_at, write_plainly
 from torture.tracing import Call, calls_between_marks, traced

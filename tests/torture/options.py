@@ -25,7 +25,7 @@ from damage import edit_manifest
 from strategies import EVERY, spec_of
 
 import regplug
-from regplug.options import describe
+from regplug.registry.options import describe
 from torture import Figure
 
 MANIFESTS = 1000

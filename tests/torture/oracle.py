@@ -12,7 +12,7 @@ import malformed_manifests
 
 import regplug
 from regplug.errors import BundleError
-from regplug.safetensors_header import _reader, read_file, read_file_header, read_header, stored_tensors
+from regplug.format.safetensors_header import _reader, read_file, read_file_header, read_header, stored_tensors
 from torture.verdicts import ACCEPTED, in_cpp, in_python
 
 WORDS = dict(

@@ -22,7 +22,7 @@ REPLACED = "times while it was read; try again."
 WRITER = """
 import select, sys
 from pathlib import Path
-from regplug.writing import write_folder
+from regplug.format.write_bundle import write_folder
 place, files = Path(sys.argv[1]), {file.name: file.read_bytes() for file in Path(sys.argv[2]).iterdir()}
 times = 0
 while not select.select([sys.stdin], [], [], 0)[0]:
@@ -33,7 +33,7 @@ print(times)
 READER = """
 import sys
 from regplug.errors import BundleError
-from regplug.reading import read_bundle
+from regplug.format.read_bundle import read_bundle
 for _ in range(int(sys.argv[2])):
     try:
         print(read_bundle(sys.argv[1]).digest)
@@ -45,7 +45,7 @@ FIRST = """
 import sys
 from pathlib import Path
 from regplug.errors import ExportError
-from regplug.writing import write_folder
+from regplug.format.write_bundle import write_folder
 files = {file.name: file.read_bytes() for file in Path(sys.argv[2]).iterdir()}
 print("ready", flush=True)
 for line in sys.stdin:

@@ -17,8 +17,8 @@ import torch
 from consumer import build, installed, readout
 
 import regplug
-from regplug.reading import read_bundle
-from regplug.weights import check_state, load_tensors, save_tensors, types_of
+from regplug.format.read_bundle import read_bundle
+from regplug.format.weights import check_state, load_tensors, save_tensors, types_of
 from torture import Figure
 
 ROUNDS = 10_000

@@ -10,9 +10,9 @@ import nlohmann_json
 import safetensors
 
 import regplug
-from regplug.agreement import parse_manifest
 from regplug.errors import BundleError
-from regplug.safetensors_header import read_header
+from regplug.format.manifest_rules import parse_manifest
+from regplug.format.safetensors_header import read_header
 
 SOURCES = Path(__file__).resolve().parent.parent / "cpp"
 HEADERS = Path(regplug.__file__).parent / "include"

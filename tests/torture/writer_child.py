@@ -7,10 +7,10 @@ import signal
 import sys
 from pathlib import Path
 
-from regplug import durable, temporary
 from regplug.errors import ExportError
-from regplug.lone_files import write_files
-from regplug.writing import write_folder
+from regplug.format import durable, temporary
+from regplug.format.single_file import write_files
+from regplug.format.write_bundle import write_folder
 
 
 def mark(word: str) -> None:
@@ -25,7 +25,9 @@ def forget_to_sync(modules: list) -> None:
 
 what, place, source = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 if "--lazy" in sys.argv:
-    forget_to_sync([durable, temporary, sys.modules["regplug.writing"], sys.modules["regplug.lone_files"]])
+    forget_to_sync(
+        [durable, temporary, sys.modules["regplug.format.write_bundle"], sys.modules["regplug.format.single_file"]]
+    )
 files = {file.name: file.read_bytes() for file in sorted(source.iterdir())}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it, and we inherit that
 mark("begin")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regplug import FiLMSite, ShapeError, SpecError, TokenLayout
-from regplug.entries import reference_of
+from regplug.registry.references import reference_of
 
 CLASS = "nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet"
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from regplug import NameLookupError, SpecError, TokenLayout
-from regplug.layout import is_int
-from regplug.options import closest
+from regplug.registry.layout import is_int
+from regplug.registry.options import closest
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from regplug import NameLookupError, SpecError
 from regplug.errors import told
-from regplug.layout import is_int
-from regplug.options import closest
+from regplug.registry.layout import is_int
+from regplug.registry.options import closest
 from regplug_nvsubquadratic.official import refuse_options
 
 

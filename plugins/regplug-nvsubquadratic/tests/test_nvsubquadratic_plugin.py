@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import regplug
-from regplug.cli import answer
+from regplug.commands.main import answer
 from regplug.conformance import check_backbone
 from regplug_nvsubquadratic import mamba_reg_layout, official, vit5_layout
 from regplug_nvsubquadratic.shipped import CONFIGURATIONS, Configuration, build

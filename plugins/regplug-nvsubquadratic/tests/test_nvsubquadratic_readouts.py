@@ -13,8 +13,8 @@ from nvsubquadratic.modules import film as upstream
 from torch import Tensor, nn
 
 import regplug
-from regplug.readouts.averages import RegisterPooling
-from regplug.readouts.concatenations import RegisterCompressConcat
+from regplug.nn.readouts.averages import RegisterPooling
+from regplug.nn.readouts.concatenations import RegisterCompressConcat
 from regplug_nvsubquadratic.shipped import CONFIGURATIONS, Configuration, network_config
 
 D, C = 24, 6

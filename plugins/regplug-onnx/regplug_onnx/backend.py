@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 from regplug.backends.graph import export_graph
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.reuse import reused
-from regplug.distributions import version_of
 from regplug.errors import ExportError, SpecError, place_in
-from regplug.weights import write_types
+from regplug.format.weights import write_types
+from regplug.registry.distributions import version_of
 from regplug_onnx.making import LEAST_OPSET, make_model
 from regplug_onnx.opening import open_model
 

@@ -19,8 +19,8 @@ from torch.fx import Node
 
 from regplug.backends.interface import Source
 from regplug.errors import ExportError, told
-from regplug.manifest import WEIGHTS
-from regplug.safetensors_header import StoredTensor
+from regplug.format.manifest import WEIGHTS
+from regplug.format.safetensors_header import StoredTensor
 from regplug_onnx.nan import keep_nan
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from regplug.backends.interface import Program, Run
 from regplug.errors import BundleError, told
-from regplug.manifest import WEIGHTS
-from regplug.weights import check_state, read_types, types_of
+from regplug.format.manifest import WEIGHTS
+from regplug.format.weights import check_state, read_types, types_of
 from regplug_onnx.making import describe, messages_of
 
 OWN_DOMAINS = ("", "ai.onnx")

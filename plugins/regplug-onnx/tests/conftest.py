@@ -10,9 +10,9 @@ from torch import nn
 
 import regplug
 from regplug.backends.interface import Program, Source
-from regplug.manifest import Input, Output
-from regplug.safetensors_header import stored_tensors
-from regplug.weights import save_tensors
+from regplug.format.manifest import Input, Output
+from regplug.format.safetensors_header import stored_tensors
+from regplug.format.weights import save_tensors
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import regplug
 from regplug.backends.graph import export_graph
 from regplug.backends.interface import Source
-from regplug.safetensors_header import StoredTensor
+from regplug.format.safetensors_header import StoredTensor
 from regplug_onnx.making import check_places, drop_whole_slices, make_model, point_to_weights, strip, used_weights
 
 STORED = {"w": StoredTensor("float32", (2, 3), 128, 24)}

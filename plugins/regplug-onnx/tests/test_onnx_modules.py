@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import regplug
 from regplug.backends.interface import Source
-from regplug.weights import state_of
+from regplug.format.weights import state_of
 from regplug_onnx.backend import OnnxBackend
 
 Offer = Callable[[type[nn.Module]], regplug.ReadoutSpec]

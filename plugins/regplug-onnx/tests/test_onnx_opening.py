@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, helper
 
 import regplug
 from regplug.backends.interface import Program
-from regplug.weights import load_tensors
+from regplug.format.weights import load_tensors
 from regplug_onnx.backend import OnnxBackend
 
 Made = tuple[Program, dict[str, torch.Tensor], torch.nn.Module]

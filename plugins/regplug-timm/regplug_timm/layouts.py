@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 import regplug
-from regplug.entries import reference_of
+from regplug.registry.references import reference_of
 
 # class -> its methods that decide where tokens stand
 FAMILIES = {

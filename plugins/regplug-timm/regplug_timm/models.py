@@ -12,7 +12,7 @@ from torch import nn
 
 import regplug
 from regplug.errors import told
-from regplug.options import closest
+from regplug.registry.options import closest
 
 from .layouts import FAMILIES, name_of
 from .reading import AFTER

@@ -12,7 +12,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 import regplug
-from regplug.tokens import tokens_of
+from regplug.nn.tokens import tokens_of
 
 FAMILIES = ("deit", "eva", "naflexvit", "vision_transformer", "vision_transformer_hybrid")
 NAMES = [name for name in timm.list_models() if model_entrypoint(name).__module__.rpartition(".")[2] in FAMILIES]

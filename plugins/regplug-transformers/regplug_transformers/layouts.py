@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 import regplug
-from regplug.entries import reference_of
+from regplug.registry.references import reference_of
 
 from .families import FAMILIES, TIPSV2_CONFIG, Family
 

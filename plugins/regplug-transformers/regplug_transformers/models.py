@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.entries import load_reference, reference_of
 from regplug.errors import told
-from regplug.options import closest
+from regplug.registry.options import closest
+from regplug.registry.references import load_reference, reference_of
 
 from .families import FAMILIES, Family
 from .layouts import base_of

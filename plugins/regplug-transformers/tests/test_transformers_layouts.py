@@ -17,7 +17,7 @@ from torch import nn
 from transformers_cases import Case
 
 import regplug
-from regplug.backbone import named_backbone, recognise
+from regplug.nn.backbone import named_backbone, recognise
 from regplug_transformers.reading import tokens
 
 MODULES = ("families", "layouts", "models", "plugin", "reading")

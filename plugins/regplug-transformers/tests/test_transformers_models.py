@@ -15,9 +15,9 @@ import transformers
 from transformers_cases import Case
 
 import regplug
-from regplug.attachment import BackboneSource
-from regplug.backbone import measure_backbone, named_backbone
-from regplug.cli import answer
+from regplug.commands.main import answer
+from regplug.nn.attach import BackboneSource
+from regplug.nn.backbone import measure_backbone, named_backbone
 from regplug_transformers.families import FAMILIES
 from regplug_transformers.models import build, describe
 

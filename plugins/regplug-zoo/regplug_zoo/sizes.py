@@ -4,7 +4,7 @@ Each function here takes what the constructor of its class takes; the class call
 """
 
 from regplug.errors import SpecError
-from regplug.readouts.sizes import check_multiple, check_positive, check_sizes
+from regplug.nn.readouts.sizes import check_multiple, check_positive, check_sizes
 
 
 def sum_width(num_registers: int, hidden_dim: int) -> int:

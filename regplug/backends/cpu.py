@@ -1,0 +1,127 @@
+"""What this CPU can do, and whether that is enough for a program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from regplug.errors import BundleError
+from regplug.format.manifest import CPU_FLAGS
+
+T = TypeVar("T")
+UNKNOWN = (
+    "CPU: expected its flags in /proc/cpuinfo, got none, and the C library does not tell them; mount /proc, or use a "
+    "program that needs none, as torchscript."
+)
+
+
+CPUINFO = Path("/proc/cpuinfo")
+# glibc's own view of the CPU (2.33), for where there is no /proc: <sys/platform/x86.h>
+C_FUNCTION = "__x86_get_cpuid_feature_leaf"
+# by leaf and register, as that function counts them: the bit of each word
+BITS = {
+    (0, 2): {"pni": 0, "ssse3": 9, "fma": 12, "sse4_1": 19, "sse4_2": 20, "movbe": 22, "popcnt": 23, "avx": 28,
+             "f16c": 29},
+    (1, 1): {"bmi1": 3, "avx2": 5, "bmi2": 8, "avx512f": 16, "avx512dq": 17, "avx512ifma": 21, "avx512pf": 26,
+             "avx512er": 27, "avx512cd": 28, "avx512bw": 30, "avx512vl": 31},
+    (1, 2): {"avx512vbmi": 1, "avx512_vbmi2": 6, "avx512_vnni": 11, "avx512_bitalg": 12, "avx512_vpopcntdq": 14},
+    (1, 3): {"amx_bf16": 22, "avx512_fp16": 23, "amx_tile": 24, "amx_int8": 25},
+    (2, 2): {"abm": 5, "sse4a": 6, "xop": 11, "fma4": 16, "tbm": 21},
+    (6, 0): {"avx_vnni": 4, "avx512_bf16": 5, "avx_ifma": 23},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CpuFlags:
+    """What is known of this CPU.
+
+    Args:
+        present: The instruction sets that the system lets programs use, in the words of ``/proc/cpuinfo``.
+        known: The words that could be looked up; None for all.
+    """
+
+    present: frozenset[str]
+    known: frozenset[str] | None
+
+    def missing(self, needed: Iterable[str]) -> list[str] | None:
+        """What of this the CPU has not; None where nobody can tell."""
+        lacking = sorted(set(needed) - self.present)
+        return None if self.known is not None and not self.known.issuperset(lacking) else lacking
+
+
+@functools.cache
+def cpu_flags() -> CpuFlags:
+    """What this CPU has, by the system's list, or by the C library where there is none."""
+    listed = _listed_flags()
+    if listed is not None:
+        return CpuFlags(listed, None)
+    asked = _asked_flags()
+    return CpuFlags(frozenset(word for word, found in asked.items() if found), frozenset(asked))
+
+
+def _listed_flags() -> frozenset[str] | None:
+    try:
+        with CPUINFO.open(encoding="utf-8") as file:
+            for line in file:  # the first processor speaks for all
+                name, _, value = line.partition(":")
+                if name.strip() == "flags":
+                    return frozenset(value.split())
+    except (OSError, UnicodeDecodeError):
+        pass
+    return None
+
+
+def _asked_flags() -> dict[str, bool]:
+    """Each word of ``BITS``, and whether programs may use it; none where the C library cannot be asked."""
+    import ctypes
+
+    try:
+        leaf_of = getattr(ctypes.CDLL(None), C_FUNCTION)
+    except AttributeError:
+        return {}
+    # what the CPU says, then what of that the system lets programs use
+    leaf_of.restype = ctypes.POINTER(ctypes.c_uint32 * 8)
+    return {
+        word: bool(leaf_of(leaf).contents[4 + register] >> bit & 1)
+        for (leaf, register), bits in BITS.items()
+        for word, bit in bits.items()
+    }
+
+
+def missing_flags(properties: Mapping[str, str]) -> list[str]:
+    """What a program with these properties needs and this CPU has not.
+
+    Raises:
+        BundleError: The program needs some, and nobody can tell what this CPU has.
+    """
+    needed = properties.get(CPU_FLAGS, "").split()
+    if not needed:
+        return []
+    missing = cpu_flags().missing(needed)
+    if missing is None:
+        raise BundleError(UNKNOWN)
+    return missing
+
+
+def fitting(owner: str, programs: Sequence[T], properties: Sequence[Mapping[str, str]]) -> T:
+    """Of the programs that this CPU can run, the one that makes most of it.
+
+    Args:
+        owner: The program, for messages.
+        programs: At least one.
+        properties: Those of each.
+
+    Raises:
+        BundleError: This CPU can run none of them, or nobody can tell.
+    """
+    missing = [missing_flags(one) for one in properties]
+    runnable = [index for index, lacking in enumerate(missing) if not lacking]
+    if not runnable:
+        nearest = min(missing, key=len)
+        raise BundleError(
+            f"{owner}: expected a CPU with {' '.join(nearest)}, got one without; export with --isa x86-64-v3."
+        )
+    return programs[max(runnable, key=lambda index: len(properties[index].get(CPU_FLAGS, "").split()))]

@@ -1,0 +1,291 @@
+"""Export: a spec and its trained module to a folder on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.bundle.golden import GoldenSet, compare, make_golden
+from regplug.bundle.io_signature import Signature, signature_of_conditioner, signature_of_readout
+from regplug.bundle.load import module_run, open_backend
+from regplug.bundle.origin import packages_of
+from regplug.bundle.parity import make_programs
+from regplug.bundle.rebuild import ATTACHED, describe_backbone, describe_film, rebuild
+from regplug.errors import BundleError, ExportError, RegplugError, SpecError, class_name
+from regplug.format.folder import MANIFEST, MAX_MANIFEST
+from regplug.format.manifest import (
+    BUNDLE_FORMAT,
+    GOLDEN,
+    IMAGES,
+    WEIGHTS,
+    BundleProvenance,
+    FileRecord,
+    LayoutRecord,
+    Manifest,
+)
+from regplug.format.manifest_rules import parse_manifest
+from regplug.format.place import absolute, check_place
+from regplug.format.safetensors_header import read_header
+from regplug.format.weights import save_tensors, state_of
+from regplug.format.write_bundle import write_folder
+from regplug.nn.attach import AttachedConditioner, AttachedReadout, input_shape
+from regplug.nn.conditioner import Conditioner
+from regplug.nn.wrappers import check_whole, copy_of, hooks_of, unwrapped, weights_computed
+from regplug.registry.default import default_registry
+from regplug.registry.layout import TokenLayout
+from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec
+from regplug.torch_private import cpu_capability, persist_buffers
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``export`` wrote: the folder, its digest (which pins it), its manifest."""
+
+    directory: Path
+    digest: str
+    manifest: Manifest
+
+
+def export(
+    spec: ReadoutSpec,
+    module: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    backends: Sequence[str] = ("torchscript",),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    layout: TokenLayout | None = None,
+    force: bool = False,
+    registry: Registry | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Exported:
+    """Write a bundle: weights, golden cases, and one program per backend, each proven equal to eager.
+
+    Works on a copy, in eval mode, on the CPU; the module stays as it is. All or nothing: a program that leaves its
+    tolerance, a full disk or a kill leaves what was there before.
+
+    Args:
+        spec: What ``resolve`` gave.
+        module: The trained readout that ``spec.build()`` made, a ``Conditioner`` around it, or what ``attach`` gave:
+            then the bundle holds the backbone too.
+        directory: The folder to make, or an empty one to fill.
+        backends: Names of export backends; none for a bundle of data only.
+        settings: By backend, the keywords of its constructor: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
+        layout: Where a readout's registers sit in the backbone's tokens, to be noted; the others have their own.
+        force: Replace the bundle that is there, in one step.
+        registry: Where names are looked up; the installed plugins when None.
+        progress: Called with a word on each step.
+
+    Raises:
+        ExportError: The module is not what the spec builds, holds what a bundle cannot, a program leaves its
+            tolerance, or the folder cannot be written.
+        RegplugError: A name or an option does not resolve.
+    """
+    registry = registry or default_registry()
+    directory = Path(directory)
+    place = absolute(directory)  # whatever a constructor does to the working folder
+    if isinstance(backends, str):
+        raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
+    settings = dict(settings or {})
+    check_place(place, force)
+    makers = {
+        registry.export_backend_entry(name).name: open_backend(registry, name, settings.pop(name, {}))
+        for name in dict.fromkeys(backends)  # each may be distribution:name; files and records have the name
+    }
+    if settings:
+        raise SpecError(f"settings: expected those of the backends, got some of {', '.join(sorted(settings))}.")
+    owner = f"strategy {spec.entry.name!r}"
+    module = _copy_of(owner, spec, module)
+    state = state_of(owner, module)
+    progress("golden cases")
+    signature, layout = _signature(owner, spec, module, layout)
+    golden = make_golden(owner, module, signature.input, signature.outputs, signature.lengths)
+    manifest = _describe(spec, module, layout, signature, golden, registry)
+    rebuilt = _rebuilt(owner, module, manifest, state, golden, registry)
+    files = {
+        WEIGHTS: save_tensors(state, manifest.describe()),
+        GOLDEN: save_tensors(golden.tensors),
+    }
+    with _readable(owner):
+        read_header(f"bundle to be: {WEIGHTS}", files[WEIGHTS])
+    records = []
+    for program, record in make_programs(makers, rebuilt, files[WEIGHTS], manifest, golden, signature, progress):
+        files[program.file] = program.data
+        records.append(record)
+    manifest = replace(
+        manifest,
+        programs=tuple(records),
+        files={name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
+    )
+    text = manifest.to_bytes()
+    with _readable(owner):
+        if len(text) > MAX_MANIFEST:
+            raise BundleError(f"{MANIFEST}: expected at most {MAX_MANIFEST} bytes, got {len(text)}.")
+        parse_manifest("to be", text)
+    progress("writing")
+    write_folder(place, {**files, MANIFEST: text}, force)
+    return Exported(directory, hashlib.sha256(text).hexdigest(), manifest)
+
+
+# ---- export, step by step
+
+
+def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
+    check_whole(owner, module)
+    module = unwrapped(module)
+    holder = _conditioner_of(module) or module
+    readout = unwrapped(holder.readout) if isinstance(holder, (Conditioner, AttachedReadout)) else holder
+    wanted = spec.readout_class
+    if isinstance(wanted, type) and type(readout) is not wanted:
+        raise ExportError(
+            f"{owner}: expected a {wanted.__name__} or a Conditioner around it, got {type(readout).__name__}"
+            f"{'; use its .module' if isinstance(getattr(readout, 'module', None), wanted) else ''}."
+        )
+    copied = copy_of(owner, module).cpu().eval()
+    if isinstance(copied, ATTACHED):
+        persist_buffers(copied.tokens)
+    return copied
+
+
+def _conditioner_of(module: nn.Module) -> Conditioner | None:
+    module = unwrapped(module.conditioner) if isinstance(module, AttachedConditioner) else module
+    return module if isinstance(module, Conditioner) else None
+
+
+def _signature(
+    owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None
+) -> tuple[Signature, TokenLayout | None]:
+    if layout is not None and not isinstance(layout, TokenLayout):
+        raise ExportError(f"{owner}: layout: expected a TokenLayout, got {layout!r}.")
+    if isinstance(module, (Conditioner, *ATTACHED)):
+        if layout not in (None, module.layout):
+            raise ExportError(f"{owner}: layout: expected the module's own, got {layout}.")
+        layout = module.layout
+    images = _image_sizes(owner, module) if isinstance(module, ATTACHED) else None
+    if layout is not None and _conditioner_of(module):
+        signature = signature_of_conditioner(owner, module, layout, images)
+    elif images:
+        signature = signature_of_readout(owner, module, images, spec.cond_dim, IMAGES)
+    else:
+        signature = signature_of_readout(owner, module, (spec.num_registers, spec.hidden_dim), spec.cond_dim)
+    sizes = (spec.num_registers, spec.hidden_dim)
+    if layout is not None and (layout.num_registers, layout.hidden_dim) != sizes:
+        raise ExportError(
+            f"{owner}: layout: expected num_registers={sizes[0]} and hidden_dim={sizes[1]}, got {layout.num_registers} "
+            f"and {layout.hidden_dim}."
+        )
+    return signature, layout
+
+
+def _image_sizes(owner: str, module: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
+    """The sizes of the backbone's inputs, which a program has fixed."""
+    if isinstance(module.source, RegplugError):
+        raise ExportError(f"{owner}: expected a backbone that a bundle can name, got: {module.source}")
+    try:
+        return input_shape(module)
+    except SpecError as error:
+        raise ExportError(f"{owner}: {error}") from error
+
+
+def _describe(
+    spec: ReadoutSpec,
+    module: nn.Module,
+    layout: TokenLayout | None,
+    signature: Signature,
+    golden: GoldenSet,
+    registry: Registry,
+) -> Manifest:
+    if spec.entry.provenance is None:
+        raise ExportError(
+            f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; "
+            "a bundle names its strategy."
+        )
+    conditioner = _conditioner_of(module)
+    film = describe_film(conditioner, registry) if conditioner else None
+    backbone = describe_backbone(module)
+    return Manifest(
+        bundle_format=BUNDLE_FORMAT,
+        holds="conditioner" if conditioner else "readout",
+        strategy=spec.strategy,
+        num_registers=spec.num_registers,
+        hidden_dim=spec.hidden_dim,
+        options=spec.as_dict()["options"],
+        cond_dim=spec.cond_dim,
+        layout=None if layout is None else LayoutRecord(**vars(layout)),
+        film=film,
+        backbone=backbone,
+        input=signature.input,
+        outputs=signature.outputs,
+        golden=golden.golden,
+        programs=(),
+        files={},
+        provenance=BundleProvenance(
+            packages=packages_of(
+                module,
+                spec.entry,
+                registry.film_entry(film.generator) if film else None,
+                registry.backbone_entry(backbone.name) if backbone else None,
+            ),
+            torch=torch.__version__,
+            python=platform.python_version(),
+            cpu=cpu_capability(),
+        ),
+    )
+
+
+def _rebuilt(
+    owner: str,
+    module: nn.Module,
+    manifest: Manifest,
+    state: Mapping[str, Tensor],
+    golden: GoldenSet,
+    registry: Registry,
+) -> nn.Module:
+    """The module that the bundle's data gives, which programs are made of: it has no hook that somebody added.
+
+    Raises:
+        ExportError: It is another than the one that is exported, so nobody could load that.
+    """
+    try:
+        rebuilt = rebuild("to be", manifest, state, registry)
+        results = [
+            compare(module_run("to be", rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases
+        ]
+    except RegplugError as error:
+        if text := weights_computed(module):
+            raise ExportError(f"{owner}: {text}") from error
+        raise ExportError(f"{owner}: expected a module that its spec rebuilds, got another: {error}") from error
+    why = "was it changed after spec.build()"
+    if hooks := hooks_of(module):
+        why = f"does a hook change them ({', '.join(hooks)})"
+    elif manifest.backbone is not None:
+        why += ", or its backbone built with options that nothing in it tells"
+    for result in results:
+        if not result.ok:
+            raise ExportError(
+                f"{owner}: expected a module that its spec rebuilds, got one whose outputs differ by "
+                f"{result.error:.3g} in case '{result.case}'; {why}?"
+            )
+    if isinstance(rebuilt, ATTACHED):
+        persist_buffers(rebuilt.tokens)
+    return rebuilt
+
+
+@contextmanager
+def _readable(owner: str) -> Iterator[None]:
+    """Refuse to write what no reader would take: options too large or too deep, thousands of weights."""
+    try:
+        yield
+    except BundleError as error:
+        raise ExportError(f"{owner}: expected a bundle that can be read, got: {error}") from error

@@ -1,0 +1,128 @@
+"""Finds what a module takes and gives by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from regplug.backends.interface import flatten
+from regplug.errors import ExportError, class_name, told
+from regplug.format.manifest import IMAGES, Input, Output
+from regplug.format.weights import dtype_name
+from regplug.registry.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a module takes and gives, and the second sizes of the input that its golden cases use in turn."""
+
+    input: Input
+    outputs: tuple[Output, ...]
+    lengths: Sequence[int]
+
+
+def signature_of_readout(
+    owner: str, module: nn.Module, sizes: Sequence[int], cond_dim: int, name: str = "registers"
+) -> Signature:
+    """The signature of a readout, ``[B, R, D] -> [B, cond_dim]``, or of one with its backbone.
+
+    Args:
+        owner: The strategy, for messages.
+        module: In eval mode, on the CPU.
+        sizes: Those of the input, without the batch: ``(R, D)``, or ``(C, H, W)``.
+        cond_dim: The width that it must give.
+        name: The input's name: ``images`` with a backbone.
+
+    Raises:
+        ExportError: It does not run, or gives something else.
+    """
+    dtype = _dtype_of(owner, module)
+    shapes, min_batch = _run(owner, module, dtype, sizes)
+    if shapes != [(dtype, [cond_dim])]:
+        raise ExportError(f"{owner}: expected {dtype} [B, {cond_dim}], got {_spell(shapes)}.")
+    return Signature(
+        Input(name, dtype, ("B", *sizes), min_batch, None),
+        (Output("conditioning", dtype, ("B", cond_dim)),),
+        [sizes[0]],
+    )
+
+
+def signature_of_conditioner(
+    owner: str, module: nn.Module, layout: TokenLayout, images: Sequence[int] | None = None
+) -> Signature:
+    """The signature of a conditioner, ``[B, T, D] -> [(gamma, beta), ...]``, or of one with its backbone.
+
+    Args:
+        owner: The strategy, for messages.
+        module: In eval mode, on the CPU.
+        layout: Where the registers sit.
+        images: With a backbone, the sizes of its input without the batch, ``(C, H, W)``.
+
+    Raises:
+        ExportError: It does not run, or gives something else.
+    """
+    dtype = _dtype_of(owner, module)
+    least = layout.num_tokens or layout.min_tokens
+    shapes, min_batch = _run(owner, module, dtype, images or (least, layout.hidden_dim))
+    gammas, betas = shapes[0::2], shapes[1::2]
+    if not shapes or gammas != betas or any(found != dtype or len(shape) != 1 for found, shape in shapes):
+        raise ExportError(f"{owner}: expected pairs of {dtype} [B, width], got {_spell(shapes)}.")
+    outputs = [
+        Output(f"{word}_{layer}", dtype, ("B", shape[0]))
+        for layer, (_, shape) in enumerate(gammas)
+        for word in ("gamma", "beta")
+    ]
+    if images:
+        return Signature(Input(IMAGES, dtype, ("B", *images), min_batch, None), tuple(outputs), [images[0]])
+    middle: int | str = layout.num_tokens or "T"
+    lengths = [least] if layout.num_tokens else [least, least + 1, least + 4]
+    return Signature(
+        Input("tokens", dtype, ("B", middle, layout.hidden_dim), min_batch, least), tuple(outputs), lengths
+    )
+
+
+def _dtype_of(owner: str, module: nn.Module) -> str:
+    # a backbone keeps its rotary tables in float32, whatever it computes in
+    weights = [tensor for name, tensor in module.named_buffers() if not name.startswith("tokens.")]
+    found = {dtype_name(tensor) for tensor in (*module.parameters(), *weights) if tensor.is_floating_point()}
+    if len(found) > 1:
+        got = " and ".join(sorted(found))
+        raise ExportError(f"{owner}: expected weights of one dtype, got {got}; use module.to(dtype) on the whole.")
+    return found.pop() if found else "float32"
+
+
+def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tuple[list[tuple[str, list[int]]], int]:
+    """Dtype and shape without batch of each output, and the smallest batch that runs."""
+
+    def forward(batch: int) -> list[tuple[str, list[int]]]:
+        given = torch.zeros(batch, *sizes, dtype=getattr(torch, dtype), device="cpu")
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            outputs = flatten(module(given))
+        if any(output.dim() < 1 or output.shape[0] != batch for output in outputs):
+            raise ExportError(
+                f"{owner}: expected outputs with {batch} samples, got {[list(output.shape) for output in outputs]}."
+            )
+        return [(dtype_name(output), list(output.shape[1:])) for output in outputs]
+
+    try:
+        given = forward(1)
+    except ExportError:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a forward raises means: not this input
+        raise ExportError(
+            f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {class_name(error)}: {told(error)}"
+        ) from error
+    try:
+        min_batch = 0 if forward(0) == given else 1
+    except (Exception, SystemExit):  # an unchanged module may refuse an empty batch, by an assert too
+        min_batch = 1
+    return given, min_batch
+
+
+def _spell(shapes: list[tuple[str, list[int]]]) -> str:
+    return ", ".join(f"{dtype} [B, {', '.join(map(str, shape))}]" for dtype, shape in shapes) or "nothing"

@@ -1,0 +1,140 @@
+"""The parity gate: makes the programs of a bundle, and lets none through that is further from the truth than it may."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regplug.backends.cpu import fitting
+from regplug.backends.interface import ExportBackend, Program, Source
+from regplug.bundle.golden import SEED, CaseError, GoldenSet, compare, make_golden
+from regplug.bundle.io_signature import Signature
+from regplug.bundle.machine_paths import check_traces
+from regplug.bundle.nonfinite import lost_nan, with_nan
+from regplug.bundle.program import LoadedProgram, open_run
+from regplug.errors import BundleError, ExportError, PluginError, ShapeError
+from regplug.format.manifest import WEIGHTS, CaseResult, Manifest, ProgramRecord
+from regplug.format.safetensors_header import stored_tensors
+from regplug.format.weights import load_tensors
+from regplug.registry.entries import FILE_NAME
+
+
+def make_programs(
+    makers: Mapping[str, ExportBackend],
+    module: nn.Module,
+    weights: bytes,
+    manifest: Manifest,
+    golden: GoldenSet,
+    signature: Signature,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[Program, ProgramRecord]]:
+    """Every backend's programs, each proven equal to eager with the trained weights and with others.
+
+    Args:
+        makers: The backends, by name.
+        module: In eval mode, on the CPU.
+        weights: The bundle's weights file.
+        manifest: What the module is.
+        golden: Its golden cases.
+        signature: What it takes and gives.
+        progress: Called with a word on each step.
+
+    Raises:
+        ExportError: A backend cannot make a program of it, or the program leaves its tolerance.
+        PluginError: A backend names its file otherwise than it must.
+    """
+    if not makers:
+        return
+    owner = f"bundle to be: {WEIGHTS}"
+    case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
+    sets = [(load_tensors(owner, weights), golden), _other_weights(manifest.strategy, module, signature)]
+    for name, maker in makers.items():
+        progress(f"program {name}")
+        source = Source(
+            copy.deepcopy(module),
+            golden.input(case),
+            signature.input,
+            signature.outputs,
+            stored_tensors(owner, weights),
+            manifest.describe(),
+            lambda step, name=name: progress(f"program {name}: {step}"),  # type: ignore[misc]
+        )
+        for program in maker.export(source):
+            if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
+                raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
+            check_traces(f"program {name!r}: {program.file}", program.data)
+            loaded, record = _gate(name, maker, program, manifest, sets)
+            _check_nan(name, loaded, module, signature)
+            yield program, record
+
+
+def _gate(
+    name: str,
+    maker: ExportBackend,
+    program: Program,
+    manifest: Manifest,
+    sets: Sequence[tuple[Mapping[str, Tensor], GoldenSet]],
+) -> tuple[LoadedProgram, ProgramRecord]:
+    """Hold a program to the parity gate with each set of weights, opened as a user will open it.
+
+    Returns:
+        The program with the first set, and what the manifest says of it.
+    """
+    recorded: list[CaseError] = []
+    opened: list[LoadedProgram] = []
+    for state, golden in sets:
+        try:
+            fitting(f"program {name!r}", [program], [program.properties])
+            loaded = LoadedProgram(name, manifest, "", open_run(maker, f"bundle to be: {WEIGHTS}", program, state))
+            results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
+        except (BundleError, ShapeError) as error:
+            raise ExportError(f"program {name!r}: expected a program that runs, got: {error}") from error
+        for result in results:
+            if not result.ok:
+                raise ExportError(
+                    f"program {name!r}: case '{result.case}': error {result.error:.3g} is above the tolerance "
+                    f"{result.tolerance:.3g}; nothing was written."
+                )
+        recorded = recorded or results
+        opened.append(loaded)
+    cases = {result.case: CaseResult(result.error, result.tolerance) for result in recorded}
+    return opened[0], ProgramRecord(name, program.file, dict(program.properties), cases)
+
+
+def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: Signature) -> None:
+    """Refuse a program that makes a number of a NaN: in a broken input nobody would notice it."""
+    shape = [signature.lengths[0], *(int(size) for size in signature.input.shape[2:])]
+    for case, given in with_nan(shape, getattr(torch, signature.input.dtype)):
+        number = lost_nan(loaded.run_flat, module, given)
+        if number is not None:
+            raise ExportError(
+                f"program {name!r}: {signature.input.name} with {case}: expected NaN as eager gives, got {number:.3g}; "
+                "nothing was written."
+            )
+
+
+def _other_weights(owner: str, module: nn.Module, signature: Signature) -> tuple[Mapping[str, Tensor], GoldenSet]:
+    """A second set of weights, and its golden cases: shows a program that has baked weights in.
+
+    It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something
+    to be wrong about. Away from zero, so that a variance stays positive.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    other = copy.deepcopy(module)
+    moved = {
+        key: value + _step(value, generator) if value.is_floating_point() else value
+        for key, value in module.state_dict().items()
+    }
+    other.load_state_dict(moved)
+    return moved, make_golden(owner, other, signature.input, signature.outputs, signature.lengths)
+
+
+def _step(value: Tensor, generator: torch.Generator) -> Tensor:
+    """How far each number goes: less in a wide matrix, whose sums would saturate what follows in a deep network."""
+    summed = value[0].numel() if value.dim() > 1 and len(value) > 1 else 1
+    size = min(0.05, 0.4 / summed**0.5) if summed else 0.0
+    drawn = size * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)
+    return torch.where(value < 0, -drawn, drawn)

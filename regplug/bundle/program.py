@@ -1,0 +1,209 @@
+"""A loaded program: whatever backend made it, every input is checked before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from regplug.backends.interface import ExportBackend, Program, Run
+from regplug.bundle.golden import GoldenSet, compare
+from regplug.errors import BundleError, RegplugError, ShapeError, told
+from regplug.format.manifest import SMOKE_CASE, Input, Manifest
+from regplug.format.weights import dtype_name
+from regplug.torch_private import is_plain, without_subclass
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
+
+
+class LoadedProgram:
+    """A program of a bundle, ready to be called as the module was.
+
+    Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
+    gives the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` where the backbone is inside. Views
+    and slices are welcome, lazily negated and conjugated ones too: the input is made plain and contiguous.
+
+    Args:
+        backend: The name of the export backend that made it.
+        manifest: The bundle's manifest.
+        digest: The bundle's digest.
+        run: What the backend's ``open`` gave.
+
+    It is pickled as what was loaded: the bundle's path and digest. Where it is unpickled, the bundle is opened again,
+    if it is still the same.
+    """
+
+    def __init__(self, backend: str, manifest: Manifest, digest: str, run: Run) -> None:
+        self.reopen: Callable[[], LoadedProgram] | None = None  # set by ``load``
+        self.backend = backend
+        self.manifest = manifest
+        self.digest = digest
+        self._run = run
+        self._owner = f"program '{backend}'"
+
+    @property
+    def cond_dim(self) -> int:
+        """Width of the conditioning vector."""
+        return self.manifest.cond_dim
+
+    def __call__(self, given: Tensor) -> Tensor | list[tuple[Tensor, Tensor]]:
+        """Run the program. The result is an inference tensor, without gradient: ``clone()`` it before autograd sees it.
+
+        Raises:
+            ShapeError: Rank, R, D, T, batch, dtype or device is not what the program takes.
+            BundleError: The program fails while it runs.
+        """
+        outputs = self.run_flat(given)
+        if self.manifest.holds == "readout":
+            return outputs[0]
+        return list(zip(outputs[0::2], outputs[1::2], strict=True))
+
+    def __reduce__(self) -> tuple[Callable[[], LoadedProgram], tuple[()]]:
+        """The call of ``load`` that gives the program again.
+
+        Raises:
+            BundleError: Its registry is known in this process alone.
+        """
+        if self.reopen is None:
+            raise BundleError(
+                f"{self._owner}: expected to be pickled as a bundle's path and digest, got a program of a registry of "
+                "this process; load it in the worker: regplug.load(path, program=..., digest=...)."
+            )
+        return self.reopen, ()
+
+    def __deepcopy__(self, memo: object) -> LoadedProgram:
+        """The program itself: nothing in it changes."""
+        return self
+
+    def run_flat(self, given: Tensor) -> list[Tensor]:
+        """As a call, with the outputs as one list in the manifest's order."""
+        if type(given) is not Tensor or not is_plain(given):
+            given = _plain(self._owner, self.manifest.input, given)
+        check_input(self._owner, self.manifest.input, given)
+        if not given.shape[0]:
+            return self._nothing()
+        if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype, whatever surrounds it
+            with torch.autocast("cpu", enabled=False):
+                return self.run_flat(given)
+        taken = given.untyped_storage().data_ptr()
+        if not taken:  # resized away, as FSDP does with weights that it has sharded
+            raise ShapeError(f"{self._owner}: expected a tensor with memory, got one whose storage was freed.")
+        try:
+            with torch.inference_mode():
+                outputs = self._run(given.contiguous())
+        except (RegplugError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a program fails in whatever way its runtime does, SystemExit among them
+            raise BundleError(f"{self._owner}: {told(error)}") from error
+        check_outputs(self._owner, self.manifest, outputs, given.shape[0])
+        # a module may give back a view of its input; the caller's next write there must not change it
+        return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
+
+    def _nothing(self) -> list[Tensor]:
+        """The outputs of no sample. No program is asked: attention divides by the batch, which ends a C++ process."""
+        with torch.inference_mode():
+            return [
+                torch.empty(0, int(output.shape[1]), dtype=DTYPES[output.dtype], device="cpu")
+                for output in self.manifest.outputs
+            ]
+
+    def check(self, path: str, golden: GoldenSet, factor: float) -> None:
+        """Run the case ``batch_1`` once.
+
+        Raises:
+            BundleError: The program fails, or is further from the truth than the tolerance.
+        """
+        case = next(case for case in golden.golden.cases if case.case == SMOKE_CASE)
+        result = compare(self.run_flat, golden, case, self.manifest.outputs, factor)
+        if not result.ok:
+            raise BundleError(
+                f"bundle {path}: {self._owner}: case '{case.case}': error {result.error:.3g} is above the tolerance "
+                f"{result.tolerance:.3g}."
+            )
+
+
+def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
+    """``backend.open``; whatever the runtime raises is a BundleError.
+
+    Args:
+        backend: The program's export backend.
+        owner: The program's weights file, for messages.
+        program: The program.
+        weights: The module's state dict.
+
+    Raises:
+        BundleError: It does not open, or wants other weights.
+    """
+    try:
+        return backend.open(owner, program, weights)
+    except (RegplugError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a runtime has exceptions of its own, below BaseException too
+        raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
+
+
+def _plain(owner: str, signature: Input, given: Tensor) -> Tensor:
+    """The numbers of a tensor that is not a plain one, as a plain one: compiled code reads memory and nothing else.
+
+    Raises:
+        ShapeError: It has none in the CPU's memory, or is none.
+    """
+    if not isinstance(given, Tensor):
+        raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
+    if type(given).__torch_dispatch__ is Tensor.__torch_dispatch__ and not given.is_nested:
+        if given.layout == torch.strided and given.device.type == "cpu":
+            plain = without_subclass(given).resolve_neg().resolve_conj()
+            if is_plain(plain):
+                return plain
+        check_input(owner, signature, given)  # says more of another dtype, layout or device
+    raise ShapeError(
+        f"{owner}: expected a plain tensor, got {_kind_of(given)}; call the program with plain tensors, outside of "
+        "torch.func's transforms."
+    )
+
+
+def _kind_of(given: Tensor) -> str:
+    if given.is_nested:
+        return "a nested one"
+    return type(given).__name__ if type(given) is not Tensor else "one that holds no numbers of its own"
+
+
+def check_input(owner: str, signature: Input, given: Tensor) -> None:
+    """Refuse what the program would read past, or answer wrongly.
+
+    Raises:
+        ShapeError: Rank, sizes, batch, dtype or device is not what the signature says.
+    """
+    sizes, least, wanted = list(given.shape), "", signature.shape
+    fits = len(sizes) == len(wanted) and all(w in ("B", "T", size) for w, size in zip(wanted, sizes, strict=True))
+    if fits and sizes[0] < signature.min_batch:
+        least = f" with B >= {signature.min_batch}"
+    elif fits and sizes[1] < (signature.min_tokens or 0):
+        least = f" with T >= {signature.min_tokens}"
+    if not fits or least:
+        wanted_shape = ", ".join(map(str, wanted))
+        raise ShapeError(f"{owner}: expected {signature.name} [{wanted_shape}]{least}, got {sizes}.")
+    if given.dtype != DTYPES[signature.dtype]:
+        raise ShapeError(f"{owner}: expected dtype {signature.dtype}, got {dtype_name(given)}.")
+    if given.device.type != "cpu":
+        raise ShapeError(f"{owner}: expected device cpu, got {given.device}.")
+    if given.layout != torch.strided:
+        raise ShapeError(f"{owner}: expected a dense tensor, got another layout.")
+
+
+def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], batch: int) -> None:
+    """Refuse outputs that are not what the manifest promises.
+
+    Raises:
+        ShapeError: Their number, shapes or dtypes differ.
+    """
+    promised = manifest.outputs
+    fits = len(outputs) == len(promised) and all(
+        got.shape == (batch, wanted.shape[1]) and got.dtype == DTYPES[wanted.dtype]
+        for got, wanted in zip(outputs, promised, strict=True)
+    )
+    if not fits:  # the texts are made only here: this runs on every call
+        expected = ", ".join(f"{output.dtype} {[batch, output.shape[1]]}" for output in promised)
+        given = ", ".join(f"{dtype_name(output)} {list(output.shape)}" for output in outputs)
+        raise ShapeError(f"{owner}: expected outputs [{expected}], got [{given}].")

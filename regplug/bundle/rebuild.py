@@ -1,0 +1,188 @@
+"""Makes the module that a bundle describes out of the installed classes: data in, no code of the bundle run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.bundle.outline import build_outlined
+from regplug.errors import BundleError, ExportError, NameLookupError, RegplugError, SpecError
+from regplug.format.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
+from regplug.format.strict_json import printable
+from regplug.format.weights import check_state, load_state, types_of
+from regplug.nn.attach import AttachedConditioner, AttachedReadout, BackboneSource
+from regplug.nn.backbone import build_backbone
+from regplug.nn.conditioner import Conditioner
+from regplug.nn.pairing import film_family
+from regplug.nn.tokens import tokens_of
+from regplug.registry.cond_dim import construct
+from regplug.registry.entries import FiLMEntry
+from regplug.registry.layout import TokenLayout
+from regplug.registry.options import bind, stored_options
+from regplug.registry.references import load_reference, reference_of
+from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec, specify
+from regplug.torch_private import persist_buffers
+
+ATTACHED = (AttachedReadout, AttachedConditioner)
+ALWAYS_ALLOWED = 1 << 16  # a count of so many takes no time and no memory
+
+
+def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry: Registry) -> nn.Module:
+    """The readout or conditioner that the manifest describes, with its backbone if it has one, in eval mode.
+
+    The caller's random state is left alone, and so are default device and dtype.
+
+    Args:
+        path: The bundle's folder, for messages.
+        manifest: What to build; names are looked up, never imported by path.
+        state: The weights.
+        registry: Where the names are looked up.
+
+    Raises:
+        NameLookupError: The strategy, the FiLM generator or the backbone is not installed.
+        PluginError: The plugin that offers it is broken.
+        BundleError: The installed class refuses the sizes or options, or has other weights or another width.
+    """
+    owner = f"bundle {path}: {WEIGHTS}"
+
+    def compare(outline: nn.Module) -> None:
+        if isinstance(outline, ATTACHED):
+            persist_buffers(outline.tokens)
+        check_state(owner, types_of(outline.state_dict()), state)
+
+    try:
+        _check_counts(path, manifest, state)
+        with torch.random.fork_rng(devices=[]):
+            module = build_outlined(lambda: _build(path, manifest, registry), compare, types_of(state))
+    except SpecError as error:
+        said = printable(str(error))  # it may quote an option
+        raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {said}") from error
+    undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) else None
+    load_state(owner, module, state)
+    if undo:
+        undo()
+    return module.eval()
+
+
+def _check_counts(path: str, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+    """Refuse an option that counts more than the bundle holds numbers: constructors loop over some counts.
+
+    Not of the strategy, where an integer may be a seed.
+
+    Raises:
+        BundleError: The integers of an option are together more than widths, lengths or layers can be here.
+    """
+    numbers = sum(tensor.numel() for tensor in state.values())
+    most = max(numbers, prod(size for size in manifest.input.shape if isinstance(size, int)), ALWAYS_ALLOWED)
+    film, backbone = manifest.film, manifest.backbone
+    counted = [(f"FiLM generator {film.generator!r}", film.options)] if film else []
+    counted += [(f"backbone {backbone.name!r}", backbone.options)] if backbone else []
+    for owner, options in counted:
+        for option, value in options.items():
+            if (total := _counted(value)) > most:
+                raise BundleError(
+                    f"bundle {path}: {owner}: option {option!r}: expected at most {most}, as many numbers as the "
+                    f"weights hold, got {total}."
+                )
+
+
+def _counted(value: object) -> int:
+    """All integers in a JSON value together, without their signs: a list may count for each of many stages."""
+    if isinstance(value, int):
+        return abs(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(_counted, items))
+
+
+def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
+    """The module with weights of its own, on the default device."""
+    entry = registry.readout_entry(manifest.strategy)
+    spec = specify(entry, manifest.num_registers, manifest.hidden_dim, manifest.options)
+    if spec.cond_dim != manifest.cond_dim:
+        raise BundleError(
+            f"bundle {path}: cond_dim: expected {manifest.cond_dim}, got {spec.cond_dim} from the installed "
+            f"{manifest.strategy}; it was made with {manifest.made_with}."
+        )
+    module = spec.build()
+    layout = manifest.token_layout
+    if manifest.film is not None and layout is not None:
+        family = registry.film_entry(manifest.film.generator)
+        film = _build_film(family, manifest)
+        module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order, registry=registry)
+    if manifest.backbone is not None and layout is not None:
+        module = _attach(path, manifest.backbone, layout, module, spec, registry)
+    return module.to(getattr(torch, manifest.input.dtype))
+
+
+def _attach(
+    path: str, record: BackboneRecord, layout: TokenLayout, module: nn.Module, spec: ReadoutSpec, registry: Registry
+) -> nn.Module:
+    """The backbone that the record names, with this readout or conditioner behind it."""
+    entry = registry.backbone_entry(record.name)
+    try:
+        network = build_backbone(entry, record.model, **record.options)
+        tokens, found = tokens_of(entry, network, record.normalized)
+    except (SpecError, NameLookupError) as error:
+        raise BundleError(f"bundle {path}: the installed {record.name}: {printable(str(error))}") from error
+    if found != layout:
+        raise BundleError(f"bundle {path}: layout: expected {layout}, got {found} from the installed {record.name}.")
+    source = BackboneSource(entry, record.model, record.options, record.normalized)
+    if isinstance(module, Conditioner):
+        return AttachedConditioner(tokens, module, spec, source)
+    return AttachedReadout(tokens, layout, module, spec, source)
+
+
+def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
+    """The conditioner's FiLM generator by registered name, with the options that its attributes tell.
+
+    Raises:
+        ExportError: Its class is not registered, or does not keep an option that it was built with.
+    """
+    film = conditioner.film
+    owner = f"FiLM generator {type(film).__name__}"
+    family = film_family(film, registry)
+    if family is None or reference_of(type(film)) != reference_of(family.build):
+        known = ", ".join(entry.full_name for entry in registry.film_entries())
+        raise ExportError(
+            f"{owner}: expected a registered class, got {reference_of(type(film))}; a bundle names its generator; "
+            f"known: {known}."
+        )
+    options = {}
+    for name, parameter in inspect.signature(type(film)).parameters.items():
+        if name == family.width:
+            continue
+        if hasattr(film, name):
+            options[name] = getattr(film, name)
+        elif parameter.default is inspect.Parameter.empty:
+            raise ExportError(f"{owner}: expected an attribute {name!r} as its constructor takes, got none.")
+    convention = conditioner.convention
+    # of the sizes only the word counts here: the width is the readout's
+    stored = stored_options(owner, type(film), {family.width: 0}, options)
+    return FiLMRecord(family.full_name, stored, convention.form, convention.order)
+
+
+def describe_backbone(module: nn.Module) -> BackboneRecord | None:
+    """The backbone inside an attached module, as the manifest names it.
+
+    Raises:
+        ExportError: It is of no installed plugin.
+    """
+    if not isinstance(module, ATTACHED) or isinstance(module.source, RegplugError):
+        return None
+    source = module.source
+    if source.entry.provenance is None:
+        raise ExportError(f"backbone {source.entry.name!r}: expected a registered one, got an entry of no plugin.")
+    return BackboneRecord(source.entry.full_name, source.model, source.options, source.normalized)
+
+
+def _build_film(family: FiLMEntry, manifest: Manifest) -> nn.Module:
+    owner = f"FiLM generator {family.name!r}"
+    build = load_reference(owner, family.build)
+    options: Mapping[str, Any] = manifest.film.options if manifest.film else {}
+    return construct(owner, build, bind(owner, build, {family.width: manifest.cond_dim}, options))

@@ -1,0 +1,246 @@
+"""Checks a bundle again: files and digests, eager against golden, and on request every program."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from regplug.backends.cpu import missing_flags
+from regplug.backends.inductor_folder import private_inductor_folder
+from regplug.backends.interface import flatten
+from regplug.bundle.golden import GoldenSet, compare
+from regplug.bundle.load import golden_of, module_run, open_program, tolerance_factor, weights_of
+from regplug.bundle.program import LoadedProgram
+from regplug.bundle.rebuild import rebuild
+from regplug.bundle.sign import read_signed_bundle
+from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, message_of, told
+from regplug.format.manifest import IMAGES, Input, Manifest, ProgramRecord
+from regplug.format.read_bundle import BundleFiles, read_bundle
+from regplug.format.working_directory import GONE, is_gone
+from regplug.registry.default import default_registry
+from regplug.registry.registry import Registry
+from regplug.registry.tracebacks import show_traceback
+from regplug.torch_private import mark_dynamic_batch
+
+MEASURED_AGAIN = 16  # so many times the error, and units in the last place, may lie between two machines
+
+NO_COMPILER = "No working C++ compiler found"  # Inductor says so; which names it tries is its own to know
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row: what was run, on which case, and what came of it.
+
+    ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse),
+    ``not installed``, ``not applicable`` (torch.compile where there is no C++ compiler), or ``other CPU`` (compiled for
+    one that this is not).
+    ``error`` and ``tolerance`` are None where nothing was compared; ``detail`` says why a run gave no output.
+    """
+
+    program: str
+    case: str
+    verdict: str
+    error: float | None = None
+    tolerance: float | None = None
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether this row is as it must be."""
+        return self.verdict not in ("failed", "accepted")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` found in a bundle whose files are complete and unchanged.
+
+    Args:
+        directory: The bundle's folder.
+        digest: Its digest.
+        manifest: Its manifest.
+        checks: One row for each program and case, eager first.
+        passed_over: What else is in the folder: nobody opens it, no digest and no signature covers it.
+    """
+
+    directory: Path
+    digest: str
+    manifest: Manifest
+    checks: tuple[Check, ...]
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row is as it must be."""
+        return all(check.ok for check in self.checks)
+
+
+def verify(
+    directory: str | os.PathLike[str],
+    *,
+    programs: bool = False,
+    digest: str | None = None,
+    public_key: str | os.PathLike[str] | None = None,
+    signature: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+    registry: Registry | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Verification:
+    """Check a bundle: every file and digest, and the installed class against every golden case.
+
+    Args:
+        directory: The bundle's folder.
+        programs: Also run every program of the bundle, and ``torch.compile(fullgraph=True)`` of the loaded module,
+            on every golden case, and see that each program refuses wrong inputs. Runs the bundle's code.
+        digest: The manifest's sha256 that the bundle must have.
+        public_key: The key that must have signed it, PEM; None asks for no signature.
+        signature: The signature's file; ``DIRECTORY.sig`` beside the folder when None.
+        follow_links: Allow symbolic links to files.
+        registry: Where names are looked up; the installed plugins when None.
+        progress: Called with a word on each step.
+
+    Raises:
+        BundleError: A file is missing, added, changed or malformed, or no signature is by this key and of this bundle.
+        NameLookupError: The strategy is not installed; with ``programs`` that is a row instead, for programs run
+            without it.
+    """
+    registry = registry or default_registry()
+    if is_gone():
+        raise BundleError(f"bundle {os.fspath(directory)}: {GONE}.")
+    read = _reader(public_key, signature)
+    files = read(directory, digest=digest, follow_links=follow_links, keep=lambda program: programs)
+    golden = golden_of(files)
+    checks: list[Check] = []
+    try:
+        progress("eager")
+        module = rebuild(files.path, files.manifest, weights_of(files), registry)
+    except NameLookupError:
+        if not programs:
+            raise
+        checks.append(Check("eager", "-", "not installed"))
+    else:
+        owner = f"bundle {files.path}: the installed {files.manifest.strategy}"
+        checks += _check_eager(module_run(owner, module), files.manifest, golden)
+        if programs:
+            progress("compiling the installed class with torch.compile")
+            checks += _check_compiled(module, files.manifest, golden)
+    if programs:
+        for record in files.manifest.programs:
+            name = " ".join(filter(None, (record.backend, record.properties.get("isa"))))
+            progress(f"program {name}")
+            checks += _check_program(name, files, record, registry, golden)
+    return Verification(Path(files.path), files.digest, files.manifest, tuple(checks), files.passed_over)
+
+
+def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
+    """Inputs that every program must refuse, each with its name."""
+    _, middle, *rest = signature.shape
+    length = signature.min_tokens or int(middle)
+    sizes = [length, *map(int, rest)]
+    dtype = getattr(torch, signature.dtype)
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    zeros = functools.partial(torch.zeros, device="cpu")  # a caller's default device is no wrong input of these
+    words = ["C", "H", "W"] if signature.name == IMAGES else ["R", "D"]
+    for index, word in enumerate(words[: len(sizes)]):
+        less = [size - (place == index) for place, size in enumerate(sizes)]
+        more = [size + (place == index) for place, size in enumerate(sizes)]
+        if index > 0:
+            yield f"wrong {word}", zeros(2, *more, dtype=dtype)
+        elif middle == "T":
+            yield "too few tokens", zeros(2, *less, dtype=dtype)
+        else:
+            yield f"wrong {word}", zeros(2, *less, dtype=dtype)
+            yield f"wrong {word}, more", zeros(2, *more, dtype=dtype)
+    yield "wrong rank", zeros(sizes, dtype=dtype)
+    yield "wrong dtype", zeros(2, *sizes, dtype=other)
+
+
+def _reader(
+    public_key: str | os.PathLike[str] | None, signature: str | os.PathLike[str] | None
+) -> Callable[..., BundleFiles]:
+    if public_key is not None:
+        return functools.partial(read_signed_bundle, public_key=public_key, signature=signature)
+    if signature is not None:
+        raise SpecError("signature: expected a public key beside it, got none.")
+    return read_bundle
+
+
+def _check_eager(run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet) -> Iterator[Check]:
+    """Every case, and whether eager's error is of the size that the manifest says: the tolerance follows from it."""
+    names = [output.name for output in manifest.outputs]
+    rounding = torch.finfo(getattr(torch, manifest.input.dtype)).eps
+    for check, case in zip(_run_cases("eager", run, manifest, golden), golden.golden.cases, strict=True):
+        most = MEASURED_AGAIN * ((check.error or 0.0) + rounding * golden.scale(case, names))
+        if check.ok and case.eager_error > most:
+            detail = f"case '{case.case}': eager_error: expected at most {most:.3g} as measured here, got "
+            yield replace(check, verdict="failed", detail=f"{detail}{case.eager_error:.3g}.")
+        else:
+            yield check
+
+
+def _check_program(
+    name: str, files: BundleFiles, record: ProgramRecord, registry: Registry, golden: GoldenSet
+) -> Iterator[Check]:
+    if missing := missing_flags(record.properties):
+        yield Check(name, "-", "other CPU", detail=f"program '{name}': not run here, wants {' '.join(missing)}.")
+        return
+    loaded = open_program(files, record, registry)
+    yield from _run_cases(name, loaded.run_flat, files.manifest, golden)
+    for case, given in wrong_inputs(files.manifest.input):
+        yield Check(name, case, "refused" if _refuses(loaded, given) else "accepted")
+
+
+def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) -> list[Check]:
+    try:
+        with private_inductor_folder():
+            return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
+    except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
+        show_traceback(error)
+        if NO_COMPILER in message_of(error.__cause__ or error):
+            detail = "no C++ compiler; programs need none to run"
+            return [Check("torch.compile", "-", "not applicable", detail=detail)]
+        return [Check("torch.compile", "-", "failed", detail=str(error))]
+    except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # no memory, as its parts say it
+        show_traceback(error)
+        detail = f"torch.compile: {type(error).__name__}: {told(error)}"
+        return [Check("torch.compile", "-", "failed", detail=detail)]
+
+
+def _refuses(program: LoadedProgram, given: Tensor) -> bool:
+    try:
+        program(given)
+    except ShapeError:
+        return True
+    return False
+
+
+def _run_cases(
+    name: str, run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet
+) -> Iterator[Check]:
+    factor = tolerance_factor(manifest)
+    for case in golden.golden.cases:
+        result = compare(run, golden, case, manifest.outputs, factor)
+        yield Check(name, case.case, "ok" if result.ok else "failed", result.error, result.tolerance)
+
+
+def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+    """``torch.compile(fullgraph=True)`` of the module, the batch marked as the one size that varies."""
+    torch.compiler.reset()  # or programs of an earlier module would count against the recompile limit
+    compiled = torch.compile(module, fullgraph=True)
+
+    def call(given: Tensor) -> list[Tensor]:
+        if given.shape[0] > 1:
+            mark_dynamic_batch(given)
+        try:
+            return flatten(compiled(given))
+        except RuntimeError as error:  # every error of Dynamo and Inductor is one
+            raise ExportError(
+                f"torch.compile: expected a program of {type(module).__name__}, got: {told(error)}"
+            ) from error
+
+    return call

@@ -1,0 +1,223 @@
+"""What a lone weights file says of itself; and sets a module's weights from one that fits it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from regplug.bundle.outline import build_outlined
+from regplug.bundle.rebuild import ATTACHED, describe_backbone, describe_film
+from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
+from regplug.format.manifest import BackboneRecord, FiLMRecord, FullName, LayoutRecord, Positive
+from regplug.format.mistaken import check_weights_file
+from regplug.format.safetensors_header import read_file, read_file_header, read_header
+from regplug.format.strict_json import one_of, read_as
+from regplug.format.weights import (
+    TensorType,
+    check_types,
+    load_state,
+    load_tensors,
+    parse_metadata,
+    stored_types,
+    types_of,
+)
+from regplug.nn.attach import AttachedConditioner
+from regplug.nn.conditioner import Conditioner
+from regplug.registry.default import default_registry
+from regplug.registry.deprecation import current_options
+from regplug.registry.entries import Entry, ReadoutEntry
+from regplug.registry.json_text import WrongValueError, parse_json
+from regplug.registry.layout import TokenLayout
+from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec
+from regplug.torch_private import outside_inference_mode, persist_buffers
+
+
+@dataclass(frozen=True)
+class WeightsNote:
+    """What a weights file of regplug says of itself; ``docs/bundle.md`` specifies it."""
+
+    holds: Annotated[str, one_of("readout", "conditioner")]
+    strategy: FullName
+    num_registers: Positive
+    hidden_dim: Positive
+    options: Mapping[str, Any]
+    film: FiLMRecord | None
+    layout: LayoutRecord | None
+    backbone: BackboneRecord | None
+
+
+def check_is_whole(path: str) -> None:
+    """Refuse a weights file that says it is of a readout or conditioner without its backbone.
+
+    Raises:
+        BundleError: It does, or the file is malformed.
+    """
+    owner = f"weights {path}"
+    check_weights_file(owner, path)
+    said = parse_metadata(owner, read_file_header(owner, path)[1])
+    if said and said.get("backbone") is None:
+        raise BundleError(
+            f"{owner}: expected the backbone's weights too, got a {said.get('holds')} alone, as `regplug import` "
+            "writes it; leave out --whole, or export what attach gave, in Python."
+        )
+
+
+def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
+    """What a weights file says of itself; None for one that says nothing.
+
+    Args:
+        path: The file.
+        strategy: What it must be of, if that is known.
+
+    Raises:
+        BundleError: The file is malformed, is of another strategy, or says what cannot be.
+        NameLookupError: There is no such strategy.
+    """
+    owner = f"weights {path}"
+    check_weights_file(owner, path)
+    said = _read_said(owner, read_file_header(owner, path)[1])
+    if not said:
+        return None
+    try:
+        note = read_as(WeightsNote, parse_json(json.dumps({"backbone": None, **said}).encode()))
+        if note.layout is not None:
+            TokenLayout(**vars(note.layout))
+    except (WrongValueError, SpecError) as error:
+        raise BundleError(f"{owner}: metadata: {error}.") from None
+    if note.backbone is not None:
+        raise BundleError(
+            f"{owner}: expected a readout or conditioner alone, got one behind {note.backbone.name!r}; "
+            "use --whole, --backbone and the strategy's name."
+        )
+    if (note.holds == "conditioner") != (note.film is not None) or (note.film is not None and note.layout is None):
+        raise BundleError(f"{owner}: metadata: expected film and layout of a conditioner and of nothing else.")
+    if strategy is not None:
+        _check_said(owner, {"strategy": default_registry().readout_entry(strategy).full_name}, said)
+    return note
+
+
+def build_filled(build: Callable[[], nn.Module], path: str, spec: ReadoutSpec) -> nn.Module:
+    """Build a module and set its weights from a safetensors file, which is compared before a weight is allocated.
+
+    Args:
+        build: Makes the module, on the default device; of sizes and options that the file may have told.
+        path: The file.
+        spec: What builds the readout.
+
+    Raises:
+        BundleError: The file is malformed, says that it is of another strategy, or does not fit.
+        SpecError: ``build`` refuses the sizes or options.
+    """
+    owner = f"weights {path}"
+    check_weights_file(owner, path)
+    tensors, metadata = read_file_header(owner, path)
+    types = stored_types(tensors)
+
+    def compare(outline: nn.Module) -> None:
+        _check_said(owner, _wanted(outline, spec), _read_said(owner, metadata))
+        _take_dtype(outline, types)
+        check_types(owner, types_of(outline.state_dict()), types)
+
+    module = build_outlined(build, compare, types)
+    return _filled(owner, module, load_tensors(owner, read_file(owner, path)))
+
+
+def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
+    """Set the module's weights from a safetensors file; the module takes the file's dtype.
+
+    Raises:
+        BundleError: The file is malformed, says that it is of another strategy, or does not fit.
+    """
+    owner = f"weights {path}"
+    check_weights_file(owner, path)
+    data = read_file(owner, path)
+    said = _read_said(owner, read_header(owner, data)[1])
+    _check_said(owner, _wanted(module, spec), said)
+    # a bundle's file has every buffer, what `state_dict()` gave has not
+    undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and said else None
+    _filled(owner, module, load_tensors(owner, data))
+    if undo:
+        undo()
+
+
+def _filled(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    _take_dtype(module, types_of(state))
+    load_state(owner, module, state)
+    return module
+
+
+def _take_dtype(module: nn.Module, types: Mapping[str, TensorType]) -> None:
+    dtypes = {dtype for name, _ in types.values() if (dtype := getattr(torch, name)).is_floating_point}
+    if len(dtypes) == 1:
+        with outside_inference_mode():
+            module.to(dtypes.pop())
+
+
+def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
+    """What a weights file of the module must say of itself, where it says anything."""
+    wanted = describe(module, spec, None, default_registry())
+    if wanted["holds"] == "readout":  # its layout is only a note
+        return {key: value for key, value in wanted.items() if key not in ("layout", "film")}
+    return wanted
+
+
+def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, registry: Registry) -> dict[str, Any]:
+    """What a weights file of the module says of itself, as JSON values.
+
+    Args:
+        module: The readout that the spec builds, a ``Conditioner`` around it, or what ``attach`` gave.
+        spec: What builds the readout.
+        layout: Where a readout's registers sit, to be noted; a conditioner has its own.
+        registry: Where the FiLM generator's name is looked up.
+
+    Raises:
+        RegplugError: The FiLM generator is not registered, or an option has no JSON form.
+    """
+    holds, film = "readout", None
+    conditioner = module.conditioner if isinstance(module, AttachedConditioner) else module
+    if isinstance(conditioner, Conditioner):
+        holds, layout = "conditioner", conditioner.layout
+        film = json.loads(json.dumps(asdict(describe_film(conditioner, registry))))
+    backbone = describe_backbone(module)
+    return {
+        **{key: value for key, value in spec.as_dict().items() if key != "cond_dim"},
+        "holds": holds,
+        "film": film,
+        "layout": None if layout is None else layout.as_dict(),
+        "backbone": None if backbone is None else json.loads(json.dumps(asdict(backbone))),
+    }
+
+
+def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the file says of itself, in the words that are current now: it may have been written before a renaming."""
+    said: dict[str, Any] = parse_metadata(owner, metadata)
+    registry = default_registry()
+    lookups: tuple[tuple[object, str, Callable[[str], Entry]], ...] = (
+        (said, "strategy", registry.readout_entry),
+        (said.get("film"), "generator", registry.film_entry),
+        (said.get("backbone"), "name", registry.backbone_entry),
+    )
+    for place, key, lookup in lookups:
+        if isinstance(place, dict) and isinstance(place.get(key), str) and ":" in place[key]:
+            with suppress(NameLookupError, PluginError, SpecError):  # what is not here is compared as it stands
+                entry = lookup(place[key])
+                place[key] = entry.full_name
+                if isinstance(entry, ReadoutEntry) and isinstance(said.get("options"), dict):
+                    said["options"] = current_options(f"strategy {entry.name!r}", said["options"], entry.old_options)
+    return said
+
+
+def _check_said(owner: str, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    for key, value in wanted.items():
+        if key == "backbone" and isinstance(value, dict) and isinstance(said.get(key), dict):
+            # a model may be spelled in several ways, and its weights tell two models apart
+            _check_said(owner, {word: value[word] for word in ("name", "normalized")}, said[key])
+        elif key in said and said[key] != value:
+            raise BundleError(f"{owner}: {key}: expected {value!r}, got {said[key]!r}, as the file says of itself.")

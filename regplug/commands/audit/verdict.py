@@ -1,0 +1,193 @@
+"""What an audit says of one FiLM input: its width follows the network's sizes, is wrong, or is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from regplug.commands.audit.inputs import BATCH
+from regplug.commands.audit.pieces import Cut
+from regplug.commands.audit.sizes import LETTERS, spell_sizes
+from regplug.commands.audit.wiring import Plan, Trace
+from regplug.registry.width_formula import UNKNOWN as NO_FORMULA
+from regplug.registry.width_formula import fit
+
+HELD_OUT = 2
+FOLLOWS, WRONG, UNKNOWN = "follows", "wrong", "unknown"
+
+
+class Refused(Protocol):
+    """Sizes that a network refused, and what it said."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The sizes."""
+
+    @property
+    def error(self) -> str:
+        """What it said."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A forward at some sizes."""
+
+    sizes: Mapping[str, int]
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One FiLM input: the width it wants and the width it is given, at each size (None where not known).
+
+    Args:
+        module: Its path inside the network.
+        generator: Its class, and its family where it is of a known one.
+        readout: What it is given comes from: readouts by their paths, and inputs; None where that is not known.
+        wanted: At each of the audit's sizes.
+        given: At each of the audit's sizes.
+        wanted_formula: In the sizes that vary.
+        given_formula: In the sizes that vary.
+        verdict: ``"follows"``, ``"wrong"`` or ``"unknown"``.
+        reason: Why, where it does not follow.
+        expected: Why it need not follow, as the user says.
+    """
+
+    module: str
+    generator: str
+    readout: str | None
+    wanted: tuple[int | None, ...]
+    given: tuple[int | None, ...]
+    wanted_formula: str
+    given_formula: str
+    verdict: str
+    reason: str
+    expected: str | None = None
+
+
+def judge(
+    film: str,
+    label: str,
+    plan: Plan,
+    runs: Sequence[Run],
+    varied: Sequence[str],
+    refusal: Refused | None,
+    fixed: Sequence[str],
+    guessed: bool,
+) -> Finding:
+    """The finding about one FiLM input.
+
+    Args:
+        film: Its path.
+        label: Its class and family.
+        plan: What was followed.
+        runs: The forwards, that at the network's own sizes first.
+        varied: The sizes that differ among them.
+        refusal: Sizes that were refused because of this input, where all like them were.
+        fixed: Sizes that could not be changed.
+        guessed: Whether inputs were found by trying, so that their widths prove nothing.
+    """
+    widths = [_widths(film, run.trace) for run in runs]
+    wanted, given = (tuple(pair[index] for pair in widths) for index in (0, 1))
+    points = [tuple(run.sizes[word] for word in varied) for run in runs]
+    letters = [LETTERS[word] for word in varied]
+    formulas = [_formula(letters, points, one) for one in (wanted, given)]
+    sources = sorted(plan.sources.get(film, ()))
+    verdict, reason = _verdict(
+        film, runs, list(zip(wanted, given, strict=True)), formulas, sources, refusal, fixed, guessed
+    )
+    readout = ", ".join(sources) or None
+    return Finding(film, label, readout, wanted, given, formulas[0], formulas[1], verdict, reason)
+
+
+def unfit(module: str, label: str, runs: int, reason: str) -> Finding:
+    """The finding about a layer that makes a scale or a shift of no conditioning vector, and does not fit."""
+    unknown = (None,) * runs
+    return Finding(module, label, None, unknown, unknown, NO_FORMULA, NO_FORMULA, WRONG, reason)
+
+
+def _verdict(
+    film: str,
+    runs: Sequence[Run],
+    widths: Sequence[tuple[int | None, int | None]],
+    formulas: Sequence[str],
+    sources: Sequence[str],
+    refusal: Refused | None,
+    fixed: Sequence[str],
+    guessed: bool,
+) -> tuple[str, str]:
+    by = f" by {', '.join(sources)}" if sources else ""
+    if any(None not in pair and pair[0] != pair[1] for pair in widths):
+        wants, gives = (
+            str(list(numbers)) if formula == NO_FORMULA else formula
+            for numbers, formula in zip(zip(*widths, strict=True), formulas, strict=True)
+        )
+        reason = f"wants {wants}, is given {gives}{by}"
+        if guessed and sources and all(one.startswith("input ") for one in sources):
+            return UNKNOWN, f"{reason}, whose width was guessed: use --input"
+        return WRONG, reason
+    for run in runs:
+        for arrival in run.trace.arrivals.get(film, ()):
+            for one in sorted(arrival.origin.broken, key=lambda one: one.where):
+                where = one.where or "the forward"
+                return (
+                    WRONG,
+                    f"{where}, on the way to it, takes {one.wanted}, is given {one.given} at {spell_sizes(run.sizes)}",
+                )
+        lost = _lost(runs[0].trace, run.trace, film)
+        if lost is not None:
+            return (
+                WRONG,
+                f"{lost.where or 'the forward'}, on the way to it, uses pieces of {lost.used} of {lost.width} at "
+                f"{spell_sizes(run.sizes)}",
+            )
+    if refusal is not None:
+        return WRONG, f"stops at {spell_sizes(refusal.sizes)}: {refusal.error}"
+    first = runs[0].trace
+    if film not in first.arrivals:
+        if first.error is None:
+            called = "calls it without a tensor" if film in first.called else "does not call it"
+            return UNKNOWN, f"the forward {called}"
+        if film in first.failed_in:
+            return UNKNOWN, f"fails at the network's own sizes: {first.error}"
+        return UNKNOWN, f"the forward ended before it: {first.error}"
+    if first.error is not None:
+        return UNKNOWN, f"the forward ended early: {first.error}"
+    rows = [{arrival.rows for arrival in run.trace.arrivals.get(film, ())} for run in runs]
+    if rows[0] == {BATCH} and any(one and one != {BATCH} for one in rows):
+        changed = next(run for run, one in zip(runs, rows, strict=True) if one and one != {BATCH})
+        return WRONG, f"what it is given has another first size at {spell_sizes(changed.sizes)}: samples are mixed"
+    if len(runs) == 1:
+        return UNKNOWN, "no other size was built and run"
+    if fixed:
+        return UNKNOWN, f"{' and '.join(fixed)} could not be changed"
+    missing = next((run for run in runs if film not in run.trace.arrivals), None)
+    if missing is not None:
+        return UNKNOWN, f"the forward does not call it at {spell_sizes(missing.sizes)}"
+    return FOLLOWS, ""
+
+
+def _lost(first: Trace, trace: Trace, film: str) -> Cut | None:
+    """A vector of which all was used at the network's own sizes, in pieces, and is not at others."""
+    readouts = {path for arrival in trace.arrivals.get(film, ()) for path in arrival.origin.readouts}
+    for own, one in zip(first.cuts, trace.cuts, strict=False):
+        if own.where == one.where and own.is_whole and not one.is_whole and one.readouts & readouts:
+            return one
+    return None
+
+
+def _widths(film: str, trace: Trace) -> tuple[int | None, int | None]:
+    """Wanted and given: of the first weight that does not fit, else of the first weight."""
+    pairs = [(one.wanted, one.given) for one in trace.taken if one.film == film]
+    misfits = [pair for pair in pairs if pair[0] != pair[1]]
+    arrivals = trace.arrivals.get(film, ())
+    return next(iter(misfits or pairs), (None, arrivals[0].width if arrivals else None))
+
+
+def _formula(letters: Sequence[str], points: Sequence[tuple[int, ...]], widths: Sequence[int | None]) -> str:
+    known = {point: width for point, width in zip(points, widths, strict=True) if width is not None}
+    if len(known) < len(points) or len(points) <= HELD_OUT:
+        return NO_FORMULA
+    held_out = {point: known.pop(point) for point in points[-HELD_OUT:]}
+    return fit(letters, known, held_out)

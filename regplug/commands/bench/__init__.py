@@ -1,0 +1,1 @@
+"""`regplug bench`: times a readout against another module or against its own eager mode."""

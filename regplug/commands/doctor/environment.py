@@ -1,0 +1,228 @@
+"""Checks what regplug stands on: Python, torch, what C++ needs, and the cache folder. Imports none of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from regplug.backends.child_process import Ended, run_bounded, run_elsewhere, spell_end, until
+from regplug.backends.compiler import compiler_words
+from regplug.backends.python_child import python_code
+from regplug.commands.doctor.findings import OK, PROBLEM, WARNING, clip
+from regplug.registry.discovery import NO_METADATA
+from regplug.registry.distributions import UNKNOWN, version_of
+from regplug.registry.names import OWN
+from regplug.registry.version import own_version
+
+OLDEST_PYTHON, OLDEST_TORCH, OLDEST_CMAKE = (3, 10), (2, 10), (3, 23)
+TORCH_LIMIT, TOOL_LIMIT = 120.0, 30.0
+TORCH = """
+import time
+begin = time.perf_counter()
+try:
+    import torch
+except Exception as error:
+    print("failed", type(error).__name__, *str(error).splitlines()[:1])
+else:
+    print("found", torch.__version__, time.perf_counter() - begin)
+"""
+PROGRAM = "#include <string>\nint main() { return static_cast<int>(std::string{}.size()); }\n"
+
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that regplug stands on.
+
+    Args:
+        name: What it is.
+        found: What is there, such as its version.
+        level: ``ok``, ``warning`` or ``problem``.
+        message: What one cannot do, and what to do about it.
+    """
+
+    name: str
+    found: str
+    level: str = OK
+    message: str = ""
+
+
+def check_python(stop: Stop) -> Requirement:
+    """The interpreter."""
+    found = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return Requirement("Python", found, PROBLEM, f"expected {_dotted(OLDEST_PYTHON)} or newer.")
+    return Requirement("Python", found)
+
+
+def check_torch(stop: Stop) -> Requirement:
+    """torch, imported in a child, for a damaged one may take its process along."""
+    ended = run_elsewhere(python_code(TORCH), until(TORCH_LIMIT, stop))
+    match = re.search(r"^found (\S+) ([\d.e+-]+)$", ended.out, re.MULTILINE)
+    install = f"install torch>={_dotted(OLDEST_TORCH)}."
+    if match is None:
+        if "No module named 'torch'" in ended.out:
+            return Requirement("torch", "none", PROBLEM, f"nothing can be built; {install}")
+        failed = re.search(r"^failed (.+)$", ended.out, re.MULTILINE)
+        said = clip(failed[1]) if failed else _spell(ended, TORCH_LIMIT)
+        return Requirement("torch", "does not import", PROBLEM, f"{said.rstrip('.')}; {install}")
+    found = f"{match[1]}, imported in {float(match[2]):.1f} s"
+    if _numbers(match[1]) < OLDEST_TORCH:
+        return Requirement("torch", found, PROBLEM, f"expected {_dotted(OLDEST_TORCH)} or newer; {install}")
+    return Requirement("torch", found)
+
+
+def check_compiler(stop: Stop) -> Requirement:
+    """The C++ compiler that the aotinductor backend calls."""
+    without = "no export to aotinductor, no build of C++ programs"
+    words = compiler_words()
+    if words is None:
+        return Requirement(
+            "C++ compiler",
+            f"none ({os.environ.get('CXX') or 'c++'})",
+            WARNING,
+            f"{without}; install one, as `apt-get install g++` does.",
+        )
+    told = _run([*words, "--version"], TOOL_LIMIT, stop).out.strip().partition("\n")[0]
+    found = f"{clip(told, 60) or 'no version'} ({' '.join(words)})"
+    script = 'text="$1"; shift; printf %s "$text" | "$@" -std=c++17 -fsyntax-only -x c++ -'
+    command = ["/bin/sh", "-c", script, "sh", PROGRAM, *words]
+    tried = _run(command, TOOL_LIMIT, stop)
+    if tried.code != 0:
+        said = next((line for line in tried.err.splitlines() if "error" in line), _spell(tried, TOOL_LIMIT))
+        return Requirement(
+            "C++ compiler", found, WARNING, f"{without}: a program of two lines fails: {clip(said, 200)}"
+        )
+    return Requirement("C++ compiler", found)
+
+
+def check_cmake(stop: Stop) -> Requirement:
+    """CMake."""
+    without = "no build of C++ programs by find_package(regplug)"
+    path = _tool("cmake")
+    if path is None:
+        return Requirement("CMake", "none", WARNING, f"{without}; pip install 'regplug[cpp]'.")
+    told = _run([path, "--version"], TOOL_LIMIT, stop)
+    match = re.search(r"version (\d[\d.]*)", told.out)
+    if told.code != 0 or match is None:
+        return Requirement("CMake", path, WARNING, f"{without}: `cmake --version`: {_spell(told, TOOL_LIMIT)}.")
+    found = f"{match[1]} ({path})"
+    if _numbers(match[1]) < OLDEST_CMAKE:
+        return Requirement("CMake", found, WARNING, f"{without}: expected {_dotted(OLDEST_CMAKE)} or newer.")
+    return Requirement("CMake", found)
+
+
+def check_ninja(stop: Stop) -> Requirement:
+    """ninja, or make in its stead."""
+    path = _tool("ninja")
+    if path is not None:
+        told = _run([path, "--version"], TOOL_LIMIT, stop)
+        if told.code == 0:
+            return Requirement("ninja", f"{clip(told.out, 40)} ({path})")
+    instead = _tool("make")
+    if instead is not None:
+        return Requirement("ninja", f"none; CMake takes make ({instead})")
+    return Requirement(
+        "ninja", "none", WARNING, "no build of C++ programs, for there is no make either; pip install ninja."
+    )
+
+
+def check_json(stop: Stop) -> Requirement:
+    """nlohmann/json, which the C++ headers include; where the CMake configuration looks."""
+    prefixes = [*os.environ.get("CMAKE_PREFIX_PATH", "").replace(";", os.pathsep).split(os.pathsep), *sys.path]
+    folders = [Path(prefix) / inner for prefix in prefixes if prefix for inner in ("nlohmann_json/include", "include")]
+    folders += [Path("/usr/local/include"), Path("/usr/include")]
+    for folder in folders:
+        path = folder / "nlohmann" / "json.hpp"
+        if path.is_file():
+            return Requirement("nlohmann/json", f"{_json_version(path.parent)} ({folder})")
+    message = "no build of C++ programs; pip install nlohmann-json, and name its site-packages in CMAKE_PREFIX_PATH."
+    return Requirement("nlohmann/json", "none", WARNING, message)
+
+
+def check_headers(stop: Stop) -> Requirement:
+    """The C++ headers in this package, and the metadata of the package that brought them."""
+    folder = Path(__file__).parents[2] / "include" / "regplug"
+    found = own_version()
+    if not (folder / "version.h").is_file():
+        message = "no C++ programs can be built: regplug is in an archive; unpack it or install it for that."
+        return Requirement("C++ headers", f"{found} ({folder})", WARNING, message)
+    package = version_of(OWN)
+    if package == UNKNOWN:
+        return Requirement("C++ headers", f"{found} ({folder})", WARNING, f"{NO_METADATA}.")
+    if found != package:
+        message = f"expected the package's version, {package}; install regplug again."
+        return Requirement("C++ headers", f"{found} ({folder})", PROBLEM, message)
+    return Requirement("C++ headers", f"{found} ({folder})")
+
+
+def check_cache(stop: Stop) -> Requirement:
+    """The folder of compiled programs: there and this user's alone, or to be made."""
+    from regplug.registry.cache_folder import cache_folder, check_ours
+
+    without = "every export to aotinductor compiles again; use another REGPLUG_CACHE_DIR."
+    folder = None
+    try:
+        folder = cache_folder()
+        if folder.exists():
+            check_ours(folder)
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            raise PermissionError(None, "not writable")
+    except OSError as error:
+        return Requirement("cache folder", str(folder or "none"), WARNING, f"{error.strerror or error}: {without}")
+    return Requirement("cache folder", f"{folder}" if folder.exists() else f"{folder} (made at first use)")
+
+
+CHECKS: tuple[Callable[[Stop], Requirement], ...] = (
+    check_python,
+    check_torch,
+    check_compiler,
+    check_cmake,
+    check_ninja,
+    check_json,
+    check_headers,
+    check_cache,
+)
+
+
+def _run(command: list[str], limit: float, stop: Stop) -> Ended:
+    try:
+        return run_bounded(command, until(limit, stop))
+    except OSError as error:  # it is there, and no program for this machine
+        return Ended(127, err=f"error: {error.strerror}")
+
+
+def _spell(ended: Ended, limit: float) -> str:
+    return f"no end within {limit:g} s" if ended.code is None else clip(ended.err, 200) or spell_end(ended.code)
+
+
+def _tool(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def _json_version(folder: Path) -> str:
+    for name in ("json.hpp", "detail/abi_macros.hpp"):
+        try:
+            text = (folder / name).read_text(errors="replace")
+        except OSError:
+            continue
+        numbers = re.findall(r"#define\s+NLOHMANN_JSON_VERSION_(?:MAJOR|MINOR|PATCH)\s+(\d+)", text)
+        if numbers:
+            return ".".join(numbers)
+    return "unknown version"

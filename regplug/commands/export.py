@@ -1,0 +1,308 @@
+"""The commands that make and check bundles. Importing this module imports neither torch nor a plugin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regplug.commands.doctor.findings import shorten
+from regplug.commands.printing import EXIT_FAILED, complain, print_columns, print_json, progress, say
+from regplug.commands.shared_options import (
+    KeyValue,
+    chosen_spec,
+    complete_export_backend,
+    complete_strategy,
+    digest_option,
+    film_generator_option,
+    follow_links_option,
+    json_option,
+    layout_option,
+    size_options,
+)
+from regplug.errors import BundleError, ExportError, NameLookupError, SpecError
+
+if TYPE_CHECKING:
+    from regplug.bundle.verify import Check
+    from regplug.nn.backbone import BackboneSizes
+    from regplug.registry.layout import TokenLayout
+    from regplug.registry.spec import ReadoutSpec
+
+
+@click.command("export")
+@click.argument("strategy", required=False, shell_complete=complete_strategy)
+@size_options
+@click.option(
+    "--weights",
+    type=click.Path(exists=True),
+    metavar="FILE",
+    help="Trained weights, safetensors; a file that says what it is of needs no STRATEGY, sizes and options here.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the initial weights, without --weights.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("torchscript",),
+    show_default=True,
+    shell_complete=complete_export_backend,
+    help="Repeatable.",
+)
+@click.option(
+    "--isa", multiple=True, help="What aotinductor compiles for; x86-64-v3 by default, native, ... Repeatable."
+)
+@click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take; 600 by default.")
+@click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
+@film_generator_option
+@click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
+@layout_option("Where the registers sit")
+@click.option("--whole", is_flag=True, help="Export the backbone too: its inputs in. Needs --backbone NAME:MODEL.")
+@click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
+)
+@json_option
+def export_command(
+    strategy: str | None,
+    num_registers: int | None,
+    hidden_dim: int | None,
+    backbone: str | None,
+    options: Any,
+    model_option: Any,
+    weights: str | None,
+    seed: int,
+    backends: tuple[str, ...],
+    isa: tuple[str, ...],
+    time_limit: float | None,
+    no_programs: bool,
+    film_generator: str | None,
+    film: Any,
+    layout: Any,
+    whole: bool,
+    force: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write a bundle: weights, golden cases, and programs proven equal to eager."""
+    from regplug.format.place import absolute, check_place
+
+    try:
+        check_place(output, force)  # before torch is imported and anything is computed
+        place_of_output = absolute(output)  # before a plugin is imported, which may change the working folder
+    except ExportError as error:
+        raise click.UsageError(str(error)) from error
+    compiled = {"isa": isa or None, "time_limit": time_limit}
+    compiled = {name: value for name, value in compiled.items() if value is not None}
+    if compiled and "aotinductor" not in backends:
+        raise click.UsageError("--isa, --time-limit: expected --backend aotinductor, got another.")
+    choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
+    choice |= {"backbone": backbone, "options": options, "model_option": model_option}
+    if whole:
+        spec, module, place = _attached(choice, film_generator, film, layout, weights, seed)
+    else:
+        spec, module, place = _chosen_module(choice, film_generator, film, layout, weights, seed)
+    from regplug.bundle.export import export
+
+    with progress("export") as step:
+        done = export(
+            spec,
+            module,
+            place_of_output,
+            backends=() if no_programs else tuple(dict.fromkeys(backends)),
+            settings={"aotinductor": compiled} if compiled else None,
+            layout=place,
+            force=force,
+            progress=step,
+        )
+    if as_json:
+        print_json("export", {"directory": str(output), "digest": done.digest, **spec.as_dict()})
+        return
+    say(f"bundle {output}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
+    say(f"digest {done.digest}")
+    if weights is None:
+        complain(f"weights are initial, from seed {seed}; use --weights FILE for trained ones")
+    if backbone is not None:
+        complain(
+            f"layout is what the plugin declares; `regplug check --backbone {backbone}` compares it with the network"
+        )
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--programs",
+    is_flag=True,
+    help="Run every program too, which is code of whoever made the bundle, and compile the installed class.",
+)
+@digest_option
+@click.option("--public-key", type=click.Path(), metavar="FILE", help="Refuse a bundle that this key did not sign.")
+@click.option("--signature", type=click.Path(), metavar="FILE", help="With --public-key; BUNDLE.sig by default.")
+@follow_links_option
+@json_option
+def verify_command(
+    bundle: str,
+    programs: bool,
+    digest: str | None,
+    public_key: str | None,
+    signature: str | None,
+    follow_links: bool,
+    as_json: bool,
+) -> None:
+    """Check files, digests, and eager against the golden cases; with --programs, every program on every case.
+
+    With --public-key, the signature first, and that it is of what is checked. Runs nothing of the bundle without
+    --programs. With it, the installed class is also compiled by torch.compile and held to every case, in a column of
+    its own: that takes a C++ compiler and up to half a minute.
+    """
+    from regplug.bundle.verify import verify
+
+    try:
+        with progress("verify") as step:
+            found = verify(
+                bundle,
+                programs=programs,
+                digest=digest,
+                public_key=public_key,
+                signature=signature,
+                follow_links=follow_links,
+                progress=step,
+            )
+    except NameLookupError as error:  # a name in the bundle, none that the user gave
+        raise BundleError(f"bundle {bundle}: {error}") from error
+    if as_json:
+        # JSON has no NaN and no infinity
+        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
+        values = {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks}
+        print_json("verify", {**values, "passed_over": found.passed_over})
+    else:
+        cases = dict.fromkeys(c.case for c in found.checks)
+        programs_run = dict.fromkeys(c.program for c in found.checks)
+        cells = {(c.case, c.program): _outcome(c) for c in found.checks}
+        tolerances = {c.case: c.tolerance for c in found.checks}
+        rows = [
+            (case, _number(tolerances[case]), *(cells.get((case, program), "") for program in programs_run))
+            for case in cases
+        ]
+        print_columns(("largest error", "tolerance", *programs_run), rows)
+        for check in found.checks:
+            if check.detail:
+                say(check.detail)
+        if found.passed_over:
+            say(f"not of the bundle, not opened: {shorten(found.passed_over)}")
+        say(f"digest {found.digest}")
+    if not found.ok:
+        click.get_current_context().exit(EXIT_FAILED)
+
+
+def _attached(
+    choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
+) -> tuple[ReadoutSpec, Any, None]:
+    """The backbone with the readout, and FiLM generator if any, on top; it has a layout of its own."""
+    if choice["backbone"] is None or choice["num_registers"] is not None or choice["hidden_dim"] is not None or layout:
+        raise click.UsageError("--whole: expected --backbone NAME:MODEL, which tells sizes and layout, got otherwise.")
+    import torch
+
+    from regplug.bundle.weights_file import check_is_whole, fill
+    from regplug.nn.attach import attach_chosen, input_shape
+
+    if weights is not None:
+        check_is_whole(weights)
+    torch.manual_seed(seed)
+    module = attach_chosen(
+        choice["backbone"],
+        choice["strategy"],
+        dict(choice["options"]),
+        film=film_generator,
+        film_options=dict(film) or None,
+        model_options=dict(choice["model_option"]),
+    )
+    input_shape(module)  # or it is refused as a wrong choice, before anything is computed
+    if weights is not None:
+        fill(module, weights, module.spec)
+    return module.spec, module, None
+
+
+def _chosen_module(
+    choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
+) -> tuple[ReadoutSpec, Any, TokenLayout | None]:
+    """What is to be exported, and where its registers sit: as the options say, and where they do not, the weights."""
+    generator = "regplug:kernel-film" if film and film_generator is None else film_generator
+    without_sizes = all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone"))
+    if weights is not None and (without_sizes or choice["strategy"] is None):
+        from regplug.bundle.weights_file import read_note
+
+        note = read_note(weights, choice["strategy"])
+        if note is not None:
+            # what was given too comes last and wins, and is compared with the file when the weights are set
+            options = (*note.options.items(), *choice["options"])
+            choice |= {"strategy": note.strategy, "options": options}
+            if without_sizes:
+                choice |= {"num_registers": note.num_registers, "hidden_dim": note.hidden_dim}
+                layout = (*(vars(note.layout).items() if note.layout else ()), *layout)
+            if note.film is not None:
+                film = (*note.film.options.items(), *film)
+                generator = note.film.generator if film_generator is None else film_generator
+    spec, sizes = chosen_spec(**choice)
+    film_options = dict(film)
+    clashes = sorted({"spec", "film", "width", "registry"} & set(film_options))
+    if clashes:
+        raise SpecError(f"--film: {clashes[0]}: expected an option of the generator, got an argument of pair.")
+    place = _layout(dict(layout), spec.num_registers, spec.hidden_dim, sizes)
+    if generator is not None and place is None:
+        raise click.UsageError("layout: expected --layout start=N or --backbone NAME for a conditioner, got neither.")
+    import torch
+
+    from regplug.bundle.weights_file import build_filled
+    from regplug.nn.conditioner import Conditioner
+    from regplug.nn.pairing import pair
+    from regplug.registry.default import default_registry
+
+    family = None if generator is None else default_registry().film_entry(generator)
+    if family is not None and not family.gives_pairs:
+        raise SpecError(
+            f"FiLM generator {family.name!r}: expected one that gives pairs, got one that applies FiLM itself; export "
+            "the readout alone."
+        )
+
+    def build() -> Any:
+        readout = spec.build()
+        if family is None or place is None:
+            return readout
+        generated = pair(spec, family.build, width=family.width, **film_options)
+        return Conditioner(place, readout, generated, family.form, family.order)
+
+    torch.manual_seed(seed)
+    return spec, build() if weights is None else build_filled(build, weights, spec), place
+
+
+def _layout(
+    given: dict[str, Any], num_registers: int, hidden_dim: int, sizes: BackboneSizes | None
+) -> TokenLayout | None:
+    from regplug.registry.layout import TokenLayout
+
+    if not given:
+        return sizes.layout if sizes else None
+    return TokenLayout.from_dict({"num_registers": num_registers, "hidden_dim": hidden_dim, **given})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _outcome(check: Check) -> str:
+    if check.error is None:
+        return check.verdict
+    return _number(check.error) if check.ok else f"{_number(check.error)} {check.verdict}"

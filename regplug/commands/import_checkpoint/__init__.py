@@ -1,0 +1,1 @@
+"""`regplug import`: takes trained readouts out of a whole network's checkpoint."""

@@ -1,0 +1,1 @@
+"""`regplug info`: what a strategy, a backbone, a bundle or a weights file is."""

@@ -1,0 +1,78 @@
+"""The ``info`` command. Importing this module imports neither torch nor a plugin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from regplug.commands.printing import print_columns, print_json, say
+from regplug.commands.shared_options import (
+    complete_strategy,
+    digest_option,
+    follow_links_option,
+    json_option,
+    size_options,
+)
+from regplug.errors import escape
+from regplug.registry.option_text import read_value
+
+
+@click.command("info")
+@click.argument("what", metavar="STRATEGY|BACKBONE[:MODEL]|BUNDLE|WEIGHTS", shell_complete=complete_strategy)
+@size_options
+@digest_option
+@follow_links_option
+@json_option
+def info_command(what: str, digest: str | None, follow_links: bool, as_json: bool, **choice: Any) -> None:
+    """Say what a strategy, a backbone, a bundle or a weights file is. Runs nothing of a bundle."""
+    import json
+
+    from regplug.commands.info.describe import inform
+    from regplug.format.strict_json import printable
+
+    values = inform(what, digest=digest, follow_links=follow_links, **choice)
+    if digest is not None and "bundle" not in values:
+        raise click.UsageError(f"--digest: expected a bundle, got {what!r}, which is none.")
+    if as_json:
+        print_json("info", values)
+        return
+    # a stranger's words may talk to the terminal
+    show = printable if "bundle" in values or "weights" in values else _visible_lines
+    for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
+        if isinstance(value, list) and _is_table(value):
+            say(f"{key}:")
+            print_columns([*map(show, value[0])], [[show(_cell(cell)) for cell in row.values()] for row in value])
+        else:
+            text = _spell(value)
+            say(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
+
+
+def _visible_lines(text: str) -> str:
+    return "\n".join(map(escape, text.split("\n")))
+
+
+def _is_table(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(row, dict) and [*row] == [*value[0]] for row in value)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else _as_option(value)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_as_option(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_spell, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _as_option(value: Any) -> str:
+    """A value as ``-O key=value`` and ``--layout`` take it back."""
+    import json
+
+    from regplug.registry.options import JSON_WORDS
+
+    is_text = isinstance(value, str) and value not in JSON_WORDS and read_value(value) == value
+    return value if is_text else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,92 @@
+"""A click group that imports a command's module only when that command is used, or help is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import click
+
+from regplug.errors import RegplugError, told
+from regplug.registry.streams import apart
+from regplug.registry.tracebacks import VARIABLE, show_traceback
+
+
+def _ask_for_tracebacks(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = "1"
+        context.find_root().call_on_close(lambda: _set_back(before))
+
+
+def _set_back(before: str | None) -> None:
+    if before is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = before
+
+
+TRACEBACK = click.Option(
+    ["--traceback"],
+    is_flag=True,
+    expose_value=False,
+    callback=_ask_for_tracebacks,
+    help="Print the whole traceback of an error too.",
+)
+
+
+class LazyGroup(click.Group):
+    """A group with commands that stand in other modules; ``list`` must not pay for what ``bench`` imports.
+
+    Args:
+        elsewhere: Each such command's name, and where it stands, as ``"module:attr"``.
+    """
+
+    def __init__(self, *args: Any, elsewhere: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._elsewhere = elsewhere
+        self.params.append(TRACEBACK)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where it is asked for, the traceback of what it raises is printed."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as error:
+            show_traceback(error)
+            raise
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command's name, sorted."""
+        return sorted({*super().list_commands(ctx), *self._elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, imported now."""
+        if cmd_name not in self.commands and cmd_name in self._elsewhere:
+            module, _, attribute = self._elsewhere[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(module), attribute), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, which takes ``--traceback`` too; while it runs, stdout is for its own data alone."""
+        for one in (cmd, *(cmd.commands.values() if isinstance(cmd, click.Group) else ())):
+            one.params.append(TRACEBACK)
+        if cmd.callback is not None:
+            cmd.callback = _guarded(f"command {name or cmd.name!r}", cmd.callback)
+        super().add_command(cmd, name)
+
+
+def _guarded(owner: str, callback: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(callback)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with apart():
+            try:
+                return callback(*arguments, **options)
+            except SystemExit as error:  # ours end by click's own exit, so code of others ended it, maybe with success
+                raise RegplugError(f"{owner}: expected to come to its end, got SystemExit: {told(error)}.") from error
+
+    return run

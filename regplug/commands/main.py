@@ -1,0 +1,274 @@
+"""The ``regplug`` command. Importing this module imports neither torch nor a plugin."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from regplug.commands.lazy_group import LazyGroup
+from regplug.commands.printing import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PLUGIN,
+    EXIT_USAGE,
+    complain,
+    print_columns,
+    print_json,
+    say,
+)
+from regplug.commands.shared_options import chosen_sizes, complete_strategy, json_option, size_options
+from regplug.commands.torch_guard import guard_torch
+from regplug.errors import (
+    NameLookupError,
+    PluginError,
+    RegplugError,
+    SpecError,
+    escape,
+    is_out_of_memory,
+    message_of,
+    told,
+    truncate,
+)
+from regplug.format.working_directory import GONE, is_gone
+from regplug.registry.streams import claim, end, own_stderr
+from regplug.registry.version import own_version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from regplug.registry.entries import Entry
+
+HERE = Path(__file__).resolve().parents[1]
+ELSEWHERE = {
+    "audit": "regplug.commands.audit.command:audit_command",
+    "bench": "regplug.commands.bench.command:bench_command",
+    "cache": "regplug.commands.cache:cache_command",
+    "check": "regplug.commands.check:check_command",
+    "doctor": "regplug.commands.doctor.command:doctor_command",
+    "export": "regplug.commands.export:export_command",
+    "info": "regplug.commands.info.command:info_command",
+    "import": "regplug.commands.import_checkpoint.command:import_command",
+    "new": "regplug.commands.new.command:new_command",
+    "sign": "regplug.commands.sign:sign_command",
+    "verify": "regplug.commands.export:verify_command",
+}
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, is_asked_for: bool) -> None:
+    if is_asked_for:
+        say(f"regplug, version {own_version()}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, elsewhere=ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def group() -> None:
+    """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
+
+
+def main() -> NoReturn:
+    """The entry point: runs the command, and ends the process whatever plugins left running in it."""
+    try:
+        claim()
+        guard_torch()
+        code = answer()
+    except OSError as error:
+        complain(f"error: stdout: {error.strerror}")
+        code = EXIT_FAILED
+    except BaseException:  # a fault of ours; a plugin may have replaced sys.excepthook
+        complain(traceback.format_exc())
+        code = EXIT_FAILED
+    end(code)
+
+
+def answer() -> int:
+    """Run the command that ``sys.argv`` asks for: every error on purpose is one message on stderr and an exit code."""
+    warnings.showwarning = _show_warning
+    if is_gone():
+        complain(f"error: {GONE}")
+        return EXIT_FAILED
+    try:
+        code = group(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SystemExit as error:  # of click itself, after a completion
+        return error.code if isinstance(error.code, int) else 0
+    except click.ClickException as error:
+        _shown(error).show(file=own_stderr())
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    except (RegplugError, ImportError, OSError, MemoryError, RuntimeError) as error:
+        return _failed(error)
+    except FutureWarning as error:  # where the user made warnings errors
+        complain(f"error: {message_of(error)}")
+        return EXIT_USAGE
+
+
+def _failed(error: Exception) -> int:
+    """Report an error in a line; gives the exit code.
+
+    Raises:
+        RuntimeError: It is a fault of ours.
+    """
+    if is_out_of_memory(error):  # whatever it stopped: a plugin's import, a constructor, a program
+        complain("error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.")
+        return EXIT_FAILED
+    if isinstance(error, RegplugError):
+        complain(f"error: {message_of(error)}")  # a plugin may raise a class of its own
+        return exit_code(error)
+    if isinstance(error, ImportError):
+        complain(f"error: {told(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor.")
+        return EXIT_FAILED
+    if isinstance(error, OSError):  # a full disk behind stdout, a folder that may not be listed
+        complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")
+        return EXIT_FAILED
+    raise error
+
+
+def _shown(error: click.ClickException) -> click.ClickException:
+    """The same, its message short and without what a terminal obeys: it may quote a stranger's file name."""
+    message = truncate(escape(error.format_message()))
+    return (
+        click.UsageError(message, error.ctx) if isinstance(error, click.UsageError) else click.ClickException(message)
+    )
+
+
+_show_elsewhere = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """One line for a name that is going out of use; the line of click that called us tells nobody anything."""
+    if issubclass(category, FutureWarning):
+        complain(f"warning: {message_of(message) if isinstance(message, Warning) else message}")
+    else:
+        _show_elsewhere(message, category, *place, **more)
+
+
+def exit_code(error: RegplugError) -> int:
+    """1 a check failed or a file is bad, 2 a name or an option is wrong, 3 the named plugin failed to load."""
+    if isinstance(error, PluginError):
+        return EXIT_PLUGIN
+    return EXIT_USAGE if isinstance(error, (NameLookupError, SpecError)) else EXIT_FAILED
+
+
+@group.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """Show the strategies, backbones and export backends, and who brought them."""
+    from regplug.registry.default import default_registry
+
+    registry = default_registry()
+    sections: dict[str, Sequence[Entry]] = {
+        "strategies": registry.readout_entries(),
+        "film_generators": registry.film_entries(),
+        "backbones": registry.backbone_entries(),
+        "export_backends": registry.export_backend_entries(),
+    }
+    if as_json:
+        print_json(
+            "list",
+            {
+                section: [
+                    {
+                        "name": entry.name,
+                        "full_name": entry.full_name,
+                        "distribution": entry.provenance.distribution if entry.provenance else None,
+                        "version": entry.provenance.version if entry.provenance else None,
+                        "summary": entry.summary,
+                    }
+                    for entry in entries
+                ]
+                for section, entries in sections.items()
+            }
+            | {
+                "plugins": [
+                    {
+                        "distribution": record.distribution,
+                        "version": record.version,
+                        "status": record.status,
+                        "error": record.error and message_of(record.error),
+                        "notes": list(record.notes),
+                    }
+                    for record in registry.plugins()
+                ]
+            },
+        )
+        return
+    for section, entries in sections.items():
+        rows = [
+            (entry.name, f"{entry.provenance.distribution} {entry.provenance.version}", entry.summary)
+            for entry in entries
+            if entry.provenance
+        ]
+        if rows:
+            print_columns((section.replace("_", " "), "from", ""), rows)
+            say()
+    found = [
+        (one.distribution, one.version, one.status, "; ".join([message_of(one.error)] if one.error else one.notes))
+        for one in registry.plugins()
+    ]
+    print_columns(("plugins", "version", "status", ""), found)
+
+
+@group.command("cond-dim")
+@click.argument("strategy", required=False, shell_complete=complete_strategy)
+@size_options
+@json_option
+def cond_dim_command(
+    strategy: str | None,
+    num_registers: int | None,
+    hidden_dim: int | None,
+    backbone: str | None,
+    options: Any,
+    model_option: Any,
+    as_json: bool,
+) -> None:
+    """Print the width of the conditioning vector; with --backbone, site by site.
+
+    It allocates no weights, and imports torch only where the width must be measured: of a built-in strategy, and of any
+    that states its width, it is calculated.
+    """
+    from dataclasses import asdict
+
+    from regplug.registry.default import default_registry
+    from regplug.registry.spec import specify_unmeasured
+
+    chosen, given, sizes = chosen_sizes(strategy, num_registers, hidden_dim, backbone, options, model_option)
+    spec = specify_unmeasured(default_registry().readout_entry(chosen[0]), *chosen[1:], given)
+    sites = [{**asdict(site), "cond_dim": spec.cond_dim} for site in sizes.film_sites] if sizes else []
+    if as_json:
+        print_json("cond-dim", {**spec.as_dict(), "film_sites": sites})
+    elif sites:
+        print_columns(("site", "features", "layers", "cond_dim"), [tuple(site.values()) for site in sites])
+    else:
+        say(spec.cond_dim)
+
+
+@group.command("cmake-dir")
+def cmake_dir_command() -> None:
+    """Print the folder for CMAKE_PREFIX_PATH, under which find_package(regplug) looks."""
+    say(_folder(HERE))
+
+
+@group.command("include-dir")
+def include_dir_command() -> None:
+    """Print the folder of the C++ headers."""
+    say(_folder(HERE / "include"))
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise RegplugError(f"{path}: expected a folder, got a place in an archive; unpack regplug, or install it.")
+    return path

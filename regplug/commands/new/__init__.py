@@ -1,0 +1,1 @@
+"""`regplug new`: writes the package of a new plugin."""

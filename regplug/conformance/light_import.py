@@ -1,0 +1,62 @@
+"""What a plugin costs those who only list it: nothing heavy is imported."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+from regplug.backends.child_process import run_elsewhere, spell_end, until
+from regplug.backends.python_child import python_code
+from regplug.conformance.check import Check, Checked, DoesNotApplyError
+from regplug.errors import ConformanceError
+from regplug.registry.discovery import discover
+from regplug.registry.entries import Entry
+
+TIME_LIMIT = 60  # seconds
+HEAVY = "torch"
+LIGHT_STATUS, HEAVY_STATUS = 70, 71  # the child's answers: a plugin prints, and exits with 0 or 1, as it likes
+CHILD = f"""
+import importlib, os, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+os._exit({HEAVY_STATUS} if {HEAVY!r} in sys.modules else {LIGHT_STATUS})  # threads and exit hooks are not waited for
+"""
+
+
+class Offered(Checked, Protocol):
+    """A subject that an entry offers."""
+
+    @property
+    def entry(self) -> Entry:
+        """The entry."""
+
+
+def light_plugin(subject: Offered) -> None:
+    """The modules that the plugin's ``regplug_v1`` entry points name import no torch, in a process of their own.
+
+    They are imported to list strategies: one that brings torch makes every command of everybody two seconds slower.
+    """
+    provenance = subject.entry.provenance
+    found = discover().get(provenance.distribution) if provenance is not None else None
+    if found is None:
+        raise DoesNotApplyError("it is of no installed distribution")
+    if not found.modules:
+        raise DoesNotApplyError(f"{found.distribution} has entry points of readouts only, nothing is imported to list")
+    if fault := fault_of(tuple(reference.partition(":")[0].strip() for reference in found.modules)):
+        raise ConformanceError(f"plugin {found.distribution!r}: expected {', '.join(found.modules)} {fault}.")
+
+
+@cache
+def fault_of(modules: tuple[str, ...]) -> str:
+    """What is wrong with these modules, once for all subjects of their plugin; empty for nothing."""
+    ended = run_elsewhere(python_code(CHILD, *modules), until(TIME_LIMIT, lambda: False))
+    if ended.code is None:
+        return f"to import within {TIME_LIMIT} s, got no end"
+    if ended.code == HEAVY_STATUS:
+        return f"to import no {HEAVY}, got it; import it inside functions"
+    if ended.code != LIGHT_STATUS:
+        return f"to import, got {spell_end(ended.code)}: {(ended.err.splitlines() or ['no message'])[-1]}"
+    return ""
+
+
+CHECKS: tuple[Check[Any], ...] = (Check("light-plugin", light_plugin),)

@@ -1,0 +1,195 @@
+"""The manifest: its schema as frozen data. ``docs/bundle.md`` specifies it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from regplug.format.strict_json import PLAIN_NAME, integer, matching, one_of
+from regplug.registry.entries import FILE_NAME, FILM_FORMS
+from regplug.registry.json_text import OPTION_NAME
+from regplug.registry.layout import TokenLayout
+
+BUNDLE_FORMAT = 1
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.safetensors"
+SMOKE_CASE = "batch_1"  # the case that every loader runs
+CPU_FLAGS = "cpu_flags"  # the property of a program that says what the CPU must have
+IMAGES = "images"  # the input where the backbone is inside
+MAX_RANK = 8
+DESCRIBED = ("holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout", "backbone")
+MAX_GOLDEN = 256 << 20  # bytes of a file, from here on; a file may be sparse, and its size cost its maker nothing
+MAX_PROGRAM = 4 << 30
+MAX_WEIGHTS = 64 << 30
+MAX_TENSORS = 4096
+
+Positive = Annotated[int, integer(1)]
+Natural = Annotated[int, integer(0)]
+DType = Annotated[str, one_of("float32", "float64", "float16", "bfloat16")]
+Name = Annotated[str, matching(PLAIN_NAME, "a plain name")]
+FullName = Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]{1,128}:[A-Za-z0-9._-]{1,128}"), "distribution:name")]
+Option = Annotated[str, matching(OPTION_NAME, "an option's name")]
+Version = Annotated[str, matching(re.compile(r"[A-Za-z0-9._+!-]{1,128}"), "a version")]
+Line = Annotated[str, matching(re.compile(r"[ -~]*"), "printable ASCII")]
+FileName = Annotated[str, matching(FILE_NAME, "a file name, never a path")]
+Sha256 = Annotated[str, matching(re.compile(r"[0-9a-f]{64}"), "64 lower-case hexadecimal digits")]
+
+
+def _size(where: str, value: Any) -> int | str:
+    return value if value in ("B", "T") else integer(1)(where, value)  # type: ignore[no-any-return]
+
+
+Shape = tuple[Annotated[int | str, _size], ...]
+
+
+@dataclass(frozen=True)
+class LayoutRecord:
+    """A ``TokenLayout`` as the manifest writes it."""
+
+    num_registers: Positive
+    hidden_dim: Positive
+    start: Annotated[int, integer()] | None
+    indices: tuple[Natural, ...] | None
+    num_tokens: Positive | None
+    normalized: bool | None
+
+
+@dataclass(frozen=True)
+class BackboneRecord:
+    """The backbone in front of the readout, by registered name; ``normalized``: whether its final norm is applied."""
+
+    name: FullName
+    model: Annotated[str, matching(FILE_NAME, "a model's name, never a path or an address")] | None
+    options: Mapping[Option, Any]
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a bundle's module takes; ``shape`` has "B" and "T" where a size may vary."""
+
+    name: Annotated[str, one_of("registers", "tokens", IMAGES)]
+    dtype: DType
+    shape: Shape
+    min_batch: Natural
+    min_tokens: Positive | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor that a bundle's module gives."""
+
+    name: Name
+    dtype: DType
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One input with known outputs; a slice of what is stored when ``start`` is not None."""
+
+    case: Name
+    batch: Natural
+    start: Natural | None
+    length: Positive
+    eager_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Where the expected outputs come from, and the cases."""
+
+    truth: Annotated[str, one_of("float64", "eager")]
+    cases: tuple[GoldenCase, ...]
+
+
+@dataclass(frozen=True)
+class FiLMRecord:
+    """The FiLM generator of a conditioner, by registered name."""
+
+    generator: FullName
+    options: Mapping[Option, Any]
+    form: Annotated[str, one_of(*FILM_FORMS)]
+    order: Annotated[str, one_of("gamma-first")]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A program's error on a golden case, and the tolerance it was held to."""
+
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class ProgramRecord:
+    """One program: its backend, its file, what the backend noted, and its errors."""
+
+    backend: Name
+    file: FileName
+    properties: Mapping[Name, Line]
+    cases: Mapping[Name, CaseResult]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file's size in bytes and its sha256."""
+
+    size: Natural
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class BundleProvenance:
+    """Where a bundle was made: the distributions that its module is made of, and ATen's CPU capability there."""
+
+    packages: Mapping[Name, Version]
+    torch: Version
+    python: Version
+    cpu: Version
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that ``manifest.json`` says."""
+
+    bundle_format: Natural
+    holds: Annotated[str, one_of("readout", "conditioner")]
+    strategy: FullName
+    num_registers: Positive
+    hidden_dim: Positive
+    options: Mapping[Option, Any]
+    cond_dim: Positive
+    layout: LayoutRecord | None
+    film: FiLMRecord | None
+    backbone: BackboneRecord | None
+    input: Input
+    outputs: tuple[Output, ...]
+    golden: Golden
+    programs: tuple[ProgramRecord, ...]
+    files: Mapping[FileName, FileRecord]
+    provenance: BundleProvenance
+
+    @property
+    def token_layout(self) -> TokenLayout | None:
+        """The layout, if the manifest has one."""
+        return None if self.layout is None else TokenLayout(**vars(self.layout))
+
+    @property
+    def made_with(self) -> str:
+        """``DIST VERSION``, for messages: the distribution of the strategy, and of the backbone where it is another."""
+        names = [self.strategy, *([self.backbone.name] if self.backbone else [])]
+        distributions = dict.fromkeys(name.partition(":")[0] for name in names)
+        return " and ".join(f"{one} {self.provenance.packages[one]}" for one in distributions)
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: sorted, indented, the same for the same content."""
+        return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+    def describe(self) -> dict[str, Any]:
+        """What the weights file repeats of it, so that a lone one says what it is."""
+        return {key: value for key, value in asdict(self).items() if key in DESCRIBED}

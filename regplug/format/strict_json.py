@@ -1,0 +1,175 @@
+"""Reads JSON into frozen dataclasses, strictly: every key is there, no other, and each value as its hint says."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeVar
+
+from regplug.registry.json_text import LARGEST, SHOWN, Number, WrongValueError, plain, plain_digits, truncate
+
+T = TypeVar("T")
+Rule = Callable[[str, Any], Any]
+PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def read_as(hint: type[T], value: Any, where: str = "") -> T:
+    """``value`` as the type that ``hint`` names.
+
+    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[K, X]``, where K's rule says which
+    keys there may be, and X is Any in a free object; str; bool; float, from 0 up; ``Annotated[X, rule]``, whose rule
+    reads the value itself.
+
+    Raises:
+        WrongValueError: It is something else; the message names the key.
+    """
+    return _read(hint, where, value)  # type: ignore[no-any-return]
+
+
+def _read(hint: Any, where: str, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return arguments[1](where, value)
+    if type(None) in arguments:
+        return None if value is None else _read(arguments[0], where, value)
+    if is_dataclass(hint):
+        return _read_fields(hint, where, value)
+    if origin is tuple:
+        items = _typed(where, value, list, "a list")
+        return tuple(_read(arguments[0], _join(where, str(i)), item) for i, item in enumerate(items))
+    if origin is Mapping:
+        items = sorted(_typed(where, value, dict, "an object").items())
+        return {_read(arguments[0], where, key): _read(arguments[1], _join(where, key), item) for key, item in items}
+    if hint is float:
+        return _amount(where, value)
+    if hint is bool:
+        return _typed(where, value, bool, "true or false")
+    if hint is str:
+        return _typed(where, value, str, "a string")
+    return plain(value)
+
+
+def _read_fields(hint: Any, where: str, value: Any) -> Any:
+    given = _typed(where, value, dict, "an object")
+    hints = typing.get_type_hints(hint, include_extras=True)
+    known = [field.name for field in fields(hint)]
+    for key in known:
+        if key not in given:
+            raise WrongValueError(f"{_join(where, key)}: expected a value, got nothing")
+    for key in sorted(given):
+        if key not in known:
+            raise wrong(_join(where, named(key)), "no such key", given[key])
+    return hint(**{key: _read(hints[key], _join(where, key), given[key]) for key in known})
+
+
+# ---- rules for Annotated
+
+
+def integer(at_least: int | None = None) -> Rule:
+    """Plain digits below 2^53, not below ``at_least``."""
+    wanted = "an integer" if at_least is None else f"an integer >= {at_least}"
+    lowest = -LARGEST + 1 if at_least is None else at_least
+
+    def read(where: str, value: Any) -> int:
+        number = plain_digits(value)
+        if number is None or not lowest <= number < LARGEST:
+            raise wrong(where, wanted, value)
+        return number
+
+    return read
+
+
+def one_of(*known: str) -> Rule:
+    """One of a few words."""
+
+    def read(where: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise wrong(where, f"one of [{', '.join(known)}]", value)
+        return value
+
+    return read
+
+
+def matching(pattern: re.Pattern[str], wanted: str) -> Rule:
+    """A string that matches as a whole."""
+
+    def read(where: str, value: Any) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise wrong(where, wanted, value)
+        return value
+
+    return read
+
+
+# ---- messages
+
+
+def wrong(where: str, wanted: str, value: Any) -> WrongValueError:
+    """The exception for a value that is not what was wanted."""
+    return WrongValueError(f"{where}{': ' if where else ''}expected {wanted}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value inside a message: compact JSON in ASCII on one line, at most 60 characters of it."""
+    text = ""
+    for piece in _compact(value):
+        text += piece
+        if len(text) > SHOWN:  # the rest of a megabyte is not written out to be cut off
+            break
+    return truncate(text)
+
+
+def named(key: str) -> str:
+    """A key inside a message: as it is where it is a plain name, else as JSON in ASCII."""
+    return key if PLAIN_NAME.fullmatch(key) else shown(key)
+
+
+def printable(text: str) -> str:
+    """A text of somebody else's on one line of ASCII: a terminal obeys some of the other letters."""
+    return "".join(letter if " " <= letter <= "~" else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _compact(value: Any) -> Iterator[str]:
+    """JSON with sorted keys; a number that is no integer in the twelve digits that printf gives in any language."""
+    if isinstance(value, Mapping):
+        yield "{"
+        for index, key in enumerate(sorted(value)):
+            yield f"{',' if index else ''}{json.dumps(key)}:"
+            yield from _compact(value[key])
+        yield "}"
+    elif isinstance(value, (list, tuple)):
+        yield "["
+        for index, item in enumerate(value):
+            yield "," if index else ""
+            yield from _compact(item)
+        yield "]"
+    else:
+        yield _compact_scalar(plain(value))
+
+
+def _compact_scalar(value: Any) -> str:
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        value = float(value)
+    if not isinstance(value, float):
+        return json.dumps(value)
+    text = f"{value:.12g}"
+    return text if set(text) & {".", "e"} else f"{text}.0"
+
+
+def _amount(where: str, value: Any) -> float:
+    if not isinstance(value, Number) or float(value.text) < 0:
+        raise wrong(where, "a number >= 0", value)
+    return float(value.text)
+
+
+def _typed(where: str, value: Any, wanted: type, word: str) -> Any:
+    if not isinstance(value, wanted):
+        raise wrong(where, word, value)
+    return value
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

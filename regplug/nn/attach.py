@@ -1,0 +1,315 @@
+"""A backbone with a readout attached: one module from the model's inputs to a conditioning vector or FiLM pairs."""
+
+# TorchScript compiles forward(), so its annotations are not postponed
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
+
+from regplug.errors import RegplugError, SpecError
+from regplug.nn.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
+from regplug.nn.conditioner import Conditioner
+from regplug.nn.film import KernelFiLMGenerator
+from regplug.nn.own_modules import Origin, with_own_modules
+from regplug.nn.pairing import check_gives_pairs, pair
+from regplug.nn.select import SelectRegisters
+from regplug.nn.tokens import tokens_of
+from regplug.registry.default import default_registry
+from regplug.registry.entries import FILE_NAME, BackboneEntry
+from regplug.registry.layout import TokenLayout, is_int
+from regplug.registry.options import json_options
+from regplug.registry.references import Reference
+from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """The backbone inside an attached module, so that a bundle can name it and load it again.
+
+    Args:
+        entry: The backbone, and which distribution brought it.
+        model: Which of its models; None for its default.
+        options: What else it was built with, as JSON values.
+        normalized: Whether the final norm is applied to the tokens.
+    """
+
+    entry: BackboneEntry
+    model: str | None
+    options: Mapping[str, Any]
+    normalized: bool
+
+
+class Attached(nn.Module):
+    """What both that ``attach`` makes have in common.
+
+    Args:
+        tokens: From the model's inputs to tokens ``[B, T, D]``, in modules of its own.
+        layout: Where the registers sit in them.
+        spec: What the readout was built of.
+        source: What the backbone was built of; the reason why not, where that cannot be told.
+
+    Attributes:
+        frozen: Whether the backbone stays in eval mode, whatever ``train`` is called with.
+    """
+
+    def __init__(
+        self, tokens: nn.Module, layout: TokenLayout, spec: ReadoutSpec, source: BackboneSource | RegplugError
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.spec = spec
+        self.source = source
+        self.tokens = tokens
+        self.frozen = False
+        self.origin = Origin()
+
+    def train(self, mode: bool = True) -> "Attached":
+        """Set the mode of every part, as ``nn.Module`` does; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.tokens.eval()
+        return self
+
+    def freeze(self) -> None:
+        """Keep the backbone in eval mode from here on, and its weights as they are: they take no gradients.
+
+        They are the model's weights, and take none there either.
+        """
+        self.frozen = True
+        self.tokens.eval().requires_grad_(False)
+
+
+class AttachedReadout(Attached):
+    """Inputs of a model -> conditioning vector ``[B, cond_dim]``; ``attach`` makes it.
+
+    Keys are ``tokens.*``, the model's own weights and not copies, and ``readout.*``.
+
+    Args:
+        tokens: From the model's inputs to tokens ``[B, T, D]``.
+        layout: Where the registers sit in them.
+        readout: ``[B, R, D] -> [B, cond_dim]``.
+        spec: What the readout was built of.
+        source: What the backbone was built of; the reason why not, where that cannot be told.
+    """
+
+    def __init__(
+        self,
+        tokens: nn.Module,
+        layout: TokenLayout,
+        readout: nn.Module,
+        spec: ReadoutSpec,
+        source: BackboneSource | RegplugError,
+    ) -> None:
+        super().__init__(tokens, layout, spec, source)
+        self.select = SelectRegisters(layout)
+        self.readout = readout
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The conditioning vector for ``inputs``, images ``[B, C, H, W]`` for most backbones.
+
+        Raises:
+            ShapeError: The tokens are not what the layout says.
+            SpecError: The model that it was attached to has other modules since.
+        """
+        if not is_scripting():
+            _check_origin(self.origin)
+        conditioning: Tensor = self.readout(self.select(self.tokens(inputs)))
+        return conditioning
+
+
+class AttachedConditioner(Attached):
+    """Inputs of a model -> FiLM pairs, gamma first; ``attach`` makes it when it is given a FiLM generator.
+
+    Keys are ``tokens.*``, the model's own weights and not copies, ``conditioner.readout.*`` and ``conditioner.film.*``.
+
+    Args:
+        tokens: From the model's inputs to tokens ``[B, T, D]``.
+        conditioner: ``[B, T, D] -> [(gamma, beta), ...]``.
+        spec: What the readout was built of.
+        source: What the backbone was built of; the reason why not, where that cannot be told.
+    """
+
+    def __init__(
+        self, tokens: nn.Module, conditioner: Conditioner, spec: ReadoutSpec, source: BackboneSource | RegplugError
+    ) -> None:
+        super().__init__(tokens, conditioner.layout, spec, source)
+        self.conditioner = conditioner
+
+    def forward(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """One ``(gamma, beta)`` per FiLM layer, each ``[B, width]``, for ``inputs``.
+
+        Raises:
+            ShapeError: The tokens are not what the layout says.
+            SpecError: The model that it was attached to has other modules since.
+        """
+        if not is_scripting():
+            _check_origin(self.origin)
+        pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs))
+        return pairs
+
+
+def attach(
+    model: nn.Module | str,
+    strategy: str | None = None,
+    *,
+    film: Reference | nn.Module | None = None,
+    film_options: Mapping[str, Any] | None = None,
+    form: str | None = None,
+    order: str | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    normalized: bool | None = None,
+    freeze: bool = False,
+    backbone: str | None = None,
+    registry: Registry | None = None,
+    **options: Any,
+) -> AttachedReadout | AttachedConditioner:
+    """A readout, and a FiLM generator if wanted, on top of a model: layout, sizes and width are found.
+
+    What comes back shares the model's tensors and hooks, and trains its weights with its own. Everything else of the
+    model it has for itself, as it is now: train and eval mode, part by part, gradient checkpointing, submodules. So
+    ``model.train()`` leaves it alone, and the other way round. It starts in the mode that the model is in, and refuses
+    to run when the model's submodules are replaced later: attach last.
+
+    Args:
+        model: A model that an installed plugin knows, or its name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
+            then built with random weights.
+        strategy: The readout, by name; the backbone's default when None.
+        film: A FiLM generator's registered name, class, ``"module:Class"`` or an instance, as ``pair`` takes it; None
+            for the conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
+        film_options: What the generator is built with, its width apart.
+        form: What the generator's pairs mean, as a ``Conditioner`` takes it, where its family is not known.
+        order: Likewise.
+        model_options: What a named model is built with besides: ``{"img_size": 224}``.
+        normalized: Whether the model's final norm is applied to the registers; None for as its own features come.
+        freeze: Whether the backbone stays in eval mode whatever the whole is in, and takes no gradients: its weights'
+            ``requires_grad`` is False, in the model too, whose weights they are. Autocast reaches it all the same.
+        backbone: Whose model it is, where several plugins know its class.
+        registry: Where names are looked up; the installed plugins when None.
+        **options: The strategy's own options.
+
+    Raises:
+        NameLookupError: No plugin knows the model, or the strategy is not registered.
+        SpecError: The model carries no registers, an option does not fit, the generator wants another width or gives
+            no pairs, or a method of the model was replaced by a function that calls the model itself.
+    """
+    return attach_chosen(
+        model,
+        strategy,
+        options,
+        film=film,
+        film_options=film_options,
+        form=form,
+        order=order,
+        model_options=model_options,
+        normalized=normalized,
+        freeze=freeze,
+        backbone=backbone,
+        registry=registry,
+    )
+
+
+def attach_chosen(
+    model: nn.Module | str,
+    strategy: str | None,
+    options: Mapping[str, Any],
+    *,
+    film: Reference | nn.Module | None = None,
+    film_options: Mapping[str, Any] | None = None,
+    form: str | None = None,
+    order: str | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    normalized: bool | None = None,
+    freeze: bool = False,
+    backbone: str | None = None,
+    registry: Registry | None = None,
+) -> AttachedReadout | AttachedConditioner:
+    """As ``attach``, with the strategy's options as a mapping: whatever they are called, none is taken for another."""
+    for word, given, reserved in (
+        ("options", options, {"strategy", "num_registers", "hidden_dim"}),
+        ("film_options", film_options, {"spec", "film", "width", "registry"}),
+        ("model_options", model_options, set()),
+    ):
+        if not isinstance(given or {}, Mapping):
+            raise SpecError(f"{word}: expected a mapping of names to values, got {given!r}.")
+        if clashes := sorted(reserved & {*(given or {})}):
+            raise SpecError(f"{word}: {clashes[0]}: expected an option, got a word that means something else here.")
+    registry = registry or default_registry()
+    source: BackboneSource | RegplugError
+    if isinstance(model, str):
+        entry, name = named_backbone(model if backbone is None else f"{backbone}:{model}", registry)
+        built_with = json_options(f"backbone {entry.name!r}", model_options or {})
+        network = build_backbone(entry, name, **built_with)
+        tokens, layout = tokens_of(entry, network, normalized)
+        source = BackboneSource(entry, name, built_with, bool(layout.normalized))
+        if name is not None and not FILE_NAME.fullmatch(name):  # a hub's address, a folder: no name for a bundle
+            source = _source_of(entry, network, bool(layout.normalized))
+    else:
+        if model_options:
+            raise SpecError(f"model_options: expected none with an instance, got {', '.join(model_options)}.")
+        entry, network = recognise(model, backbone, registry), inside(model)
+        tokens, layout = tokens_of(entry, network, normalized)
+        source = _source_of(entry, network, bool(layout.normalized))
+    if strategy is None:
+        if entry.default is None:
+            raise SpecError(f"backbone {entry.name!r}: expected a strategy, got none, and it has no default.")
+        strategy = entry.default
+    options = with_defaults(entry, strategy, options, registry)
+    if film is not None:
+        check_gives_pairs(film, registry)  # before it is asked for its options
+    own_tokens = with_own_modules(tokens)
+    spec = registry.resolve(strategy, num_registers=layout.num_registers, hidden_dim=layout.hidden_dim, **options)
+    readout = spec.build()
+    attached: AttachedReadout | AttachedConditioner
+    if film is None and film_options is None:
+        attached = AttachedReadout(own_tokens, layout, readout, spec, source)
+    else:
+        generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
+        conditioner = Conditioner(layout, readout, generator, form, order, registry)
+        attached = AttachedConditioner(own_tokens, conditioner, spec, source)
+    attached.origin = Origin(network, tokens)
+    _start_in_mode(attached, network.training)
+    if freeze:
+        attached.freeze()
+    return attached
+
+
+def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
+    """What the backbone takes, without the batch: ``(C, H, W)``, as its tokens module states it.
+
+    Raises:
+        SpecError: It takes inputs of several sizes, or something else than one tensor.
+    """
+    sizes = getattr(attached.tokens, "input_shape", None)
+    if not (isinstance(sizes, (tuple, list)) and sizes and all(is_int(size) and size > 0 for size in sizes)):
+        raise SpecError(
+            f"{type(attached.tokens).__name__}: expected a backbone that states the one size of its images as "
+            f"input_shape (C, H, W), got {sizes!r}; use the readout without its backbone."
+        )
+    return tuple(sizes)
+
+
+def _start_in_mode(attached: Attached, mode: bool) -> None:
+    """What is new takes the model's mode; the backbone's parts keep theirs: a norm may be in eval mode on purpose."""
+    kept = {part: part.training for part in attached.tokens.modules()}
+    attached.train(mode)
+    for part, own in kept.items():
+        part.training = own
+    attached.tokens.training = mode
+
+
+def _check_origin(origin: Origin) -> None:
+    if not torch.compiler.is_compiling():  # a compiled graph is what it was compiled of
+        origin.check()
+
+
+def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | RegplugError:
+    """A model that cannot be described can be trained all the same; only a bundle must name it."""
+    try:
+        name, options = ask_description(entry, model)
+        return BackboneSource(entry, name, json_options(f"backbone {entry.name!r}", options), normalized)
+    except RegplugError as error:
+        return error

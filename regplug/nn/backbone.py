@@ -1,0 +1,256 @@
+"""Asks a backbone's plugin: what a model's layout and FiLM sites are, which plugin knows a model, how it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, class_name, told
+from regplug.registry.default import default_registry
+from regplug.registry.deprecation import current_options
+from regplug.registry.distributions import normalise
+from regplug.registry.entries import BackboneEntry, CheckpointSite, FiLMSite
+from regplug.registry.foreign import repr_of
+from regplug.registry.layout import TokenLayout
+from regplug.registry.options import bind, parameters_of
+from regplug.registry.references import Reference, load_reference, reference_of
+from regplug.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+BLOCK = re.compile(r"[A-Za-z0-9_.-]*")  # it becomes a part of a file's name
+
+
+@dataclass(frozen=True)
+class BackboneSizes:
+    """What ``measure_backbone`` finds.
+
+    Args:
+        layout: Where the registers sit in the tokens, with R and D.
+        film_sites: The places that want FiLM pairs; empty for a backbone without FiLM.
+    """
+
+    layout: TokenLayout
+    film_sites: tuple[FiLMSite, ...]
+
+
+def measure_backbone(entry: BackboneEntry, model: str | None = None, /, **options: Any) -> BackboneSizes:
+    """Build the backbone on the meta device and ask its plugin for layout and FiLM sites.
+
+    Args:
+        entry: The backbone.
+        model: Which of its models; None for its default.
+        **options: What the model is built with besides.
+
+    Raises:
+        RegplugError: The plugin refuses, for the model's name is unknown or it carries no registers.
+        PluginError: The backbone does not build, or its plugin gives something else than was asked.
+    """
+    import torch
+
+    with torch.device("meta"):
+        built = build_backbone(entry, model, **options)
+    return BackboneSizes(ask_layout(entry, built), ask_film_sites(entry, built))
+
+
+def layout_of(model: object, *, backbone: str | None = None, registry: Registry | None = None) -> TokenLayout:
+    """Where the registers of a model sit in its token sequence, and (``normalized``) whether they come normalised.
+
+    Args:
+        model: An instance, on the meta device too, a configuration if its plugin knows it, or a name,
+            ``"timm:vit_small_patch14_reg4_dinov2"``. Nothing of it is run.
+        backbone: Whose model it is, where several plugins know its class; found by its class when None.
+        registry: Where backbones are looked up; the installed plugins when None.
+
+    Raises:
+        NameLookupError: No plugin knows the model, or several do.
+        SpecError: The model carries no registers.
+    """
+    if isinstance(model, str):
+        return measure_backbone(*named_backbone(model if backbone is None else f"{backbone}:{model}", registry)).layout
+    return ask_layout(recognise(model, backbone, registry), inside(model))
+
+
+def named_backbone(name: str, registry: Registry | None = None) -> tuple[BackboneEntry, str | None]:
+    """The backbone, and the name of the model if there is one, that ``NAME[:MODEL]`` means.
+
+    ``NAME`` may be ``distribution:name``; what is left after the longest registered name is the model.
+
+    Raises:
+        NameLookupError: No backbone has this name, or several plugins offer it.
+    """
+    registry = registry or default_registry()
+    known = {spelling for entry in registry.backbone_entries() for spelling in (entry.name, entry.full_name)}
+    spelling = max((one for one in known if name == one or name.startswith(f"{one}:")), key=len, default=None)
+    if spelling is None:
+        head, _, _ = name.partition(":")
+        plugins = {record.distribution for record in registry.plugins()}
+        # of "tim:vit_base" the backbone is wrong, of "regplug-timm:tim" what the plugin offers
+        spelling = name if normalise(head) in plugins else head
+    return registry.backbone_entry(spelling), name[len(spelling) + 1 :] or None
+
+
+def with_defaults(
+    entry: BackboneEntry, strategy: str, options: Mapping[str, Any], registry: Registry | None = None
+) -> dict[str, Any]:
+    """The options of a strategy on a backbone: of its default strategy the backbone's own, where none are given.
+
+    Either may be spelled in full, or as it was named before.
+    """
+    registry = registry or default_registry()
+    chosen = registry.readout_entry(strategy)
+    given = current_options(f"strategy {chosen.name!r}", options, chosen.old_options)
+    if entry.default is None:
+        return given
+    try:
+        default = chosen if entry.default == strategy else registry.readout_entry(entry.default)
+    except RegplugError:  # it is not installed, and another was asked for
+        return given
+    if default.full_name != chosen.full_name:
+        return given
+    return {**current_options(f"backbone {entry.name!r}", entry.options, chosen.old_options), **given}
+
+
+def recognise(model: object, backbone: str | None = None, registry: Registry | None = None) -> BackboneEntry:
+    """The backbone that a model is of, by the names along its class's MRO, importing nothing.
+
+    Raises:
+        NameLookupError: No plugin knows the model, or several do.
+    """
+    registry = registry or default_registry()
+    if backbone is not None:
+        return registry.backbone_entry(backbone)
+    cls = type(inside(model))
+    names = {reference_of(base) for base in cls.__mro__}
+    entries = registry.backbone_entries()
+    found = [entry for entry in entries if names.intersection(entry.classes)]
+    if not found:
+        known = ", ".join(entry.full_name for entry in entries if entry.classes) or "none"
+        raise NameLookupError(
+            f"model {cls.__name__}: carries no registers that an installed plugin knows of; backbones that know their "
+            f"models: {known}; use backbone= if it is one of them."
+        )
+    if len(found) > 1:
+        full = [entry.full_name for entry in found]
+        raise NameLookupError(
+            f"model {cls.__name__}: recognised by {' and '.join(full)}; use backbone={' or '.join(map(repr, full))}."
+        )
+    return found[0]
+
+
+def inside(model: object) -> Any:
+    """The model itself, without what ``torch.compile``, EMA or a data-parallel wrapper puts around it."""
+    from torch import nn
+
+    from regplug.nn.wrappers import unwrapped
+
+    return unwrapped(model) if isinstance(model, nn.Module) else model
+
+
+def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options: Any) -> Any:
+    """The backbone's model with random weights, on the default device.
+
+    Raises:
+        SpecError: An option is not known to ``build``, or is not what its type hint says.
+        RegplugError: The plugin refuses the name or an option.
+        PluginError: It fails otherwise.
+    """
+    from regplug.torch_private import outside_inference_mode
+
+    owner = f"backbone {entry.name!r}"
+    build = load_reference(owner, entry.build)
+    first = ""  # the model's name goes by position, whatever it is called
+    if model is not None:
+        first = next(iter(parameters_of(owner, build)), "")
+    arguments = bind(owner, build, {first: model} if first else {}, options)
+    arguments.pop(first, None)
+    with outside_inference_mode():
+        return _call(entry, "build", build, *(() if model is None else (model,)), **arguments)
+
+
+def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:
+    """The layout that the plugin gives for a model; raises as ``measure_backbone`` does."""
+    layout = _call(entry, "layout", entry.layout, model)
+    if not isinstance(layout, TokenLayout):
+        raise PluginError(f"backbone {entry.name!r}: layout: expected a TokenLayout, got {class_name(layout)}.")
+    return layout
+
+
+def ask_tokens(entry: BackboneEntry, model: Any, normalized: bool) -> nn.Module:
+    """The plugin's module from a model's inputs to tokens ``[B, T, D]``, with its weights.
+
+    Raises:
+        SpecError: The backbone offers none, or the model cannot give its tokens so.
+    """
+    from torch import nn
+
+    if entry.tokens is None:
+        raise SpecError(f"backbone {entry.name!r}: expected a backbone that says how its tokens are read, got none.")
+    tokens = _call(entry, "tokens", entry.tokens, model, normalized)
+    if not isinstance(tokens, nn.Module):
+        raise PluginError(f"backbone {entry.name!r}: tokens: expected an nn.Module, got {class_name(tokens)}.")
+    return tokens
+
+
+def ask_description(entry: BackboneEntry, model: Any) -> tuple[str | None, dict[str, Any]]:
+    """The name and the options of which ``build`` makes the same model.
+
+    Raises:
+        SpecError: The plugin cannot tell.
+    """
+    if entry.describe is None:
+        raise SpecError(f"backbone {entry.name!r}: expected a backbone that describes its models, got none.")
+    name, options = _call(entry, "describe", entry.describe, model)
+    return name, dict(options)
+
+
+def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, ...]]) -> tuple[CheckpointSite, ...]:
+    """The readouts that the plugin finds among a checkpoint's names and shapes; none, where it finds none.
+
+    Raises:
+        SpecError: The backbone finds none in any checkpoint.
+        RegplugError: The plugin refuses the checkpoint.
+        PluginError: It fails otherwise, or gives something else than sites of this checkpoint.
+    """
+    owner = f"backbone {entry.name!r}"
+    if entry.weights is None:
+        raise SpecError(f"{owner}: expected a backbone that finds readouts in checkpoints, got one that does not.")
+    sites = _call(entry, "weights", entry.weights, dict(shapes))
+    if not isinstance(sites, Sequence) or not all(isinstance(site, CheckpointSite) for site in sites):
+        raise PluginError(f"{owner}: weights: expected a sequence of CheckpointSite, got {repr_of(sites)}.")
+    for site in sites:
+        if not BLOCK.fullmatch(site.where) or sum(other.where == site.where for other in sites) > 1:
+            raise PluginError(
+                f"{owner}: weights: expected a block of its own for each site, got {repr_of(site.where)}."
+            )
+        unknown = {*site.readout.values(), *site.film_weights.values()} - set(shapes)
+        if unknown:
+            raise PluginError(f"{owner}: weights: expected names of the checkpoint, got {', '.join(sorted(unknown))}.")
+    return tuple(sites)
+
+
+def ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
+    """The FiLM sites that the plugin names in a model; none, where it names none."""
+    sites = () if entry.film_sites is None else tuple(_call(entry, "film_sites", entry.film_sites, model))
+    for site in sites:
+        if not isinstance(site, FiLMSite):
+            raise PluginError(f"backbone {entry.name!r}: film_sites: expected FiLMSite, got {repr_of(site)}.")
+    return sites
+
+
+def _call(entry: BackboneEntry, word: str, reference: Reference, /, *arguments: Any, **options: Any) -> Any:
+    target = load_reference(f"backbone {entry.name!r}", reference)
+    try:
+        return target(*arguments, **options)
+    except RegplugError:  # meant for the user: an unknown model, one without registers
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the plugin's code may fail in any way; say whose it was
+        raise PluginError(
+            f"backbone {entry.name!r}: expected {word} to answer, got {class_name(error)}: {told(error)}"
+        ) from error

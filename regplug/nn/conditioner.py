@@ -1,0 +1,95 @@
+"""Select registers, read them, generate FiLM pairs: one module from tokens to pairs."""
+
+# TorchScript reads Final[...] only when annotations are not postponed
+from typing import Final
+
+from torch import Tensor, nn
+
+from regplug.errors import SpecError
+from regplug.nn.pairing import Convention, check_film_width, convention_of
+from regplug.nn.select import SelectRegisters
+from regplug.nn.wrappers import unwrapped
+from regplug.registry.cond_dim import check_width, probe_in_place, stated_width
+from regplug.registry.layout import TokenLayout
+from regplug.registry.registry import Registry
+
+
+class Conditioner(nn.Module):
+    """Tokens ``[B, T, D]`` -> FiLM pairs, gamma first: ``film(readout(select(tokens)))``.
+
+    Its keys are ``readout.*`` and ``film.*``. The pairs come out gamma first, whatever order the generator has;
+    their form (``gamma`` or ``1+gamma``) stays the generator's and stands in ``convention``.
+
+    Args:
+        layout: Where the registers sit.
+        readout: ``[B, R, D] -> [B, cond_dim]``.
+        film: ``[B, cond_dim] -> [(gamma, beta), ...]``.
+        form: ``"gamma"`` or ``"1+gamma"``; None for what the generator's family is known to mean.
+        order: ``"gamma-first"`` or ``"shift-first"``; None likewise.
+        registry: Where families are looked up; the installed plugins when None.
+
+    Raises:
+        SpecError: The readout does not take the layout's sizes, the generator wants another width than the
+            readout gives, or the meaning of its pairs is not known.
+
+    Example:
+        >>> import torch
+        >>> from regplug.nn.film import KernelFiLMGenerator
+        >>> from regplug.nn.readouts.averages import RegisterMean
+        >>> layout = TokenLayout(num_registers=4, hidden_dim=48, start=1)
+        >>> pairs = Conditioner(layout, RegisterMean(4, 48), KernelFiLMGenerator(48, 32, 3))(torch.zeros(2, 21, 48))
+        >>> len(pairs), pairs[0][0].shape
+        (3, torch.Size([2, 32]))
+    """
+
+    shift_first: Final[bool]
+
+    def __init__(
+        self,
+        layout: TokenLayout,
+        readout: nn.Module,
+        film: nn.Module,
+        form: str | None = None,
+        order: str | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        super().__init__()
+        for word, given, wanted in (
+            ("layout", layout, TokenLayout),
+            ("readout", readout, nn.Module),
+            ("film", film, nn.Module),
+        ):
+            if not isinstance(given, wanted):
+                raise SpecError(f"Conditioner: {word}: expected a {wanted.__name__}, got {given!r}.")
+        stated = convention_of(film, form, order, registry)
+        check_film_width(film, _width_of(readout, layout), type(readout).__name__, registry=registry)
+        self.shift_first = stated.order == "shift-first"
+        self.convention = Convention(stated.form, "gamma-first")
+        self.layout = layout
+        self.select = SelectRegisters(layout)
+        self.readout = readout
+        self.film = film
+
+    def forward(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """One ``(gamma, beta)`` per FiLM layer, each ``[B, width]``.
+
+        Raises:
+            ShapeError: The tokens are not what the layout says.
+        """
+        pairs: list[tuple[Tensor, Tensor]] = self.film(self.readout(self.select(tokens)))
+        if self.shift_first:
+            return [(gamma, beta) for beta, gamma in pairs]
+        return pairs
+
+
+def _width_of(readout: nn.Module, layout: TokenLayout) -> int:
+    readout = unwrapped(readout)
+    owner = f"readout {type(readout).__name__}"
+    stated = stated_width(owner, readout)
+    for word in ("num_registers", "hidden_dim"):
+        own = getattr(readout, word, None)
+        if own is not None and own != getattr(layout, word):
+            raise SpecError(f"{owner}: {word}: expected {getattr(layout, word)} as the layout has, got {own}.")
+    width = probe_in_place(owner, readout, layout.num_registers, layout.hidden_dim)
+    check_width(owner, stated, width)
+    return width

@@ -1,0 +1,134 @@
+"""What training puts around a module or its weights: taken off a copy, or named so that the user can."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from regplug.errors import ExportError, told
+from regplug.registry.references import reference_of
+from regplug.torch_private import uncompiled
+
+# classes that hold the module that they wrap as ``module``, and give what it gives
+WRAPPERS = {
+    "torch.nn.parallel.distributed:DistributedDataParallel",
+    "torch.nn.parallel.data_parallel:DataParallel",
+    "torch.optim.swa_utils:AveragedModel",
+}
+# of `FullyShardedDataParallel` the attribute `module` holds the shards, too
+SHARDED = {
+    "torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel",
+    "torch.distributed.fsdp:FSDPModule",
+}
+# hooks that compute a weight before every forward, and what ends them; torch names neither in public
+WEIGHT_HOOKS = {
+    "torch.nn.utils.weight_norm:WeightNorm": "torch.nn.utils.remove_weight_norm",
+    "torch.nn.utils.spectral_norm:SpectralNorm": "torch.nn.utils.remove_spectral_norm",
+    "torch.nn.utils.prune:BasePruningMethod": "torch.nn.utils.prune.remove",
+}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of ``torch.compile``, ``DistributedDataParallel``, ``DataParallel`` and ``AveragedModel``."""
+    while True:
+        inner = uncompiled(module)
+        within = inner.module if WRAPPERS & _names(inner) else inner
+        if within is module or not isinstance(within, nn.Module):
+            return inner
+        module = within
+
+
+def check_whole(owner: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are not all in this process.
+
+    Raises:
+        ExportError: It, or a module in it, is sharded over processes.
+    """
+    for name, child in module.named_modules():
+        if SHARDED & _names(child):
+            what = f"module {name!r}: " if name else ""
+            raise ExportError(
+                f"{owner}: {what}expected whole weights, got FSDP's shards; load a full state dict "
+                "(torch.distributed.checkpoint.state_dict.get_model_state_dict) into spec.build()."
+            )
+
+
+def copy_of(owner: str, module: nn.Module) -> nn.Module:
+    """A deep copy without the wrappers, of the module and of those inside it.
+
+    Raises:
+        ExportError: A tensor has no numbers, a weight is computed by a hook, or an attribute or a hook cannot be
+            copied; named.
+    """
+    copies: dict[int, Any] = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ExportError(f"{owner}: tensor {name!r}: expected one with numbers, got one on the meta device.")
+    try:
+        for child in reversed(list(module.modules())):
+            if (inner := unwrapped(child)) is not child:
+                copies[id(child)] = copy.deepcopy(inner, copies)  # what refers to the wrapper gets this instead
+        copied: nn.Module = copy.deepcopy(module, copies)
+    except Exception as error:  # a class may have a __deepcopy__ of its own
+        raise ExportError(f"{owner}: {_uncopied(module) or told(error)}") from error
+    if text := _weights_hooked(copied):
+        raise ExportError(f"{owner}: {text}")
+    return copied
+
+
+def weights_computed(module: nn.Module) -> str | None:
+    """Which weights are computed out of others, and what ends that; None where all are themselves."""
+    for name, child in module.named_modules():
+        parametrized = getattr(child, "parametrizations", None)
+        if isinstance(parametrized, nn.ModuleDict):
+            tensor = next(iter(parametrized))
+            return (
+                f"module {name!r}: expected plain weights, got a parametrized {tensor!r}; use "
+                f"torch.nn.utils.parametrize.remove_parametrizations(..., {tensor!r}) before export."
+            )
+    return _weights_hooked(module)
+
+
+def _weights_hooked(module: nn.Module) -> str | None:
+    for name, child in module.named_modules():
+        for hook in child._forward_pre_hooks.values():
+            for kind in WEIGHT_HOOKS.keys() & _names(hook):
+                return (
+                    f"module {name!r}: expected plain weights, got those of {type(hook).__name__}; use "
+                    f"{WEIGHT_HOOKS[kind]} before export."
+                )
+    return None
+
+
+def hooks_of(module: nn.Module) -> list[str]:
+    """Each hook of the module and of those inside it, with the module that it is on."""
+    return [
+        f"{getattr(hook, '__qualname__', type(hook).__name__)} on {name or type(module).__name__!r}"
+        for name, child in module.named_modules()
+        for kind in HOOKS
+        for hook in getattr(child, kind).values()
+    ]
+
+
+def _uncopied(module: nn.Module) -> str | None:
+    """The attribute or hook that has no copy: a lock, an open file, a generator."""
+    if text := weights_computed(module):
+        return text
+    for name, child in module.named_modules():
+        for attribute, value in vars(child).items():
+            if attribute in ("_modules", "_parameters", "_buffers"):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception as error:
+                what = "a hook" if attribute in HOOKS else f"attribute {f'{name}.{attribute}'.lstrip('.')!r}"
+                kind = "" if attribute in HOOKS else f" {type(value).__name__}"
+                return f"{what}: expected something that can be copied, got{kind}: {told(error)}"
+    return None
+
+
+def _names(value: object) -> set[str]:
+    return {reference_of(base) for base in type(value).__mro__}

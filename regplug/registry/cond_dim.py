@@ -1,0 +1,172 @@
+"""Builds readouts, and finds the one true ``cond_dim`` on the meta device, where nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from regplug.errors import SpecError, class_name, told
+from regplug.registry.foreign import repr_of
+from regplug.registry.layout import is_int
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Two samples: a module that confuses batch and registers shows itself, and batch norm in eval mode is content.
+PROBE_BATCH = 2
+
+
+def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    """Call the constructor, and turn its refusal into one that names the strategy.
+
+    Raises:
+        SpecError: The constructor refused the arguments, or did not make an ``nn.Module``.
+    """
+    from torch import nn
+
+    from regplug.torch_private import outside_inference_mode
+
+    with outside_inference_mode():
+        module = _called(owner, build, arguments)
+    if not isinstance(module, nn.Module):
+        raise SpecError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
+    return module
+
+
+def calculate(owner: str, width: Callable[..., Any], arguments: Mapping[str, Any]) -> int:
+    """``cond_dim`` as the entry's own ``cond_dim`` gives it.
+
+    Raises:
+        SpecError: It refuses the arguments, as the constructor would, or gives no positive integer.
+    """
+    stated: Any = _called(owner, width, arguments)
+    if not (is_int(stated) and stated >= 1):
+        raise SpecError(f"{owner}: cond_dim: expected a positive integer, got {repr_of(stated)}.")
+    return int(stated)
+
+
+def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    try:
+        return build(**arguments)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a constructor raises means: not with these arguments
+        given = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
+        why = f"{class_name(error)}: {told(error)}" if isinstance(error, LookupError) else told(error)  # a bare key
+        raise SpecError(
+            f"{owner}: expected sizes and options that its constructor takes, got {given}: {why}"
+        ) from error
+
+
+def measure(
+    owner: str, build: Callable[..., Any], arguments: Mapping[str, Any], num_registers: int, hidden_dim: int
+) -> tuple[int, bool]:
+    """``cond_dim``, and whether a forward on the meta device proved it.
+
+    The truth is the module's ``out_dim`` if it has one, checked against the meta forward; else that forward.
+
+    Args:
+        owner: The strategy, for messages.
+        build: The readout's class.
+        arguments: What its constructor gets.
+        num_registers: R.
+        hidden_dim: D.
+
+    Raises:
+        SpecError: The constructor refuses; ``out_dim`` and the forward disagree; the output is no
+            ``[B, cond_dim]``; or there is neither ``out_dim`` nor a forward that runs on the meta device.
+    """
+    import torch
+
+    with torch.device("meta"):  # a constructor that reads numbers out of its tensors cannot; torch's text says so
+        module = construct(owner, build, arguments)
+    stated = stated_width(owner, module)
+    try:
+        width = probe(owner, module, num_registers, hidden_dim, device="meta")
+    except SpecError:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # no meta forward: any operation may lack one, and may say so in any way
+        if stated is None:
+            raise SpecError(
+                f"{owner}: expected an integer attribute out_dim or a forward that runs on the meta device, "
+                f"got neither ({class_name(error)}: {told(error)})."
+            ) from error
+        return stated, False
+    check_width(owner, stated, width)
+    return width, True
+
+
+def stated_width(owner: str, module: nn.Module) -> int | None:
+    """The module's ``out_dim``, if it has one.
+
+    Raises:
+        SpecError: ``out_dim`` is not a positive integer.
+    """
+    stated = getattr(module, "out_dim", None)
+    if stated is not None and not (is_int(stated) and stated >= 1):
+        raise SpecError(f"{owner}: out_dim: expected a positive integer, got {repr_of(stated)}.")
+    return stated
+
+
+def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:
+    """Run one forward in eval mode on zeros ``[2, R, D]`` and return the width of what comes out."""
+    import torch
+
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    registers = torch.zeros(PROBE_BATCH, num_registers, hidden_dim, dtype=dtype, device=device)
+    training = {child: child.training for child in module.modules()}
+    module.eval()  # or a probe would move the running statistics of a batch norm
+    try:
+        with torch.no_grad():
+            output = module(registers)
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+    if not isinstance(output, torch.Tensor):
+        raise SpecError(f"{owner}: expected a tensor [B, cond_dim], got {class_name(output)}.")
+    if output.dim() != 2 or output.shape[0] != PROBE_BATCH:
+        raise SpecError(
+            f"{owner}: expected [{PROBE_BATCH}, cond_dim] for registers {list(registers.shape)}, "
+            f"got {list(output.shape)}."
+        )
+    return int(output.shape[1])
+
+
+def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim: int) -> int:
+    """``probe`` where the module's own tensors are; of one that has none, where tensors are made now.
+
+    Raises:
+        SpecError: The forward fails, or gives no ``[B, cond_dim]``.
+    """
+    import torch
+
+    first = next(chain(module.parameters(), module.buffers()), None)
+    device = str(torch.get_default_device() if first is None else first.device)
+    try:
+        return probe(owner, module, num_registers, hidden_dim, device)
+    except SpecError:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a forward raises means: not these registers
+        raise SpecError(
+            f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
+            f"got {class_name(error)}: {told(error)}"
+        ) from error
+
+
+def check_stated(owner: str, stated: int, measured: int) -> None:
+    """Refuse an entry whose ``cond_dim`` is not what the readout gives."""
+    if stated != measured:
+        raise SpecError(
+            f"{owner}: cond_dim: expected {measured}, which its forward gives, got {stated} from the entry."
+        )
+
+
+def check_width(owner: str, stated: int | None, measured: int) -> None:
+    """Refuse a module whose ``out_dim`` is not what its forward gives."""
+    if stated is not None and stated != measured:
+        raise SpecError(f"{owner}: out_dim: expected {measured}, which its forward gives, got {stated}.")

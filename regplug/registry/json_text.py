@@ -1,0 +1,155 @@
+"""Parses JSON strictly: no duplicate keys, no deep nesting, no NaN, numbers as they are written."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import accumulate
+from operator import sub
+from typing import Any
+
+LARGEST = 1 << 53
+DEEPEST = 64
+MOST_MARKS = 1 << 17  # brackets and commas
+SHOWN = 60
+PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*"?', re.DOTALL)  # whose brackets do not count
+DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level deeper, and back, as signed bytes
+NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+
+
+class WrongValueError(Exception):
+    """``KEY: expected WHAT, got VALUE``; the caller knows the file."""
+
+
+class DuplicateKeyError(WrongValueError):
+    """A key stands twice in one object."""
+
+
+class Number:
+    """A JSON number as written: 4 and 4.0 are not the same to a strict reader."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in ``data``, its numbers as written.
+
+    The checks come in one order, in C++ too, so that a text with several faults has one message.
+
+    Raises:
+        DuplicateKeyError: A key is there twice.
+        WrongValueError: It has more than 131,072 brackets and commas, is nested deeper than 64, or is no JSON in UTF-8.
+    """
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise WrongValueError("not JSON: begins with a byte order mark")
+    _check_brackets(TEXT.sub(b"", data))
+    duplicates: list[_Pairs] = []
+
+    def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Pairs:
+        values = dict(pairs)
+        if len(values) == len(pairs):
+            return values
+        duplicates.append(_Pairs(pairs))
+        return duplicates[-1]
+
+    try:
+        text = data.decode()
+        value = json.loads(
+            text, object_pairs_hook=read_object, parse_int=_number, parse_float=_number, parse_constant=_refuse
+        )
+        if "\\u" in text:
+            _check_texts(value)
+    except ValueError:
+        raise WrongValueError("not JSON") from None
+    if duplicates:
+        _refuse_first_duplicate(value)
+    return value
+
+
+class _Pairs(list[Any]):
+    """An object in which a key is there twice, as it was written."""
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)  # NaN and Infinity, which are no JSON
+
+
+def _number(text: str) -> Number:
+    return Number(text) if abs(float(text)) < float("inf") else _refuse(text)  # nor what no float64 holds
+
+
+def _check_brackets(data: bytes) -> None:
+    """Refuse what takes long to walk over, and deep nesting before the parser meets it, which has a limit of its own.
+
+    A bracket that closes nothing counts for nothing: from each depth the lowest before it, where that is below 0, is
+    taken off. No loop of Python's: a text may be a megabyte of brackets.
+
+    Args:
+        data: The text without its strings, whose brackets and commas do not count.
+    """
+    marks = sum(map(data.count, (b",", b"[", b"]", b"{", b"}")))
+    if marks > MOST_MARKS:
+        raise WrongValueError(f"expected at most {MOST_MARKS} brackets and commas, got {marks}")
+    steps = memoryview(data.translate(DEPTHS, NO_BRACKETS)).cast("b")
+    depths: list[int] = list(accumulate(steps, initial=0))
+    if max(map(sub, depths, accumulate(depths, min))) > DEEPEST:
+        raise WrongValueError(f"nested deeper than {DEEPEST}")
+
+
+def _check_texts(value: Any) -> None:
+    """Raise ValueError for half a surrogate pair, which is no text; Python's parser lets it through."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_texts(item)
+    elif isinstance(value, dict):
+        for item in value.items():
+            _check_texts(item)
+
+
+def _refuse_first_duplicate(value: Any) -> None:
+    """Raise for the first key in the text that is there twice in its object; C++ meets it first, too."""
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_first_duplicate(item)
+    elif isinstance(value, _Pairs):
+        seen: set[str] = set()
+        for key, item in value:
+            if key in seen:
+                raise DuplicateKeyError(f"key {quoted(key)} stands twice")
+            seen.add(key)
+            _refuse_first_duplicate(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_first_duplicate(item)
+
+
+def quoted(name: str) -> str:
+    """A name inside a message, in ASCII on one line whatever it holds."""
+    return f"'{truncate(json.dumps(name)[1:-1])}'"
+
+
+def truncate(text: str) -> str:
+    """At most 60 characters of it."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def plain(value: Any) -> Any:
+    """The value with its numbers as Python's."""
+    if isinstance(value, Number):
+        return int(value.text) if value.text.lstrip("-").isdigit() else float(value.text)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def plain_digits(value: Any) -> int | None:
+    """The integer that a JSON number spells in digits alone; None for anything else, -0 and 1.0 included."""
+    text = value.text if isinstance(value, Number) else ""
+    return int(text) if PLAIN_INTEGER.fullmatch(text) else None

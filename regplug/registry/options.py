@@ -1,0 +1,213 @@
+"""Checks a strategy's options against the constructor, which is their only schema."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from operator import itemgetter
+from typing import Any
+
+from regplug.errors import SpecError, class_name, told
+from regplug.registry.entries import SIZES
+from regplug.registry.foreign import repr_of
+from regplug.registry.json_text import OPTION_NAME, WrongValueError, parse_json
+from regplug.registry.option_values import read
+from regplug.registry.stored_values import UnfitError, plain, same
+from regplug.registry.type_hints import names_for, read_hint, spell, with_default
+
+MOST_LISTED = 60
+LONGEST = 1 << 20  # characters of all options as JSON; a weights file's header, which repeats them, has no more bytes
+JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """``; known: a, b (closest: a)``, the end of a message about an unknown word; of hundreds only the closest."""
+    from difflib import get_close_matches
+
+    if not known:
+        return "; known: none"
+    if len(known) > MOST_LISTED:
+        near = get_close_matches(word, known, n=5) or sorted(name for name in known if word in name)[:5]
+        return f"; closest of {len(known)}: {', '.join(near) or 'none'}"
+    near = get_close_matches(word, known, n=1)
+    return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")
+
+
+def bind(
+    owner: str,
+    build: Callable[..., Any],
+    sizes: Mapping[str, Any],
+    options: Mapping[str, Any],
+    words: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The keyword arguments for ``build``: the sizes that its constructor names, and the options.
+
+    Args:
+        owner: Whose options these are, for messages.
+        build: The class to be called.
+        sizes: Values of the words that the registry passes (``num_registers``, ``hidden_dim``).
+        options: The user's options.
+        words: The constructor's own words for the sizes, to the registry's.
+
+    Returns:
+        Arguments that bind to the constructor's signature, each as its type hint says: a JSON list as a tuple, a
+        name as an Enum's member, a JSON object as a dataclass. An option without annotation has the type of its
+        default. Lists and dicts are new ones.
+
+    Raises:
+        SpecError: An option is unknown, missing, or of the wrong type, or is one of the sizes.
+    """
+    parameters = parameters_of(owner, build)
+    named = {word: sizes[size] for word, size in (words or {}).items() if size in sizes}
+    named |= {size: value for size, value in sizes.items() if size in parameters and size not in named}
+    open_ended = next((name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    known = [
+        name
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in named
+    ]
+    hints = hints_of_options(owner, build)
+    rest = Any if open_ended is None else hints.pop(open_ended)  # the hint of ``**options: int`` is each one's
+    arguments: dict[str, Any] = dict(named)
+    for option, value in sorted(options.items(), key=itemgetter(0)):  # in a bundle's order, for ``**options``
+        if option in named or option in sizes:
+            raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
+        if option not in known and open_ended is None:
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a known option, got {repr_of(value)}{closest(option, known)}."
+            )
+        arguments[option] = _read(owner, option, value, hints.get(option, rest))
+    missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in arguments]
+    if missing:
+        wanted = ", ".join(f"{name}: {spell(hints[name])}" for name in missing)
+        raise SpecError(f"{owner}: expected option {wanted}, got none.")
+    return arguments
+
+
+def stored_options(
+    owner: str,
+    build: Callable[..., Any],
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+    words: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The options as JSON stores them, which ``bind`` reads back as the same arguments; takes what ``bind`` takes.
+
+    Raises:
+        SpecError: As ``bind``; or a value has no JSON form, or would be read back as another one.
+    """
+    arguments = bind(owner, build, sizes, options, words)
+    stored = json_options(owner, {option: arguments[option] for option in options})
+    again = bind(owner, build, sizes, stored, words)
+    for option, value in stored.items():
+        if not same(arguments[option], again[option]):
+            given, found = repr_of(arguments[option]), repr_of(again[option])
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a value that its stored form gives back, got {given}, which is "
+                f"stored as {repr_of(value)} and read as {found}{' with other attributes' if given == found else ''}."
+            )
+    return stored
+
+
+def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as JSON gives them back.
+
+    Raises:
+        SpecError: A bundle's reader would refuse a name or a value: it has no JSON form, or is too large or too deep.
+    """
+    stored = {}
+    length = 0
+    for option, value in sorted(options.items(), key=itemgetter(0)):
+        if not OPTION_NAME.fullmatch(option):
+            raise SpecError(
+                f"{owner}: option {option!r}: expected a name of at most 128 ASCII letters, digits and _, which can be "
+                "stored, got another."
+            )
+        try:
+            stored[option] = plain(value)
+            text = json.dumps(stored[option])
+            parse_json(f'{{"options":{{"_":{text}}}}}'.encode())  # as deep as it is in a manifest
+        except RecursionError:
+            detail = "nested too deep"
+        except (UnfitError, WrongValueError) as error:
+            detail = str(error) or "only such options can be stored"
+        else:
+            length += len(text)
+            if length <= LONGEST:
+                continue
+            detail = f"all options together may have {LONGEST} characters"
+        raise SpecError(f"{owner}: option {option!r}: expected a JSON value, got {repr_of(value)}; {detail}.")
+    return stored
+
+
+def describe(build: Callable[..., Any], words: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The options that a constructor takes, each with its type and default as text."""
+    known = {*SIZES, *(words or {})}
+    return {name: text for name, text in _parameters(build).items() if name not in known}
+
+
+def describe_signature(build: Callable[..., Any]) -> str:
+    """How a constructor is called: ``Name(num_registers: int, eps: float = 1e-06)``."""
+    return f"{_name(build)}({', '.join(f'{name}: {text}' for name, text in _parameters(build).items())})"
+
+
+def _parameters(build: Callable[..., Any]) -> dict[str, str]:
+    hints = hints_of_options(_name(build), build)
+    return {
+        name: spell(hints[name]) + ("" if p.default is inspect.Parameter.empty else f" = {_shown(p.default)}")
+        for name, p in parameters_of(_name(build), build).items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _shown(default: object) -> str:
+    return repr_of(plain(default) if isinstance(default, Enum) else default)
+
+
+def _read(owner: str, option: str, value: object, hint: Any) -> Any:
+    try:
+        return read(value, hint)
+    except RecursionError:
+        detail = "nested too deep"
+    except UnfitError as error:
+        detail = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a value of another library's; OmegaConf raises for one that is missing
+        detail = f"{class_name(error)}: {told(error)}"
+    if isinstance(value, str) and value in JSON_WORDS:
+        detail = f"use {JSON_WORDS[value]} in JSON and on the command line"
+    wanted = f"{owner}: option {option!r}: expected {spell(hint)}, got {repr_of(value)}"
+    raise SpecError(f"{wanted}; {detail}." if detail else f"{wanted}.")
+
+
+def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What the constructor takes.
+
+    Raises:
+        SpecError: It has no signature to read.
+    """
+    try:
+        return inspect.signature(build).parameters
+    except (TypeError, ValueError) as error:  # a class written in C may show none
+        raise SpecError(f"{owner}: expected a class or function with a signature, got {repr_of(build)}.") from error
+
+
+def hints_of_options(owner: str, build: Callable[..., Any]) -> dict[str, Any]:
+    """Each parameter's type: as annotated; where that is missing or cannot be read, that of its default."""
+    names = names_for(build)
+    hints = {}
+    for name, parameter in parameters_of(owner, build).items():
+        default, annotation = parameter.default, parameter.annotation
+        if annotation is not parameter.empty:
+            hint = read_hint(annotation, names)
+            hints[name] = hint if default is parameter.empty else with_default(hint, default)
+        else:
+            hints[name] = Any if default is None or default is parameter.empty else type(default)
+    return hints
+
+
+def _name(build: Callable[..., Any]) -> str:
+    return getattr(build, "__name__", repr(build))

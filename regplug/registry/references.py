@@ -1,0 +1,96 @@
+"""References: ``"module:attr"`` as plugins and users write it, and what it names once it is imported."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from regplug.errors import PluginError, SpecError, class_name, clip, told
+from regplug.registry.foreign import repr_of
+from regplug.registry.kept_host import kept_host
+
+REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+MAX_REASON = 400  # characters of what an import raised
+
+# "module:attr", or the object itself for a plugin made in a running program.
+Reference = str | Callable[..., Any]
+
+
+def check_reference(owner: str, word: str, reference: object) -> None:
+    """Refuse what is neither ``"module:attr"`` nor callable."""
+    if isinstance(reference, str) and REFERENCE_PATTERN.fullmatch(reference):
+        return
+    if isinstance(reference, str) or not callable(reference):
+        raise SpecError(f"{owner}: {word}: expected 'module:attr' or a callable, got {repr_of(reference)}.")
+
+
+def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
+    """Import what ``reference`` names, and put the working folder back if that changes it.
+
+    Raises:
+        PluginError: The module cannot be imported or has no such attribute; the cause is chained.
+    """
+    with kept_host():
+        return import_reference(owner, reference)
+
+
+def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
+    """As ``load_reference``, but what the import does to the process stays."""
+    if not isinstance(reference, str):
+        return reference
+    try:
+        target: object = pkgutil.resolve_name(reference)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin that exits at import must not end its host; so is a Rust panic
+        raise PluginError(
+            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(told(error), MAX_REASON)}."
+        ) from error
+    if not callable(target):
+        raise PluginError(f"{owner}: expected a callable at {reference!r}, got {class_name(target)}.")
+    return target
+
+
+def reference_of(target: Reference) -> str:
+    """``"module:attr"`` of a class or function, also of one that is still only named."""
+    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+
+
+def import_named_by_user(word: str, reference: str) -> Callable[..., Any]:
+    """Import what the user's ``module:attr`` names; the working directory is searched last.
+
+    Args:
+        word: The option or argument that it was given for.
+        reference: ``module:attr``.
+
+    Raises:
+        SpecError: It cannot be imported.
+    """
+    check_reference(word, "value", reference)
+    if "" not in sys.path:
+        sys.path.append("")  # last, so that a file there replaces no installed module
+    try:
+        return load_reference(word, reference)
+    except PluginError as error:  # no plugin's fault: the user named it
+        raise SpecError(str(error)) from error
+
+
+def import_plugin(distribution: str, reference: str) -> object:
+    """Import the module, or the object inside it, that a ``regplug_v1`` entry point names.
+
+    Raises:
+        PluginError: It cannot be imported; the cause is chained.
+    """
+    module, _, attribute = (part.strip() for part in reference.partition(":"))
+    try:
+        return pkgutil.resolve_name(f"{module}:{attribute}")  # "module:" is the module itself
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit at import would end the host silently and with success
+        raise PluginError(
+            f"plugin {distribution!r}: expected to import {reference!r}, got {class_name(error)}: "
+            f"{clip(told(error), MAX_REASON)}"
+        ) from error
