@@ -54,14 +54,14 @@ $(VENV)/tools: | compiler
 	touch $@
 
 # Oracles of the tests: what they ask for besides, and another torch, is not needed for what is compared.
-$(VENV)/tested-tools: $(VENV)/tools tests/torchvision_shim.py
+$(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1 \
 	  model-signing==1.1.1 pyopenssl==26.4.0 cosmic-ray==8.7.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
 	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1 stevedore==5.10.0 \
 	  lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0 hydra-core==1.3.8 antlr4-python3-runtime==4.9.3
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	  cp tests/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
+	  cp tests/support/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
 	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@

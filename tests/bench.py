@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from consumer import build, installed
 from rich.console import Console
 from rich.table import Table
+from support.consumer import build, installed
 
 import regplug
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import click
-from strategies import EVERY, D, R
+from support.strategies import EVERY, D, R
 
 import regplug
 from regplug.commands.printing import print_columns
@@ -81,7 +81,8 @@ def chosen(words: Iterable[str]) -> list[str]:
     installed = [entry.full_name for entry in regplug.default_registry().readout_entries()]
     strategies = list(words) or installed
     if wrong := [name for name in strategies if name not in installed or name not in OPTIONS]:
-        sys.exit(f"matrix: expected installed strategies with options in tests/strategies.py, got {', '.join(wrong)}.")
+        wanted = "installed strategies with options in tests/support/strategies.py"
+        sys.exit(f"matrix: expected {wanted}, got {', '.join(wrong)}.")
     return strategies
 
 

@@ -5,9 +5,9 @@ import unicodedata
 
 import pytest
 from click.testing import CliRunner
-from damage import edit_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.damage import edit_manifest
 
 import regplug
 from regplug import errors

@@ -32,8 +32,8 @@ _HOMES = {
     "backbone_subject_of": "backbone_subject",
     "check_backbone": "backbone_run",
     "check_readout": "run",
-    "parametrize_with_backbone_checks": "parametrizing",
-    "parametrize_with_checks": "parametrizing",
+    "parametrize_with_backbone_checks": "parametrize",
+    "parametrize_with_checks": "parametrize",
     "subject_of": "run",
 }
 

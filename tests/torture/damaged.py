@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from consumer import build, conditioner, installed, readout
-from damage import repin
+from support.consumer import build, conditioner, installed, readout
+from support.damage import repin
 
 import regplug
 from regplug.bundle.golden import compare

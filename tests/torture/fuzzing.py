@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import malformed_files
-import malformed_manifests
+from support import malformed_files, malformed_manifests
 
 from torture import Figure
 from torture.verdicts import HEADERS, compiled

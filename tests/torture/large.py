@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from good_manifests import readout
+from support.good_manifests import readout
 
 from regplug.errors import BundleError
 from regplug.format.folder import MAX_MANIFEST

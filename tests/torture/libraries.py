@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from consumer import build, installed
-from damage import repin
+from support.consumer import build, installed
+from support.damage import repin
 
 import regplug
 from torture import Figure

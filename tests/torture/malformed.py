@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import malformed_files
-import malformed_manifests
+from support import malformed_files, malformed_manifests
 
 from torture import Figure
 from torture.verdicts import ACCEPTED, FILE, MANIFEST, by_the_reference, compiled, in_cpp, in_python

@@ -9,8 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import good_manifests
-import malformed_files
+from support import good_manifests, malformed_files
 
 from torture import Figure
 from torture.verdicts import FILE, MANIFEST, Record, compare, compiled
@@ -112,7 +111,7 @@ MAKERS = {FILE: mutant_of_file, MANIFEST: mutant_of_manifest}
 
 def good_files(work: Path) -> tuple[list[bytes], list[bytes]]:
     """Accepted files and manifests: the named ones, and what a real export wrote."""
-    import consumer
+    from support import consumer
 
     import regplug
 

@@ -28,10 +28,11 @@ PACKAGE = Path(regplug.__file__).parent
 TESTS = Path(__file__).resolve().parent.parent
 # the module: the kinds of named cases that judge it, and its functions that no case calls
 MODULES: dict[str, tuple[str, set[str]]] = {
-    "safetensors_header": ("s", set()),
-    "strict": ("sm", {"printable"}),
-    "manifest": ("m", {"token_layout", "made_with", "to_bytes", "describe"}),
-    "agreement": ("m", set()),
+    "format/safetensors_header": ("s", set()),
+    "registry/json_text": ("sm", set()),
+    "format/strict_json": ("sm", {"printable"}),
+    "format/manifest": ("m", {"token_layout", "made_with", "to_bytes", "describe"}),
+    "format/manifest_rules": ("m", set()),
 }
 # `X | None` in an annotation, which nobody evaluates; there is no other `|` in these modules
 ANNOTATIONS = re.compile(r"core/ReplaceBinaryOperator_BitOr_")
@@ -74,10 +75,10 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
     copies = [copy_of(work / name) for name in ("one", "two")]
     figures = []
     for module, (kinds, left_out) in MODULES.items():
-        expected = expect(program, kinds, work / f"{module}.pickle")
+        expected = expect(program, kinds, work / f"{Path(module).name}.pickle")
         # an oracle that refuses the code as it is would kill every mutant
         subprocess.run(shlex.split(command_of(copies[0], expected)), check=True, timeout=120)
-        whole = mutations(PACKAGE / f"{module}.py", work / f"{module}.sqlite", left_out)
+        whole = mutations(PACKAGE / f"{module}.py", work / f"{Path(module).name}.sqlite", left_out)
         todo = random.Random(seed).sample(whole, max(int(len(whole) * share), 1)) if share < 1 else whole
         done = [0]
 

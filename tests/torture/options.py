@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from damage import edit_manifest
-from strategies import EVERY, spec_of
+from support.damage import edit_manifest
+from support.strategies import EVERY, spec_of
 
 import regplug
 from regplug.registry.options import describe

@@ -7,8 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import malformed_files
-import malformed_manifests
+from support import malformed_files, malformed_manifests
 
 import regplug
 from regplug.errors import BundleError

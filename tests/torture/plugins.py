@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from misbehaving_plugins import GOOD, GOOD_MODELS, every_kind
 from scale import make_distribution
+from support.misbehaving_plugins import GOOD, GOOD_MODELS, every_kind
 
 from torture import Figure
 

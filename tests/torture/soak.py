@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from consumer import build, installed, readout
+from support.consumer import build, installed, readout
 
 import regplug
 from regplug.format.read_bundle import read_bundle

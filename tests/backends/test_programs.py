@@ -1,0 +1,380 @@
+"""What a loaded program is held to at every door, what it may throw, and what may be in it when it is shipped."""
+
+import copy
+import io
+import json
+import shutil
+import struct
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from support.consumer import built, readout, run
+from support.damage import repin
+from torch import nn
+
+import regplug
+from regplug.backends.elf import check_library
+from regplug.backends.interface import ExportBackend, Program, flatten
+from regplug.backends.torchscript import check_archive
+from regplug.bundle.machine_paths import check_traces
+from regplug.errors import BundleError, ExportError
+from regplug.format.weights import save_tensors
+from regplug.registry.discovery import discover
+
+SIZES = {"num_registers": 4, "hidden_dim": 24}
+SCRIPT, LIBRARY = "program.torchscript.pt", "program.aotinductor.x86-64-v3.so"
+BOTH = ["torchscript", "aotinductor"]
+
+
+class Scaled(nn.Module):
+    """A readout whose option decides what its program computes, with the same weights."""
+
+    def __init__(self, hidden_dim: int, factor: float = 1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, hidden_dim))
+        self.factor = factor
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return registers.mean(1) * self.scale * self.factor
+
+
+class Hungry(Scaled):
+    """Wants more memory than there is."""
+
+    def forward(self, registers: torch.Tensor) -> torch.Tensor:
+        return registers.mean(1) * self.scale + torch.zeros([1 << 58]).sum()
+
+
+class Throwing(ExportBackend):
+    """Runs the module that it exported, and raises where it is told to."""
+
+    raises: BaseException | None = None
+    at = ""
+    module: nn.Module
+
+    def export(self, source):
+        type(self).module = source.module
+        return [Program("program.throwing", b"bytes")]
+
+    def open(self, owner, program, weights):
+        self.throw("open")
+        module = copy.deepcopy(self.module)
+        module.load_state_dict(weights)
+        return lambda given: self.run(module, given)
+
+    def run(self, module, given):
+        self.throw("run")
+        return flatten(module(given))
+
+    def throw(self, here):
+        if self.raises is not None and self.at == here:
+            raise self.raises
+
+
+class Panic(BaseException):
+    """What extensions written in Rust raise."""
+
+
+class Plugin:
+    @regplug.hookimpl
+    def regplug_readouts(self):
+        return [regplug.ReadoutEntry("scaled", Scaled)]
+
+    @regplug.hookimpl
+    def regplug_export_backends(self):
+        return [regplug.ExportBackendEntry("throwing", Throwing)]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    registry = regplug.Registry(discover())
+    registry.register(Plugin(), "test-plugin", "1.0")
+    return registry
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory, registry):
+    """Two bundles with the same weights, whose programs compute different things."""
+    folder = tmp_path_factory.mktemp("scaled")
+    for name, factor in (("once", 1.0), ("twice", 2.0)):
+        spec = registry.resolve("scaled", **SIZES, factor=factor)
+        regplug.export(spec, spec.build(), folder / name, backends=[*BOTH, "onnx"], registry=registry)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def impostor(scaled):
+    """The first bundle, with the other's programs, and every digest true."""
+    folder = shutil.copytree(scaled / "once", scaled / "impostor")
+    for program in (SCRIPT, LIBRARY, "program.onnx"):
+        shutil.copyfile(scaled / "twice" / program, folder / program)
+    repin(folder)
+    return folder
+
+
+# ---- the golden case is run before anything is handed out
+
+
+@pytest.mark.parametrize("backend", [*BOTH, "onnx"])
+def test_a_program_that_computes_something_else_is_not_handed_out(impostor, backend, registry):
+    with pytest.raises(BundleError, match=rf"impostor: program '{backend}': case 'batch_1': error \S+ is above"):
+        regplug.load(impostor, program=backend, registry=registry)
+    with pytest.raises(BundleError, match="case 'batch_1': error"):
+        regplug.verify(impostor, programs=True, registry=registry)
+
+
+@pytest.mark.parametrize("program", ["regplug_open", "regplug_aoti_open"])
+def test_cpp_hands_out_no_program_that_computes_something_else(impostor, program):
+    kinds = BOTH if program == "regplug_open" else BOTH[1:]
+    for kind in kinds:
+        code, out = run(built() / program, impostor, f"--{kind}")
+        assert code == 1
+        assert out.startswith(f"bundle {impostor}: program '{kind}': case 'batch_1': error ")
+
+
+def test_regplug_run_writes_nothing_of_a_program_that_computes_something_else(impostor, tmp_path):
+    (tmp_path / "in.safetensors").write_bytes(save_tensors({"registers": torch.ones(1, 4, 24)}))
+    command = [built() / "regplug-run" / "regplug-run", impostor, tmp_path / "in.safetensors", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "case 'batch_1': error" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ---- whatever is thrown
+
+
+@pytest.mark.parametrize("at", ["open", "run"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        SystemExit(0),
+        GeneratorExit(),
+        MemoryError("all of it"),
+        RecursionError("deep"),
+        type("Panic", (BaseException,), {})(),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+def test_whatever_a_program_raises_is_a_bundle_error_on_one_line(tmp_path, registry, monkeypatch, at, raised):
+    spec = registry.resolve("scaled", **SIZES)
+    regplug.export(spec, spec.build(), tmp_path / "b", backends=["throwing"], registry=registry)
+    monkeypatch.setattr(Throwing, "raises", raised)
+    monkeypatch.setattr(Throwing, "at", at)
+    with pytest.raises(BundleError, match=r"program.throwing: |program 'throwing': ") as error:
+        regplug.load(tmp_path / "b", program="throwing", registry=registry)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ExportError):
+        regplug.export(spec, spec.build(), tmp_path / "c", backends=["throwing"], registry=registry)
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_interrupt_stays_one(tmp_path, registry, monkeypatch):
+    spec = registry.resolve("scaled", **SIZES)
+    regplug.export(spec, spec.build(), tmp_path / "b", backends=["throwing"], registry=registry)
+    monkeypatch.setattr(Throwing, "raises", KeyboardInterrupt())
+    for at in ("open", "run"):
+        monkeypatch.setattr(Throwing, "at", at)
+        with pytest.raises(KeyboardInterrupt):
+            regplug.load(tmp_path / "b", program="throwing", registry=registry)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_program_that_wants_all_memory_is_an_error_in_both_languages(scaled, tmp_path, registry):
+    folder = shutil.copytree(scaled / "once", tmp_path / "b")
+    archive = io.BytesIO()
+    torch.jit.save(torch.jit.script(Hungry(24).eval()), archive)
+    (folder / SCRIPT).write_bytes(archive.getvalue())
+    repin(folder)
+    with pytest.raises(BundleError, match=r"program 'torchscript': .*") as error:
+        regplug.load(folder, program="torchscript", registry=registry)
+    assert "\n" not in str(error.value)
+    code, out = run(built() / "regplug_open", folder, "--torchscript")
+    assert code == 1
+    assert out.count("\n") == 1
+    assert "program 'torchscript': " in out
+
+
+@pytest.mark.parametrize(
+    ("thrown", "told"),
+    [
+        ("42", "expected an exception of C++'s own, got another."),
+        ("std::bad_alloc()", "expected memory enough, got none."),
+        (r'std::runtime_error("one\ntwo")', "one"),
+    ],
+)
+def test_what_a_model_library_throws_is_an_error(scaled, tmp_path, thrown, told):
+    folder = shutil.copytree(scaled / "once", tmp_path / "b")
+    names = [
+        "ContainerGetNumInputs",
+        "ContainerGetNumOutputs",
+        "ContainerGetNumConstants",
+        "ContainerRunSingleThreaded",
+        "ContainerDelete",
+    ]
+    functions = "".join(f"int AOTInductorModel{name}() {{ return 0; }}\n" for name in names)
+    functions += f"int AOTInductorModelContainerCreateWithDevice() {{ throw {thrown}; }}\n"
+    code = f'#include <new>\n#include <stdexcept>\nextern "C" {{\n{functions}}}\n'
+    (tmp_path / "library.cpp").write_text(code)
+    subprocess.run(["c++", "-shared", "-fPIC", "-o", folder / LIBRARY, tmp_path / "library.cpp"], check=True)
+    repin(folder)
+    assert run(built() / "regplug_aoti_open", folder, "--aotinductor") == (1, f"bundle {folder}: {LIBRARY}: {told}\n")
+
+
+# ---- one program at a time
+
+
+def test_threads_open_programs_of_both_kinds_at_once(scaled, registry):
+    given, failed = torch.ones(1, 4, 24), []
+    expected = registry.resolve("scaled", **SIZES).build()(given)
+
+    def open_often(backend):
+        for _ in range(10):
+            program = regplug.load(scaled / "once", program=backend, registry=registry)
+            if not torch.allclose(program(given), expected):
+                failed.append(backend)
+
+    threads = [threading.Thread(target=open_often, args=(backend,)) for backend in BOTH * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+def test_threads_open_programs_of_both_kinds_at_once_in_cpp(tmp_path):
+    regplug.export(*readout("compress-concat"), tmp_path / "b", backends=BOTH)
+    torch.manual_seed(1)
+    (tmp_path / "other.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 24)}))
+    code, out = run(built() / "regplug_soak", "both", tmp_path / "b", tmp_path / "other.safetensors", 100)
+    assert code == 0, out
+
+
+# ---- what is in a program when it is shipped
+
+
+def zipped(members, compression=zipfile.ZIP_STORED):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", compression) as target:
+        for name, data in members:
+            target.writestr(name, data)
+    return archive.getvalue()
+
+
+GOOD = [("program/data.pkl", b"pickle"), ("program/code/__torch__.py", b"def forward")]
+SHIPPED = {
+    "a member less": (GOOD, GOOD[:1], "expected the members"),
+    "a member of another size": (GOOD, [GOOD[0], (GOOD[1][0], b"def")], "expected the members"),
+    "a debug record": (
+        [*GOOD, ("program/code/x.py.debug_pkl", b"x")],
+        [*GOOD, ("program/code/x.py.debug_pkl", b"x")],
+        "expected the members",
+    ),
+    "a way out": (
+        [*GOOD, ("program/../../evil", b"x")],
+        [*GOOD, ("program/../../evil", b"x")],
+        "member 'program/../../evil': expected a plain name",
+    ),
+    "an absolute path": ([("/etc/passwd", b"x")], [("/etc/passwd", b"x")], "expected a plain name"),
+    "two folders": ([*GOOD, ("other/x", b"x")], [*GOOD, ("other/x", b"x")], "expected members of one folder"),
+}
+
+
+@pytest.mark.parametrize("case", SHIPPED)
+def test_an_archive_that_is_not_what_torch_made_is_not_shipped(case):
+    made, shipped, message = SHIPPED[case]
+    check_archive(zipped(GOOD), zipped([*GOOD, ("program/code/__torch__.py.debug_pkl", b"x")]))
+    with pytest.raises(ExportError, match=message):
+        check_archive(zipped(shipped), zipped(made))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_stands_twice_or_is_compressed_is_not_shipped():
+    twice = [*GOOD, GOOD[0]]
+    with pytest.raises(ExportError, match="each once"):
+        check_archive(zipped(twice), zipped(twice))
+    with pytest.raises(ExportError, match="expected it stored"):
+        check_archive(zipped(GOOD, zipfile.ZIP_DEFLATED), zipped(GOOD))
+
+
+LIBRARIES = {
+    "an executable stack": (["-Wl,-z,execstack"], "expected a stack that is not executable"),
+    "a folder to search": (["-Wl,-rpath,/opt/lib"], "expected no folder to search for libraries, got /opt/lib"),
+    "the older kind of it": (["-Wl,--disable-new-dtags,-rpath,$ORIGIN"], r"got \$ORIGIN"),
+    "another library": (
+        ["-Wl,--no-as-needed", "-lresolv"],
+        "expected no library but libtorch's own, got libresolv.so.2",
+    ),
+    "a name of its own": (["-DOTHER"], r"expected no exported symbol but AOTInductor\*, got other and 0 more"),
+    "the same, in the older table": (["-DOTHER", "-Wl,--hash-style=sysv"], r"got other and 0 more"),
+    "a name that a process has once": (
+        ["-DONCE"],
+        r"expected no exported symbol but AOTInductor\*, got AOTInductorOnce",
+    ),
+}
+SOURCE = """
+extern "C" int AOTInductorOne() { return 1; }
+#ifdef OTHER
+extern "C" int other() { return 1; }
+#endif
+#ifdef ONCE
+__asm__(".data; .globl AOTInductorOnce; .type AOTInductorOnce, @gnu_unique_object; AOTInductorOnce: .long 1; .text");
+#endif
+"""
+
+
+@pytest.mark.parametrize("case", LIBRARIES)
+def test_a_library_that_asks_the_linker_for_more_is_not_shipped(tmp_path, case):
+    flags, message = LIBRARIES[case]
+    (tmp_path / "a.cpp").write_text(SOURCE)
+    for extra in ([], flags):
+        command = ["c++", "-shared", "-fPIC", "-o", tmp_path / "a.so", tmp_path / "a.cpp", *extra]
+        subprocess.run(command, check=True)
+        data = (tmp_path / "a.so").read_bytes()
+        if not extra:
+            check_library("library", data)
+    with pytest.raises(ExportError, match=message):
+        check_library("library", data)
+
+
+def test_a_library_that_exports_all_that_it_defines_is_not_shipped_and_one_made_today_exports_the_interface(scaled):
+    old = (Path(__file__).parents[1] / "data" / "format-1" / "readout" / LIBRARY).read_bytes()
+    with pytest.raises(
+        ExportError, match=r"library: expected no exported symbol but AOTInductor\*, got _Z\w+ and \d{3} "
+    ):
+        check_library("library", old)
+    check_library("library", (scaled / "once" / LIBRARY).read_bytes())
+
+
+def test_a_library_that_is_none_or_is_cut_is_not_shipped(scaled):
+    whole = (scaled / "once" / LIBRARY).read_bytes()
+    check_library("library", whole)
+    program = whole[:16] + struct.pack("<H", 2) + whole[18:]
+    for data in (b"", b"\x7fELF", b"x" * 100, whole[:63], whole[:64], whole[:200], program):
+        with pytest.raises(ExportError, match=r"library: expected a (whole )?shared object"):
+            check_library("library", data)
+
+
+@pytest.mark.parametrize("place", [Path.home(), Path(torch.__file__).parent])
+def test_a_path_of_this_machine_is_in_no_program(place, monkeypatch, tmp_path, registry):
+    check_traces("program", zipped(GOOD))
+    text = f"x{place}/secret.py".encode()
+    with pytest.raises(ExportError, match=f"program: expected no path of this machine, got '{place}"):
+        check_traces("program", text)
+    with pytest.raises(ExportError, match=r"program: member 'program/code/a.py': expected no path of this machine"):
+        check_traces("program", zipped([*GOOD, ("program/code/a.py", text)]))
+    check_traces("program", zipped([*GOOD, ("program/data/0", text), ("program/constants/1", text)]))
+    monkeypatch.setattr(Throwing, "export", lambda self, source: [Program("program.throwing", text)])
+    spec = registry.resolve("scaled", **SIZES)
+    with pytest.raises(ExportError, match="program 'throwing': program.throwing: expected no path"):
+        regplug.export(spec, spec.build(), tmp_path / "b", backends=["throwing"], registry=registry)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bundle_of_every_kind_holds_no_path_of_this_machine(scaled):
+    for program in json.loads((scaled / "once" / "manifest.json").read_bytes())["programs"]:
+        check_traces(program["file"], (scaled / "once" / program["file"]).read_bytes())

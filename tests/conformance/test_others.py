@@ -1,0 +1,56 @@
+"""The checks on readouts that other packages published, registered unchanged: what they fail is known, and why."""
+
+import pytest
+from support.strategies import D, R
+
+import regplug
+from regplug.conformance import check_readout
+from regplug.registry.discovery import discover
+
+NOT_SCRIPTABLE = "transformers' GELUTanh keeps a functools.partial, which TorchScript cannot hold"
+
+
+def siglip_head(hidden_dim: int):
+    """transformers' pooling head; its constructor takes a configuration."""
+    from transformers import SiglipVisionConfig
+    from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
+
+    return SiglipMultiheadAttentionPoolingHead(
+        SiglipVisionConfig(hidden_size=hidden_dim, num_attention_heads=4, intermediate_size=32)
+    )
+
+
+class Others:
+    """What a plugin that adopts them would say."""
+
+    @regplug.hookimpl
+    def regplug_readouts(self):
+        latent = "timm.layers:AttentionPoolLatent"
+        return [
+            regplug.ReadoutEntry("timm-latent", latent, sizes={"in_features": "hidden_dim"}),
+            regplug.ReadoutEntry("siglip", siglip_head),
+        ]
+
+
+# strategy -> its options, what it takes though no readout should, what it fails, and what there is not to check
+OTHERS = {
+    "timm-latent": ({"num_heads": 4}, {"refuses-num-registers"}, {}),
+    "siglip": ({}, {"refuses-num-registers"}, {"script": NOT_SCRIPTABLE, "program[torchscript]": NOT_SCRIPTABLE}),
+    "nvsubquadratic-pool": ({}, {"refuses-hidden-dim"}, {}),
+    "nvsubquadratic-compress-concat": ({"compressed_dim": 6}, {"refuses-num-registers", "refuses-rank"}, {}),
+}
+
+
+@pytest.mark.parametrize("strategy", OTHERS)
+def test_a_readout_of_another_package_fails_what_is_known_of_it_and_nothing_else(strategy):
+    options, takes, fails = OTHERS[strategy]
+    registry = regplug.Registry(discover())
+    registry.register(Others(), "others")
+    spec = registry.resolve(strategy, num_registers=R, hidden_dim=D, **options)
+    results = check_readout(
+        spec, registry=registry, backends=["torchscript"], compiler="eager", expected_failures=fails
+    )
+    assert all(result.ok for result in results), results
+    verdicts = {verdict: {one.check for one in results if one.verdict == verdict} for verdict in ("advisory", "passed")}
+    assert verdicts["advisory"] == takes
+    assert {"film", "gradients", "state-dict", "compile", "export", "threads"} <= verdicts["passed"]

@@ -1,0 +1,383 @@
+"""The C++ loader: built by a consumer's CMake project from the wheel, held to the same golden cases and messages."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from support.consumer import (
+    CONSUMER,
+    LAYOUTS,
+    SITE,
+    build,
+    built,
+    check_golden,
+    conditioner,
+    installed,
+    readout,
+    run,
+    tool,
+)
+from support.damage import DAMAGES, PROGRAM, change_golden, edit_manifest, negate_outputs, to_link
+from support.strategies import BUILT_IN, EVERY, spec_of, trained
+
+import regplug
+from regplug.format.weights import load_tensors, save_tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return built()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    regplug.export(*readout("compress-concat"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["mean", "concat", "pool", "compress-concat"])
+def test_every_readout_gives_its_golden_outputs_in_cpp_and_refuses_wrong_inputs(programs, tmp_path, strategy):
+    spec, module = readout(strategy)
+    regplug.export(spec, module, tmp_path / "b")
+    report = check_golden(programs / "regplug_golden", tmp_path / "b")
+    assert sorted(report["cases"]) == ["batch_0", "batch_1", "batch_2", "batch_64", "batch_7", "slice"]
+    assert report["cond_dim"] == spec.cond_dim
+    program = regplug.load(tmp_path / "b", program="torchscript")
+    wrong = {"R": torch.zeros(2, 3, 24), "D": torch.zeros(2, 4, 48), "rank": torch.zeros(4, 24)}
+    wrong["dtype"] = torch.zeros(2, 4, 24, dtype=torch.float64)
+    for what, given in wrong.items():
+        with pytest.raises(regplug.ShapeError) as error:
+            program(given)
+        assert report["refused"][what] == str(error.value)
+
+
+@pytest.mark.parametrize("place", LAYOUTS)
+def test_every_layouts_conditioner_gives_its_golden_pairs_in_cpp(programs, tmp_path, place):
+    regplug.export(*conditioner(place), tmp_path / "b")
+    report = check_golden(programs / "regplug_golden", tmp_path / "b")
+    least = LAYOUTS[place].num_tokens or f"T, 24] with T >= {LAYOUTS[place].min_tokens}"
+    assert str(least) in report["refused"]["T"]
+
+
+@pytest.mark.parametrize("strategy", [*BUILT_IN, "digits-gate", "conditioner"])
+def test_autocast_of_the_host_changes_nothing_and_stays_on(programs, tmp_path, strategy):
+    known = {name.partition(":")[2]: name for name in EVERY}.get(strategy)
+    made = (spec_of(known), trained(known)) if known else conditioner("prefix")
+    regplug.export(*made, tmp_path / "b")
+    assert check_golden(programs / "regplug_golden", tmp_path / "b", "--autocast")["autocast"] is True
+    assert check_golden(programs / "regplug_golden", tmp_path / "b")["autocast"] is False
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_run_in_cpp_too(programs, tmp_path, dtype):
+    spec, module = readout("compress-concat")
+    regplug.export(spec, module.to(dtype), tmp_path / "b")
+    check_golden(programs / "regplug_golden", tmp_path / "b")
+
+
+def test_the_golden_check_in_cpp_sees_a_wrong_value(programs, bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    negate_outputs(folder, "batch_2", "batch_7", "slice")
+    code, out = run(programs / "regplug_golden", folder)
+    report = json.loads(out)
+    assert code == 1
+    assert [case for case, found in report["cases"].items() if not found["ok"]] == ["batch_2", "batch_7", "slice"]
+
+
+def set_case(index, key, value):
+    return lambda values: values["golden"]["cases"][index].update({key: value})
+
+
+def set_result(name, key, value):
+    return lambda values: values["programs"][0]["cases"][name].update({key: value})
+
+
+def believed(values):
+    """What a stranger writes who wants any program to be within the tolerance."""
+    for case in [*values["golden"]["cases"], *values["programs"][0]["cases"].values()]:
+        case["tolerance"] = 1e308
+
+
+TOLERANCES = {
+    "of a program": (
+        set_result("batch_2", "tolerance", 1.5),
+        "programs.0.cases.batch_2.tolerance: expected GIVEN, got 1.5",
+    ),
+    "errors of a program": (
+        set_result("batch_7", "error", 0.25),
+        "programs.0.cases.batch_7.error: expected at most GIVEN, got 0.25",
+    ),
+    "of everything": (believed, "golden.cases.0.tolerance: expected 0.0, got 1e+308"),
+    "eager's error of nothing": (
+        set_case(0, "eager_error", 1e-300),
+        "golden.cases.0.eager_error: expected at most 0.0, got 1e-300",
+    ),
+    "another error of eager": (
+        set_case(1, "eager_error", 0.0),
+        "golden.cases.1.tolerance: expected ROUNDING, got GIVEN",
+    ),
+    "an error of eager without an end": (
+        set_case(1, "eager_error", 1e9),
+        "golden.cases.1.eager_error: expected at most LARGEST, got 1000000000.0",
+    ),
+}
+
+
+def shown(value):
+    text = f"{value:.12g}"
+    return text if set(text) & set(".e") else text + ".0"
+
+
+def assert_both_refuse(programs, folder, said):
+    """C++ and Python, in the same words."""
+    assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {said}\n")
+    with pytest.raises(regplug.BundleError) as error:
+        regplug.load(folder)
+    assert str(error.value) == f"bundle {folder}: {said}"
+
+
+@pytest.mark.parametrize("case", TOLERANCES)
+def test_a_tolerance_that_is_not_the_formulas_is_refused(programs, bundle, tmp_path, case):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    cases = {one["case"]: one for one in json.loads((folder / "manifest.json").read_bytes())["golden"]["cases"]}
+    change, message = TOLERANCES[case]
+    edit_manifest(folder, change)
+    name = next((name for name in cases if name in message), "batch_1")
+    tensors = load_tensors("golden", (folder / "golden.safetensors").read_bytes())
+    scale = tensors["batch_1.output.conditioning"].abs().max().item()
+    message = message.replace("GIVEN", shown(cases[name]["tolerance"]))
+    message = message.replace("ROUNDING", shown(4 * 2**-23 * scale))
+    message = message.replace("LARGEST", shown(16 * 2**-11.5 * scale))
+    assert_both_refuse(programs, folder, f"manifest.json: {message}.")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_golden_outputs_that_are_not_finite_are_refused(programs, bundle, tmp_path, value):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    change_golden(folder, lambda tensors: tensors["batch_2.output.conditioning"][1].fill_(value))
+    assert_both_refuse(programs, folder, "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan.")
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
+def test_the_tolerances_formula_holds_for_every_dtype(programs, tmp_path, dtype, eps):
+    """The largest error of eager that may be is accepted with its tolerance, and no larger one."""
+    spec, module = readout("pool")
+    regplug.export(spec, module.to(dtype), tmp_path / "b", backends=[])
+    tensors = load_tensors("golden", (tmp_path / "b" / "golden.safetensors").read_bytes())
+    scale = tensors["batch_1.output.conditioning"].abs().max().item()
+    most = scale * min(1 / 8, 16 * eps**0.5)
+
+    def change(error):
+        return lambda values: values["golden"]["cases"][1].update(
+            eager_error=error, tolerance=4 * (error + eps * scale)
+        )
+
+    edit_manifest(tmp_path / "b", change(most))
+    assert run(programs / "regplug_open", tmp_path / "b") == (0, "ok\n")
+    edit_manifest(tmp_path / "b", change(most * (1 + 1e-6)))
+    refused = shown(most * (1 + 1e-6))
+    said = f"manifest.json: golden.cases.1.eager_error: expected at most {shown(most)}, got {refused}."
+    assert_both_refuse(programs, tmp_path / "b", said)
+
+
+def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+
+    def to_eager(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name].float()
+
+    change_golden(folder, to_eager)
+    tensors = load_tensors("golden", (folder / "golden.safetensors").read_bytes())
+
+    def change(values, error=0.0):
+        values["golden"]["truth"] = "eager"
+        for case in values["golden"]["cases"]:
+            outputs = tensors[f"{case['case']}.output.conditioning"]
+            scale = outputs.abs().max().item() if outputs.numel() else 0.0
+            case.update(eager_error=error, tolerance=1e-5 * scale)
+            for program in values["programs"]:
+                program["cases"][case["case"]] = {"error": 0.0, "tolerance": 1e-5 * scale}
+
+    edit_manifest(folder, change)
+    assert run(programs / "regplug_open", folder, "--torchscript") == (0, "ok\n")
+    edit_manifest(folder, lambda values: change(values, 1e-9))
+    said = "manifest.json: golden.cases.0.eager_error: expected at most 0.0, got 1e-09."
+    assert_both_refuse(programs, folder, said)
+
+
+DENSE = "expected a dense tensor on the CPU, got "
+OWN_KEY = "one with a dispatch key of its own; use the tensor inside it."
+VIEWS = {
+    "negated": "one that is negated lazily; use resolve_neg().",
+    "imaginary": "one that is negated lazily; use resolve_neg().",
+    "complex": "one that is conjugated lazily; use resolve_conj().",
+    "undefined": "no tensor.",
+    "sparse": "another layout; use to_dense().",
+    "mkldnn": "another layout; use to_dense().",
+    "meta": "one of the meta device, which has no numbers.",
+    "zeros": "one of zeros without memory; use clone().",
+    "quantized": "a quantized one; use dequantize().",
+    "nested": "a nested one; use to_padded_tensor().",
+    "batched": OWN_KEY,
+    "functional": OWN_KEY,
+}
+RUNS = {
+    "negated": "",  # the right numbers
+    "imaginary": "",
+    "complex": "expected dtype float32, got complex64.",
+    "undefined": "expected registers [B, 4, 24], got no tensor.",
+    "sparse": "expected a dense tensor, got another layout.",
+    "mkldnn": "expected a dense tensor, got another layout.",
+    "meta": "expected device cpu, got meta.",
+    "zeros": DENSE + VIEWS["zeros"],
+    "quantized": "expected dtype float32, got qint8.",
+    "nested": "expected a dense tensor, got a nested one.",
+    "batched": DENSE + OWN_KEY,
+    "functional": DENSE + OWN_KEY,
+}
+MOVED_FROM = "bundle: expected an open bundle, got one that was moved from."
+
+
+def test_a_tensor_whose_memory_is_not_its_numbers_is_refused_or_gives_the_right_ones(programs, bundle):
+    report = check_golden(programs / "regplug_golden", bundle)
+    assert report["view_of"] == {name: f"tensor: {DENSE}{got}" for name, got in VIEWS.items()}
+    assert report["run"] == {name: text and f"program 'torchscript': {text}" for name, text in RUNS.items()}
+    assert report["moved_from"] == [MOVED_FROM] * 3
+    far = report["to_tensor"].pop("far")
+    assert far.startswith("tensor: ")
+    assert "1152921504606846980 bytes" in far
+    assert report["to_tensor"] == {
+        "nothing": "tensor: expected a tensor, got none.",
+        "backward": "tensor: expected strides >= 0, got [-1]; use Tensor::copy_of.",
+        "short": "tensor: expected 16 bytes, got 4.",
+    }
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_bundle_is_refused_in_cpp_with_the_same_words(programs, bundle, tmp_path, case):
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    damage, message = DAMAGES[case]
+    damage(folder)
+    assert run(programs / "regplug_open", folder, "--torchscript") == (1, message.replace("DIR", str(folder)) + "\n")
+
+
+def test_a_good_bundle_opens_in_cpp_pinned_and_through_links(programs, bundle, tmp_path):
+    digest = regplug.verify(bundle).digest
+    assert run(programs / "regplug_open", bundle, "--torchscript") == (0, "ok\n")
+    assert run(programs / "regplug_open", bundle, "--pin", digest) == (0, "ok\n")
+    code, out = run(programs / "regplug_open", bundle, "--torchscript", "--pin", "0" * 64)
+    assert (code, out) == (1, f"bundle {bundle}: manifest.json: sha256 is {digest}, pinned is {'0' * 64}.\n")
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    to_link(folder)
+    assert run(programs / "regplug_open", folder, "--follow-links") == (0, "ok\n")
+
+
+def test_an_archive_that_is_none_is_one_line_in_both_languages(programs, bundle, tmp_path):
+    from support.damage import repin
+
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    (folder / PROGRAM).write_bytes(b"PK\5\6" + bytes(18))
+    repin(folder)
+    code, out = run(programs / "regplug_open", folder, "--torchscript")
+    assert code == 1
+    assert out.startswith(f"bundle {folder}: ")
+    assert out.count("\n") == 1
+    with pytest.raises(regplug.BundleError) as error:
+        regplug.load(folder, program="torchscript")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_are_swapped_whole_while_threads_run_and_others_are_refused(programs, bundle, tmp_path):
+    torch.manual_seed(1)
+    (tmp_path / "w.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 24)}))
+    code, out = run(programs / "regplug_reload", bundle, tmp_path / "w.safetensors")
+    assert code == 0, out
+    (tmp_path / "v.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 23)}))
+    code, out = run(programs / "regplug_reload", bundle, tmp_path / "v.safetensors")
+    assert code == 1
+    assert "tensor 'compress.weight': expected float32 [6, 24], got float32 [6, 23]" in out
+
+
+def test_an_unchanged_module_of_nvsubquadratic_runs_in_cpp(programs, install_plugin, run_python, tmp_path):
+    folder = install_plugin(
+        "acme-nv",
+        {},
+        {"regplug_readouts_v1": {"nv-compress": "nvsubquadratic.modules.film:RegisterCompressConcat"}},
+    )
+    code = f"""
+import torch, regplug
+spec = regplug.resolve("nv-compress", num_registers=4, hidden_dim=24, compressed_dim=6)
+regplug.export(spec, spec.build(), {str(tmp_path / "b")!r})
+assert regplug.verify({str(tmp_path / "b")!r}).ok
+print(type(regplug.load({str(tmp_path / "b")!r})).__module__, spec.cond_dim)
+"""
+    done = run_python(code, [folder])
+    assert done.stdout.split() == ["nvsubquadratic.modules.film", "24"], done.stderr
+    report = check_golden(programs / "regplug_golden", tmp_path / "b")
+    assert report["cond_dim"] == 24
+
+
+def test_the_wheel_unzipped_builds_as_cpp20_with_no_python_on_the_path(bundle, tmp_path):
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(pip, check=True)
+    [wheel] = tmp_path.glob("regplug-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unzipped")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("c++", "g++", "gcc", "cc", "as", "ld", "ar", "ranlib", "ld.bfd", "nm", "strip", "objcopy", "sh"):
+        if path := shutil.which(name):
+            (tools / name).symlink_to(path)
+    env = {"PATH": str(tools), "HOME": str(tmp_path)}
+    assert shutil.which("python3", path=env["PATH"]) is None
+    prefix = f"{tmp_path / 'unzipped' / 'regplug'};{SITE}"
+    # the two include all headers; what is fast does not matter here, and takes twice as long to compile
+    settings = {"CMAKE_CXX_STANDARD": 20, "CMAKE_PREFIX_PATH": prefix, "CMAKE_BUILD_TYPE": "Debug"}
+    folder = build(tmp_path / "build", settings=settings, target="regplug_golden regplug-run", env=env)
+    check_golden(folder / "regplug_golden", bundle)
+    assert os.access(folder / "regplug-run" / "regplug-run", os.X_OK)
+
+
+@pytest.mark.parametrize("kernels", ["", "default", "avx2", "avx512"])
+def test_the_torch_free_parts_hold_and_name_atens_cpu_capability(programs, run_python, tmp_path, kernels):
+    env = {"ATEN_CPU_CAPABILITY": kernels} if kernels else {}
+    code, out = run(programs / "regplug_units", tmp_path, env={**os.environ, **env})
+    assert code == 0, out
+    assert out == run_python("import torch; print(torch.backends.cpu.get_cpu_capability())", env=env).stdout
+
+
+def test_the_torch_free_parts_hold_in_a_german_process(programs, tmp_path):
+    command = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
+    if shutil.which("localedef") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("the system has no sources of locales")
+    code, out = run(programs / "regplug_units", tmp_path, env={**os.environ, "LOCPATH": str(tmp_path)})
+    assert code == 0, out
+
+
+def test_the_cmake_package_names_a_component_that_it_does_not_know(tmp_path):
+    lines = ["cmake_minimum_required(VERSION 3.23)", "project(x LANGUAGES CXX)"]
+    lines += ["find_package(regplug REQUIRED COMPONENTS onnx)"]
+    (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
+    configure = [tool("cmake"), "-S", tmp_path, "-B", tmp_path / "b", "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DCMAKE_PREFIX_PATH={installed()}"]
+    done = subprocess.run(configure, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "onnx: no such component; known: aotinductor, torchscript." in " ".join(done.stderr.split())
+
+
+def test_the_headers_that_need_torch_are_each_the_first_of_a_program():
+    lines = [
+        re.search(r"#include .+", (CONSUMER / f"{name}.cpp").read_text())[0] for name in ("golden", "open", "reload")
+    ]
+    alone = re.search(r"set\(torch_headers (.+)\)", (CONSUMER / "CMakeLists.txt").read_text())[1].split()
+    assert sorted(lines) == [f"#include <regplug/{name}.h>" for name in sorted(alone)]

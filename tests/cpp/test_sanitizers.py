@@ -1,0 +1,121 @@
+"""The C++ loader under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; nothing is suppressed."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+from support.consumer import build, conditioner, installed, readout
+from support.damage import DAMAGES
+
+import regplug
+from regplug.format.weights import save_tensors
+
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
+
+
+def built_with(folder, sanitizers, target):
+    flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0"
+    settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
+    settings |= {"CMAKE_CXX_FLAGS": flags, "CMAKE_BUILD_TYPE": "None"}
+    return build(folder, settings=settings, target=target)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    regplug.export(*readout("compress-concat"), folder / "one", backends=["torchscript", "aotinductor"])
+    regplug.export(*conditioner("prefix"), folder / "film", backends=["aotinductor"])
+    torch.manual_seed(1)
+    (folder / "weights.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 24)}))
+    (folder / "in.safetensors").write_bytes(save_tensors({"registers": torch.randn(3, 4, 24)}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """The programs with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    return built_with(tmp_path_factory.mktemp("asan"), "address,undefined", "without_torchscript")
+
+
+def run(program, *arguments):
+    """Exit status and output; a sanitizer's report fails the test."""
+    done = subprocess.run(
+        [program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **OPTIONS},
+        check=False,
+    )
+    for word in ("Sanitizer", "runtime error"):
+        assert word not in done.stderr, done.stderr[-6000:]
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("name", ["one", "film"])
+def test_golden_cases_and_refusals_touch_no_memory_that_is_not_theirs(checked, bundles, name):
+    code, out = run(checked / "regplug_aoti_golden", bundles / name)
+    assert code == 0, out
+
+
+def test_the_torch_free_parts_touch_no_memory_that_is_not_theirs(checked, tmp_path):
+    code, out = run(checked / "regplug_units", tmp_path)
+    assert code == 0, out
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_bundle_is_refused_without_a_report(checked, bundles, tmp_path, case):
+    folder = shutil.copytree(bundles / "one", tmp_path / "b")
+    damage, message = DAMAGES[case]
+    damage(folder)
+    code, out = run(checked / "regplug_aoti_open", folder, "--aotinductor")
+    assert (code, out) == (1, message.replace("DIR", str(folder)) + "\n")
+
+
+def test_regplug_run_touches_no_memory_that_is_not_its_own(checked, bundles, tmp_path):
+    program = checked / "regplug-run" / "regplug-run"
+    assert run(program, bundles / "one", bundles / "in.safetensors", tmp_path / "out.safetensors") == (0, "")
+    assert run(program, bundles / "one", bundles / "weights.safetensors", tmp_path / "out.safetensors") == (1, "")
+
+
+def test_what_is_left_of_a_bundle_touches_no_memory_that_is_not_its_own(checked, bundles):
+    """Results, what a bundle was moved from, and bundles that live until the process ends."""
+    code, out = run(checked / "regplug_aoti_life", bundles / "one", bundles / "one")
+    assert code == 0
+    assert json.loads(out)["outlives"]
+
+
+def test_runs_reloads_and_opens_side_by_side_leak_nothing(checked, bundles):
+    code, out = run(checked / "regplug_aoti_reload", bundles / "one", bundles / "weights.safetensors", 20)
+    assert code == 0, out
+
+
+def test_runs_reloads_and_opens_side_by_side_do_not_race(bundles, tmp_path):
+    programs = built_with(tmp_path / "tsan", "thread", "regplug_aoti_reload")
+    arguments = [bundles / "one", bundles / "weights.safetensors", 20, bundles / "film"]
+    code, out = run(programs / "regplug_aoti_reload", *arguments)
+    assert code == 0, out
+    assert json.loads(out)["neither"] == 0
+
+
+FAULTS = {
+    "address": "#include <vector>\nint main() { std::vector<int> v(3); volatile int i = 3; return v.data()[i]; }",
+    "undefined": "int main(int n, char**) { volatile int i = 2147483647; return (i + n) != 0; }",
+    "thread": "#include <thread>\nint n; int main() { std::thread t([] { ++n; }); ++n; t.join(); return n; }",
+}
+
+
+@pytest.mark.parametrize("sanitizer", FAULTS)
+def test_each_sanitizer_reports_a_fault_that_is_there(tmp_path, sanitizer):
+    (tmp_path / "fault.cpp").write_text(FAULTS[sanitizer])
+    command = ["c++", f"-fsanitize={sanitizer}", "-pthread", "-o", tmp_path / "fault", tmp_path / "fault.cpp"]
+    subprocess.run(command, check=True)
+    with pytest.raises(AssertionError, match=r"Sanitizer|runtime error"):
+        run(tmp_path / "fault")

@@ -1,0 +1,101 @@
+"""A consumer's CMake project, built with the tools that pip put beside this Python, and its programs run."""
+
+import fcntl
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import regplug
+
+CONSUMER = Path(__file__).resolve().parents[1] / "cpp"
+SITE = Path(torch.__file__).parent.parent
+SIZES = {"num_registers": 4, "hidden_dim": 24}
+LAYOUTS = {
+    "prefix": regplug.TokenLayout(**SIZES, start=1),
+    "suffix": regplug.TokenLayout(**SIZES, start=-6),
+    "indices": regplug.TokenLayout(**SIZES, indices=(0, 2, 3, 9), num_tokens=11),
+    "interleaved": regplug.TokenLayout.interleaved(**SIZES, num_patches=14),
+}
+
+
+def tool(name):
+    """A tool that pip put beside this Python."""
+    path = Path(sys.executable).with_name(name)
+    assert path.exists(), f"{name} is not installed; `make test` installs it"
+    return str(path)
+
+
+def build(folder, source=CONSUMER, settings=(), target="all", env=None):
+    settings = {"CMAKE_BUILD_TYPE": "Release", "CMAKE_MAKE_PROGRAM": tool("ninja"), **dict(settings)}
+    configure = [tool("cmake"), "-S", source, "-B", folder, "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in settings.items()]
+    for command in (configure, [tool("cmake"), "--build", folder, "--target", *target.split()]):
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder
+
+
+def installed():
+    """Where CMake finds the installed wheel, torch and nlohmann/json."""
+    root = subprocess.run([tool("regplug"), "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{root};{SITE}"
+
+
+@functools.cache
+def built():
+    """The consumer's programs, C++17, against the installed wheel; built once for all processes that run tests.
+
+    With few optimizations, which would take half as long again; a release build is another test's.
+    """
+    shared = Path(os.environ["REGPLUG_CACHE_DIR"]).parent
+    with (shared / "cpp17.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / "cpp17" / "built"
+        if not done.exists():  # a second call of CMake may link a program again that others run by now
+            settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
+            settings |= {"CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O1"}
+            build(shared / "cpp17", settings=settings)
+            done.touch()
+        return done.parent
+
+
+def run(program, *arguments, env=None, timeout=120):
+    """Exit status and what a program printed."""
+    done = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=timeout, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def check_golden(program, *arguments, env=None):
+    """The report of a program that runs every golden case; they all hold."""
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def readout(strategy, **sizes):
+    """A small readout and its spec, always the same."""
+    options = {"compressed_dim": 6} if strategy == "compress-concat" else {}
+    spec = regplug.resolve(strategy, **{**SIZES, **sizes}, **options)
+    torch.manual_seed(0)
+    return spec, spec.build()
+
+
+def conditioner(place):
+    """A conditioner on the layout of that name, and its spec."""
+    spec, module = readout("pool")
+    film = regplug.pair(
+        spec,
+        regplug.KernelFiLMGenerator,
+        kernel_hidden_dim=5,
+        num_film_layers=2,
+        init_type="small_random",
+        init_std=0.5,
+    )
+    return spec, regplug.Conditioner(LAYOUTS[place], module, film)

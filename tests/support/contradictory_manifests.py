@@ -1,0 +1,254 @@
+"""Manifests whose keys are each as the schema says, and whose keys together agree, or contradict each other.
+
+Every rule of ``regplug/agreement.py`` is met from both sides. A case is a base, what is changed in it, and how the
+reader's message begins after the file, or None where it must accept the manifest.
+"""
+
+import json
+import typing
+
+from support.good_manifests import BASES, CASE, SHA, conditioner, readout
+
+
+def with_values(base: str, edits: dict[str, object]) -> bytes:
+    """A base with other values at some places, each ``layout/start``; Ellipsis takes one away."""
+    values = json.loads(json.dumps(BASES[base]()))
+    for where, value in edits.items():
+        inside: object = values
+        *path, last = [int(step) if step.isdigit() else step for step in where.split("/")]
+        for step in path:
+            inside = inside[step]
+        if value is ...:
+            del inside[last]
+        else:
+            inside[last] = value
+    return json.dumps(values).encode()
+
+
+def golden_cases(*cases: tuple[str, int, int]) -> dict[str, object]:
+    """Edits that give a manifest these cases, by name, batch and length, and no program."""
+    listed = [CASE | {"case": name, "batch": batch, "length": length} for name, batch, length in cases]
+    return {"golden/cases": listed, "programs": [], "files/program.onnx": ...}
+
+
+def pairs(count: int) -> list[dict]:
+    """So many outputs of a conditioner."""
+    names = [f"{'gamma' if index % 2 == 0 else 'beta'}_{index // 2}" for index in range(count)]
+    return [{"name": name, "dtype": "float32", "shape": ["B", 3 + index]} for index, name in enumerate(names)]
+
+
+POSITIONS = "layout: expected positions that agree with its sizes"
+OF_LAYOUT = "layout: expected the num_registers and hidden_dim of the manifest"
+IMAGE_SHAPE = 'input.shape: expected "B" and 1 to 7 sizes'
+INDICES = {"layout/start": None, "layout/indices": [0, 2, 4, 6], "layout/num_tokens": 9}
+FIXED = {"input/shape": ["B", 9, 8], "input/min_tokens": 9}
+LAYOUT = {"num_registers": 4, "hidden_dim": 8, "start": 1, "indices": None, "num_tokens": None, "normalized": None}
+Edits = typing.Iterator[tuple[str, dict[str, object], str | None]]
+
+
+def of_parts() -> Edits:
+    """What there must be, by what the manifest holds."""
+    film = conditioner()["film"]
+    yield "readout", {"film": film}, "film: expected null, got {"
+    yield "readout", {"layout": LAYOUT}, None
+    yield "conditioner", {"film": None}, "film: expected an object, got null"
+    yield "conditioner", {"layout": None}, "layout: expected an object, got null"
+    yield "images", {"layout": None}, "layout: expected an object, got null"
+    yield "images", {"layout/normalized": False}, "layout.normalized: expected true, got false"
+    yield "images", {"layout/normalized": None}, "layout.normalized: expected true, got null"
+    yield "images", {"backbone/normalized": False}, "layout.normalized: expected false, got true"
+    yield "images", {"layout/normalized": False, "backbone/normalized": False}, None
+    for base, where, distribution in (
+        ("readout", "strategy", "acme:pool"),
+        ("conditioner", "film/generator", "acme-film:x"),
+        ("images", "backbone/name", "vendor:x"),
+    ):
+        name = distribution.partition(":")[0]
+        listed = {"regplug": "1.0", name: "2.0"}
+        yield base, {where: distribution}, f"provenance.packages: expected {name} among them"
+        yield base, {where: distribution, "provenance/packages": listed}, None
+        yield base, {where: distribution, "provenance/packages": {name: "2.0"}}, "provenance.packages: expected regplug"
+
+
+def of_layouts() -> Edits:
+    """Positions, and the sizes that they are to fit."""
+    yield "conditioner", {"layout/start": None}, POSITIONS
+    yield "conditioner", {"layout/indices": [0, 1, 2, 3], "layout/num_tokens": 9}, POSITIONS
+    yield "conditioner", INDICES | FIXED, None
+    for indices in ([0, 2, 4], [0, 2, 4, 6, 8], [0, 2, 2, 6], [6, 4, 2, 0], []):
+        yield "conditioner", INDICES | FIXED | {"layout/indices": indices}, POSITIONS
+    yield "conditioner", INDICES | FIXED | {"layout/num_tokens": None}, POSITIONS
+    for start, tokens, fits in (
+        (1, 4, False),
+        (1, 5, True),
+        (-4, 4, True),
+        (-4, 3, False),
+        (-3, 9, False),
+        (0, 4, True),
+    ):
+        length = max(tokens, 5)
+        fixed = {"layout/start": start, "layout/num_tokens": tokens, "input/shape": ["B", tokens, 8]}
+        fixed |= {"input/min_tokens": tokens} | golden_cases(("batch_1", 1, tokens if fits else length))
+        yield "conditioner", fixed, None if fits else POSITIONS
+    for start, least in ((0, 4), (2, 6), (-4, 4), (-6, 6)):
+        yield "conditioner", {"layout/start": start, "input/min_tokens": least}, None
+        said = f"input.min_tokens: expected {least}, got "
+        for wrong in (least - 1, least + 1, None):
+            yield "conditioner", {"layout/start": start, "input/min_tokens": wrong}, said
+    for start in (-(2**53), 2**53, 2**53 + 1):
+        yield "conditioner", {"layout/start": start}, f"layout.start: expected an integer, got {start}"
+    yield "conditioner", {"layout/start": 1 - 2**53}, "input.min_tokens: expected 9007199254740991, got 5"
+    for size in ("num_registers", "hidden_dim"):
+        for base in ("conditioner", "images"):
+            for value in (LAYOUT[size] - 1, LAYOUT[size] + 1):
+                yield base, {f"layout/{size}": value}, OF_LAYOUT
+
+
+def of_inputs() -> Edits:
+    """Name, sizes and the least number of tokens."""
+    for base, name in (("readout", "registers"), ("conditioner", "tokens"), ("images", "images")):
+        for other in {"registers", "tokens", "images"} - {name}:
+            yield base, {"input/name": other}, f'input.name: expected "{name}", got "{other}"'
+    for shape in (
+        ["B", 3, 8],
+        ["B", 5, 8],
+        ["B", 4, 7],
+        ["B", 4, 9],
+        ["B", "T", 8],
+        ["T", 4, 8],
+        ["B", 4],
+        ["B", 4, 8, 1],
+        [],
+    ):
+        yield "readout", {"input/shape": shape}, 'input.shape: expected ["B",4,8], got ['
+    for shape in (["B", 9, 8], ["B", "T", 9], ["T", "T", 8], ["B", "B", 8]):
+        yield "conditioner", {"input/shape": shape}, 'input.shape: expected ["B","T",8], got ['
+    yield (
+        "conditioner",
+        {"layout/num_tokens": 9, "input/min_tokens": 9},
+        'input.shape: expected ["B",9,8], got ["B","T",8]',
+    )
+    yield "conditioner", {"layout/num_tokens": 9, "input/shape": ["B", 9, 8]}, "input.min_tokens: expected 9, got 5"
+    for base in ("readout", "images"):
+        yield base, {"input/min_tokens": 1}, "input.min_tokens: expected null, got 1"
+    for sizes in ([3], [3, 8], [3] * 7):
+        yield "images", {"input/shape": ["B", *sizes]}, None
+    for shape in (["B"], ["B", *[3] * 8], ["T", 3, 8, 8], [3, 3, 8, 8], ["B", "T", 8, 8], ["B", 3, 8, "B"], []):
+        yield "images", {"input/shape": shape}, IMAGE_SHAPE
+
+
+def of_outputs() -> Edits:
+    """Their number, names, dtypes and sizes."""
+    one = readout()["outputs"]
+    for outputs in ([], one * 2):
+        yield "readout", {"outputs": outputs}, f"outputs: expected one output, got {len(outputs)}"
+    for count in (0, 1, 3, 5):
+        yield "conditioner", {"outputs": pairs(count)}, f"outputs: expected pairs of gamma and beta, got {count}"
+    for count in (2, 4, 6, 8, 10):
+        yield "conditioner", {"outputs": pairs(count)}, None
+    for base, index, right, wrong in (
+        ("readout", 0, "conditioning", ("a", "z", "gamma_0")),
+        ("conditioner", 0, "gamma_0", ("beta_0", "gamma_1", "conditioning", "z")),
+        ("conditioner", 1, "beta_0", ("gamma_0", "beta_1", "a")),
+    ):
+        for name in wrong:
+            yield base, {f"outputs/{index}/name": name}, f'outputs.{index}.name: expected "{right}", got "{name}"'
+    for base, index in (("readout", 0), ("conditioner", 1)):
+        for dtype in ("bfloat16", "float64"):
+            said = f'outputs.{index}.dtype: expected "float32", got "{dtype}"'
+            yield base, {f"outputs/{index}/dtype": dtype}, said
+    for shape in (["B", 7], ["B", 9], ["B"], [8, 8], ["T", 8], ["B", 8, 8], ["B", "T"], []):
+        yield "readout", {"outputs/0/shape": shape}, 'outputs.0.shape: expected ["B",8], got ['
+    for shape, wanted in (
+        (["B", 2, 3], 3), (["B", 3, 2], 2), ([3, 3], 3), (["T", 3], 3), ([3], 3), (["B"], 8), (["B", "B"], 8), ([], 8),
+    ):  # fmt: skip
+        said = f'outputs.1.shape: expected ["B",{wanted}], got ['
+        yield "conditioner", {"outputs/1/shape": shape}, said
+
+
+def of_cases() -> Edits:
+    """The golden cases: which there are, and that each is one of this input."""
+    among = "golden.cases: expected each case once and batch_1 among them"
+    for names in ([], ["batch_2"], ["batch_1", "batch_1"], ["a", "batch_1", "a"]):
+        yield "readout", golden_cases(*((name, 2 if name == "batch_2" else 1, 4) for name in names)), among
+    yield "readout", golden_cases(("batch_1", 1, 4), ("batch_2", 2, 4), ("slice", 3, 4)), None
+    for base, length, each in (("readout", 4, 2), ("conditioner", 9, 3)):
+        most = 4096 // each
+        many = [("batch_1", 1, length), *((f"c{number}", 1, length) for number in range(most))]
+        yield base, golden_cases(*many[:most]), None
+        yield base, golden_cases(*many), f"golden.cases: expected at most 4096 tensors, got {each * (most + 1)}"
+    for least, batch, fits in ((1, 0, False), (0, 0, True), (1, 1, True), (1, 7, True), (0, 7, True)):
+        edits = golden_cases(("batch_1", 1, 4), ("x", batch, 4)) | {"input/min_batch": least}
+        yield "readout", edits, None if fits else "golden.cases.1.batch: expected an integer >= 1, got 0"
+    yield "readout", {"input/min_batch": 2}, "golden.cases.0.batch: expected an integer >= 2, got 1"
+    for batch in (1, 3):
+        said = f'golden.cases.1.case: expected "batch_{batch}", got "batch_2"'
+        yield "readout", golden_cases(("batch_1", 1, 4), ("batch_2", batch, 4)), said
+    for length in (3, 5):
+        yield "readout", {"golden/cases/0/length": length}, f"golden.cases.0.length: expected 4, got {length}"
+    for length in (2, 4, 8):
+        yield "images", {"golden/cases/0/length": length}, f"golden.cases.0.length: expected 3, got {length}"
+    for length in (1, 4):
+        said = f"golden.cases.0.length: expected an integer >= 5, got {length}"
+        yield "conditioner", {"golden/cases/0/length": length}, said
+    for length in (5, 6, 300):
+        yield "conditioner", {"golden/cases/0/length": length}, None
+    wide = {"num_registers": 300, "input/shape": ["B", 300, 8], "golden/cases/0/length": 300}
+    yield "readout", wide, None
+
+
+def of_programs() -> Edits:
+    """Their files' names, what they need of a CPU, and their cases."""
+    for file in ("program.onn", "program.torchscript.pt", "onnx"):
+        edits = {"programs/0/file": file, "files/program.onnx": ..., f"files/{file}": {"size": 1, "sha256": SHA}}
+        yield "readout", edits, "programs.0.file: expected a name that begins with program.onnx, got "
+    for flags in ("", "avx", "avx avx2", "avx512_vnni fma sse4.1"):
+        yield "readout", {"programs/0/properties": {"cpu_flags": flags}}, None
+    for flags in (" ", "avx ", " avx", "avx  avx2", "avx,avx2", "a" * 129):
+        said = "programs.0.properties.cpu_flags: expected plain words with spaces between, got "
+        yield "readout", {"programs/0/properties": {"cpu_flags": flags}}, said
+    result = {"error": 0.0, "tolerance": 1e-6}
+    for names in ([], ["batch_2"], ["batch_1", "batch_2"]):
+        said = "programs.0.cases: expected the golden cases and no other, got ["
+        yield "readout", {"programs/0/cases": dict.fromkeys(names, result)}, said
+    place = "programs/0/cases/batch_1"
+    for tolerance in (0.0, 0.99e-6, 1.01e-6, 1e308):
+        said = f"programs.0.cases.batch_1.tolerance: expected 1e-06, got {tolerance:.12g}"
+        yield "readout", {f"{place}/tolerance": tolerance}, said
+    for error in (0.0, 1e-300, 1e-6):
+        yield "readout", {f"{place}/error": error}, None
+    for error in (1.01e-6, 1e308):
+        said = f"programs.0.cases.batch_1.error: expected at most 1e-06, got {error:.12g}"
+        yield "readout", {f"{place}/error": error}, said
+    second = readout()["programs"][0] | {"file": "program.onnx.2"}
+    files = {"files/program.onnx.2": {"size": 1, "sha256": SHA}}
+    yield "readout", {"programs": [readout()["programs"][0], second]} | files, None
+    other = second | {"cases": {}}
+    said = "programs.1.cases: expected the golden cases"
+    yield "readout", {"programs": [readout()["programs"][0], other]} | files, said
+
+
+def of_files() -> Edits:
+    """Which are listed, and how large each may be."""
+    listed = "files: expected [weights.safetensors, golden.safetensors, program.onnx], got ["
+    record = {"size": 1, "sha256": SHA}
+    for name in ("weights.safetensors", "golden.safetensors", "program.onnx"):
+        yield "readout", {f"files/{name}": ...}, listed
+        yield "readout", {f"files/{name}": ..., f"files/{name}.2": record}, listed
+    for name in ("a", "program.other", "z"):
+        yield "readout", {f"files/{name}": record}, listed
+    for name, most in (("weights.safetensors", 1 << 36), ("golden.safetensors", 1 << 28), ("program.onnx", 1 << 32)):
+        for size in (0, most - 1, most):
+            yield "readout", {f"files/{name}/size": size}, None
+        for size in (most + 1, 2 * most, 2**53 - 1):
+            yield "readout", {f"files/{name}/size": size}, f"files.{name}.size: expected at most {most}, got {size}"
+
+
+def agreement() -> typing.Iterator[tuple[str, bytes, str | None]]:
+    """Every key as its schema says, and what two keys say agrees, or does not."""
+    for group in (of_parts, of_layouts, of_inputs, of_outputs, of_cases, of_programs, of_files):
+        for number, (base, edits, said) in enumerate(group()):
+            told = "; ".join(
+                where if value is ... else f"{where} {json.dumps(value)[:60]}" for where, value in edits.items()
+            )
+            yield f"{group.__name__} {number}, {base}: {told}", with_values(base, edits), said

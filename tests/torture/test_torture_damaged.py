@@ -1,0 +1,87 @@
+"""A share of the damaged bundles through every loader, and the judge of them, who sees each thing that is bad."""
+
+import sys
+
+import pytest
+from support.consumer import built, readout
+
+import regplug
+from torture import damaged
+from torture.damaged import APART, DEATH, HANG, UNTIDY, WRONG, Loader, damage, figures, loaders, try_all
+
+BACKENDS = ["torchscript", "aotinductor"]
+# opens as the Python loader does, but looks at no digest and runs no golden case
+CARELESS = """
+import sys
+from regplug.format.folder import Folder
+from regplug.bundle.program import LoadedProgram
+from torture import damaged
+Folder.read_checked = lambda self, name, size, sha256: self.read(name, 1 << 30)
+LoadedProgram.check = lambda *_: None
+damaged.main("torchscript", sys.argv[1])
+"""
+ANSWERS = "import sys\nfor line in sys.stdin: print({answer!r}, flush=True)"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    return damaged.originals(tmp_path_factory.mktemp("bundles"), BACKENDS)
+
+
+def verdicts(bundles, folder, count, make):
+    counts, told = try_all(damage(folder, bundles, count, seed=3), make, lambda word: None)
+    return {figure.what.partition(", ")[2]: figure for figure in figures(counts, told, seed=3)}
+
+
+def test_no_loader_dies_hangs_or_takes_a_wrong_number_for_a_right_one(bundles, tmp_path):
+    found = verdicts(bundles, tmp_path, 36, lambda original: loaders(built(), original, tmp_path))
+    assert {"Python data", "Python verify", "C++ bundle", "C++ aotinductor", "regplug-run"} <= found.keys()
+    assert {name: figure for name, figure in found.items() if not figure.ok} == {}
+    assert {figure.tried for figure in found.values()} == {36}
+
+
+def test_a_loader_without_digest_and_golden_case_is_seen_to_take_wrong_numbers(bundles, tmp_path):
+    found = verdicts(
+        bundles, tmp_path, 90, lambda original: {"careless": Loader([sys.executable, "-c", CARELESS, original])}
+    )
+    assert found["careless"].bad[WRONG] > 0
+    assert found["careless"].bad[DEATH] == 0
+    assert not found["careless"].ok
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import os; input(); os.abort()", DEATH),
+        ("import time; time.sleep(600)", HANG),
+        (ANSWERS.format(answer='{"refused": "two\\nlines"}'), UNTIDY),
+        (ANSWERS.format(answer='{"errors": {"batch_1": "nan"}}'), WRONG),
+        (ANSWERS.format(answer='{"weights": "of others"}'), WRONG),
+    ],
+)
+def test_what_must_not_happen_is_counted_each_time(bundles, tmp_path, monkeypatch, code, what):
+    monkeypatch.setattr(damaged, "PATIENCE", 0.3)
+    monkeypatch.setattr(damaged, "WAYS", damaged.WAYS[:1])  # nothing written anew
+    found = verdicts(bundles, tmp_path, 2, lambda original: {"bad": Loader([sys.executable, "-c", code])})
+    assert found["bad"].bad[what] == 2
+
+
+def test_two_loaders_that_word_it_differently_are_seen(bundles, tmp_path):
+    def make(original):
+        return {
+            name: Loader([sys.executable, "-c", ANSWERS.format(answer=f'{{"refused": "{word}"}}')])
+            for name, word in (("Python data", "a"), ("C++ bundle", "b"))
+        }
+
+    found = verdicts(bundles, tmp_path, 2, make)
+    assert found["C++ bundle"].bad[APART] == 2
+    assert found["Python data"].ok
+
+
+def test_every_damage_changes_the_bundle_and_the_same_seed_draws_the_same(bundles, tmp_path):
+    (tmp_path / "again").mkdir()
+    first = damage(tmp_path, bundles, 45, seed=1)
+    assert [one.how for one in first] == [one.how for one in damage(tmp_path / "again", bundles, 45, seed=1)]
+    assert {one.repinned for one in first} == {True, False}
+    regplug.export(*readout("compress-concat"), tmp_path / "whole")
+    assert regplug.verify(tmp_path / "whole").ok

@@ -1,0 +1,99 @@
+"""What the battery of failing calls says of the writer, on a sample, and that it sees a writer that is wrong."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from torture import failing
+from torture.tracing import CALLS, tool, traced
+
+
+def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_path):
+    figures = failing.run(tmp_path, 0.03, 0, lambda word: None)
+    assert [figure.what for figure in figures] == [
+        "calls of a new bundle",
+        "calls of a replaced bundle",
+        "calls of two lone files",
+        "calls of a filled folder",
+    ]
+    for figure in figures:
+        assert figure.ok, figure
+        assert figure.tried >= 12
+
+
+CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
+LOOKS = {"newfstatat", "readlink", "openat", "fstat", "getdents64", "close", "access", "fcntl"}
+LOOKS |= {"read", "lseek", "ioctl"}  # at the manifest of what is to be replaced
+
+
+def calls_on(folder, log):
+    """The names of the calls whose path, or descriptor's path, lies in the folder."""
+    lines = [line for line in log.read_text().splitlines() if f"{folder}/" in line and "execve" not in line]
+    return [CALL.match(line)[1] for line in lines if CALL.match(line)]
+
+
+def test_the_command_makes_the_calls_that_the_battery_fails_and_before_them_only_looks(tmp_path):
+    """The battery fails the calls of the writer alone; importing torch for each of them would take an hour."""
+    command = [str(Path(sys.executable).with_name("regplug")), "export", "mean", "--num-registers", "4"]
+    command += ["--hidden-dim", "24", "--force", "--output"]
+    subprocess.run([*command, tmp_path / "made" / "b"], check=True, capture_output=True)
+    for place in ("by-command", "by-writer"):  # they are replaced
+        shutil.copytree(tmp_path / "made" / "b", tmp_path / place / "b")
+        (tmp_path / place / "b" / "README.md").write_text("# mine\n")
+    log = tmp_path / "log"
+    options = ["-f", "-y", "-e", f"trace={CALLS}", "-e", "signal=none"]
+    by_command = [tool(), *options, "-o", log, *command, tmp_path / "by-command" / "b"]
+    subprocess.run(by_command, check=True, capture_output=True)
+    made = calls_on(tmp_path / "by-command", log)
+    assert traced(log, ["folder", tmp_path / "by-writer" / "b", tmp_path / "made" / "b"], "-y").returncode == 0
+    written = calls_on(tmp_path / "by-writer", log)
+    assert {"mkdir", "renameat2", "fsync", "write", "fchmod"} <= set(written)
+    assert made[len(made) - len(written) :] == written
+    assert set(made[: len(made) - len(written)]) <= LOOKS
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    return work, failing.scenarios(work)[1]
+
+
+def test_a_bundle_that_is_lost_mixed_or_left_behind_is_counted(replaced):
+    work, scenario = replaced
+    for seen, word in (("refused", failing.LOST), ("nothing", failing.LOST), ("mixture", failing.CORRUPT)):
+        looks = iter([seen, "new"])
+        wrong = replace(scenario, look=lambda folder, looks=looks: next(looks))
+        calls = failing.record(scenario, work / "recorded")
+        assert word in failing.one(wrong, work / "try", calls, 0, "killed")
+    lazy = replace(scenario, again=lambda folder: None)
+    last = next(n for n, call in enumerate(calls) if call.name == "renameat2") + 1
+    assert failing.one(lazy, work / "try", calls, last, "killed") == [failing.LEFT]
+
+
+def test_a_call_that_was_not_hit_is_counted(replaced):
+    work, scenario = replaced
+    calls = failing.record(scenario, work / "recorded")
+    elsewhere = [replace(call, number=call.number + 9000) for call in calls]
+    assert failing.one(scenario, work / "try", elsewhere, 0, "I/O error") == [failing.MISSED]
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "found", "bad"),
+    [
+        (0, "ok\n", "", "new", []),
+        (0, "ok\n", "", "old", [failing.UNTRUE]),
+        (1, "bundle b: cannot be written: X; nothing was changed.\n", "", "old", []),
+        (1, "bundle b: cannot be written: X; nothing was changed.\n", "", "new", [failing.UNTRUE]),
+        (1, "bundle b: the new bundle stands there.\n", "", "new", []),
+        (1, "", "Traceback (most recent call last):", "old", [failing.TRACEBACKS]),
+        (1, "bundle b: one\nand two\n", "", "old", [failing.TRACEBACKS]),
+        (130, "interrupted\n", "", "old", []),
+    ],
+)
+def test_what_a_writer_says_is_held_against_what_stands_there(code, out, err, found, bad):
+    assert failing.judge_message(code, out, err, found) == bad

@@ -1,0 +1,58 @@
+"""The C++ readers on every named case under ASan and UBSan; and the fuzzer itself, where clang is installed."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from torture import fuzzing
+from torture.verdicts import HEADERS, compiled
+
+CHECK = "if (end != data.size())"
+
+
+def read_all(reader, program, folder):
+    files = sorted(fuzzing.seeds(reader, folder).iterdir())
+    done = subprocess.run(
+        [program, *files], capture_output=True, text=True, env={**os.environ, **fuzzing.ENVIRONMENT}, check=False
+    )
+    return done.returncode, done.stdout.strip() == str(len(files)), done.stderr
+
+
+def corpus_reader(reader, program, headers=HEADERS):
+    flags = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCORPUS"]
+    flags += ["-DMANIFEST"] if reader == "manifest" else []
+    return compiled("fuzz.cpp", program, *flags, headers=headers)
+
+
+@pytest.fixture
+def careless(tmp_path):
+    """Headers whose reader lets bytes follow the last tensor, or lie beyond the file."""
+    headers = shutil.copytree(HEADERS, tmp_path / "include")
+    source = headers / "regplug" / "safetensors.h"
+    assert source.read_text().count(CHECK) == 1
+    source.write_text(source.read_text().replace(CHECK, "if (false)"))
+    return headers
+
+
+@pytest.mark.parametrize("reader", fuzzing.CASES)
+def test_every_named_case_is_read_without_a_fault_and_what_is_accepted_is_as_it_must(tmp_path, reader):
+    program = corpus_reader(reader, tmp_path / "reader")
+    assert read_all(reader, program, tmp_path / "corpus") == (0, True, "")
+
+
+def test_a_reader_that_lets_a_tensor_end_beyond_the_file_is_found_by_the_named_cases(tmp_path, careless):
+    program = corpus_reader("safetensors", tmp_path / "reader", careless)
+    code, whole, said = read_all("safetensors", program, tmp_path / "corpus")
+    assert code != 0
+    assert not whole
+    assert "does not hold: a tensor has the bytes of its shape" in said
+
+
+def test_a_report_with_a_fault_is_told_from_one_without(tmp_path):
+    report = tmp_path / "report"
+    report.write_text("stat::number_of_executed_units: 12\nstat::new_units_added: 3\n")
+    assert fuzzing.read_report(tmp_path) == (12, 3, 0)
+    report.write_text("==1== ERROR: libFuzzer: deadly signal\nSUMMARY: libFuzzer: deadly signal\n")
+    assert fuzzing.read_report(tmp_path) == (0, 0, 2)

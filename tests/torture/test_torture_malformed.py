@@ -1,0 +1,77 @@
+"""The named malformed files and manifests, in both languages; and what sees a reader that is too loose."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support import malformed_files, malformed_manifests
+
+from torture import malformed
+from torture.verdicts import FILE, HEADERS, MANIFEST, compiled
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def verdict(tmp_path_factory):
+    return compiled("verdict.cpp", tmp_path_factory.mktemp("verdict") / "verdict", "-O0")
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory):
+    """The same program with a C++ reader that checks no alignment and takes any input shape of images."""
+    folder = tmp_path_factory.mktemp("loose")
+    headers = shutil.copytree(HEADERS, folder / "include")
+    for name, check in (("safetensors", "span.first % dtype->size != 0"), ("fields", "object_.items()")):
+        source = headers / "regplug" / f"{name}.h"
+        text = source.read_text()
+        assert text.count(check) == 1
+        source.write_text(text.replace(check, "false" if name == "safetensors" else "Json::object().items()"))
+    return compiled("verdict.cpp", folder / "verdict", "-O0", headers=headers)
+
+
+def test_there_are_as_many_cases_as_asked_for_and_each_rule_has_both_sides():
+    files, manifests = malformed_files.cases(), malformed_manifests.cases()
+    assert sum(said is not None for _, said in files.values()) >= 250
+    assert sum(said is not None for _, said in manifests.values()) >= 100
+    for group in malformed_files.GROUPS:
+        sides = {said is None for name, (_, said) in files.items() if name.startswith(f"{group.__name__}: ")}
+        assert sides == ({True, False} if group is not malformed_files.several_faults else {False})
+
+
+def test_every_rule_of_the_specification_is_broken_by_a_case():
+    page = (ROOT / "docs" / "bundle.md").read_text().partition("## weights.safetensors, golden.safetensors")[2]
+    rules = {line.split("`")[1] for line in page.partition("\n## ")[0].splitlines() if line.startswith("| `")}
+    assert rules == {said.partition(":")[0] for _, said in malformed_files.cases().values() if said is not None}
+
+
+def test_both_languages_say_of_each_case_what_its_rule_demands(tmp_path):
+    figures = malformed.run(tmp_path, 1, 0, lambda word: None)
+    assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
+    assert [figure.tried for figure in figures] == [len(malformed_files.cases()), len(malformed_manifests.cases())]
+
+
+def test_a_cpp_reader_that_leaves_a_check_out_is_seen_and_so_is_one_that_is_looser_than_the_reference(loose):
+    found = malformed.faults(FILE, malformed.files(), loose)
+    assert found["different messages"]
+    assert all("alignment" in name for name in found["different messages"])
+    found = malformed.faults(MANIFEST, malformed.manifests(), loose)
+    assert any("no such key" in said for said in found["different messages"])
+
+
+def test_a_verdict_that_is_not_the_one_demanded_is_seen(verdict):
+    name = "offsets: 2 bytes of data"
+    data = malformed.files()[name][0]
+    found = malformed.faults(FILE, {name: (data, "file: size: another.".__eq__)}, verdict)
+    assert found == {
+        "another verdict": [f"{name}: accepted"],
+        "different messages": [],
+        "looser than the reference": [],
+    }
+
+
+def test_a_reader_that_takes_what_the_reference_refuses_is_seen(verdict, monkeypatch):
+    data = malformed_files.one(malformed_files.entry("F16", "[2]", "[0,2]"))
+    monkeypatch.setattr(malformed, "in_python", lambda kind, data: "accepted")
+    found = malformed.faults(FILE, {"x": (data, "accepted".__eq__)}, verdict)
+    assert found["looser than the reference"] == ["x"]

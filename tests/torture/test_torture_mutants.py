@@ -1,0 +1,47 @@
+"""A share of the random mutants; and what sees two readers that differ."""
+
+import random
+import shutil
+
+import pytest
+from support import malformed_files
+
+from torture import mutants
+from torture.verdicts import FILE, HEADERS, compare, compiled
+
+CHECK = "span.first % dtype->size != 0"
+
+
+def test_a_share_of_the_mutants_gets_one_verdict_in_both_languages(tmp_path):
+    figures = mutants.run(tmp_path, 0.01, 0, lambda word: None)
+    assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
+    assert [figure.tried for figure in figures] == [1000, 300]
+    assert not any(figure.note.startswith("0 accepted") for figure in figures)
+
+
+def test_the_same_seed_makes_the_same_mutants():
+    good = [data for data, said in malformed_files.cases().values() if said is None and len(data) < 1000]
+    first, again = ([mutants.mutant_of_file(good, random.Random(seed)) for seed in range(200)] for _ in range(2))
+    assert first == again
+    assert len(set(first)) > 150
+
+
+@pytest.fixture
+def loose(tmp_path):
+    """A C++ reader without its check of the alignment."""
+    headers = shutil.copytree(HEADERS, tmp_path / "include")
+    source = headers / "regplug" / "safetensors.h"
+    assert source.read_text().count(CHECK) == 1
+    source.write_text(source.read_text().replace(CHECK, "false"))
+    return compiled("verdict.cpp", tmp_path / "verdict", "-O0", headers=headers)
+
+
+def test_two_readers_that_differ_are_seen(loose):
+    """The mutants here are few, so they begin near what only the missing check refuses."""
+    near = [data for data, said in malformed_files.cases().values() if said is not None and "alignment" in said]
+    draw = random.Random(0)
+    counted, shown = compare(loose, [(FILE, mutants.mutant_of_file(near, draw)) for _ in range(500)])
+    assert counted["disagreements"] > 0
+    assert counted["different messages"] >= counted["disagreements"]
+    assert counted["looser than the reference"] == 0
+    assert "alignment" in shown[0] or "accepted" in shown[0]

@@ -1,0 +1,62 @@
+"""A few mutants of the Python reader; and that the oracle which judges them tells a wrong reader from a right one."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from torture import mutation
+from torture.oracle import expect
+from torture.verdicts import compiled
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected")
+    program = compiled("verdict.cpp", folder / "verdict", "-O0")
+    return expect(program, "s", folder / "expected")
+
+
+def judged(copy, expected):
+    """The oracle's exit status for the copy."""
+    command = shlex.split(mutation.command_of(copy, expected))
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+
+def test_the_oracle_takes_the_package_as_it_is(tmp_path, expected):
+    assert judged(mutation.copy_of(tmp_path), expected) == 0
+
+
+WRONG = {
+    "a check left out": ("if begin % item:", "if False:"),
+    "another limit": ("MAX_RANK = 8", "MAX_RANK = 9"),
+    "another message": ("expected at least 8 bytes", "expected 8 bytes"),
+    "a verdict that is right, of tensors that are not": ('"F16": 2, "BF16": 2', '"BF16": 2, "F16": 2'),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
+    copy = mutation.copy_of(tmp_path)
+    source = copy / "regplug" / "format" / "safetensors_header.py"
+    right, wrong = WRONG[case]
+    assert source.read_text().count(right) == 1
+    source.write_text(source.read_text().replace(right, wrong))
+    assert judged(copy, expected) == 1
+
+
+def test_a_few_mutants_are_made_in_a_copy_and_die_and_the_sources_stay_as_they_are(tmp_path):
+    sources = {path: path.read_bytes() for path in mutation.PACKAGE.rglob("*.py")}
+    figures = mutation.run(tmp_path, 0.005, 0, lambda word: None)
+    assert all(figure.ok for figure in figures), [figure.note for figure in figures]
+    assert len(figures) == len(mutation.MODULES)
+    assert all(figure.tried >= 1 and "not made" not in figure.bad for figure in figures)
+    assert {path: path.read_bytes() for path in sources} == sources
+
+
+def test_every_module_gives_mutants_and_every_function_that_is_left_out_is_there(tmp_path):
+    for module, (_, left_out) in mutation.MODULES.items():
+        source = mutation.PACKAGE / f"{module}.py"
+        assert len(mutation.mutations(source, tmp_path / Path(module).name, left_out)) > 10
+        assert all(f"def {name}(" in source.read_text() for name in left_out)
