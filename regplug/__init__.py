@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regplug.bundle.load import load as load
     from regplug.bundle.sign import sign as sign
     from regplug.bundle.verify import verify as verify
+    from regplug.commands.audit.network import audit_network as audit_network
     from regplug.errors import BundleError as BundleError
     from regplug.errors import ConformanceError as ConformanceError
     from regplug.errors import ExportError as ExportError
@@ -71,6 +72,7 @@ _HOMES = {
     "StrategyDescription": "registry.description",
     "TokenLayout": "registry.layout",
     "attach": "nn.attach",
+    "audit_network": "commands.audit.network",
     "backbones": "registry.default",
     "create": "registry.default",
     "default_registry": "registry.default",

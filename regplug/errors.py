@@ -107,14 +107,14 @@ def truncate(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE else f"{text[:HEAD]}...{text[-TAIL:]}"
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The reason of an exception on one line, and the place in the user's file if one is known.
 
     Compilers write code, stack traces, hints and links around the reason, and the place somewhere in between; other
     exceptions have the place in their traceback. Of what regplug itself raised: its message.
 
     Example:
-        >>> told(ValueError("Error in call to target 'acme.Pool':\\nValueError('width must be even')"))
+        >>> one_line(ValueError("Error in call to target 'acme.Pool':\\nValueError('width must be even')"))
         "Error in call to target 'acme.Pool': ValueError('width must be even')"
     """
     message = message_of(error)[:MAX_READ]
@@ -155,7 +155,7 @@ def _reason_of_dynamo(lines: list[str]) -> str:
 def place_in(text: str, innermost_last: bool) -> str | None:
     """``file.py:12``: the innermost line of a user's file that a compiler's message or a trace names; None for none."""
     places = [(found[1], found[2]) for found in PLACE.finditer(text) if not _is_machinery(found[1])]
-    return _spell_place(*places[-1 if innermost_last else 0]) if places else None
+    return _format_place(*places[-1 if innermost_last else 0]) if places else None
 
 
 def _place_of(error: BaseException, message: str) -> str | None:
@@ -168,10 +168,10 @@ def _place_of(error: BaseException, message: str) -> str | None:
     # of the user's own files, else of the package that was called first
     frames = [frame for frame in frames if not INSTALLED.search(frame[1])] or frames
     places = [(path, line) for package, path, line in frames if package == frames[0][0]]
-    return _spell_place(*places[-1]) if places else None
+    return _format_place(*places[-1]) if places else None
 
 
-def _spell_place(path: str, line: str) -> str:
+def _format_place(path: str, line: str) -> str:
     short = path if len(path) <= MAX_PATH else f"...{path[-MAX_PATH:]}"
     return f"{short}:{line}"
 

@@ -13,7 +13,7 @@ from torch import nn
 import regplug
 from regplug.backends.graph import export_graph
 from regplug.backends.torchscript import TorchScriptBackend
-from regplug.errors import MAX_MESSAGE, class_name, told
+from regplug.errors import MAX_MESSAGE, class_name, one_line
 from regplug.torch_private import torchscript_without_warnings
 
 X = torch.zeros(2, 4, 16)
@@ -94,7 +94,7 @@ def told_of(way, cls):
     try:
         way(module)
     except Exception as error:
-        return told(error)
+        return one_line(error)
     raise AssertionError(f"{way.__name__} took {cls.__name__}")
 
 
@@ -169,7 +169,7 @@ def test_an_error_of_pydantic_names_the_field_and_no_link():
     config = pydantic.create_model("Config", width=(int, ...))
     with pytest.raises(pydantic.ValidationError) as error:
         config(width="a")
-    said = told(error.value)
+    said = one_line(error.value)
     assert said.startswith("1 validation error for Config width Input should be a valid integer")
     assert "errors.pydantic.dev" not in said
 
@@ -177,14 +177,14 @@ def test_an_error_of_pydantic_names_the_field_and_no_link():
 def test_an_error_of_load_state_dict_names_the_keys():
     with pytest.raises(RuntimeError) as error:
         nn.Linear(3, 4).load_state_dict({"other": torch.zeros(3)})
-    assert 'Missing key(s) in state_dict: "weight", "bias". Unexpected key(s) in state_dict: "other".' in told(
+    assert 'Missing key(s) in state_dict: "weight", "bias". Unexpected key(s) in state_dict: "other".' in one_line(
         error.value
     )
 
 
 def test_what_has_nothing_to_say_shows_its_class_and_a_long_reason_keeps_both_ends():
-    assert told(KeyError()) == class_name(KeyError()) == "KeyError"
-    said = told(ValueError("begin " + "x" * 10_000 + " end"))
+    assert one_line(KeyError()) == class_name(KeyError()) == "KeyError"
+    said = one_line(ValueError("begin " + "x" * 10_000 + " end"))
     assert said.startswith("begin x")
     assert said.endswith("x end")
     assert len(said) < MAX_MESSAGE - 100
@@ -193,7 +193,7 @@ def test_what_has_nothing_to_say_shows_its_class_and_a_long_reason_keeps_both_en
 def test_regplugs_own_message_gets_no_place():
     with pytest.raises(regplug.SpecError) as refused:
         regplug.resolve("mean", num_registers=0, hidden_dim=4)
-    assert not re.search(r"\.py:\d+", told(refused.value))
+    assert not re.search(r"\.py:\d+", one_line(refused.value))
 
 
 @pytest.mark.parametrize(

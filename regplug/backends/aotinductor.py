@@ -17,7 +17,7 @@ from regplug.backends.graph import WeightsAsInputs, export_graph, operations_of_
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.reuse import reused
-from regplug.errors import ExportError, SpecError, place_in, told
+from regplug.errors import ExportError, SpecError, one_line, place_in
 from regplug.format.manifest import CPU_FLAGS
 from regplug.format.weights import TensorType, check_state, read_types, types_of, write_types
 
@@ -66,7 +66,7 @@ class AOTInductorBackend(ExportBackend):
             try:
                 return [_compile(graph, isa, weights, self._time_limit)]
             except OSError as error:  # no room for a file, a process or a descriptor
-                raise ExportError(f"{OWNER}: {isa}: the compiler could not run: {told(error)}.") from error
+                raise ExportError(f"{OWNER}: {isa}: the compiler could not run: {one_line(error)}.") from error
 
         return [
             program

@@ -88,7 +88,7 @@ def until(seconds: float, stop: Callable[[], bool]) -> Callable[[], bool]:
     return lambda: stop() or time.monotonic() > end
 
 
-def spell_end(code: int) -> str:
+def format_exit(code: int) -> str:
     """How a process ended, in words."""
     if code >= 0:
         return f"exit code {code}"

@@ -20,7 +20,7 @@ from regplug.backends.compiler import compiler_words
 from regplug.backends.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 from regplug.backends.program_folder import program_folder, why_not
 from regplug.backends.python_child import python_command
-from regplug.errors import ExportError, place_in, told
+from regplug.errors import ExportError, one_line, place_in
 from regplug.format.temporary import temporary_folder
 
 # what a compiler defines when it may use an instruction set, and the word of /proc/cpuinfo for it; those that
@@ -113,7 +113,7 @@ def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
     if done.returncode or CPLUSPLUS not in done.stdout:
         plain = subprocess.run([*compiler, *words], capture_output=True, text=True, check=False)
         if plain.returncode or CPLUSPLUS not in plain.stdout:
-            reason = told(RuntimeError(plain.stderr)) if plain.stderr.strip() else f"exit code {plain.returncode}"
+            reason = one_line(RuntimeError(plain.stderr)) if plain.stderr.strip() else f"exit code {plain.returncode}"
             raise ExportError(
                 f"{owner}: expected a C++ compiler that works, got {shlex.join(compiler)}: {reason}; see CXX."
             )

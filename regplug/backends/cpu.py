@@ -106,7 +106,7 @@ def missing_flags(properties: Mapping[str, str]) -> list[str]:
     return missing
 
 
-def fitting(owner: str, programs: Sequence[T], properties: Sequence[Mapping[str, str]]) -> T:
+def best_for_this_cpu(owner: str, programs: Sequence[T], properties: Sequence[Mapping[str, str]]) -> T:
     """Of the programs that this CPU can run, the one that makes most of it.
 
     Args:

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from regplug.backends.interface import Source, flatten
-from regplug.errors import ExportError, told
+from regplug.errors import ExportError, one_line
 from regplug.format.weights import save_tensors
 
 OWN = ("aten", "prims", "higher_order")  # namespaces of torch's operations
@@ -64,7 +64,7 @@ def export_graph(backend: str, module: nn.Module, source: Source, weights: Seque
         except Exception as caught:  # torch.export raises what the module raises, and a dozen classes of its own
             failed = caught
     raise ExportError(
-        f"program {backend!r}: expected a module that torch.export takes with a free batch, got: {told(failed)}"
+        f"program {backend!r}: expected a module that torch.export takes with a free batch, got: {one_line(failed)}"
     ) from failed
 
 
@@ -88,7 +88,7 @@ def _longer(source: Source) -> Tensor:
     return torch.cat([source.example, more], dim=1)
 
 
-def spell_graph(graph: ExportedProgram) -> str:
+def format_graph(graph: ExportedProgram) -> str:
     """The graph as text: the same for the same computation, without weights and without the maker's files and lines."""
     inner = graph.graph_module.named_modules()
     parts = [f"{name}:{part.code}" for name, part in inner if isinstance(part, GraphModule)]

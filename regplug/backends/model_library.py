@@ -21,7 +21,7 @@ from torch import Tensor
 from regplug.backends.inductor_private import open_library
 from regplug.backends.interface import LOADING
 from regplug.backends.program_folder import program_folder
-from regplug.errors import BundleError, told
+from regplug.errors import BundleError, one_line
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 NO_MEMORY_FILES = {errno.ENOSYS, errno.EPERM, errno.EACCES}
@@ -91,7 +91,7 @@ def _load(where: str, digest: str, data: bytes) -> ModelLibrary:
             dlclose(bound)
     except (OSError, RuntimeError) as error:  # no library, or one of another torch
         _forget(digest, descriptor)
-        raise BundleError(f"{where}: {told(error).replace(f'{path}: ', '')}") from error
+        raise BundleError(f"{where}: {one_line(error).replace(f'{path}: ', '')}") from error
     library = ModelLibrary(runner)
     # not at exit: the system frees all of it, and threads may still run it
     weakref.finalize(library, _end_of_use, runner, digest, descriptor).atexit = False

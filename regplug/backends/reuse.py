@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from regplug.backends.cache import find, keep, key_of
-from regplug.backends.graph import spell_graph
+from regplug.backends.graph import format_graph
 from regplug.backends.interface import Program, Source
 from regplug.registry.version import own_version
 
@@ -36,7 +36,7 @@ def reused(
     made_with = {"torch": torch.__version__, "regplug": own_version()}
     key = key_of(
         {
-            "graph": spell_graph(graph),
+            "graph": format_graph(graph),
             "weights": {name: dataclasses.asdict(stored) for name, stored in source.weights.items()},
             "input": dataclasses.asdict(source.input),
             "outputs": [dataclasses.asdict(output) for output in source.outputs],

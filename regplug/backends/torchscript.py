@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source, flatten
-from regplug.errors import ExportError, told
+from regplug.errors import ExportError, one_line
 from regplug.format.weights import check_state, types_of
 from regplug.nn.wrappers import hooks_of
 from regplug.torch_private import torchscript_without_warnings
@@ -41,7 +41,7 @@ class TorchScriptBackend(ExportBackend):
             hooks = hooks_of(source.module)
             advice = f"; it has the hooks {', '.join(hooks)}" if hooks else ""
             raise ExportError(
-                f"program 'torchscript': expected a scriptable module, got: {told(error)}{advice}"
+                f"program 'torchscript': expected a scriptable module, got: {one_line(error)}{advice}"
             ) from error
         made = archive.getvalue()
         program = Program(FILE, _without_debug_records(made))

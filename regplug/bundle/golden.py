@@ -14,7 +14,7 @@ from regplug.backends.interface import flatten
 from regplug.errors import BundleError, ExportError
 from regplug.format.folder import MANIFEST
 from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, Input, Manifest, Output
-from regplug.format.strict_json import shown, wrong
+from regplug.format.strict_json import format_value, wrong
 from regplug.format.weights import dtype_name
 
 MAX_BYTES = 4_000_000
@@ -183,11 +183,11 @@ def _check_tolerance(path: str, where: str, manifest: Manifest, golden: GoldenSe
     truth, dtype = manifest.golden.truth, getattr(torch, manifest.input.dtype)
     most = most_eager_error(truth, dtype, scale)
     if case.eager_error > most:
-        error = wrong(f"{where}.eager_error", f"at most {shown(most)}", case.eager_error)
+        error = wrong(f"{where}.eager_error", f"at most {format_value(most)}", case.eager_error)
         raise BundleError(f"bundle {path}: {MANIFEST}: {error}.")
     wanted = tolerance_of(truth, dtype, case.eager_error, scale)
     if abs(case.tolerance - wanted) > ROUNDING * wanted:
-        error = wrong(f"{where}.tolerance", shown(wanted), case.tolerance)
+        error = wrong(f"{where}.tolerance", format_value(wanted), case.tolerance)
         raise BundleError(f"bundle {path}: {MANIFEST}: {error}.")
 
 

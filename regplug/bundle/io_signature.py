@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regplug.backends.interface import flatten
-from regplug.errors import ExportError, class_name, told
+from regplug.errors import ExportError, class_name, one_line
 from regplug.format.manifest import IMAGES, Input, Output
 from regplug.format.weights import dtype_name
 from regplug.registry.layout import TokenLayout
@@ -42,7 +42,7 @@ def signature_of_readout(
     dtype = _dtype_of(owner, module)
     shapes, min_batch = _run(owner, module, dtype, sizes)
     if shapes != [(dtype, [cond_dim])]:
-        raise ExportError(f"{owner}: expected {dtype} [B, {cond_dim}], got {_spell(shapes)}.")
+        raise ExportError(f"{owner}: expected {dtype} [B, {cond_dim}], got {_format(shapes)}.")
     return Signature(
         Input(name, dtype, ("B", *sizes), min_batch, None),
         (Output("conditioning", dtype, ("B", cond_dim)),),
@@ -69,7 +69,7 @@ def signature_of_conditioner(
     shapes, min_batch = _run(owner, module, dtype, images or (least, layout.hidden_dim))
     gammas, betas = shapes[0::2], shapes[1::2]
     if not shapes or gammas != betas or any(found != dtype or len(shape) != 1 for found, shape in shapes):
-        raise ExportError(f"{owner}: expected pairs of {dtype} [B, width], got {_spell(shapes)}.")
+        raise ExportError(f"{owner}: expected pairs of {dtype} [B, width], got {_format(shapes)}.")
     outputs = [
         Output(f"{word}_{layer}", dtype, ("B", shape[0]))
         for layer, (_, shape) in enumerate(gammas)
@@ -115,7 +115,7 @@ def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tup
         raise
     except BaseException as error:  # whatever a forward raises means: not this input
         raise ExportError(
-            f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {class_name(error)}: {told(error)}"
+            f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {class_name(error)}: {one_line(error)}"
         ) from error
     try:
         min_batch = 0 if forward(0) == given else 1
@@ -124,5 +124,5 @@ def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tup
     return given, min_batch
 
 
-def _spell(shapes: list[tuple[str, list[int]]]) -> str:
+def _format(shapes: list[tuple[str, list[int]]]) -> str:
     return ", ".join(f"{dtype} [B, {', '.join(map(str, shape))}]" for dtype, shape in shapes) or "nothing"

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regplug.backends.cpu import fitting
+from regplug.backends.cpu import best_for_this_cpu
 from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.bundle.golden import CaseError, GoldenSet, compare, golden_set
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.bundle.rebuild import rebuild
-from regplug.errors import BundleError, ExportError, PluginError, RegplugError, told
+from regplug.errors import BundleError, ExportError, PluginError, RegplugError, one_line
 from regplug.format.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest, ProgramRecord
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.format.weights import load_tensors
@@ -94,7 +94,9 @@ def load_program(files: BundleFiles, backend: str, registry: Registry) -> Loaded
     if not records:
         known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
         raise BundleError(f"{owner}: not in this bundle; known: {known}.")
-    return open_program(files, fitting(owner, records, [one.properties for one in records]), registry, backend)
+    return open_program(
+        files, best_for_this_cpu(owner, records, [one.properties for one in records]), registry, backend
+    )
 
 
 def open_program(
@@ -164,7 +166,7 @@ def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]
             raise
         except Exception as error:  # the installed class may be another than the one that was exported
             raise BundleError(
-                f"{owner}: expected outputs for {list(given.shape)}, got {type(error).__name__}: {told(error)}"
+                f"{owner}: expected outputs for {list(given.shape)}, got {type(error).__name__}: {one_line(error)}"
             ) from error
 
     return run

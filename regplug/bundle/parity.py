@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from regplug.backends.cpu import fitting
+from regplug.backends.cpu import best_for_this_cpu
 from regplug.backends.interface import ExportBackend, Program, Source
 from regplug.bundle.golden import SEED, CaseError, GoldenSet, compare, make_golden
 from regplug.bundle.io_signature import Signature
@@ -87,7 +87,7 @@ def _gate(
     opened: list[LoadedProgram] = []
     for state, golden in sets:
         try:
-            fitting(f"program {name!r}", [program], [program.properties])
+            best_for_this_cpu(f"program {name!r}", [program], [program.properties])
             loaded = LoadedProgram(name, manifest, "", open_run(maker, f"bundle to be: {WEIGHTS}", program, state))
             results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
         except (BundleError, ShapeError) as error:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regplug.backends.interface import ExportBackend, Program, Run
 from regplug.bundle.golden import GoldenSet, compare
-from regplug.errors import BundleError, RegplugError, ShapeError, told
+from regplug.errors import BundleError, RegplugError, ShapeError, one_line
 from regplug.format.manifest import SMOKE_CASE, Input, Manifest
 from regplug.format.weights import dtype_name
 from regplug.torch_private import is_plain, without_subclass
@@ -95,7 +95,7 @@ class LoadedProgram:
         except (RegplugError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a program fails in whatever way its runtime does, SystemExit among them
-            raise BundleError(f"{self._owner}: {told(error)}") from error
+            raise BundleError(f"{self._owner}: {one_line(error)}") from error
         check_outputs(self._owner, self.manifest, outputs, given.shape[0])
         # a module may give back a view of its input; the caller's next write there must not change it
         return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
@@ -140,7 +140,7 @@ def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapp
     except (RegplugError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a runtime has exceptions of its own, below BaseException too
-        raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {told(error)}") from error
+        raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {one_line(error)}") from error
 
 
 def _plain(owner: str, signature: Input, given: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regplug.bundle.outline import build_outlined
 from regplug.errors import BundleError, ExportError, NameLookupError, RegplugError, SpecError
 from regplug.format.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
-from regplug.format.strict_json import printable
+from regplug.format.strict_json import to_ascii
 from regplug.format.weights import check_state, load_state, types_of
 from regplug.nn.attach import AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.nn.backbone import build_backbone
@@ -61,7 +61,7 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
         with torch.random.fork_rng(devices=[]):
             module = build_outlined(lambda: _build(path, manifest, registry), compare, types_of(state))
     except SpecError as error:
-        said = printable(str(error))  # it may quote an option
+        said = to_ascii(str(error))  # it may quote an option
         raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {said}") from error
     undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) else None
     load_state(owner, module, state)
@@ -129,7 +129,7 @@ def _attach(
         network = build_backbone(entry, record.model, **record.options)
         tokens, found = tokens_of(entry, network, record.normalized)
     except (SpecError, NameLookupError) as error:
-        raise BundleError(f"bundle {path}: the installed {record.name}: {printable(str(error))}") from error
+        raise BundleError(f"bundle {path}: the installed {record.name}: {to_ascii(str(error))}") from error
     if found != layout:
         raise BundleError(f"bundle {path}: layout: expected {layout}, got {found} from the installed {record.name}.")
     source = BackboneSource(entry, record.model, record.options, record.normalized)

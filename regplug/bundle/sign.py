@@ -69,7 +69,7 @@ def sign(
         ExportError: Something stands at the signature's place and is to be kept, or it cannot be written.
         RegplugError: The package model-signing is not installed.
     """
-    place = Path(signature) if signature is not None else beside(directory)
+    place = Path(signature) if signature is not None else default_signature_path(directory)
     if os.path.realpath(place.parent) == os.path.realpath(directory):  # unlike `resolve`, not an error for a loop
         raise SpecError(f"signature {place}: expected a place outside the bundle, got one inside.")
     signing = _imported("signing")
@@ -78,7 +78,7 @@ def sign(
     files = check_bundle(directory, digest=digest, follow_links=follow_links)
     stated = _digests(files)
     signer = signing.Config().use_elliptic_key_signer(private_key=key, password=password)
-    signer.set_hashing_config(_AsRead(beside(directory).stem, stated))
+    signer.set_hashing_config(_AsRead(default_signature_path(directory).stem, stated))
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "signature")
         signer.sign(directory, written)
@@ -111,7 +111,7 @@ def read_signed_bundle(
     """
     verifying = _imported("verifying")
     key = os.fspath(public_key)
-    path = os.fspath(signature if signature is not None else beside(directory))
+    path = os.fspath(signature if signature is not None else default_signature_path(directory))
     owner = f"signature {path}"
     _check_public_key(key)
     data = read_lone_file(owner, path, at_most=MAX_SIGNATURE)
@@ -138,7 +138,7 @@ def read_signed_bundle(
     return files
 
 
-def beside(directory: str | os.PathLike[str]) -> Path:
+def default_signature_path(directory: str | os.PathLike[str]) -> Path:
     """Where a bundle's signature stands: beside the folder, under its name."""
     whole = Path(os.path.abspath(directory))  # noqa: PTH100  # "bundle/", "." and ".." have names; a link keeps its own
     return whole.parent / f"{whole.name}.sig"

@@ -19,7 +19,7 @@ from regplug.bundle.load import golden_of, module_run, open_program, tolerance_f
 from regplug.bundle.program import LoadedProgram
 from regplug.bundle.rebuild import rebuild
 from regplug.bundle.sign import read_signed_bundle
-from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, message_of, told
+from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, message_of, one_line
 from regplug.format.manifest import IMAGES, Input, Manifest, ProgramRecord
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.format.working_directory import GONE, is_gone
@@ -207,7 +207,7 @@ def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) ->
         return [Check("torch.compile", "-", "failed", detail=str(error))]
     except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # no memory, as its parts say it
         show_traceback(error)
-        detail = f"torch.compile: {type(error).__name__}: {told(error)}"
+        detail = f"torch.compile: {type(error).__name__}: {one_line(error)}"
         return [Check("torch.compile", "-", "failed", detail=detail)]
 
 
@@ -240,7 +240,7 @@ def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
             return flatten(compiled(given))
         except RuntimeError as error:  # every error of Dynamo and Inductor is one
             raise ExportError(
-                f"torch.compile: expected a program of {type(module).__name__}, got: {told(error)}"
+                f"torch.compile: expected a program of {type(module).__name__}, got: {one_line(error)}"
             ) from error
 
     return call

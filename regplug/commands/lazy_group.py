@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from regplug.errors import RegplugError, told
+from regplug.errors import RegplugError, one_line
 from regplug.registry.streams import apart
 from regplug.registry.tracebacks import VARIABLE, show_traceback
 
@@ -87,6 +87,8 @@ def _guarded(owner: str, callback: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return callback(*arguments, **options)
             except SystemExit as error:  # ours end by click's own exit, so code of others ended it, maybe with success
-                raise RegplugError(f"{owner}: expected to come to its end, got SystemExit: {told(error)}.") from error
+                raise RegplugError(
+                    f"{owner}: expected to come to its end, got SystemExit: {one_line(error)}."
+                ) from error
 
     return run

@@ -30,7 +30,7 @@ from regplug.errors import (
     escape,
     is_out_of_memory,
     message_of,
-    told,
+    one_line,
     truncate,
 )
 from regplug.format.working_directory import GONE, is_gone
@@ -129,7 +129,9 @@ def _failed(error: Exception) -> int:
         complain(f"error: {message_of(error)}")  # a plugin may raise a class of its own
         return exit_code(error)
     if isinstance(error, ImportError):
-        complain(f"error: {told(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor.")
+        complain(
+            f"error: {one_line(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor."
+        )
         return EXIT_FAILED
     if isinstance(error, OSError):  # a full disk behind stdout, a folder that may not be listed
         complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")

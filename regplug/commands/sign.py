@@ -39,11 +39,11 @@ def sign_command(
 
     Needs `pip install 'regplug[sign]'`.
     """
-    from regplug.bundle.sign import beside, sign
+    from regplug.bundle.sign import default_signature_path, sign
     from regplug.format.single_file import check_file_place
 
     try:
-        check_file_place(signature or beside(bundle), force)
+        check_file_place(signature or default_signature_path(bundle), force)
     except ExportError as error:
         raise click.UsageError(str(error)) from error
     if password_env is not None and password_env not in os.environ:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from regplug.errors import ConformanceError, SpecError, class_name, told
+from regplug.errors import ConformanceError, SpecError, class_name, one_line
 from regplug.registry.options import closest
 from regplug.registry.tracebacks import show_traceback
 
@@ -101,7 +101,7 @@ def run_check(check: Check[Of], subject: Of, expected: str | None = None) -> Che
         verdict, detail = FAILED, str(error)
     except (Exception, SystemExit) as error:  # whatever a subject raises, it must not
         show_traceback(error)
-        verdict, detail = FAILED, f"{class_name(error)}: {told(error)}"
+        verdict, detail = FAILED, f"{class_name(error)}: {one_line(error)}"
     if expected is not None and verdict == FAILED:
         verdict, detail = EXPECTED_FAILURE, f"{expected} ({detail})"
     elif expected is not None:

@@ -13,7 +13,7 @@ from regplug.bundle.nonfinite import with_infinity, with_nan
 from regplug.conformance.check import Check
 from regplug.conformance.numbers import compare
 from regplug.conformance.subject import BATCHES, Subject, close
-from regplug.errors import ConformanceError, told
+from regplug.errors import ConformanceError, one_line
 from regplug.torch_private import mark_dynamic_batch, torchscript_without_warnings
 
 Run = Callable[[Tensor], Tensor]
@@ -54,9 +54,8 @@ def compiled(subject: Subject) -> None:
             try:
                 run(_free(subject.registers(7)))
             except RuntimeError as error:
-                raise ConformanceError(
-                    f"compiled: expected one graph for every batch, got another for 7 samples after 2: {told(error)}"
-                ) from error
+                got = f"another for 7 samples after 2: {one_line(error)}"
+                raise ConformanceError(f"compiled: expected one graph for every batch, got {got}") from error
         for given in _inputs(subject, readout):
             _equal(subject, "compiled", run, readout, _free(given) if len(given) > 1 else given)
         compare("compiled", lambda given: [run(_free(given))], subject, with_nan, with_infinity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Protocol
 
-from regplug.backends.child_process import run_elsewhere, spell_end, until
+from regplug.backends.child_process import format_exit, run_elsewhere, until
 from regplug.backends.python_child import python_code
 from regplug.conformance.check import Check, Checked, DoesNotApplyError
 from regplug.errors import ConformanceError
@@ -55,7 +55,7 @@ def fault_of(modules: tuple[str, ...]) -> str:
     if ended.code == HEAVY_STATUS:
         return f"to import no {HEAVY}, got it; import it inside functions"
     if ended.code != LIGHT_STATUS:
-        return f"to import, got {spell_end(ended.code)}: {(ended.err.splitlines() or ['no message'])[-1]}"
+        return f"to import, got {format_exit(ended.code)}: {(ended.err.splitlines() or ['no message'])[-1]}"
     return ""
 
 

@@ -11,7 +11,7 @@ from regplug.bundle.nonfinite import Run, fault_of, near_the_largest, with_infin
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.programs import program_of
 from regplug.conformance.subject import Subject
-from regplug.errors import ConformanceError, class_name, told
+from regplug.errors import ConformanceError, class_name, one_line
 
 Inputs = Callable[[Sequence[int], torch.dtype], Iterator[tuple[str, Tensor]]]
 
@@ -62,7 +62,7 @@ def compare(what: str, run: Run, subject: Subject, *kinds: Inputs) -> None:
             try:
                 readout(given)
             except Exception as error:  # by an assert too
-                raise DoesNotApplyError(f"refuses {name}: {class_name(error)}: {told(error)}") from error
+                raise DoesNotApplyError(f"refuses {name}: {class_name(error)}: {one_line(error)}") from error
             if fault := fault_of(run, readout, given):
                 raise ConformanceError(f"{what}: registers with {name}: {fault}.")
 

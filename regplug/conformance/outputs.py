@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import TOLERANCES, Subject, close, same_bits, seeded_answer
-from regplug.errors import ConformanceError, SpecError, class_name, told
+from regplug.errors import ConformanceError, SpecError, class_name, one_line
 from regplug.registry.cond_dim import stated_width
 from regplug.registry.spec import ReadoutSpec, specify
 from regplug.torch_private import OperationWatch
@@ -98,7 +98,7 @@ def dtype(subject: Subject) -> None:
             if isinstance(error, NotImplementedError) or "not implemented for" in str(error):
                 continue
             raise ConformanceError(
-                f"weights and registers of {wanted}: expected an answer, got {class_name(error)}: {told(error)}"
+                f"weights and registers of {wanted}: expected an answer, got {class_name(error)}: {one_line(error)}"
             ) from error
         if got.dtype != wanted:
             raise ConformanceError(f"weights and registers of {wanted}: expected {wanted}, got {got.dtype}.")
@@ -177,7 +177,7 @@ def batch_0(subject: Subject) -> None:
     except (Exception, SystemExit) as error:  # an unchanged module may refuse in any way
         if subject.is_own:
             raise
-        raise DoesNotApplyError(f"refuses an empty batch: {class_name(error)}: {told(error)}") from error
+        raise DoesNotApplyError(f"refuses an empty batch: {class_name(error)}: {one_line(error)}") from error
     _check_shape(subject, output, 0)
 
 

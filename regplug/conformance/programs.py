@@ -19,7 +19,7 @@ from regplug.bundle.program import LoadedProgram
 from regplug.bundle.verify import wrong_inputs
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, registry_for
-from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, told
+from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, one_line
 from regplug.format.manifest import Input
 from regplug.format.read_bundle import read_bundle
 from regplug.registry.missing import missing_package, wants
@@ -178,7 +178,7 @@ def _attempt(subject: Subject, backend: str) -> LoadedProgram | str | NotApplica
         return str(error)
     except Exception as error:  # a readout may raise anything as it is exported
         show_traceback(error)
-        return f"{class_name(error)}: {told(error)}"
+        return f"{class_name(error)}: {one_line(error)}"
 
 
 def _make(subject: Subject, backend: str) -> LoadedProgram:

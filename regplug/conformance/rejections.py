@@ -8,7 +8,7 @@ import torch
 
 from regplug.conformance.check import Check
 from regplug.conformance.subject import TOLERANCES, Subject, close
-from regplug.errors import ConformanceError, ShapeError, class_name, told
+from regplug.errors import ConformanceError, ShapeError, class_name, one_line
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64)
 
@@ -90,7 +90,7 @@ def _check_words(subject: Subject, error: BaseException, shape: Sequence[int]) -
     if not isinstance(error, ShapeError) or any(word not in str(error) for word in words):
         raise ConformanceError(
             f"registers {list(shape)}: expected a ShapeError with {words[0]} and {words[1]}, got "
-            f"{class_name(error)}: {told(error)}"
+            f"{class_name(error)}: {one_line(error)}"
         ) from error
 
 

@@ -112,7 +112,7 @@ class Folder:
             raise BundleError(f"bundle {self.path}: {error.strerror}.") from error
         if len(names) > MAX_ENTRIES:
             raise BundleError(f"bundle {self.path}: expected at most {MAX_ENTRIES} files, got more.")
-        others = [name for name in map(_spelled, sorted(names)) if name not in own]
+        others = [name for name in map(_format_name, sorted(names)) if name not in own]
         for name in others:
             if name.startswith(RESERVED):
                 raise BundleError(f"bundle {self.path}: {name}: not listed in the manifest; remove it.")
@@ -261,6 +261,6 @@ def _without_memory(owner: str, size: int) -> BundleError:
     return BundleError(f"{owner}: expected memory for {size} bytes, got none.")
 
 
-def _spelled(name: bytes) -> str:
+def _format_name(name: bytes) -> str:
     """A name from the folder, which may be any bytes: all but the letters of file names as ``\\xHH``."""
     return FOREIGN.sub(lambda found: f"\\x{ord(found[0]):02x}".encode(), name).decode("ascii")

@@ -22,7 +22,7 @@ from regplug.format.manifest import (
     LayoutRecord,
     Manifest,
 )
-from regplug.format.strict_json import PLAIN_NAME, read_as, shown, wrong
+from regplug.format.strict_json import PLAIN_NAME, format_value, read_as, wrong
 from regplug.registry.json_text import WrongValueError, parse_json
 from regplug.registry.layout import TokenLayout
 from regplug.registry.names import OWN
@@ -51,7 +51,7 @@ def parse_manifest(path: str, data: bytes) -> Manifest:
 def _check_format(values: Any) -> None:
     """Look at the format before anything else: another format may have other keys."""
     if isinstance(values, dict) and "bundle_format" in values:
-        found = shown(values["bundle_format"])
+        found = format_value(values["bundle_format"])
         if found != str(BUNDLE_FORMAT):
             raise WrongValueError(f"bundle_format: expected {BUNDLE_FORMAT}, got {found}; use a newer regplug")
 
@@ -80,7 +80,7 @@ def _check_input(manifest: Manifest, conditioner: bool) -> None:
     wanted_shape: tuple[int | str, ...] = ("B", manifest.num_registers, manifest.hidden_dim)
     if backbone is not None and layout is not None:
         if layout.normalized != backbone.normalized:
-            raise wrong("layout.normalized", shown(backbone.normalized), layout.normalized)
+            raise wrong("layout.normalized", format_value(backbone.normalized), layout.normalized)
         name, wanted_shape = IMAGES, shape
         fixed = all(isinstance(size, int) for size in shape[1:])
         if not (2 <= len(shape) <= MAX_RANK and shape[0] == "B" and fixed):
@@ -94,7 +94,7 @@ def _check_input(manifest: Manifest, conditioner: bool) -> None:
         ("input.min_tokens", least, manifest.input.min_tokens),
     ):
         if wanted != got:
-            raise wrong(word, shown(wanted), got)
+            raise wrong(word, format_value(wanted), got)
 
 
 def _check_layout(manifest: Manifest, layout: LayoutRecord) -> None:
@@ -120,7 +120,7 @@ def _check_outputs(manifest: Manifest, conditioner: bool) -> None:
             ("shape", ["B", width], list(output.shape)),
         ):
             if wanted != got:
-                raise wrong(f"outputs.{index}.{word}", shown(wanted), got)
+                raise wrong(f"outputs.{index}.{word}", format_value(wanted), got)
 
 
 def _check_cases(manifest: Manifest) -> None:
@@ -137,9 +137,9 @@ def _check_cases(manifest: Manifest) -> None:
         if case.batch < least:
             raise wrong(f"{where}.batch", f"an integer >= {least}", case.batch)
         if case.case.startswith("batch_") and case.case != f"batch_{case.batch}":
-            raise wrong(f"{where}.case", shown(f"batch_{case.batch}"), case.case)
+            raise wrong(f"{where}.case", format_value(f"batch_{case.batch}"), case.case)
         if isinstance(length, int) and case.length != length:
-            raise wrong(f"{where}.length", shown(length), case.length)
+            raise wrong(f"{where}.length", format_value(length), case.length)
         if case.length < (manifest.input.min_tokens or 0):
             raise wrong(f"{where}.length", f"an integer >= {manifest.input.min_tokens}", case.length)
 
@@ -158,9 +158,9 @@ def _check_programs(manifest: Manifest) -> None:
             raise wrong(f"{where}.cases", "the golden cases and no other", sorted(program.cases))
         for name, result in sorted(program.cases.items()):
             if result.tolerance != tolerances[name]:
-                raise wrong(f"{where}.cases.{name}.tolerance", shown(tolerances[name]), result.tolerance)
+                raise wrong(f"{where}.cases.{name}.tolerance", format_value(tolerances[name]), result.tolerance)
             if result.error > result.tolerance:
-                raise wrong(f"{where}.cases.{name}.error", f"at most {shown(result.tolerance)}", result.error)
+                raise wrong(f"{where}.cases.{name}.error", f"at most {format_value(result.tolerance)}", result.error)
 
 
 def _check_files(manifest: Manifest) -> None:

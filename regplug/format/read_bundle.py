@@ -12,7 +12,7 @@ from regplug.errors import BundleError, SpecError
 from regplug.format.folder import MANIFEST, MAX_MANIFEST, Folder, read_folder
 from regplug.format.manifest import GOLDEN, WEIGHTS, Manifest, ProgramRecord
 from regplug.format.manifest_rules import parse_manifest
-from regplug.registry.json_text import quoted
+from regplug.registry.json_text import quote
 
 DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -84,7 +84,7 @@ def _read(
     kept_of: Callable[[Manifest], Collection[str]],
 ) -> BundleFiles:
     if digest is not None and not DIGEST.fullmatch(digest):
-        raise SpecError(f"digest: expected 64 hexadecimal digits, got {quoted(digest)}.")
+        raise SpecError(f"digest: expected 64 hexadecimal digits, got {quote(digest)}.")
 
     def read(folder: Folder) -> BundleFiles:
         data = folder.read(MANIFEST, at_most=MAX_MANIFEST)

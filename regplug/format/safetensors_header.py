@@ -11,7 +11,7 @@ from typing import Any
 
 from regplug.errors import BundleError
 from regplug.format.folder import opened_file, read_array
-from regplug.format.strict_json import shown
+from regplug.format.strict_json import format_value
 from regplug.registry.json_text import LARGEST, DuplicateKeyError, WrongValueError, parse_json, plain_digits
 
 MAX_HEADER = 1 << 20
@@ -152,12 +152,12 @@ def _parse(header: bytes) -> dict[str, Any]:
 
 def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise _Malformed(f"metadata: expected an object, got {shown(value)}")
+        raise _Malformed(f"metadata: expected an object, got {format_value(value)}")
     if len(value) > MAX_METADATA_KEYS:
         raise _Malformed(f"metadata: expected at most {MAX_METADATA_KEYS} keys, got {len(value)}")
     for _, text in sorted(value.items()):  # the first in the order of the keys, as everywhere
         if not isinstance(text, str):
-            raise _Malformed(f"metadata: expected strings, got {shown(text)}")
+            raise _Malformed(f"metadata: expected strings, got {format_value(text)}")
     size = sum(len(key.encode()) + len(text.encode()) for key, text in value.items())
     if size > MAX_METADATA_BYTES:
         raise _Malformed(f"metadata: expected at most {MAX_METADATA_BYTES} bytes, got {size}")
@@ -166,24 +166,26 @@ def _metadata(value: Any) -> dict[str, str]:
 
 def _tensor_info(name: str, entry: Any) -> TensorInfo:
     if not TENSOR_NAME.fullmatch(name):
-        raise _Malformed(f"name: expected 1 to 256 letters, digits, '_', '.' and '-', got {shown(name)}")
+        raise _Malformed(f"name: expected 1 to 256 letters, digits, '_', '.' and '-', got {format_value(name)}")
     if not isinstance(entry, dict):
-        raise _Malformed(f"tensor: tensor '{name}': expected an object, got {shown(entry)}")
+        raise _Malformed(f"tensor: tensor '{name}': expected an object, got {format_value(entry)}")
     if set(entry) != set(FIELDS):
-        raise _Malformed(f"tensor: tensor '{name}': expected exactly {', '.join(FIELDS)}, got {shown(sorted(entry))}")
+        raise _Malformed(
+            f"tensor: tensor '{name}': expected exactly {', '.join(FIELDS)}, got {format_value(sorted(entry))}"
+        )
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        raise _Malformed(f"dtype: tensor '{name}': expected one of {', '.join(ITEM_SIZES)}, got {shown(dtype)}")
+        raise _Malformed(f"dtype: tensor '{name}': expected one of {', '.join(ITEM_SIZES)}, got {format_value(dtype)}")
     item = ITEM_SIZES[dtype]
     sizes = _integers(f"shape: tensor '{name}'", "sizes", entry["shape"])
     if len(sizes) > MAX_RANK:
         raise _Malformed(f"shape: tensor '{name}': expected at most {MAX_RANK} sizes, got {len(sizes)}")
     # torch multiplies the sizes for its strides, those beside a 0 too
     if prod(filter(None, sizes)) * item >= 1 << 63:
-        raise _Malformed(f"shape: tensor '{name}': expected fewer than 2^63 bytes, got {shown(sizes)}")
+        raise _Malformed(f"shape: tensor '{name}': expected fewer than 2^63 bytes, got {format_value(sizes)}")
     offsets = _integers(f"offsets: tensor '{name}'", "offsets", entry["data_offsets"])
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _Malformed(f"offsets: tensor '{name}': expected begin and end, begin <= end, got {shown(offsets)}")
+        raise _Malformed(f"offsets: tensor '{name}': expected begin and end, begin <= end, got {format_value(offsets)}")
     begin, end = offsets
     if end - begin != prod(sizes) * item:
         raise _Malformed(f"bytes: tensor '{name}': expected {prod(sizes) * item} bytes, got {end - begin}")
@@ -216,12 +218,12 @@ def _check_booleans(tensors: Mapping[str, TensorInfo], read: Read, start: int) -
 
 def _integers(where: str, what: str, value: Any) -> list[int]:
     if not isinstance(value, list):
-        raise _Malformed(f"{where}: expected a list of {what}, got {shown(value)}")
+        raise _Malformed(f"{where}: expected a list of {what}, got {format_value(value)}")
     numbers = []
     for item in value:
         number = plain_size(item)
         if number is None:
-            raise _Malformed(f"{where}: expected {what} in plain digits, below 2^53, got {shown(item)}")
+            raise _Malformed(f"{where}: expected {what} in plain digits, below 2^53, got {format_value(item)}")
         numbers.append(number)
     return numbers
 

@@ -61,7 +61,7 @@ def _read_fields(hint: Any, where: str, value: Any) -> Any:
             raise WrongValueError(f"{_join(where, key)}: expected a value, got nothing")
     for key in sorted(given):
         if key not in known:
-            raise wrong(_join(where, named(key)), "no such key", given[key])
+            raise wrong(_join(where, format_key(key)), "no such key", given[key])
     return hint(**{key: _read(hints[key], _join(where, key), given[key]) for key in known})
 
 
@@ -109,10 +109,10 @@ def matching(pattern: re.Pattern[str], wanted: str) -> Rule:
 
 def wrong(where: str, wanted: str, value: Any) -> WrongValueError:
     """The exception for a value that is not what was wanted."""
-    return WrongValueError(f"{where}{': ' if where else ''}expected {wanted}, got {shown(value)}")
+    return WrongValueError(f"{where}{': ' if where else ''}expected {wanted}, got {format_value(value)}")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value inside a message: compact JSON in ASCII on one line, at most 60 characters of it."""
     text = ""
     for piece in _compact(value):
@@ -122,12 +122,12 @@ def shown(value: Any) -> str:
     return truncate(text)
 
 
-def named(key: str) -> str:
+def format_key(key: str) -> str:
     """A key inside a message: as it is where it is a plain name, else as JSON in ASCII."""
-    return key if PLAIN_NAME.fullmatch(key) else shown(key)
+    return key if PLAIN_NAME.fullmatch(key) else format_value(key)
 
 
-def printable(text: str) -> str:
+def to_ascii(text: str) -> str:
     """A text of somebody else's on one line of ASCII: a terminal obeys some of the other letters."""
     return "".join(letter if " " <= letter <= "~" else letter.encode("unicode_escape").decode() for letter in text)
 

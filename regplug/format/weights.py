@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import BundleError, ExportError, class_name, told
+from regplug.errors import BundleError, ExportError, class_name, one_line
 from regplug.format.safetensors_header import (
     DTYPE_NAMES,
     TENSOR_NAME,
@@ -98,7 +98,7 @@ def state_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
         state = module.state_dict()
     except (Exception, SystemExit) as error:  # a class of a plugin's may have one of its own
         raise ExportError(
-            f"{owner}: expected weights in state_dict(), got {class_name(error)}: {told(error)}"
+            f"{owner}: expected weights in state_dict(), got {class_name(error)}: {one_line(error)}"
         ) from error
     for name, _ in module.named_buffers():
         if name not in state:
@@ -178,7 +178,7 @@ def check_types(owner: str, wanted: Mapping[str, TensorType], got: Mapping[str, 
         raise BundleError(f"{owner}: expected tensors {_names(wanted)}, got {_names(got)}.")
     for name in sorted(wanted):
         if wanted[name] != got[name]:
-            raise BundleError(f"{owner}: tensor '{name}': expected {_spell(wanted[name])}, got {_spell(got[name])}.")
+            raise BundleError(f"{owner}: tensor '{name}': expected {_format(wanted[name])}, got {_format(got[name])}.")
 
 
 def write_types(types: Mapping[str, TensorType]) -> str:
@@ -212,7 +212,7 @@ def _names(types: Mapping[str, TensorType]) -> str:
     return f"[{', '.join(sorted(types))}]"
 
 
-def _spell(kind: TensorType) -> str:
+def _format(kind: TensorType) -> str:
     return f"{kind[0]} {list(kind[1])}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, class_name, told
+from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError, class_name, one_line
 from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
 from regplug.registry.distributions import normalise
@@ -252,5 +252,5 @@ def _call(entry: BackboneEntry, word: str, reference: Reference, /, *arguments: 
         raise
     except BaseException as error:  # the plugin's code may fail in any way; say whose it was
         raise PluginError(
-            f"backbone {entry.name!r}: expected {word} to answer, got {class_name(error)}: {told(error)}"
+            f"backbone {entry.name!r}: expected {word} to answer, got {class_name(error)}: {one_line(error)}"
         ) from error

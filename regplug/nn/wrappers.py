@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from regplug.errors import ExportError, told
+from regplug.errors import ExportError, one_line
 from regplug.registry.references import reference_of
 from regplug.torch_private import uncompiled
 
@@ -73,7 +73,7 @@ def copy_of(owner: str, module: nn.Module) -> nn.Module:
                 copies[id(child)] = copy.deepcopy(inner, copies)  # what refers to the wrapper gets this instead
         copied: nn.Module = copy.deepcopy(module, copies)
     except Exception as error:  # a class may have a __deepcopy__ of its own
-        raise ExportError(f"{owner}: {_uncopied(module) or told(error)}") from error
+        raise ExportError(f"{owner}: {_uncopied(module) or one_line(error)}") from error
     if text := _weights_hooked(copied):
         raise ExportError(f"{owner}: {text}")
     return copied
@@ -126,7 +126,7 @@ def _uncopied(module: nn.Module) -> str | None:
             except Exception as error:
                 what = "a hook" if attribute in HOOKS else f"attribute {f'{name}.{attribute}'.lstrip('.')!r}"
                 kind = "" if attribute in HOOKS else f" {type(value).__name__}"
-                return f"{what}: expected something that can be copied, got{kind}: {told(error)}"
+                return f"{what}: expected something that can be copied, got{kind}: {one_line(error)}"
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import SpecError, class_name, told
+from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.foreign import repr_of
 from regplug.registry.layout import is_int
 
@@ -53,7 +53,9 @@ def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any])
         raise
     except BaseException as error:  # whatever a constructor raises means: not with these arguments
         given = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
-        why = f"{class_name(error)}: {told(error)}" if isinstance(error, LookupError) else told(error)  # a bare key
+        why = (
+            f"{class_name(error)}: {one_line(error)}" if isinstance(error, LookupError) else one_line(error)
+        )  # a bare key
         raise SpecError(
             f"{owner}: expected sizes and options that its constructor takes, got {given}: {why}"
         ) from error
@@ -92,7 +94,7 @@ def measure(
         if stated is None:
             raise SpecError(
                 f"{owner}: expected an integer attribute out_dim or a forward that runs on the meta device, "
-                f"got neither ({class_name(error)}: {told(error)})."
+                f"got neither ({class_name(error)}: {one_line(error)})."
             ) from error
         return stated, False
     check_width(owner, stated, width)
@@ -154,7 +156,7 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
     except BaseException as error:  # whatever a forward raises means: not these registers
         raise SpecError(
             f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
-            f"got {class_name(error)}: {told(error)}"
+            f"got {class_name(error)}: {one_line(error)}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify
 from regplug.registry.stored_values import UnfitError, plain
-from regplug.registry.type_hints import choices, spell
+from regplug.registry.type_hints import choices, format_hint
 
 # where a strategy is built for its formula when no sizes are given; heads and ratios divide one of these
 TYPICAL_SIZES = ((4, 384), (8, 1024), (16, 27720))
@@ -116,12 +116,12 @@ def _describe_option(parameter: inspect.Parameter, hint: Any) -> OptionDescripti
     counted = choices(hint)
     values = None if counted is None else tuple(counted)
     if parameter.default is parameter.empty:
-        return OptionDescription(spell(hint), True, None, values)
+        return OptionDescription(format_hint(hint), True, None, values)
     try:
         default = plain(parameter.default)
     except (UnfitError, RecursionError):
         default = repr_of(parameter.default)
-    return OptionDescription(spell(hint), False, default, values)
+    return OptionDescription(format_hint(hint), False, default, values)
 
 
 def spec_at_any_size(entry: ReadoutEntry, options: Mapping[str, Any]) -> ReadoutSpec | None:

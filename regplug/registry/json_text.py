@@ -122,7 +122,7 @@ def _refuse_first_duplicate(value: Any) -> None:
         seen: set[str] = set()
         for key, item in value:
             if key in seen:
-                raise DuplicateKeyError(f"key {quoted(key)} stands twice")
+                raise DuplicateKeyError(f"key {quote(key)} stands twice")
             seen.add(key)
             _refuse_first_duplicate(item)
     elif isinstance(value, list):
@@ -130,7 +130,7 @@ def _refuse_first_duplicate(value: Any) -> None:
             _refuse_first_duplicate(item)
 
 
-def quoted(name: str) -> str:
+def quote(name: str) -> str:
     """A name inside a message, in ASCII on one line whatever it holds."""
     return f"'{truncate(json.dumps(name)[1:-1])}'"
 

@@ -46,7 +46,7 @@ def pick(word: str, name: str, entries: Sequence[EntryT]) -> EntryT | None:
     return None
 
 
-def spellings(entries: Iterable[Entry]) -> list[str]:
+def display_names(entries: Iterable[Entry]) -> list[str]:
     """The names to type: bare where one distribution owns it, else ``distribution:name``."""
     entries = list(entries)
     owners = Counter(entry.name for entry in entries)

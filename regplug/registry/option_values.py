@@ -14,19 +14,19 @@ from functools import reduce
 from operator import or_
 from typing import Any, Literal
 
-from regplug.errors import class_name, told
+from regplug.errors import class_name, one_line
 from regplug.registry.foreign import exact, repr_of
 from regplug.registry.layout import is_int
 from regplug.registry.stored_values import UnfitError, checked, exact_scalar, is_list, plain_key
 from regplug.registry.type_hints import (
     ANYTHING,
     UNIONS,
+    format_hint,
     hints_of,
     is_dtype,
     is_typed_dict,
     marker_of,
     members_of,
-    spell,
     without_alias,
 )
 
@@ -219,7 +219,7 @@ def _read_fields(value: object, hints: Mapping[str, Any], known: Set[str], requi
         try:
             found[name] = _read(item, hints.get(name, Any))
         except UnfitError as error:
-            detail = str(error) or f"expected {spell(hints.get(name, Any))}, got {repr_of(item)}"
+            detail = str(error) or f"expected {format_hint(hints.get(name, Any))}, got {repr_of(item)}"
             raise UnfitError(f"{name}: {detail}") from None
     return found
 
@@ -230,7 +230,7 @@ def _made(cls: type, /, *arguments: Any, **named: Any) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a plugin's class raises means: not with these values
-        raise UnfitError(f"{class_name(error)}: {told(error)}") from error
+        raise UnfitError(f"{class_name(error)}: {one_line(error)}") from error
 
 
 def _read_dtype(value: object, cls: type) -> Any:

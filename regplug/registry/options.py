@@ -9,13 +9,13 @@ from enum import Enum
 from operator import itemgetter
 from typing import Any
 
-from regplug.errors import SpecError, class_name, told
+from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.entries import SIZES
 from regplug.registry.foreign import repr_of
 from regplug.registry.json_text import OPTION_NAME, WrongValueError, parse_json
 from regplug.registry.option_values import read
 from regplug.registry.stored_values import UnfitError, plain, same
-from regplug.registry.type_hints import names_for, read_hint, spell, with_default
+from regplug.registry.type_hints import format_hint, names_for, read_hint, with_default
 
 MOST_LISTED = 60
 LONGEST = 1 << 20  # characters of all options as JSON; a weights file's header, which repeats them, has no more bytes
@@ -81,7 +81,7 @@ def bind(
         arguments[option] = _read(owner, option, value, hints.get(option, rest))
     missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in arguments]
     if missing:
-        wanted = ", ".join(f"{name}: {spell(hints[name])}" for name in missing)
+        wanted = ", ".join(f"{name}: {format_hint(hints[name])}" for name in missing)
         raise SpecError(f"{owner}: expected option {wanted}, got none.")
     return arguments
 
@@ -156,7 +156,7 @@ def describe_signature(build: Callable[..., Any]) -> str:
 def _parameters(build: Callable[..., Any]) -> dict[str, str]:
     hints = hints_of_options(_name(build), build)
     return {
-        name: spell(hints[name]) + ("" if p.default is inspect.Parameter.empty else f" = {_shown(p.default)}")
+        name: format_hint(hints[name]) + ("" if p.default is inspect.Parameter.empty else f" = {_shown(p.default)}")
         for name, p in parameters_of(_name(build), build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
@@ -176,10 +176,10 @@ def _read(owner: str, option: str, value: object, hint: Any) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a value of another library's; OmegaConf raises for one that is missing
-        detail = f"{class_name(error)}: {told(error)}"
+        detail = f"{class_name(error)}: {one_line(error)}"
     if isinstance(value, str) and value in JSON_WORDS:
         detail = f"use {JSON_WORDS[value]} in JSON and on the command line"
-    wanted = f"{owner}: option {option!r}: expected {spell(hint)}, got {repr_of(value)}"
+    wanted = f"{owner}: option {option!r}: expected {format_hint(hint)}, got {repr_of(value)}"
     raise SpecError(f"{wanted}; {detail}." if detail else f"{wanted}.")
 
 

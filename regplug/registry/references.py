@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from regplug.errors import PluginError, SpecError, class_name, clip, told
+from regplug.errors import PluginError, SpecError, class_name, clip, one_line
 from regplug.registry.foreign import repr_of
 from regplug.registry.kept_host import kept_host
 
@@ -47,7 +47,7 @@ def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
         raise
     except BaseException as error:  # a plugin that exits at import must not end its host; so is a Rust panic
         raise PluginError(
-            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(told(error), MAX_REASON)}."
+            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(one_line(error), MAX_REASON)}."
         ) from error
     if not callable(target):
         raise PluginError(f"{owner}: expected a callable at {reference!r}, got {class_name(target)}.")
@@ -92,5 +92,5 @@ def import_plugin(distribution: str, reference: str) -> object:
     except BaseException as error:  # SystemExit at import would end the host silently and with success
         raise PluginError(
             f"plugin {distribution!r}: expected to import {reference!r}, got {class_name(error)}: "
-            f"{clip(told(error), MAX_REASON)}"
+            f"{clip(one_line(error), MAX_REASON)}"
         ) from error

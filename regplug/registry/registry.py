@@ -22,7 +22,7 @@ from regplug.registry.entries import (
 from regplug.registry.import_lock import ImportLock
 from regplug.registry.kept_host import kept_host
 from regplug.registry.name_cache import NameIndex
-from regplug.registry.names import OWN, EntryT, is_own, pick, refuse_own, spellings, worker_hint
+from regplug.registry.names import OWN, EntryT, display_names, is_own, pick, refuse_own, worker_hint
 from regplug.registry.options import closest
 from regplug.registry.references import import_plugin
 from regplug.registry.staging import PluginRecord, stage
@@ -152,15 +152,15 @@ class Registry:
 
     def strategies(self) -> list[str]:
         """The names to type: bare where one distribution owns it, else ``distribution:name``."""
-        return spellings(self.readout_entries())
+        return display_names(self.readout_entries())
 
     def backbones(self) -> list[str]:
         """The backbones' names: bare where one distribution owns it, else ``distribution:name``."""
-        return spellings(self.backbone_entries())
+        return display_names(self.backbone_entries())
 
     def film_generators(self) -> list[str]:
         """The FiLM generators' names: bare where one distribution owns it, else ``distribution:name``."""
-        return spellings(self.film_entries())
+        return display_names(self.film_entries())
 
     def readout_entry(self, strategy: str) -> ReadoutEntry:
         """The entry of a strategy.
@@ -231,9 +231,8 @@ class Registry:
         hint = f"; broken plugins: {', '.join(broken)}" if broken else ""
         if OWN in self._records and NO_METADATA in self._records[OWN].notes:
             hint += f"; {NO_METADATA}"
-        raise NameLookupError(
-            f"{word} {name!r}: not registered{worker_hint()}{closest(name, spellings(self._all(hook, wanted)))}{hint}."
-        )
+        known = closest(name, display_names(self._all(hook, wanted)))
+        raise NameLookupError(f"{word} {name!r}: not registered{worker_hint()}{known}{hint}.")
 
     def _find_own(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
         """The built-in of this name; without the lock once it is loaded, for another plugin may be importing."""

@@ -100,13 +100,13 @@ def marker_of(hint: Any) -> str | None:
     return getattr(typing.get_origin(hint), "_name", None)
 
 
-def spell(hint: Any) -> str:
+def format_hint(hint: Any) -> str:
     """A hint as users read it; of an Enum also what may be given."""
     hint = without_alias(hint)
     if hint in ANYTHING:
         return "any JSON value"
     if typing.get_origin(hint) in UNIONS:
-        return " | ".join(map(spell, typing.get_args(hint)))
+        return " | ".join(map(format_hint, typing.get_args(hint)))
     if hint is type(None):
         return "None"
     if isinstance(hint, typing.ForwardRef):

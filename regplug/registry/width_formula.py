@@ -100,7 +100,7 @@ def fit(words: Sequence[str], known: Mapping[Sizes, int], held_out: Mapping[Size
             polynomial = _through(chosen, known)
             if polynomial is not None:
                 agreed = all(_value(polynomial, sizes) == width for sizes, width in held_out.items())
-                return _spell(words, polynomial) if agreed else UNKNOWN
+                return _format(words, polynomial) if agreed else UNKNOWN
     return UNKNOWN
 
 
@@ -129,7 +129,7 @@ def _value(polynomial: Polynomial, sizes: Sizes) -> Fraction:
     return sum((factor * _power(sizes, powers) for powers, factor in polynomial.items()), Fraction())
 
 
-def _spell(words: Sequence[str], polynomial: Polynomial) -> str:
+def _format(words: Sequence[str], polynomial: Polynomial) -> str:
     text = ""
     for powers, factor in sorted(polynomial.items(), key=lambda term: (sum(term[0]), term[0]), reverse=True):
         named = [f"{word}^{power}" if power > 1 else word for word, power in zip(words, powers, strict=True) if power]
@@ -160,7 +160,7 @@ def _axis(word: str, base: int, builds: Callable[[int], bool]) -> _Axis:
     outside += [(lowest // 2) * step] if lowest > 1 else []
     outside += [(2 * highest + 1) * step] if highest < far else []
     if all(map(tries, inside)) and not any(map(tries, outside)):
-        spelled = tuple(_spell_axis(word, step, lowest, highest if highest < far else None))
+        spelled = tuple(_format_axis(word, step, lowest, highest if highest < far else None))
         return _Axis(spelled, tuple(value for value in inside if value != base))
     for value in range(1, SMALL_SIZES):  # no pattern, so what is listed should at least be dense somewhere
         tries(value)
@@ -169,7 +169,7 @@ def _axis(word: str, base: int, builds: Callable[[int], bool]) -> _Axis:
     return _Axis((f"some {word} refuse: {_listed(refused)}",) if refused else (), tuple(built))
 
 
-def _spell_axis(word: str, step: int, lowest: int, highest: int | None) -> Iterator[str]:
+def _format_axis(word: str, step: int, lowest: int, highest: int | None) -> Iterator[str]:
     if lowest == highest:
         yield f"{word} = {lowest * step}"
         return

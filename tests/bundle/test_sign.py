@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from support.damage import DAMAGES, edit_manifest, flip_byte, repin
 
 import regplug
-from regplug.bundle.sign import beside, read_signed_bundle
+from regplug.bundle.sign import default_signature_path, read_signed_bundle
 from regplug.commands.main import answer
 from regplug.format.write_bundle import write_folder
 
@@ -102,7 +102,7 @@ def test_an_encrypted_key_takes_its_password_from_a_variable(run, bundle, keys, 
     assert err.startswith(f"error: key {key}: expected a PEM file with a key on P-256, P-384 or P-521, got: ")
     monkeypatch.setenv("KEY_PASSWORD", "close sesame")
     assert run("sign", bundle, "--key", key, "--password-env", "KEY_PASSWORD")[0] == 1
-    assert not beside(bundle).exists()
+    assert not default_signature_path(bundle).exists()
     monkeypatch.setenv("KEY_PASSWORD", "open sesame")
     code, out, _ = run("sign", bundle, "--key", key, "--password-env", "KEY_PASSWORD", "--json")
     assert (code, json.loads(out)["signature"]) == (0, f"{bundle}.sig")
@@ -111,7 +111,7 @@ def test_an_encrypted_key_takes_its_password_from_a_variable(run, bundle, keys, 
 
 def test_model_signing_itself_accepts_our_signature_and_sees_a_change(signed, keys):
     (signed / "README.md").write_text("for people; no loader reads it, no signature covers it")
-    given = ["--signature", beside(signed), "--public_key", keys / "p256.pub"]
+    given = ["--signature", default_signature_path(signed), "--public_key", keys / "p256.pub"]
     done = model_signing("verify", "key", signed, *given)
     assert done.returncode == 0, done.stdout + done.stderr
     flip_byte(signed / "weights.safetensors")
@@ -122,7 +122,9 @@ def test_model_signing_itself_accepts_our_signature_and_sees_a_change(signed, ke
 def test_we_accept_what_model_signing_signed(bundle, keys, readme):
     if readme:
         (bundle / "README.md").write_text("signed by model-signing")
-    done = model_signing("sign", "key", bundle, "--private_key", keys / "p384.pem", "--signature", beside(bundle))
+    done = model_signing(
+        "sign", "key", bundle, "--private_key", keys / "p384.pem", "--signature", default_signature_path(bundle)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert regplug.verify(bundle, public_key=keys / "p384.pub").ok
 
@@ -142,7 +144,7 @@ def test_files_through_links_are_signed_and_verified_where_links_are_allowed(exp
         regplug.sign(bundle, keys / "p256.pem")
     regplug.sign(bundle, keys / "p256.pem", follow_links=True)
     assert regplug.verify(bundle, public_key=keys / "p256.pub", follow_links=True).ok
-    given = ["--allow_symlinks", "--signature", beside(bundle), "--public_key", keys / "p256.pub"]
+    given = ["--allow_symlinks", "--signature", default_signature_path(bundle), "--public_key", keys / "p256.pub"]
     assert model_signing("verify", "key", bundle, *given).returncode == 0
 
 
@@ -154,21 +156,21 @@ def test_a_bundle_that_does_not_read_is_not_signed(bundle, keys):
         with pytest.raises(regplug.BundleError) as refused:
             regplug.sign(folder, keys / "p256.pem")
         assert str(refused.value) == expected.replace("DIR", str(folder))
-        assert not beside(folder).exists()
+        assert not default_signature_path(folder).exists()
 
 
 def test_only_the_bundle_with_the_digest_is_signed(bundle, keys):
     with pytest.raises(regplug.BundleError, match="pinned is 0{64}"):
         regplug.sign(bundle, keys / "p256.pem", digest="0" * 64)
-    assert not beside(bundle).exists()
+    assert not default_signature_path(bundle).exists()
 
 
 def test_a_signature_is_kept_unless_it_is_to_be_replaced(run, signed, keys):
-    before = beside(signed).read_bytes()
+    before = default_signature_path(signed).read_bytes()
     code, _, err = run("sign", signed, "--key", keys / "p384.pem")
     assert code == 2
     assert f"file {signed}.sig: exists and is kept; use force to replace it (--force), or another name.\n" in err
-    assert beside(signed).read_bytes() == before
+    assert default_signature_path(signed).read_bytes() == before
     assert run("sign", signed, "--key", keys / "p384.pem", "--force")[0] == 0
     assert regplug.verify(signed, public_key=keys / "p384.pub").ok
     assert sorted(path.name for path in signed.parent.iterdir()) == ["bundle", "bundle.sig"]
@@ -183,7 +185,7 @@ def test_a_signature_inside_the_bundle_is_refused_for_no_loader_would_take_the_b
 def test_the_signature_stands_beside_the_folder_however_that_is_spelled(signed, keys, monkeypatch):
     monkeypatch.chdir(signed)
     for spelled in (".", f"{signed}/", "../bundle", "../bundle/", Path("../bundle")):
-        assert beside(spelled) == Path(f"{signed}.sig")
+        assert default_signature_path(spelled) == Path(f"{signed}.sig")
         assert regplug.verify(spelled, public_key=keys / "p256.pub").ok
 
 
@@ -377,7 +379,7 @@ HOSTILE = {
 @pytest.mark.parametrize("wrong", HOSTILE)
 def test_a_hostile_signature_is_one_line(run, signed, keys, wrong):
     change, expected = HOSTILE[wrong]
-    change(beside(signed))
+    change(default_signature_path(signed))
     said = line_of(run, signed, "--public-key", keys / "p256.pub")
     assert said.startswith(f"signature {signed}.sig: {expected}")
 
@@ -419,7 +421,7 @@ def restate(name, digest):
 
 
 def test_what_its_owner_signed_otherwise_is_still_held_to_the_files(run, signed, keys):
-    key, public, path = keys / "p256.pem", keys / "p256.pub", beside(signed)
+    key, public, path = keys / "p256.pem", keys / "p256.pub", default_signature_path(signed)
     sign_statement(path, key, lambda statement: None)
     assert regplug.verify(signed, public_key=public).ok
     sign_statement(path, key, restate("weights.safetensors", "0" * 64))  # of a bundle that was damaged then

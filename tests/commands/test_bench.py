@@ -12,7 +12,7 @@ import torch
 
 from regplug.commands.bench.measure import _difference
 from regplug.commands.bench.page import page, write_page
-from regplug.commands.bench.report import MODES, PLACES, WORKS, Plan, Report, Row, Side, Spread
+from regplug.commands.bench.report import MODES, PASSES, PLACES, Plan, Report, Row, Side, Spread
 from regplug.commands.bench.timing import spread_of
 from regplug.commands.main import answer
 
@@ -164,7 +164,7 @@ def test_the_table_has_a_row_for_each_combination(run):
     assert title.startswith(f"regplug:pool against {UPSTREAM}: D=24, float32, slices of N=9 tokens; 1 thread of ")
     assert heads.split()[:5] == ["mode", "work", "registers", "R", "B"]
     found = {tuple(line.split()[:5]) for line in lines}
-    assert found == {("eager", work, place, r, b) for work in WORKS for place in PLACES for r in "42" for b in "31"}
+    assert found == {("eager", work, place, r, b) for work in PASSES for place in PLACES for r in "42" for b in "31"}
     assert len(lines) == len(found)
 
 
@@ -178,7 +178,7 @@ def test_every_mode_measures_every_work_and_finds_equal_answers(measure):
     assert found["sizes"] == {"num_registers": [4], "cond_dim": [24], "hidden_dim": 24}
     assert {"cpu", "torch", "cuda", "instruction_set"} <= set(found["machine"])
     assert {(r["mode"], r["work"], r["registers"]) for r in found["rows"]} == {
-        (mode, work, place) for mode in MODES for work in WORKS for place in PLACES
+        (mode, work, place) for mode in MODES for work in PASSES for place in PLACES
     }
     for one in found["rows"]:
         assert one["ratio"]["low"] <= one["ratio"]["median"] <= one["ratio"]["high"]
@@ -344,7 +344,7 @@ def test_the_page_stands_alone_and_shows_every_ratio(run, tmp_path):
     assert len(text) < 300_000
     root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
     pictures = list(root.iter("svg"))
-    assert len(pictures) == len(WORKS) * len(PLACES)
+    assert len(pictures) == len(PASSES) * len(PLACES)
     for picture in pictures:
         assert picture.find("title").text
         assert picture.find("desc").text

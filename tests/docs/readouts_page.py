@@ -6,7 +6,7 @@ Run `python tests/docs/readouts_page.py` after a strategy changed.
 import re
 from pathlib import Path
 
-from regplug.commands.info.describe import inform
+from regplug.commands.info.describe import describe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "readouts.md"
 TABLE = re.compile(r"(?<=<!-- strategies -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -29,7 +29,7 @@ def table(strategies):
         for strategy in sorted(name for name in strategies if name.startswith(f"{distribution}:")):
             name = strategy.partition(":")[2]
             options = OPTIONS.get(name, {})
-            said = inform(strategy, num_registers=R, hidden_dim=D, backbone=None, options=options, follow_links=False)
+            said = describe(strategy, num_registers=R, hidden_dim=D, backbone=None, options=options, follow_links=False)
             given = "".join(f", {word}={value}" for word, value in options.items())
             width = f"{said['formula']}" + "".join(f"; {condition}" for condition in said["conditions"])
             source = re.split(r"[.;] (?=[A-Z])|; | whose ", said["source"] or "")[0].rstrip(".,")

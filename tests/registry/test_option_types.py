@@ -20,7 +20,7 @@ from regplug import SpecError
 from regplug.registry.json_text import WrongValueError
 from regplug.registry.option_values import read
 from regplug.registry.options import bind, stored_options
-from regplug.registry.type_hints import hints_of, spell
+from regplug.registry.type_hints import format_hint, hints_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable  # a word of typing's: known all the same
@@ -280,7 +280,7 @@ def test_a_value_that_shows_nothing_of_itself_is_named_by_its_class() -> None:
 
 
 def test_hints_that_hold_fields_show_their_names() -> None:
-    assert [spell(one) for one in (Fields, Ordered, Activated)] == [
+    assert [format_hint(one) for one in (Fields, Ordered, Activated)] == [
         "Fields (size, norm)",
         "Ordered (low, high)",
         "Activated (size, act, late, early)",

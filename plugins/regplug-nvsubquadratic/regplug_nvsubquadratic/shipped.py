@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regplug import NameLookupError, SpecError
-from regplug.errors import told
+from regplug.errors import one_line
 from regplug.registry.layout import is_int
 from regplug.registry.options import closest
 from regplug_nvsubquadratic.official import refuse_options
@@ -105,7 +105,7 @@ def build(
         return instantiate(network_config(configuration))
     except ModuleNotFoundError as error:
         raise SpecError(
-            f"backbone 'nvsubquadratic': expected its package, got {told(error)}; use "
+            f"backbone 'nvsubquadratic': expected its package, got {one_line(error)}; use "
             "pip install 'regplug-nvsubquadratic[nvsubquadratic]' (the README says how to keep the torch you have)."
         ) from error
 

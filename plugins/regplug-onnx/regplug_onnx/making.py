@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from regplug.backends.interface import Source
-from regplug.errors import ExportError, told
+from regplug.errors import ExportError, one_line
 from regplug.format.manifest import WEIGHTS
 from regplug.format.safetensors_header import StoredTensor
 from regplug_onnx.nan import keep_nan
@@ -228,7 +228,7 @@ def _root_of(error: BaseException) -> str:
     """What the first of a chain of exceptions says; those around it say which step of the exporter it was."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return COLOURS.sub("", told(error))
+    return COLOURS.sub("", one_line(error))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from onnxruntime import InferenceSession, OrtValue, SessionOptions
 from torch import Tensor
 
 from regplug.backends.interface import Program, Run
-from regplug.errors import BundleError, told
+from regplug.errors import BundleError, one_line
 from regplug.format.manifest import WEIGHTS
 from regplug.format.weights import check_state, read_types, types_of
 from regplug_onnx.making import describe, messages_of
@@ -124,4 +124,4 @@ def _session(where: str, model: ModelProto, names: list[str], held: list[OrtValu
             model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises a dozen classes of its own below Exception
-        raise BundleError(f"{where}: {told(error)}") from error
+        raise BundleError(f"{where}: {one_line(error)}") from error

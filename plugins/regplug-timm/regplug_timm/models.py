@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.errors import told
+from regplug.errors import one_line
 from regplug.registry.options import closest
 
 from .layouts import FAMILIES, name_of
@@ -59,7 +59,7 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # timm's constructors refuse in any way: TypeError, AssertionError, KeyError, ...
         raise regplug.SpecError(
-            f"model {name!r}: expected options that it takes, got {options}: {type(error).__name__}: {told(error)}"
+            f"model {name!r}: expected options that it takes, got {options}: {type(error).__name__}: {one_line(error)}"
         ) from error
     return model
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.errors import told
+from regplug.errors import one_line
 from regplug.registry.options import closest
 from regplug.registry.references import load_reference, reference_of
 
@@ -120,7 +120,7 @@ def _stored_config(transformers: ModuleType, name: str) -> tuple[Family, dict[st
         stored = dict(transformers.PreTrainedConfig.get_config_dict(name, local_files_only=is_folder)[0])
     except Exception as error:  # not there, no network, no JSON, JSON of something else: each raises its own
         raise regplug.NameLookupError(
-            f"model {name!r}: expected a configuration there, got {type(error).__name__}: {told(error)}"
+            f"model {name!r}: expected a configuration there, got {type(error).__name__}: {one_line(error)}"
         ) from error
     model_type = stored.get("model_type")
     if model_type == "tipsv2":

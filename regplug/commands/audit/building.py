@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from regplug.commands.audit.tensor_trees import on_one_device
-from regplug.errors import SpecError, class_name, told
+from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.cond_dim import construct
 
 SEQUENCES = (torch.linspace, torch.logspace, torch.arange, torch.tensor)
@@ -52,5 +52,5 @@ def build_on_meta(owner: str, build: Callable[..., Any], arguments: Mapping[str,
             return module.to("meta"), device
         except (Exception, SystemExit) as error:  # a quantized layer, a module with a ``to`` of its own
             raise SpecError(
-                f"{owner}: expected a network that moves to the meta device, got {class_name(error)}: {told(error)}"
+                f"{owner}: expected a network that moves to the meta device, got {class_name(error)}: {one_line(error)}"
             ) from error

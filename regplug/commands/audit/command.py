@@ -132,11 +132,11 @@ def _image_shape(entry: BackboneEntry, model: str | None) -> Sequence[int] | Non
 
 
 def _print(found: Audit) -> None:
-    from regplug.commands.audit.sizes import spell_sizes
+    from regplug.commands.audit.sizes import format_sizes
     from regplug.commands.audit.verdict import FOLLOWS
     from regplug.nn.pairing import WIDTH_WORDS
 
-    say("sizes: " + "; ".join(map(spell_sizes, found.sizes)))
+    say("sizes: " + "; ".join(map(format_sizes, found.sizes)))
     if found.findings:
         heads = ("FiLM input", "class", "from", "wanted", "given", "formula wanted", "formula given", "verdict")
         rows = [
@@ -144,8 +144,8 @@ def _print(found: Audit) -> None:
                 one.module,
                 one.generator,
                 one.readout or "?",
-                _spell(one.wanted),
-                _spell(one.given),
+                _format(one.wanted),
+                _format(one.given),
                 one.wanted_formula,
                 one.given_formula,
                 one.verdict + (" (expected)" if one.expected else ""),
@@ -177,11 +177,11 @@ def _print(found: Audit) -> None:
     for note in found.notes:
         say(note)
     for refusal in found.refused[:REFUSALS_SHOWN]:
-        say(f"does not run at {spell_sizes(refusal.sizes)}: {refusal.error}")
+        say(f"does not run at {format_sizes(refusal.sizes)}: {refusal.error}")
     if len(found.refused) > REFUSALS_SHOWN:
         say(f"does not run at {len(found.refused) - REFUSALS_SHOWN} other sizes")
     say(found.summary)
 
 
-def _spell(widths: tuple[int | None, ...]) -> str:
+def _format(widths: tuple[int | None, ...]) -> str:
     return " ".join("?" if width is None else str(width) for width in widths)

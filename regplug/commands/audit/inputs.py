@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from regplug.commands.audit.tensor_trees import map_tensors
-from regplug.errors import SpecError, class_name, told
+from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.layout import is_int
 from regplug.registry.options import parameters_of
 from regplug.registry.references import REFERENCE_PATTERN
@@ -238,7 +238,7 @@ def _of_function(function: Callable[..., Any]) -> Inputs:
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             name = getattr(function, "__name__", "function")
             raise SpecError(
-                f"--input: expected {name} to give inputs, got {class_name(error)}: {told(error)}"
+                f"--input: expected {name} to give inputs, got {class_name(error)}: {one_line(error)}"
             ) from error
         found = map_tensors(lambda one: one.to("meta"), found)
         if isinstance(found, tuple):

@@ -13,10 +13,10 @@ from regplug.commands.audit.building import build_on_meta
 from regplug.commands.audit.dataflow import Break, is_inside
 from regplug.commands.audit.inputs import Inputs, describe_parameters, find_inputs
 from regplug.commands.audit.parts import class_at, declared_films, plan_of
-from regplug.commands.audit.sizes import alone, refuse_without_sizes, spell_sizes, start_sizes, together
+from regplug.commands.audit.sizes import alone, format_sizes, refuse_without_sizes, start_sizes, together
 from regplug.commands.audit.verdict import FOLLOWS, UNKNOWN, WRONG, Finding, Run, judge, unfit
 from regplug.commands.audit.wiring import Network, Plan, Trace, follow
-from regplug.errors import SpecError, told
+from regplug.errors import SpecError, one_line
 from regplug.registry.options import bind
 
 PERTURBED = 5
@@ -141,7 +141,7 @@ def audit_network(
                 break
             if at in [run.sizes for run in runs] or at in [one.sizes for one in refused]:
                 continue
-            step(spell_sizes(at))
+            step(format_sizes(at))
             found = auditor.run(at, word)
             if isinstance(found, Refusal):
                 refused.append(found)
@@ -163,7 +163,7 @@ def audit_network(
     ]
     notes = []
     for one, run, modulates in _elsewhere(runs, auditor.plan):
-        said = f"takes {one.wanted}, is given {one.given} at {spell_sizes(run.sizes)}"
+        said = f"takes {one.wanted}, is given {one.given} at {format_sizes(run.sizes)}"
         if modulates:  # by what comes from no readout, such as a class token
             findings.append(unfit(one.where, class_at(base.module, one.where), len(runs), said))
         else:
@@ -264,7 +264,7 @@ class _Auditor:
             network = self.make(at)
             args, kwargs = self.inputs(at)
         except SpecError as error:
-            text = told(error.__cause__ or error)
+            text = one_line(error.__cause__ or error)
             films = [path for path, label in self.plan.films.items() if label.split()[0] in text]
             films = (films or list(self.plan.films)) if WRONG_WIDTH.search(text) else []
             return Refusal(at, text, word, tuple(films))

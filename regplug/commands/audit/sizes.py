@@ -78,11 +78,11 @@ def together(start: Mapping[str, int], words: Sequence[str], device: str) -> lis
     return found + [one for word in words for one in alone(start, word, device)]
 
 
-def spell_sizes(sizes: Mapping[str, int]) -> str:
+def format_sizes(sizes: Mapping[str, int]) -> str:
     """The sizes as people read them.
 
     Example:
-        >>> spell_sizes({"num_registers": 4, "hidden_dim": 384})
+        >>> format_sizes({"num_registers": 4, "hidden_dim": 384})
         'R=4, D=384'
     """
     return ", ".join(f"{LETTERS[word]}={size}" for word, size in sizes.items()) or "its own sizes"

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from regplug.commands.audit.inputs import BATCH
 from regplug.commands.audit.pieces import Cut
-from regplug.commands.audit.sizes import LETTERS, spell_sizes
+from regplug.commands.audit.sizes import LETTERS, format_sizes
 from regplug.commands.audit.wiring import Plan, Trace
 from regplug.registry.width_formula import UNKNOWN as NO_FORMULA
 from regplug.registry.width_formula import fit
@@ -133,17 +133,17 @@ def _verdict(
                 where = one.where or "the forward"
                 return (
                     WRONG,
-                    f"{where}, on the way to it, takes {one.wanted}, is given {one.given} at {spell_sizes(run.sizes)}",
+                    f"{where}, on the way to it, takes {one.wanted}, is given {one.given} at {format_sizes(run.sizes)}",
                 )
         lost = _lost(runs[0].trace, run.trace, film)
         if lost is not None:
             return (
                 WRONG,
                 f"{lost.where or 'the forward'}, on the way to it, uses pieces of {lost.used} of {lost.width} at "
-                f"{spell_sizes(run.sizes)}",
+                f"{format_sizes(run.sizes)}",
             )
     if refusal is not None:
-        return WRONG, f"stops at {spell_sizes(refusal.sizes)}: {refusal.error}"
+        return WRONG, f"stops at {format_sizes(refusal.sizes)}: {refusal.error}"
     first = runs[0].trace
     if film not in first.arrivals:
         if first.error is None:
@@ -157,14 +157,14 @@ def _verdict(
     rows = [{arrival.rows for arrival in run.trace.arrivals.get(film, ())} for run in runs]
     if rows[0] == {BATCH} and any(one and one != {BATCH} for one in rows):
         changed = next(run for run, one in zip(runs, rows, strict=True) if one and one != {BATCH})
-        return WRONG, f"what it is given has another first size at {spell_sizes(changed.sizes)}: samples are mixed"
+        return WRONG, f"what it is given has another first size at {format_sizes(changed.sizes)}: samples are mixed"
     if len(runs) == 1:
         return UNKNOWN, "no other size was built and run"
     if fixed:
         return UNKNOWN, f"{' and '.join(fixed)} could not be changed"
     missing = next((run for run in runs if film not in run.trace.arrivals), None)
     if missing is not None:
-        return UNKNOWN, f"the forward does not call it at {spell_sizes(missing.sizes)}"
+        return UNKNOWN, f"the forward does not call it at {format_sizes(missing.sizes)}"
     return FOLLOWS, ""
 
 

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from regplug.commands.audit.dataflow import Application, Break, Flow, Origin, Taken, is_inside
 from regplug.commands.audit.pieces import Cut
 from regplug.commands.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
-from regplug.errors import told
+from regplug.errors import one_line
 from regplug.nn.pairing import film_family, wanted_width
 from regplug.registry.default import default_registry
 from regplug.registry.references import reference_of
@@ -291,7 +291,7 @@ class _Walk:
 
 
 def _reason(error: BaseException) -> str:
-    text = told(error)
+    text = one_line(error)
     if VALUES.search(text):
         return f"it asks for values of its tensors, which have none here: {text}"
     return text

@@ -17,10 +17,10 @@ from regplug.commands.bench.report import (
     MODES,
     Plan,
     cells,
-    circumstances,
+    environment,
     failures,
+    mismatches,
     title,
-    unlike,
 )
 from regplug.commands.printing import print_columns, print_json, progress, say
 from regplug.commands.shared_options import (
@@ -133,9 +133,9 @@ def bench_command(
     if as_json:
         print_json("bench", asdict(report))
         return
-    say(f"{title(report)}: {circumstances(report)}")
+    say(f"{title(report)}: {environment(report)}")
     print_columns(HEADS, [cells(row) for row in report.rows])
-    for line in (*failures(report), *unlike(report)):
+    for line in (*failures(report), *mismatches(report)):
         say(line)
 
 

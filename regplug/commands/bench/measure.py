@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from regplug.backends.inductor_folder import private_inductor_folder
-from regplug.commands.bench.report import PLACES, WORKS, CopyRate, Plan, Report, Row, Side
+from regplug.commands.bench.report import PASSES, PLACES, CopyRate, Plan, Report, Row, Side
 from regplug.commands.bench.timing import copy_rate, describe_machine, gemm_rate, interleaved, spread_of
-from regplug.errors import SpecError, class_name, told
+from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.cond_dim import construct, probe_in_place
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.spec import ReadoutSpec
@@ -199,7 +199,7 @@ def _rows(
     if other is not None:
         other = other.to(plan.device, getattr(torch, plan.dtype)).eval()
         unlike = _share_weights(ours, other)
-    for mode, work, place in product(plan.modes, WORKS, PLACES):
+    for mode, work, place in product(plan.modes, PASSES, PLACES):
         if mode == "compile":
             torch.compiler.reset()  # torch keeps every compiled form of a class, and refuses to make more than eight
         frozen = work == "inference"
@@ -237,7 +237,7 @@ def _measure(row: Row, first: _Runner, second: _Runner | None, registers: Tensor
             answers.append(runner.take(registers, backward))
             sides.append(Side())
         except Exception as error:  # a mode may refuse a module in any way; the other rows are still worth having
-            sides.append(Side(failed=f"{class_name(error)}: {told(error)}"))
+            sides.append(Side(failed=f"{class_name(error)}: {one_line(error)}"))
     running = [runner for runner, side in zip(runners, sides, strict=True) if side.failed is None]
     times = interleaved([runner.step for runner in running], registers.device, rounds) if running else []
     microseconds = iter([spread_of([1e6 * one for one in series]) for series in times])

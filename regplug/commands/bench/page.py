@@ -13,16 +13,16 @@ from tempfile import NamedTemporaryFile
 
 from regplug.commands.bench.report import (
     HEADS,
+    PASSES,
     PLACES,
-    WORKS,
     Report,
     Row,
     cells,
-    circumstances,
+    environment,
     failed,
     failures,
+    mismatches,
     title,
-    unlike,
 )
 
 MODE_TITLES = {"eager": "Eager", "torchscript": "TorchScript", "compile": "torch.compile"}
@@ -93,7 +93,7 @@ def page(report: Report) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
             f"<title>{name}</title><style>{STYLE}</style></head><body><main>",
             f"<h1>{name.replace('.', '.<wbr/>')}</h1>",
-            f"<p>{escape(circumstances(report))}.</p>",
+            f"<p>{escape(environment(report))}.</p>",
             "<p>How many times faster, as the median of pairs of blocks that ran side by side. Right of the line at 1 "
             "is faster, left of it slower; the thin stroke spans the quartiles. The scale is logarithmic. Inference is "
             "in inference mode with frozen parameters, forward under no_grad with trainable ones.</p>",
@@ -119,7 +119,7 @@ def _sections(report: Report) -> Iterator[str]:
         low, median, high = min(found), statistics.median(found), max(found)
         yield f"<p>Between {low:.2f} and {high:.2f} times as fast, {median:.2f} in the middle.</p>"
         yield '<div class="panels">'
-        for number, (place, work) in enumerate(product(PLACES, WORKS)):
+        for number, (place, work) in enumerate(product(PLACES, PASSES)):
             some = [row for row in rows if (row.registers, row.work) == (place, work)]
             if some:
                 name = f"{work}, {PLACE_TITLES[place]}"
@@ -193,7 +193,7 @@ def _table(report: Report) -> Iterator[str]:
     for row in report.rows:
         yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(row))}</tr>"
     yield "</tbody></table></div>"
-    reasons = [*failures(report), *unlike(report)]
+    reasons = [*failures(report), *mismatches(report)]
     if reasons:
         yield f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MODES = ("eager", "torchscript", "compile")
-WORKS = ("forward", "inference", "forward+backward")
+PASSES = ("forward", "inference", "forward+backward")
 PLACES = ("contiguous", "slice")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
@@ -46,7 +46,7 @@ class Row:
 
     Args:
         mode: One of ``MODES``.
-        work: One of ``WORKS``; ``forward`` is under ``no_grad``.
+        work: One of ``PASSES``; ``forward`` is under ``no_grad``.
         registers: One of ``PLACES``.
         num_registers: R.
         batch: B.
@@ -163,7 +163,7 @@ def title(report: Report) -> str:
     return f"{report.strategy} against {report.against or 'itself in eager mode'}"
 
 
-def circumstances(report: Report) -> str:
+def environment(report: Report) -> str:
     """Sizes and machine, in one line."""
     options = "".join(f", {option}={value}" for option, value in report.options.items())
     machine, plan = report.machine, report.plan
@@ -190,7 +190,7 @@ def failures(report: Report) -> list[str]:
     return [f"failed: {mode}, {work}, {name}: {reason}" for mode, work, name, reason in dict.fromkeys(sides)]
 
 
-def unlike(report: Report) -> list[str]:
+def mismatches(report: Report) -> list[str]:
     """A line where the other computes something else, for then a ratio says little; none where it does not."""
     apart = max((row.difference for row in report.rows if row.difference is not None), default=0.0)
     if apart > LIKE[report.plan.dtype]:

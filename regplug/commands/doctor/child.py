@@ -23,7 +23,7 @@ import regplug.registry.spec  # noqa: F401  # neither is used: what hosts have l
 from regplug.commands.doctor.findings import PROBLEM, WARNING, clip, shorten
 from regplug.commands.doctor.monkeypatches import Snapshot, replaced, replaced_functions, snapshot, watched_functions
 from regplug.commands.doctor.process_state import Change, ExitHooks, ProcessState
-from regplug.errors import PluginError, told
+from regplug.errors import PluginError, one_line
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, Entry, Provenance, ReadoutEntry
 from regplug.registry.hookspecs import HOOKS
@@ -163,7 +163,7 @@ def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...
         modules = [import_plugin(job.distribution, reference) for reference in job.modules]
         entries = stage(Provenance(job.distribution, job.version), job.readouts, modules)
     except BaseException as raised:  # what is not even an Exception ends a host, so it is the worst of all
-        error = _spell(job, raised)
+        error = _format(job, raised)
     seconds = time.perf_counter() - begin
     changes = surroundings.changes()
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not watch]
@@ -243,11 +243,10 @@ def _summary(fault: Fault) -> dict[str, str]:
     return {"level": fault.level, "message": f"{shorten(owners)}: {fault.message}"}
 
 
-def _spell(job: Job, error: BaseException) -> str:
+def _format(job: Job, error: BaseException) -> str:
     if not isinstance(error, PluginError):
-        return (
-            f"expected to import {', '.join(map(repr, job.modules))}, got {type(error).__name__}: {clip(told(error))}"
-        )
+        modules = ", ".join(map(repr, job.modules))
+        return f"expected to import {modules}, got {type(error).__name__}: {clip(one_line(error))}"
     place = _place(error.__cause__.__traceback__ if error.__cause__ else None, job.roots)
     return clip(str(error).rstrip("."), 300) + (f" ({place})" if place else "")
 

@@ -87,7 +87,7 @@ def _print(diagnosis: Diagnosis) -> None:
             one.protocol or "?",
             one.status,
             "" if one.import_seconds is None else f"{1000 * one.import_seconds:.0f} ms",
-            _spell(one),
+            _format(one),
         )
         for one in diagnosis.plugins
     ]
@@ -102,7 +102,7 @@ def _print(diagnosis: Diagnosis) -> None:
     say(f"\n{_count(diagnosis.levels, 'problem')}, {_count(diagnosis.levels, 'warning')}")
 
 
-def _spell(one: Examination) -> str:
+def _format(one: Examination) -> str:
     from regplug.commands.doctor.child import WORDS
 
     counted = [(len(names), *WORDS[hook]) for hook, names in one.registered.items() if names]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from regplug.backends.child_process import Ended, run_bounded, run_elsewhere, spell_end, until
+from regplug.backends.child_process import Ended, format_exit, run_bounded, run_elsewhere, until
 from regplug.backends.compiler import compiler_words
 from regplug.backends.python_child import python_code
 from regplug.commands.doctor.findings import OK, PROBLEM, WARNING, clip
@@ -71,7 +71,7 @@ def check_torch(stop: Stop) -> Requirement:
         if "No module named 'torch'" in ended.out:
             return Requirement("torch", "none", PROBLEM, f"nothing can be built; {install}")
         failed = re.search(r"^failed (.+)$", ended.out, re.MULTILINE)
-        said = clip(failed[1]) if failed else _spell(ended, TORCH_LIMIT)
+        said = clip(failed[1]) if failed else _format(ended, TORCH_LIMIT)
         return Requirement("torch", "does not import", PROBLEM, f"{said.rstrip('.')}; {install}")
     found = f"{match[1]}, imported in {float(match[2]):.1f} s"
     if _numbers(match[1]) < OLDEST_TORCH:
@@ -96,7 +96,7 @@ def check_compiler(stop: Stop) -> Requirement:
     command = ["/bin/sh", "-c", script, "sh", PROGRAM, *words]
     tried = _run(command, TOOL_LIMIT, stop)
     if tried.code != 0:
-        said = next((line for line in tried.err.splitlines() if "error" in line), _spell(tried, TOOL_LIMIT))
+        said = next((line for line in tried.err.splitlines() if "error" in line), _format(tried, TOOL_LIMIT))
         return Requirement(
             "C++ compiler", found, WARNING, f"{without}: a program of two lines fails: {clip(said, 200)}"
         )
@@ -112,7 +112,7 @@ def check_cmake(stop: Stop) -> Requirement:
     told = _run([path, "--version"], TOOL_LIMIT, stop)
     match = re.search(r"version (\d[\d.]*)", told.out)
     if told.code != 0 or match is None:
-        return Requirement("CMake", path, WARNING, f"{without}: `cmake --version`: {_spell(told, TOOL_LIMIT)}.")
+        return Requirement("CMake", path, WARNING, f"{without}: `cmake --version`: {_format(told, TOOL_LIMIT)}.")
     found = f"{match[1]} ({path})"
     if _numbers(match[1]) < OLDEST_CMAKE:
         return Requirement("CMake", found, WARNING, f"{without}: expected {_dotted(OLDEST_CMAKE)} or newer.")
@@ -200,8 +200,8 @@ def _run(command: list[str], limit: float, stop: Stop) -> Ended:
         return Ended(127, err=f"error: {error.strerror}")
 
 
-def _spell(ended: Ended, limit: float) -> str:
-    return f"no end within {limit:g} s" if ended.code is None else clip(ended.err, 200) or spell_end(ended.code)
+def _format(ended: Ended, limit: float) -> str:
+    return f"no end within {limit:g} s" if ended.code is None else clip(ended.err, 200) or format_exit(ended.code)
 
 
 def _tool(name: str) -> str | None:

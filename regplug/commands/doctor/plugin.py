@@ -13,7 +13,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
-from regplug.backends.child_process import Ended, run_elsewhere, spell_end
+from regplug.backends.child_process import Ended, format_exit, run_elsewhere
 from regplug.backends.python_child import python_command
 from regplug.commands.doctor.child import AT, JOB, LIGHT, REFERENCES, STARTED, TRACE, WORDS, Job
 from regplug.commands.doctor.findings import PROBLEM, WARNING, Finding, clip, shorten, worst
@@ -207,7 +207,7 @@ def _how(place: Path, ended: Ended, limit: float) -> str:
     if ended.code is None or trace.startswith("Timeout"):
         return f"no end within {limit:g} s{where}"
     said = clip(ended.err.partition(STARTED)[2].strip().rpartition("\n")[2], 120)
-    return f"{spell_end(ended.code)}{where}" + (f", last words {said!r}" if said else "")
+    return f"{format_exit(ended.code)}{where}" + (f", last words {said!r}" if said else "")
 
 
 def _where(trace: str) -> str:

@@ -27,7 +27,7 @@ from regplug.commands.import_checkpoint.checkpoint_file import (
 from regplug.commands.import_checkpoint.pickle_nesting import DeepPickleError, check_nesting
 from regplug.commands.import_checkpoint.shards import read_index
 from regplug.commands.import_checkpoint.state_names import SHOWN, all_prefixes, listed, own_names
-from regplug.errors import BundleError, SpecError, told
+from regplug.errors import BundleError, SpecError, one_line
 from regplug.format.folder import opened_file
 from regplug.format.mistaken import instead_of_checkpoint
 from regplug.registry.options import closest
@@ -246,7 +246,7 @@ def _members(owner: str, file: OpenFile) -> list[zipfile.ZipInfo]:
         with file.stream() as stream, zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BundleError(f"{owner}: expected a PyTorch file, got a damaged archive ({told(error)}).") from error
+        raise BundleError(f"{owner}: expected a PyTorch file, got a damaged archive ({one_line(error)}).") from error
     names = {member.filename.rpartition("/")[2] for member in members}
     if "constants.pkl" in names:
         raise BundleError(f"{owner}: expected weights, got a TorchScript program, which is code; use its state_dict.")
@@ -270,8 +270,9 @@ def _unpickled(owner: str, source: BinaryIO, device: str) -> Any:
             "open it where you trust it, and save its state_dict as safetensors."
         ) from error
     except Exception as error:  # torch reads bytes of anybody, and fails in any way
+        reason = one_line(error).rstrip(".")
         raise BundleError(
-            f"{owner}: expected a PyTorch file, got a damaged one ({type(error).__name__}: {told(error).rstrip('.')})."
+            f"{owner}: expected a PyTorch file, got a damaged one ({type(error).__name__}: {reason})."
         ) from error
 
 

@@ -182,7 +182,7 @@ def _print(found: Import, sizes: dict[str, int], prefix: str | None) -> None:
             one.spec.strategy,
             one.spec.num_registers,
             one.spec.hidden_dim,
-            _spell(one.metadata["options"]),
+            _format(one.metadata["options"]),
             one.spec.cond_dim,
             one.metadata["film"]["generator"] if one.metadata["film"] else "none",
             one.dtype,
@@ -201,7 +201,7 @@ def _print(found: Import, sizes: dict[str, int], prefix: str | None) -> None:
     for one in found.readouts:
         if one.assumed:
             at = f"block {one.block}: " if one.block else ""
-            taken = _spell(dict(one.assumed))
+            taken = _format(dict(one.assumed))
             say(f"{at}not told by names and shapes, so at the default; else use -O or --film: {taken}")
     names = f": {listed(found.left)}" if found.left else ""
     say(f"left {len(found.left)} tensors, {found.left_bytes} bytes{names}")
@@ -209,5 +209,5 @@ def _print(found: Import, sizes: dict[str, int], prefix: str | None) -> None:
         say(f"wrote {path}: {one.metadata['holds']}, {size} bytes")
 
 
-def _spell(options: dict[str, Any]) -> str:
+def _format(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in options.items()) or "none"

@@ -28,23 +28,23 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
     """Say what a strategy, a backbone, a bundle or a weights file is. Runs nothing of a bundle."""
     import json
 
-    from regplug.commands.info.describe import inform
-    from regplug.format.strict_json import printable
+    from regplug.commands.info.describe import describe
+    from regplug.format.strict_json import to_ascii
 
-    values = inform(what, digest=digest, follow_links=follow_links, **choice)
+    values = describe(what, digest=digest, follow_links=follow_links, **choice)
     if digest is not None and "bundle" not in values:
         raise click.UsageError(f"--digest: expected a bundle, got {what!r}, which is none.")
     if as_json:
         print_json("info", values)
         return
     # a stranger's words may talk to the terminal
-    show = printable if "bundle" in values or "weights" in values else _visible_lines
+    show = to_ascii if "bundle" in values or "weights" in values else _visible_lines
     for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
         if isinstance(value, list) and _is_table(value):
             say(f"{key}:")
             print_columns([*map(show, value[0])], [[show(_cell(cell)) for cell in row.values()] for row in value])
         else:
-            text = _spell(value)
+            text = _format(value)
             say(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
 
 
@@ -60,11 +60,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else _as_option(value)
 
 
-def _spell(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={_as_option(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_spell, value)) or "none"
+        return ", ".join(map(_format, value)) or "none"
     return "none" if value is None else str(value)
 
 

@@ -32,7 +32,7 @@ EQUATION = re.compile(r"((?:``[^`=]+ = [^`]+``,\s+)*``c = [^`]+``)")
 SOURCE = re.compile(r"^Sources?: (.+?)(?:\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
-def inform(
+def describe(
     what: str,
     *,
     num_registers: int | None,
