@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 #include <regplug/aotinductor.h>
+#include <regplug/detail/sha256.h>
 #include <regplug/torchscript.h>
 #include <torch/csrc/jit/serialization/import.h>
 

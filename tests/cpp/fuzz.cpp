@@ -1,8 +1,8 @@
 // For a fuzzer: one strict reader, and what must hold of whatever it accepts. With -DMANIFEST the reader of manifests,
 // else that of safetensors. With -DCORPUS a program that reads the files it is given, for compilers without a fuzzer.
-#include <regplug/bytes.h>
+#include <regplug/detail/bytes.h>
+#include <regplug/detail/read_manifest.h>
 #include <regplug/error.h>
-#include <regplug/read_manifest.h>
 #include <regplug/safetensors.h>
 
 #include <cstddef>
@@ -55,7 +55,7 @@ void read(const std::string& text) {
 #else
 void read(const std::string& text) {
   try {
-    const regplug::Bytes bytes(text);
+    const regplug::detail::Bytes bytes(text);
     const std::string_view all = bytes.view();
     const regplug::SafeTensors file(bytes, "file");
     std::size_t data = 0;

@@ -1,13 +1,12 @@
 // regplug_golden BUNDLE [--autocast]: runs every golden case, and inputs that must be refused; with --autocast in a host
 // that has CPU autocast on. One JSON object on stdout.
-#include <regplug/archive.h>
+#include <regplug/torchscript.h>
 
 #include <ATen/ATen.h>
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <c10/core/InferenceMode.h>
-#include <regplug/torchscript.h>
 
 #include <cstdint>
 #include <exception>
@@ -129,7 +128,7 @@ bool check(const std::string& dir, regplug::Json& report) {
   std::vector<std::int64_t> shape = manifest.input.shape;
   shape[0] = 2;
   if (shape[1] == regplug::kFree) shape[1] = manifest.min_tokens;
-  const at::Tensor good = at::zeros(shape, at::dtype(regplug::detail::to_dtype(manifest.input.dtype)));
+  const at::Tensor good = at::zeros(shape, regplug::to_tensor(bundle.golden().at("batch_1.input")).options());
   const at::Tensor one_less = good.narrow(1, 0, shape[1] - 1);
   const std::string middle = manifest.backbone ? "C" : manifest.is_conditioner() ? "T" : "R";
   const std::vector<std::pair<std::string, at::Tensor>> bad{

@@ -1,6 +1,6 @@
 // regplug_reload BUNDLE WEIGHTS: four threads run while the weights change to and fro between those of the bundle and
 // WEIGHTS; every result must be one or the other. One JSON object on stdout.
-#include <regplug/tensor.h>
+#include <regplug/torch_tensor.h>
 
 #include <ATen/ATen.h>
 #include <regplug/torchscript.h>
@@ -29,7 +29,7 @@ bool check(const std::string& dir, const std::string& other, regplug::Json& repo
   std::vector<std::int64_t> shape = program.manifest().input.shape;
   shape[0] = 2;
   if (shape[1] == regplug::kFree) shape[1] = program.manifest().min_tokens;
-  const at::Tensor input = at::randn(shape, at::dtype(regplug::detail::to_dtype(program.manifest().input.dtype)));
+  const at::Tensor input = at::randn(shape);
   const at::Tensor before = run(program, input);
   program.reload_weights(other);
   const at::Tensor after = run(program, input);

@@ -1,14 +1,14 @@
 // regplug_units FOLDER: the torch-free parts by themselves; prints one line for each check that fails, then
 // ATen's CPU capability as cpu.h finds it. FOLDER is for files.
 #include <regplug/bundle.h>
-#include <regplug/checks.h>
-#include <regplug/cpu.h>
-#include <regplug/cpuid.h>
+#include <regplug/detail/cpu.h>
+#include <regplug/detail/cpuid.h>
+#include <regplug/detail/program_checks.h>
+#include <regplug/detail/read_manifest.h>
+#include <regplug/detail/sha256.h>
 #include <regplug/golden.h>
-#include <regplug/read_manifest.h>
 #include <regplug/safetensors.h>
-#include <regplug/sha256.h>
-#include <regplug/view.h>
+#include <regplug/tensor.h>
 #include <regplug/write_safetensors.h>
 
 #include <sys/resource.h>
@@ -231,7 +231,7 @@ void check_writing(const std::string& folder) {
   const std::vector<std::int8_t> small{4, 5, 6, 7, 8};
   const regplug::TensorView strided(regplug::Dtype::int8, small.data(), {2}, {3});
   regplug::write_safetensors(path, {{"a", {small.data(), {5}}}, {"b", {large.data(), {3, 1}}}, {"c", strided}});
-  const regplug::SafeTensors read(regplug::Bytes(bytes_of(path)), path);
+  const regplug::SafeTensors read = regplug::read_safetensors(path);
   check(read.tensors().size() == 3 && read.at("b").signature() == "float64 [3, 1]", "written tensors");
   check(read.at("b").bytes == std::string_view(reinterpret_cast<const char*>(large.data()), 24), "written bytes");
   check(read.at("c").bytes == "\4\7", "a strided view is written whole");
@@ -245,6 +245,9 @@ void check_writing(const std::string& folder) {
   check(message_of([&] { regplug::write_safetensors(folder + "/no/where", {}); }) ==
             folder + "/no/where: No such file or directory.",
         "a folder that is not there");
+  check(message_of([&] { regplug::read_safetensors(folder + "/none"); }) == folder + "/none: missing.",
+        "a file that does not exist");
+  check(message_of([&] { regplug::read_safetensors(folder); }) == folder + ": not a regular file.", "a folder to read");
 }
 
 void check_refused_names(const std::string& folder) {

@@ -1,7 +1,7 @@
 // regplug_verdict: for each record on stdin (a kind, 's' for safetensors or 'm' for a manifest, eight bytes of length,
 // little-endian, and so many bytes) one line on stdout: "accepted", or the message of the refusal.
+#include <regplug/detail/read_manifest.h>
 #include <regplug/error.h>
-#include <regplug/read_manifest.h>
 #include <regplug/safetensors.h>
 
 #include <cstddef>

@@ -22,7 +22,7 @@ def loose(tmp_path_factory):
     """The same program with a C++ reader that checks no alignment and takes any input shape of images."""
     folder = tmp_path_factory.mktemp("loose")
     headers = shutil.copytree(HEADERS, folder / "include")
-    for name, check in (("safetensors", "span.first % dtype->size != 0"), ("fields", "object_.items()")):
+    for name, check in (("safetensors", "span.first % dtype->size != 0"), ("detail/json_fields", "object_.items()")):
         source = headers / "regplug" / f"{name}.h"
         text = source.read_text()
         assert text.count(check) == 1

@@ -11,17 +11,17 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/aten_handle.h"
 #include "regplug/bundle.h"
-#include "regplug/checks.h"
+#include "regplug/detail/aten_handle.h"
+#include "regplug/detail/model_library.h"
+#include "regplug/detail/program_checks.h"
+#include "regplug/detail/translate_errors.h"
+#include "regplug/detail/weights.h"
+#include "regplug/detail/weights_in_place.h"
 #include "regplug/error.h"
 #include "regplug/golden.h"
-#include "regplug/guard.h"
-#include "regplug/held_weights.h"
 #include "regplug/manifest.h"
-#include "regplug/model_library.h"
-#include "regplug/view.h"
-#include "regplug/weights.h"
+#include "regplug/tensor.h"
 
 namespace regplug {
 

@@ -10,17 +10,17 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/bytes.h"
-#include "regplug/cpu.h"
+#include "regplug/detail/bytes.h"
+#include "regplug/detail/cpu.h"
+#include "regplug/detail/folder.h"
+#include "regplug/detail/read_manifest.h"
+#include "regplug/detail/sha256.h"
+#include "regplug/detail/strict_json.h"
+#include "regplug/detail/tolerances.h"
+#include "regplug/detail/translate_errors.h"
 #include "regplug/error.h"
-#include "regplug/folder.h"
-#include "regplug/guard.h"
-#include "regplug/json.h"
 #include "regplug/manifest.h"
-#include "regplug/read_manifest.h"
 #include "regplug/safetensors.h"
-#include "regplug/sha256.h"
-#include "regplug/tolerances.h"
 
 namespace regplug {
 
@@ -29,16 +29,12 @@ struct Options {
   std::string pin;            // the digest this bundle must have; empty: any
 };
 
-namespace detail {
-
-// Throws Error for what can be no bundle's digest: a typing error is not another bundle.
+// Throws Error when `pin` can be no bundle's digest: a typing error is not another bundle. An empty pin is accepted.
 inline void check_pin(const std::string& pin) {
   const bool is_digest = pin.size() == 64 && pin.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
   if (pin.empty() || is_digest) return;
-  throw Error("digest: expected 64 hexadecimal digits, got " + quoted(pin) + ".");
+  throw Error("digest: expected 64 hexadecimal digits, got " + detail::quoted(pin) + ".");
 }
-
-}  // namespace detail
 
 // Data only: nothing in it is run. Copies share their bytes.
 class Bundle {
@@ -46,7 +42,7 @@ class Bundle {
   // Reads and checks the folder whole. With a `backend`, keeps the bytes of that program too.
   // Throws Error for whatever does not match docs/bundle.md.
   static Bundle open(const std::string& dir, const Options& options = {}, const std::string& backend = "") {
-    detail::check_pin(options.pin);
+    check_pin(options.pin);
     return detail::as_error("bundle " + dir, [&] {
       return detail::read_folder(dir, options.follow_links, [&](const detail::Folder& folder) {
         return Bundle(folder, options.pin, backend);
@@ -60,7 +56,7 @@ class Bundle {
   const SafeTensors& golden() const { return golden_; }
   // Of the backend that open() named, the program that suits this CPU best, and its file.
   const Program& program() const { return program_; }
-  const Bytes& program_bytes() const { return program_bytes_; }
+  const detail::Bytes& program_bytes() const { return program_bytes_; }
 
  private:
   static constexpr std::uint64_t kManifest = std::uint64_t{1} << 20;
@@ -87,9 +83,9 @@ class Bundle {
       }
     }
     const std::set<std::string> needed{kWeights, kGolden, chosen == nullptr ? "" : chosen->file};
-    std::map<std::string, Bytes> kept;
+    std::map<std::string, detail::Bytes> kept;
     for (const auto& [name, entry] : manifest_.files) {
-      const Bytes bytes = read_file(folder, name, entry, needed.count(name) != 0);
+      const detail::Bytes bytes = read_file(folder, name, entry, needed.count(name) != 0);
       if (needed.count(name) != 0) kept[name] = bytes;
     }
     if (!refusal.empty()) throw Error(refusal);
@@ -108,7 +104,7 @@ class Bundle {
     if (file.size() > kManifest) {
       throw Error(file.label() + ": expected at most 1048576 bytes, got " + std::to_string(file.size()) + ".");
     }
-    const Bytes text = file.read_all();
+    const detail::Bytes text = file.read_all();
     digest_ = detail::sha256_hex(text.view());
     std::string wanted = pin;
     for (char& digit : wanted) digit = digit >= 'A' && digit <= 'F' ? static_cast<char>(digit - 'A' + 'a') : digit;
@@ -119,7 +115,7 @@ class Bundle {
   }
 
   // Every listed file is read to its end and compared; only one that is needed stays in memory.
-  static Bytes read_file(const detail::Folder& folder, const std::string& name, const FileEntry& entry, bool keep) {
+  static detail::Bytes read_file(const detail::Folder& folder, const std::string& name, const FileEntry& entry, bool keep) {
     const std::string again = "; export the bundle again.";
     const detail::File file = folder.open(name, again);
     const auto check_size = [&](std::uint64_t size) {
@@ -128,7 +124,7 @@ class Bundle {
                   again);
     };
     check_size(file.size());
-    Bytes bytes;
+    detail::Bytes bytes;
     detail::Sha256 hash;
     if (keep) {
       bytes = file.read_all();
@@ -189,7 +185,7 @@ class Bundle {
   SafeTensors weights_;
   SafeTensors golden_;
   Program program_;
-  Bytes program_bytes_;
+  detail::Bytes program_bytes_;
 };
 
 }  // namespace regplug

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "regplug/message.h"
+#include "regplug/detail/message.h"
 
 namespace regplug {
 

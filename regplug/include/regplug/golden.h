@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "regplug/bundle.h"
-#include "regplug/cpu.h"
+#include "regplug/detail/cpu.h"
+#include "regplug/detail/numbers.h"
 #include "regplug/error.h"
 #include "regplug/manifest.h"
-#include "regplug/numbers.h"
-#include "regplug/view.h"
+#include "regplug/tensor.h"
 
 namespace regplug {
 

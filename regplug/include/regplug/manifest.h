@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "regplug/detail/strict_json.h"
 #include "regplug/error.h"
-#include "regplug/json.h"
 
 namespace regplug {
 

@@ -1,6 +1,8 @@
 // Strict reader of safetensors bytes; docs/bundle.md lists the rules, whose names begin the messages.
 #pragma once
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -12,11 +14,13 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/bytes.h"
+#include "regplug/detail/bytes.h"
+#include "regplug/detail/folder.h"
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/strict_json.h"
+#include "regplug/detail/translate_errors.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/fields.h"
-#include "regplug/json.h"
 
 namespace regplug {
 
@@ -35,7 +39,7 @@ class SafeTensors {
   SafeTensors() = default;
 
   // Throws Error, "RULE: DETAIL.", after `label` ("bundle DIR: weights.safetensors").
-  SafeTensors(Bytes bytes, const std::string& label) : bytes_(std::move(bytes)), label_(label) {
+  SafeTensors(detail::Bytes bytes, const std::string& label) : bytes_(std::move(bytes)), label_(label) {
     const std::string_view all = bytes_.view();
     if (all.size() < 8) fail("size: expected at least 8 bytes, got " + std::to_string(all.size()));
     std::uint64_t length = 0;
@@ -46,7 +50,7 @@ class SafeTensors {
     read(parse_header(all.substr(8, static_cast<std::size_t>(length))), all.substr(8 + static_cast<std::size_t>(length)));
   }
 
-  SafeTensors(std::string bytes, const std::string& label) : SafeTensors(Bytes(std::move(bytes)), label) {}
+  SafeTensors(std::string bytes, const std::string& label) : SafeTensors(detail::Bytes(std::move(bytes)), label) {}
 
   // What a file may have beside its data: the header and the eight bytes of its length.
   static constexpr std::uint64_t kOverhead = (std::uint64_t{1} << 20) + 8;
@@ -205,10 +209,18 @@ class SafeTensors {
     }
   }
 
-  Bytes bytes_;
+  detail::Bytes bytes_;
   std::string label_;
   std::map<std::string, TensorBytes> tensors_;
   std::map<std::string, std::string> metadata_;
 };
+
+// Reads a file, through symbolic links too. Throws Error when it cannot be read or breaks a rule of docs/bundle.md.
+inline SafeTensors read_safetensors(const std::string& path) {
+  return detail::as_error(path, [&] {
+    const detail::File file(AT_FDCWD, path, path, /*follow_links=*/true, ".");
+    return SafeTensors(file.read_all(), path);
+  });
+}
 
 }  // namespace regplug

@@ -1,126 +1,250 @@
-// Between our tensors and at::Tensor, and torch's faults as ours.
+// Tensors of our own: a view of memory that somebody else owns, and one that owns what it shows. Includes no torch.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <c10/core/DispatchKeySet.h>
-#include <c10/util/Exception.h>
-#include <torch/csrc/jit/runtime/jit_exception.h>
-
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/guard.h"
 #include "regplug/safetensors.h"
-#include "regplug/view.h"
 
 namespace regplug {
+
+// The sizes of a tensor, or its strides, in items; in place, so that a call with tensors allocates nothing.
+class Sizes {
+ public:
+  static constexpr std::size_t kMost = 8;
+
+  Sizes() = default;
+  Sizes(std::initializer_list<std::int64_t> sizes) : Sizes(sizes.begin(), sizes.size()) {}
+  Sizes(const std::vector<std::int64_t>& sizes) : Sizes(sizes.data(), sizes.size()) {}
+  Sizes(const std::int64_t* sizes, std::size_t count) : count_(count) {
+    if (count > kMost) throw Error("tensor: expected at most 8 sizes, got " + std::to_string(count) + ".");
+    std::copy_n(sizes, count, sizes_.begin());
+  }
+
+  std::size_t size() const { return count_; }
+  const std::int64_t* data() const { return sizes_.data(); }
+  const std::int64_t* begin() const { return sizes_.data(); }
+  const std::int64_t* end() const { return sizes_.data() + count_; }
+  std::int64_t operator[](std::size_t i) const { return sizes_[i]; }
+  std::int64_t& operator[](std::size_t i) { return sizes_[i]; }
+
+  // Throws Error when it is 2^63 or more.
+  std::int64_t product() const {
+    std::int64_t items = 1;
+    bool overflow = false;
+    for (const std::int64_t size : *this) overflow = __builtin_mul_overflow(items, size, &items) || overflow;
+    if (overflow) throw Error("tensor: expected a product of sizes below 2^63, got " + detail::listed(*this) + ".");
+    return items;
+  }
+
+ private:
+  std::array<std::int64_t, kMost> sizes_{};
+  std::size_t count_ = 0;
+};
+
 namespace detail {
 
-// torch's name of a dtype, as in Python: "float32".
-inline std::string dtype_name(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
-
-inline at::ScalarType to_dtype(const std::string& name) {
-  for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort,
-                                     at::kChar, at::kByte, at::kBool}) {
-    if (dtype_name(dtype) == name) return dtype;
+// Nothing that a view computes of its sizes and strides may overflow, bytes and not items: torch's own rule, which
+// leaves out sizes of 0. A view of no items may have any strides that count bytes.
+inline void check_sizes(Dtype dtype, const Sizes& sizes) {
+  auto bytes = static_cast<std::int64_t>(item_size(dtype));
+  for (const std::int64_t size : sizes) {
+    if (size < 0) throw Error("tensor: expected sizes >= 0, got " + listed(sizes) + ".");
+    if (size == 0 || !__builtin_mul_overflow(bytes, size, &bytes)) continue;
+    throw Error("tensor: expected fewer than 2^63 bytes, got " + dtype_name(dtype) + " " + listed(sizes) + ".");
   }
-  throw Error("dtype: expected one that safetensors has, got " + name + ".");
 }
 
-inline std::string signature(const at::Tensor& tensor) {
-  return dtype_name(tensor.scalar_type()) + " " + listed(tensor.sizes());
+inline void check_strides(Dtype dtype, const Sizes& sizes, const Sizes& strides) {
+  if (sizes.size() != strides.size()) {
+    throw Error("tensor: expected one stride for each size, got " + listed(strides) + " for " + listed(sizes) + ".");
+  }
+  const auto item = static_cast<std::int64_t>(item_size(dtype));
+  std::int64_t before = -item;  // how far the memory reaches to either side of the first item, in bytes
+  std::int64_t behind = item;
+  bool overflow = false;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    std::int64_t step = 0;
+    overflow = __builtin_mul_overflow(strides[i], item, &step) || overflow;
+    std::int64_t reach = 0;
+    overflow = __builtin_mul_overflow(step, std::max<std::int64_t>(sizes[i] - 1, 0), &reach) || overflow;
+    std::int64_t& side = reach < 0 ? before : behind;
+    overflow = __builtin_add_overflow(side, reach, &side) || overflow;
+  }
+  if (overflow) {
+    throw Error("tensor: expected strides within 2^63 bytes, got " + listed(strides) + " for " + listed(sizes) + ".");
+  }
 }
 
-// What happened, in one line. What the interpreter reports begins with a traceback and ends with the error.
-inline std::string told(const std::string& text) {
-  if (text.rfind("The following operation failed in the TorchScript interpreter", 0) != 0) return first_line(text);
-  const std::size_t end = text.find_last_not_of('\n') + 1;
-  return text.substr(0, end).substr(text.find_last_of('\n', end - 1) + 1);
+// The strides of a contiguous tensor, whose sizes were checked.
+inline Sizes strides_of(const Sizes& sizes) {
+  Sizes strides = sizes;
+  std::int64_t items = 1;
+  for (std::size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = items;
+    items *= std::max<std::int64_t>(sizes[i], 1);
+  }
+  return strides;
 }
 
-// Calls `call()`; what it throws comes out as Error, "OBJECT: LINE".
-template <typename Call>
-auto guarded(const std::string& object, Call call) -> decltype(call()) {
-  return as_error(object, [&] {
-    try {
-      return call();
-    } catch (const torch::jit::JITException& error) {  // the module's own `raise`
-      throw Error(object + ": " + told(error.getOriginalMsg().value_or(error.what())));
-    } catch (const c10::Error& error) {
-      throw Error(object + ": " + told(error.what_without_backtrace()));
+template <typename Number>
+constexpr Dtype dtype_of() {
+  static_assert(std::is_arithmetic_v<Number>, "a number that C++ has; for the others name the dtype");
+  if constexpr (std::is_same_v<Number, bool>) return Dtype::boolean;
+  if constexpr (std::is_same_v<Number, double>) return Dtype::float64;
+  if constexpr (std::is_same_v<Number, float>) return Dtype::float32;
+  if constexpr (std::is_integral_v<Number> && !std::is_same_v<Number, bool>) {
+    static_assert(std::is_signed_v<Number> || sizeof(Number) == 1, "no unsigned integers but bytes");
+    if constexpr (std::is_unsigned_v<Number>) return Dtype::uint8;
+    return sizeof(Number) == 8   ? Dtype::int64
+           : sizeof(Number) == 4 ? Dtype::int32
+           : sizeof(Number) == 2 ? Dtype::int16
+                                 : Dtype::int8;
+  }
+}
+
+}  // namespace detail
+
+// Shows a tensor in CPU memory that stays its owner's, and must stay as it is while the view is used.
+class TensorView {
+ public:
+  TensorView() = default;  // no tensor
+
+  // Throws Error when the sizes or the strides make no tensor.
+  TensorView(Dtype dtype, const void* data, const Sizes& sizes)
+      : data_(static_cast<const char*>(data)), sizes_(sizes), dtype_(dtype), defined_(true) {
+    detail::check_sizes(dtype, sizes);
+    strides_ = detail::strides_of(sizes);
+  }
+  // Strides in items, not bytes; as many as there are sizes.
+  TensorView(Dtype dtype, const void* data, const Sizes& sizes, const Sizes& strides)
+      : data_(static_cast<const char*>(data)), sizes_(sizes), strides_(strides), dtype_(dtype), defined_(true) {
+    detail::check_sizes(dtype, sizes);
+    detail::check_strides(dtype, sizes, strides);
+  }
+
+  // The dtype is that of the numbers: TensorView(registers.data(), {batch, 4, 384}).
+  template <typename Number, typename = std::enable_if_t<std::is_arithmetic_v<Number>>>
+  TensorView(const Number* data, const Sizes& sizes) : TensorView(detail::dtype_of<Number>(), data, sizes) {}
+
+  // A tensor of a safetensors file, in the bytes of that file.
+  TensorView(const TensorBytes& entry) : TensorView(dtype_named(entry.dtype), entry.bytes.data(), entry.shape) {
+    if (entry.bytes.size() == nbytes()) return;
+    throw Error("tensor: expected " + std::to_string(nbytes()) + " bytes, got " + std::to_string(entry.bytes.size()) +
+                ".");
+  }
+
+  bool defined() const { return defined_ && (data_ != nullptr || items() == 0); }
+  Dtype dtype() const { return dtype_; }
+  const Sizes& sizes() const { return sizes_; }
+  const Sizes& strides() const { return strides_; }
+  const char* data() const { return data_; }
+  std::int64_t items() const { return sizes_.product(); }
+  std::size_t nbytes() const { return static_cast<std::size_t>(items()) * item_size(dtype_); }
+  std::string signature() const { return dtype_name(dtype_) + " " + detail::listed(sizes_); }
+
+  bool is_contiguous() const {
+    std::int64_t stride = 1;
+    for (std::size_t i = sizes_.size(); i-- > 0;) {
+      if (sizes_[i] == 0) return true;
+      if (sizes_[i] != 1 && strides_[i] != stride) return false;
+      stride *= sizes_[i];
     }
-  });
-}
-
-}  // namespace detail
-
-namespace detail {
-
-// What a tensor is that has no plain memory on the CPU to look at, and what to do about it; empty for one that has.
-inline std::string not_plain(const at::Tensor& tensor) {
-  if (!tensor.defined()) return "no tensor";
-  if (tensor.is_nested()) return "a nested one; use to_padded_tensor()";
-  if (tensor.layout() != at::kStrided) return "another layout; use to_dense()";
-  if (tensor.is_meta()) return "one of the meta device, which has no numbers";
-  if (!tensor.device().is_cpu()) return "device " + tensor.device().str() + "; use cpu()";
-  if (tensor.is_quantized()) return "a quantized one; use dequantize()";
-  if (tensor._is_zerotensor()) return "one of zeros without memory; use clone()";
-  const c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
-                                   c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
-                                   c10::DispatchKey::Negative, c10::DispatchKey::Conjugate});
-  if (!plain.has_all(tensor.key_set())) return "one with a dispatch key of its own; use the tensor inside it";
-  return "";
-}
-
-}  // namespace detail
-
-// A copy in memory of its own, with the strides of the view, on the CPU. Throws Error where there is no tensor, or a
-// stride is negative.
-inline at::Tensor to_tensor(const TensorView& view) {
-  if (!view.defined()) throw Error("tensor: expected a tensor, got none.");
-  if (std::any_of(view.strides().begin(), view.strides().end(), [](std::int64_t stride) { return stride < 0; })) {
-    throw Error("tensor: expected strides >= 0, got " + detail::listed(view.strides()) + "; use Tensor::copy_of.");
+    return true;
   }
-  return detail::guarded("tensor", [&] {
-    const at::IntArrayRef sizes(view.sizes().data(), view.sizes().size());
-    const at::IntArrayRef strides(view.strides().data(), view.strides().size());
-    at::Tensor tensor = at::empty_strided(sizes, strides, detail::to_dtype(dtype_name(view.dtype())));
-    if (tensor.numel() == 0) return tensor;
-    std::size_t last = 0;  // item; the memory between the items is copied with them
-    for (std::size_t i = 0; i < sizes.size(); ++i) last += static_cast<std::size_t>((sizes[i] - 1) * strides[i]);
-    std::memcpy(tensor.data_ptr(), view.data(), (last + 1) * item_size(view.dtype()));
-    return tensor;
-  });
-}
 
-// The tensor stays the owner. Throws Error where its numbers do not lie in memory as they are.
-inline TensorView view_of(const at::Tensor& tensor) {
-  return detail::guarded("tensor", [&] {
-    std::string found = detail::not_plain(tensor);
-    if (found.empty() && tensor.is_neg()) found = "one that is negated lazily; use resolve_neg()";
-    if (found.empty() && tensor.is_conj()) found = "one that is conjugated lazily; use resolve_conj()";
-    if (!found.empty()) throw Error("tensor: expected a dense tensor on the CPU, got " + found + ".");
-    return TensorView(dtype_named(detail::dtype_name(tensor.scalar_type())), tensor.const_data_ptr(),
-                      Sizes(tensor.sizes().data(), tensor.sizes().size()),
-                      Sizes(tensor.strides().data(), tensor.strides().size()));
-  });
-}
+  // Whether the memory begins where an item may: bytes out of a file need not.
+  bool is_aligned() const { return reinterpret_cast<std::uintptr_t>(data_) % item_size(dtype_) == 0; }
 
-// A copy in memory of its own, on the CPU.
-inline at::Tensor to_tensor(const TensorBytes& entry) {
-  const TensorView checked(entry);
-  return detail::guarded("tensor", [&] {
-    const at::ScalarType dtype = detail::to_dtype(entry.dtype);
-    // A stored bool may be any byte; only 0 and 1 are values of the type.
-    at::Tensor tensor = at::empty(entry.shape, dtype == at::kBool ? at::kByte : dtype);
-    if (checked.nbytes() != 0) std::memcpy(tensor.data_ptr(), entry.bytes.data(), checked.nbytes());
-    return dtype == at::kBool ? tensor.ne(0) : tensor;
-  });
-}
+  // The part [start, start + length) along one dimension.
+  TensorView narrow(std::size_t dimension, std::int64_t start, std::int64_t length) const {
+    if (dimension >= sizes_.size() || start < 0 || length < 0 || start > sizes_[dimension] - length) {
+      throw Error("tensor: expected a part of " + signature() + ", got " + std::to_string(length) + " from " +
+                  std::to_string(start) + " along dimension " + std::to_string(dimension) + ".");
+    }
+    TensorView part = *this;
+    part.sizes_[dimension] = length;
+    if (part.items() != 0) part.data_ += start * strides_[dimension] * static_cast<std::int64_t>(item_size(dtype_));
+    return part;
+  }
+
+  // Writes the items to `place` in C order, whatever the strides and the alignment. Throws Error when there is no
+  // tensor.
+  void copy_to(char* place) const {
+    if (!defined()) throw Error("tensor: expected a tensor, got none.");
+    if (items() != 0) copy_from(data_, 0, place);
+  }
+
+ private:
+  char* copy_from(const char* from, std::size_t dimension, char* place) const {
+    std::size_t whole = item_size(dtype_);  // what one memcpy takes: the innermost dimensions that lie together
+    std::size_t last = sizes_.size();
+    while (last > dimension && strides_[last - 1] * static_cast<std::int64_t>(item_size(dtype_)) ==
+                                   static_cast<std::int64_t>(whole)) {
+      whole *= static_cast<std::size_t>(sizes_[--last]);
+    }
+    if (last == dimension) {
+      std::memcpy(place, from, whole);
+      return place + whole;
+    }
+    const std::int64_t step = strides_[dimension] * static_cast<std::int64_t>(item_size(dtype_));
+    for (std::int64_t i = 0; i < sizes_[dimension]; ++i) place = copy_from(from + i * step, dimension + 1, place);
+    return place;
+  }
+
+  const char* data_ = nullptr;
+  Sizes sizes_;
+  Sizes strides_;
+  Dtype dtype_ = Dtype::float32;
+  bool defined_ = false;
+};
+
+// A contiguous tensor and the memory it lies in; copies share it.
+class Tensor {
+ public:
+  Tensor() = default;
+  // `owner` keeps the memory at `data` alive.
+  Tensor(Dtype dtype, const Sizes& sizes, const void* data, std::shared_ptr<const void> owner)
+      : view_(dtype, data, sizes), owner_(std::move(owner)) {}
+
+  // A copy in memory of its own. Throws Error when there is no tensor.
+  static Tensor copy_of(const TensorView& from) {
+    const std::shared_ptr<char> room(new char[std::max<std::size_t>(from.nbytes(), 1)], std::default_delete<char[]>());
+    from.copy_to(room.get());
+    return Tensor(from.dtype(), from.sizes(), room.get(), room);
+  }
+
+  Dtype dtype() const { return view_.dtype(); }
+  const Sizes& sizes() const { return view_.sizes(); }
+  std::int64_t items() const { return view_.items(); }
+  std::size_t nbytes() const { return view_.nbytes(); }
+  const void* data() const { return view_.data(); }
+  const TensorView& view() const { return view_; }
+  operator const TensorView&() const { return view_; }
+
+  // The numbers. Throws Error when the tensor's are of another type.
+  template <typename Number>
+  const Number* data() const {
+    if (detail::dtype_of<Number>() != dtype()) {
+      throw Error("tensor: expected " + dtype_name(detail::dtype_of<Number>()) + ", got " + dtype_name(dtype()) + ".");
+    }
+    return reinterpret_cast<const Number*>(view_.data());
+  }
+
+ private:
+  TensorView view_;
+  std::shared_ptr<const void> owner_;
+};
 
 }  // namespace regplug

@@ -17,17 +17,17 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/archive.h"
 #include "regplug/bundle.h"
-#include "regplug/checks.h"
+#include "regplug/detail/program_checks.h"
+#include "regplug/detail/torchscript_archive.h"
+#include "regplug/detail/translate_errors.h"
+#include "regplug/detail/weights.h"
 #include "regplug/error.h"
 #include "regplug/golden.h"
-#include "regplug/guard.h"
 #include "regplug/manifest.h"
 #include "regplug/safetensors.h"
 #include "regplug/tensor.h"
-#include "regplug/view.h"
-#include "regplug/weights.h"
+#include "regplug/torch_tensor.h"
 
 namespace regplug {
 

@@ -18,14 +18,14 @@
 #include <utility>
 #include <vector>
 
+#include "regplug/detail/folder.h"
+#include "regplug/detail/strict_json.h"
+#include "regplug/detail/translate_errors.h"
+#include "regplug/detail/write_all.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/folder.h"
-#include "regplug/guard.h"
-#include "regplug/json.h"
 #include "regplug/safetensors.h"
-#include "regplug/view.h"
-#include "regplug/writing.h"
+#include "regplug/tensor.h"
 
 namespace regplug {
 namespace detail {

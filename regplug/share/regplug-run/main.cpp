@@ -1,5 +1,4 @@
 // regplug-run: runs a bundle's AOTInductor program on a safetensors file and writes what it gives to another.
-#include <fcntl.h>
 #include <regplug/aotinductor.h>
 #include <regplug/write_safetensors.h>
 
@@ -56,7 +55,7 @@ Arguments parse(const std::vector<std::string>& given) {
       if (++i == given.size() || given[i].empty()) throw UsageError("--digest: expected a value, got nothing.");
       arguments.options.pin = given[i];
       try {
-        regplug::detail::check_pin(given[i]);
+        regplug::check_pin(given[i]);
       } catch (const regplug::Error& error) {
         throw UsageError(error.what());
       }
@@ -76,12 +75,11 @@ Arguments parse(const std::vector<std::string>& given) {
 void run(const Arguments& arguments) {
   const regplug::AOTInductorBundle bundle = regplug::AOTInductorBundle::open(arguments.bundle, arguments.options);
   const regplug::Manifest& manifest = bundle.manifest();
-  const regplug::detail::File file(AT_FDCWD, arguments.in, arguments.in, /*follow_links=*/true, ".");
-  const regplug::SafeTensors given(file.read_all(), arguments.in);
-  const std::vector<std::string> names = regplug::detail::names_of(given.tensors());
-  if (names != std::vector<std::string>{manifest.input.name}) {
-    throw regplug::Error(arguments.in + ": expected tensors [" + manifest.input.name + "], got " +
-                         regplug::detail::listed(names) + ".");
+  const regplug::SafeTensors given = regplug::read_safetensors(arguments.in);
+  std::string names;
+  for (const auto& [name, tensor] : given.tensors()) names += (names.empty() ? "" : ", ") + name;
+  if (names != manifest.input.name) {  // no name holds a comma
+    throw regplug::Error(arguments.in + ": expected tensors [" + manifest.input.name + "], got [" + names + "].");
   }
   const regplug::TensorView input(given.at(manifest.input.name));
   std::vector<regplug::Tensor> outputs;

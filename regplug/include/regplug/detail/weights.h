@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "regplug/detail/folder.h"
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/strict_json.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/fields.h"
-#include "regplug/folder.h"
-#include "regplug/json.h"
 #include "regplug/manifest.h"
 #include "regplug/safetensors.h"
 

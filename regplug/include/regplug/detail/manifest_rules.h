@@ -11,10 +11,10 @@
 #include <string_view>
 #include <vector>
 
-#include "regplug/fields.h"
-#include "regplug/json.h"
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/strict_json.h"
 #include "regplug/manifest.h"
-#include "regplug/view.h"
+#include "regplug/tensor.h"
 
 namespace regplug::detail {
 

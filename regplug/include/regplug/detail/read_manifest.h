@@ -7,10 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include "regplug/agreement.h"
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/manifest_rules.h"
+#include "regplug/detail/strict_json.h"
 #include "regplug/error.h"
-#include "regplug/fields.h"
-#include "regplug/json.h"
 #include "regplug/manifest.h"
 #include "regplug/version.h"
 

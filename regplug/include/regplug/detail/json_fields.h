@@ -10,8 +10,8 @@
 #include <string_view>
 #include <utility>
 
+#include "regplug/detail/strict_json.h"
 #include "regplug/error.h"
-#include "regplug/json.h"
 
 namespace regplug::detail {
 

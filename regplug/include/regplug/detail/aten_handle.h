@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/aoti_shim.h"
+#include "regplug/detail/aoti_shim.h"
+#include "regplug/detail/translate_errors.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/guard.h"
-#include "regplug/view.h"
+#include "regplug/tensor.h"
 
 namespace regplug::detail {
 

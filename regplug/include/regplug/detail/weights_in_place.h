@@ -7,15 +7,15 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/aten_handle.h"
+#include "regplug/detail/aten_handle.h"
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/strict_json.h"
+#include "regplug/detail/weights.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/fields.h"
-#include "regplug/json.h"
 #include "regplug/manifest.h"
 #include "regplug/safetensors.h"
-#include "regplug/view.h"
-#include "regplug/weights.h"
+#include "regplug/tensor.h"
 
 namespace regplug::detail {
 

@@ -12,11 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/aoti_shim.h"
-#include "regplug/aten_handle.h"
+#include "regplug/detail/aoti_shim.h"
+#include "regplug/detail/aten_handle.h"
+#include "regplug/detail/shared_object.h"
+#include "regplug/detail/translate_errors.h"
 #include "regplug/error.h"
-#include "regplug/guard.h"
-#include "regplug/shared_object.h"
 
 namespace regplug::detail {
 

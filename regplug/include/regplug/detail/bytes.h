@@ -7,7 +7,7 @@
 #include <string_view>
 #include <utility>
 
-namespace regplug {
+namespace regplug::detail {
 
 class Bytes {
  public:
@@ -38,4 +38,4 @@ class Bytes {
   std::size_t size_ = 0;
 };
 
-}  // namespace regplug
+}  // namespace regplug::detail

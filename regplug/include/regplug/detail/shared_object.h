@@ -13,9 +13,9 @@
 #include <string_view>
 #include <utility>
 
+#include "regplug/detail/folder.h"
+#include "regplug/detail/write_all.h"
 #include "regplug/error.h"
-#include "regplug/folder.h"
-#include "regplug/writing.h"
 
 // The sanitizers' runtime ends a process that opens a library with RTLD_DEEPBIND.
 #if !defined(RTLD_DEEPBIND) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "regplug/cpuid.h"
+#include "regplug/detail/cpuid.h"
 #include "regplug/error.h"
 #include "regplug/manifest.h"
 

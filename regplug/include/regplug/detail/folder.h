@@ -20,10 +20,10 @@
 #include <utility>
 #include <vector>
 
-#include "regplug/bytes.h"
+#include "regplug/detail/bytes.h"
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/mistaken.h"
 #include "regplug/error.h"
-#include "regplug/fields.h"
-#include "regplug/mistaken.h"
 
 namespace regplug::detail {
 

@@ -6,12 +6,12 @@
 #include <cstddef>
 #include <string>
 
+#include "regplug/detail/json_fields.h"
+#include "regplug/detail/numbers.h"
+#include "regplug/detail/strict_json.h"
 #include "regplug/dtype.h"
 #include "regplug/error.h"
-#include "regplug/fields.h"
-#include "regplug/json.h"
 #include "regplug/manifest.h"
-#include "regplug/numbers.h"
 #include "regplug/safetensors.h"
 
 namespace regplug::detail {

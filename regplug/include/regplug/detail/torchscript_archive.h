@@ -19,9 +19,9 @@
 #include <string>
 #include <string_view>
 
+#include "regplug/detail/weights.h"
 #include "regplug/safetensors.h"
-#include "regplug/tensor.h"
-#include "regplug/weights.h"
+#include "regplug/torch_tensor.h"
 
 namespace regplug::detail {
 
