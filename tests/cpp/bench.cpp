@@ -76,7 +76,7 @@ std::function<std::vector<at::Tensor>(const at::Tensor&)> raw(const regplug::Bun
     throw regplug::Error("bench: expected pool or compress-concat, got " + strategy + ".");
   }
   if (!conditioner) return [readout](const at::Tensor& x) { return std::vector<at::Tensor>{readout(x)}; };
-  const regplug::Layout layout = *bundle.manifest().layout;
+  const regplug::LayoutRecord layout = *bundle.manifest().layout;
   const auto pairs = static_cast<std::int64_t>(bundle.manifest().outputs.size());
   return [=, w0 = weights.at("film.mlp.0.weight"), b0 = weights.at("film.mlp.0.bias"),
           w2 = weights.at("film.mlp.2.weight"), b2 = weights.at("film.mlp.2.bias")](const at::Tensor& tokens) {

@@ -33,7 +33,7 @@ void read(const std::string& text) {
     const regplug::Manifest manifest = regplug::detail::read_manifest(text, "file");
     hold(manifest.input.shape.size() >= 2 && manifest.input.shape.size() <= 8, "an input has two to eight sizes");
     hold(!manifest.outputs.empty(), "there is an output");
-    for (const regplug::Signature& output : manifest.outputs) {
+    for (const regplug::TensorSpec& output : manifest.outputs) {
       hold(output.shape.size() == 2 && output.shape[1] >= 1, "an output has a batch and a width");
     }
     bool smoke = false;
@@ -42,7 +42,7 @@ void read(const std::string& text) {
       hold(golden.batch >= 0 && golden.length >= 1, "a case has sizes");
     }
     hold(smoke, "the case every loader runs is there");
-    for (const regplug::Program& program : manifest.programs) {
+    for (const regplug::ProgramRecord& program : manifest.programs) {
       hold(manifest.files.count(program.file) == 1, "a program's file is listed");
       hold(program.file.find('/') == std::string::npos && program.file.front() != '.', "a file name is no path");
     }

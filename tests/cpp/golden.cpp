@@ -102,7 +102,7 @@ bool check(const std::string& dir, regplug::Json& report) {
   const regplug::Bundle bundle = regplug::Bundle::open(dir, {}, "torchscript");
   const regplug::TorchScriptBundle program = regplug::TorchScriptBundle::open(dir, bundle.digest());
   const regplug::Manifest& manifest = program.manifest();
-  const regplug::Program& record = bundle.program();
+  const regplug::ProgramRecord& record = bundle.program();
   bool all = true;
   for (const regplug::GoldenCase& golden : manifest.cases) {
     const at::Tensor input = regplug::to_tensor(regplug::golden_input(bundle, golden));

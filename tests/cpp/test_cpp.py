@@ -217,7 +217,7 @@ def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
 
 
 DENSE = "expected a dense tensor on the CPU, got "
-OWN_KEY = "one with a dispatch key of its own; use the tensor inside it."
+OWN_KEY = "one with an extra dispatch key; use the tensor inside it."
 VIEWS = {
     "negated": "one that is negated lazily; use resolve_neg().",
     "imaginary": "one that is negated lazily; use resolve_neg().",
@@ -225,7 +225,7 @@ VIEWS = {
     "undefined": "no tensor.",
     "sparse": "another layout; use to_dense().",
     "mkldnn": "another layout; use to_dense().",
-    "meta": "one of the meta device, which has no numbers.",
+    "meta": "one on the meta device, which has no data.",
     "zeros": "one of zeros without memory; use clone().",
     "quantized": "a quantized one; use dequantize().",
     "nested": "a nested one; use to_padded_tensor().",

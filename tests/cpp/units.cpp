@@ -99,7 +99,7 @@ void check_views() {
   check(regplug::Tensor::copy_of(turned).data<float>()[1] == 3, "a copied transpose");
   check(message_of([&] { copy.data<double>(); }) == "tensor: expected float64, got float32.", "data<double> of floats");
   check(message_of([&] { whole.narrow(1, 3, 2); }) ==
-            "tensor: expected a part of float32 [2, 4, 3], got 2 from 3 along dimension 1.",
+            "tensor: expected a slice of float32 [2, 4, 3], got start 3 and length 2 in dimension 1.",
         "a slice beyond the end");
   std::vector<char> odd(1 + 24 * sizeof(float));
   whole.copy_to(odd.data() + 1);
@@ -189,11 +189,11 @@ void check_locales() {
   const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Comma));
   const bool german = std::setlocale(LC_NUMERIC, "de_DE.UTF-8") != nullptr;
   check(german || std::getenv("LOCPATH") == nullptr, "the locale in LOCPATH is used");
-  using regplug::detail::number;
-  check(number(2.01e-7) == "2.01e-07" && number(0.25) == "0.25" && number(1234.5) == "1.23e+03" && number(0) == "0" &&
-            number(std::nan("")) == "nan" && number(-HUGE_VAL) == "-inf",
+  using regplug::detail::format_number;
+  check(format_number(2.01e-7) == "2.01e-07" && format_number(0.25) == "0.25" && format_number(1234.5) == "1.23e+03" && format_number(0) == "0" &&
+            format_number(std::nan("")) == "nan" && format_number(-HUGE_VAL) == "-inf",
         "a number in a message, in any locale");
-  check(regplug::detail::shown({1.5, 1234567.25, 1e300, 12345, 2.0}) == "[1.5,1234567.25,1e+300,12345,2.0]",
+  check(regplug::detail::format_value({1.5, 1234567.25, 1e300, 12345, 2.0}) == "[1.5,1234567.25,1e+300,12345,2.0]",
         "numbers of a manifest, in any locale");
   check(regplug::detail::parse_json("[1.5]")[0] == 1.5, "a number is read, in any locale");
   std::locale::global(before);
@@ -202,7 +202,7 @@ void check_locales() {
 
 // The words that programs ask for, as regplug/backends/compiling.py lists them, are the same from the CPU itself.
 void check_cpuid() {
-  const std::set<std::string> system = regplug::detail::listed_flags("/proc/cpuinfo");
+  const std::set<std::string> system = regplug::detail::flags_in_file("/proc/cpuinfo");
   const std::set<std::string> own = regplug::detail::cpuid_flags();
   for (const char* word :
        {"pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe", "fma4",
@@ -212,7 +212,7 @@ void check_cpuid() {
     check(system.count(word) == own.count(word), std::string("cpuid and /proc/cpuinfo differ: ") + word);
   }
   check(std::includes(system.begin(), system.end(), own.begin(), own.end()), "a word that /proc/cpuinfo has not");
-  check(regplug::detail::listed_flags("/dev/null").empty(), "no flags in an empty file");
+  check(regplug::detail::flags_in_file("/dev/null").empty(), "no flags in an empty file");
 }
 
 void check_numbers() {

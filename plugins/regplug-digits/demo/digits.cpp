@@ -42,7 +42,7 @@ double median_microseconds(Call call) {
 template <typename Bundle, typename Tokens>
 void run(const Bundle& readout, const Bundle& conditioner, const Tokens& tokens, std::int64_t count,
          const std::string& out) {
-  const regplug::Layout& layout = *conditioner.manifest().layout;
+  const regplug::LayoutRecord& layout = *conditioner.manifest().layout;
   // a strided view, as a program has it at hand: the loader takes care of that
   const auto registers = tokens.narrow(1, count + *layout.start, layout.num_registers);
   const auto conditioning = readout.run(registers);

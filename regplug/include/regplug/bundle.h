@@ -1,4 +1,4 @@
-// A bundle on disk, every byte of it checked. Includes no torch.
+// Reads a bundle and checks every byte. Includes no torch.
 #pragma once
 
 #include <algorithm>
@@ -29,37 +29,36 @@ struct Options {
   std::string pin;            // the digest this bundle must have; empty: any
 };
 
-// Throws Error when `pin` can be no bundle's digest: a typing error is not another bundle. An empty pin is accepted.
+// Throws Error when `pin` is not empty and not a digest, so that a typo is not reported as a different bundle.
 inline void check_pin(const std::string& pin) {
   const bool is_digest = pin.size() == 64 && pin.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
   if (pin.empty() || is_digest) return;
-  throw Error("digest: expected 64 hexadecimal digits, got " + detail::quoted(pin) + ".");
+  throw Error("digest: expected 64 hexadecimal digits, got " + detail::quote(pin) + ".");
 }
 
-// Data only: nothing in it is run. Copies share their bytes.
+// Data only: runs no program. Copies share their bytes.
 class Bundle {
  public:
-  // Reads and checks the folder whole. With a `backend`, keeps the bytes of that program too.
-  // Throws Error for whatever does not match docs/bundle.md.
+  // Reads and checks the whole folder. With a `backend`, also keeps the bytes of that program.
+  // Throws Error when anything does not match docs/bundle.md.
   static Bundle open(const std::string& dir, const Options& options = {}, const std::string& backend = "") {
     check_pin(options.pin);
-    return detail::as_error("bundle " + dir, [&] {
-      return detail::read_folder(dir, options.follow_links, [&](const detail::Folder& folder) {
-        return Bundle(folder, options.pin, backend);
-      });
+    return detail::translate_errors("bundle " + dir, [&] {
+      return detail::read_folder(dir, options.follow_links,
+                                 [&](const detail::Folder& folder) { return Bundle(folder, options.pin, backend); });
     });
   }
 
   const Manifest& manifest() const { return manifest_; }
-  const std::string& digest() const { return digest_; }  // sha256 of manifest.json: it pins everything else
+  const std::string& digest() const { return digest_; }  // sha256 of manifest.json, which pins all other files
   const SafeTensors& weights() const { return weights_; }
   const SafeTensors& golden() const { return golden_; }
-  // Of the backend that open() named, the program that suits this CPU best, and its file.
-  const Program& program() const { return program_; }
+  // The best program for this CPU of the backend given to open(), and its bytes.
+  const ProgramRecord& program() const { return program_; }
   const detail::Bytes& program_bytes() const { return program_bytes_; }
 
  private:
-  static constexpr std::uint64_t kManifest = std::uint64_t{1} << 20;
+  static constexpr std::uint64_t kMaxManifest = std::uint64_t{1} << 20;
   static constexpr const char* kWeights = "weights.safetensors";
   static constexpr const char* kGolden = "golden.safetensors";
 
@@ -68,18 +67,18 @@ class Bundle {
     const std::string label = folder.label() + ": ";
     for (const std::string& name : folder.names()) {
       if (name == "manifest.json" || manifest_.files.count(name) != 0) continue;
-      for (const char* reserved : {"manifest", "weights", "golden", "program"}) {  // all else is never opened
+      for (const char* reserved : {"manifest", "weights", "golden", "program"}) {  // other files are never opened
         if (name.rfind(reserved, 0) != 0) continue;
-        throw Error(label + detail::spelled(name) + ": not listed in the manifest; remove it.");
+        throw Error(label + detail::escape_file_name(name) + ": not listed in the manifest; remove it.");
       }
     }
-    const Program* chosen = nullptr;
-    std::string refusal;
+    const ProgramRecord* chosen = nullptr;
+    std::string no_program;
     if (!backend.empty()) {
       try {
-        chosen = &detail::fitting(label + "program '" + backend + "'", manifest_, backend);
+        chosen = &detail::best_for_this_cpu(label + "program '" + backend + "'", manifest_, backend);
       } catch (const Error& error) {
-        refusal = error.what();  // said when the folder is known to be whole
+        no_program = error.what();  // reported only if the rest of the folder is valid
       }
     }
     const std::set<std::string> needed{kWeights, kGolden, chosen == nullptr ? "" : chosen->file};
@@ -88,7 +87,7 @@ class Bundle {
       const detail::Bytes bytes = read_file(folder, name, entry, needed.count(name) != 0);
       if (needed.count(name) != 0) kept[name] = bytes;
     }
-    if (!refusal.empty()) throw Error(refusal);
+    if (!no_program.empty()) throw Error(no_program);
     if (chosen != nullptr) {
       program_ = *chosen;
       program_bytes_ = kept[chosen->file];
@@ -101,7 +100,7 @@ class Bundle {
 
   void read_manifest(const detail::Folder& folder, const std::string& pin) {
     const detail::File file = folder.open("manifest.json", "; use a folder that `regplug export` wrote.");
-    if (file.size() > kManifest) {
+    if (file.size() > kMaxManifest) {
       throw Error(file.label() + ": expected at most 1048576 bytes, got " + std::to_string(file.size()) + ".");
     }
     const detail::Bytes text = file.read_all();
@@ -114,8 +113,9 @@ class Bundle {
     manifest_ = detail::read_manifest(text.view(), file.label());
   }
 
-  // Every listed file is read to its end and compared; only one that is needed stays in memory.
-  static detail::Bytes read_file(const detail::Folder& folder, const std::string& name, const FileEntry& entry, bool keep) {
+  // Reads a listed file to its end and compares its digest; keeps the bytes only if asked.
+  static detail::Bytes read_file(const detail::Folder& folder, const std::string& name, const FileRecord& entry,
+                                 bool keep) {
     const std::string again = "; export the bundle again.";
     const detail::File file = folder.open(name, again);
     const auto check_size = [&](std::uint64_t size) {
@@ -146,7 +146,7 @@ class Bundle {
     return bytes;
   }
 
-  // Every case has its input and outputs and there is nothing else, all of the sizes that the manifest gives.
+  // Every case has its input and outputs with the sizes of the manifest, and there are no other tensors.
   void check_golden(const std::string& label) const {
     std::map<std::string, TensorBytes> wanted;
     for (const GoldenCase& golden : manifest_.cases) {
@@ -154,14 +154,14 @@ class Bundle {
       shape[0] = golden.batch;
       shape[1] = golden.start ? kFree : golden.length;
       wanted[golden.name + ".input"] = {manifest_.input.dtype, std::move(shape), {}};
-      for (const Signature& output : manifest_.outputs) {
+      for (const TensorSpec& output : manifest_.outputs) {
         const std::string& dtype = manifest_.truth == "float64" ? manifest_.truth : output.dtype;
         wanted[golden.name + ".output." + output.name] = {dtype, {golden.batch, output.shape[1]}, {}};
       }
     }
-    if (detail::names_of(wanted) != detail::names_of(golden_.tensors())) {
-      throw Error(label + ": expected tensors " + detail::listed(detail::names_of(wanted)) + ", got " +
-                  detail::listed(detail::names_of(golden_.tensors())) + ".");
+    if (detail::keys_of(wanted) != detail::keys_of(golden_.tensors())) {
+      throw Error(label + ": expected tensors " + detail::format_list(detail::keys_of(wanted)) + ", got " +
+                  detail::format_list(detail::keys_of(golden_.tensors())) + ".");
     }
     for (auto& [name, expected] : wanted) {
       const TensorBytes& got = golden_.at(name);
@@ -184,7 +184,7 @@ class Bundle {
   std::string digest_;
   SafeTensors weights_;
   SafeTensors golden_;
-  Program program_;
+  ProgramRecord program_;
   detail::Bytes program_bytes_;
 };
 

@@ -1,4 +1,4 @@
-// The dtypes that bundles know, each with its names and its size.
+// The dtypes that bundles support, with their names and sizes.
 #pragma once
 
 #include <array>
@@ -16,37 +16,37 @@ enum class Dtype : std::uint8_t { float64, float32, float16, bfloat16, int64, in
 
 namespace detail {
 
-struct DtypeNames {
+struct DtypeInfo {
   Dtype dtype;
   const char* stored;  // in a safetensors header
-  const char* name;    // torch's, and the manifest's
+  const char* name;    // in torch and in the manifest
   std::size_t size;    // of one item, in bytes
 };
 
-inline constexpr std::array<DtypeNames, 10> kDtypes{{{Dtype::float64, "F64", "float64", 8},
-                                                     {Dtype::float32, "F32", "float32", 4},
-                                                     {Dtype::float16, "F16", "float16", 2},
-                                                     {Dtype::bfloat16, "BF16", "bfloat16", 2},
-                                                     {Dtype::int64, "I64", "int64", 8},
-                                                     {Dtype::int32, "I32", "int32", 4},
-                                                     {Dtype::int16, "I16", "int16", 2},
-                                                     {Dtype::int8, "I8", "int8", 1},
-                                                     {Dtype::uint8, "U8", "uint8", 1},
-                                                     {Dtype::boolean, "BOOL", "bool", 1}}};
+inline constexpr std::array<DtypeInfo, 10> kDtypes{{{Dtype::float64, "F64", "float64", 8},
+                                                    {Dtype::float32, "F32", "float32", 4},
+                                                    {Dtype::float16, "F16", "float16", 2},
+                                                    {Dtype::bfloat16, "BF16", "bfloat16", 2},
+                                                    {Dtype::int64, "I64", "int64", 8},
+                                                    {Dtype::int32, "I32", "int32", 4},
+                                                    {Dtype::int16, "I16", "int16", 2},
+                                                    {Dtype::int8, "I8", "int8", 1},
+                                                    {Dtype::uint8, "U8", "uint8", 1},
+                                                    {Dtype::boolean, "BOOL", "bool", 1}}};
 
-constexpr const DtypeNames& described(Dtype dtype) {
-  return kDtypes[static_cast<std::size_t>(dtype)];  // listed in the order of the enumeration
+constexpr const DtypeInfo& dtype_info(Dtype dtype) {
+  return kDtypes[static_cast<std::size_t>(dtype)];  // in the order of the enumeration
 }
 
 }  // namespace detail
 
-constexpr std::size_t item_size(Dtype dtype) { return detail::described(dtype).size; }
+constexpr std::size_t item_size(Dtype dtype) { return detail::dtype_info(dtype).size; }
 
 // torch's name of a dtype: "float32".
-inline std::string dtype_name(Dtype dtype) { return detail::described(dtype).name; }
+inline std::string dtype_name(Dtype dtype) { return detail::dtype_info(dtype).name; }
 
 inline std::optional<Dtype> find_dtype(std::string_view name) {
-  for (const detail::DtypeNames& known : detail::kDtypes) {
+  for (const detail::DtypeInfo& known : detail::kDtypes) {
     if (name == known.name) return known.dtype;
   }
   return std::nullopt;
@@ -55,7 +55,7 @@ inline std::optional<Dtype> find_dtype(std::string_view name) {
 // Throws Error when there is no dtype of this name.
 inline Dtype dtype_named(std::string_view name) {
   if (const std::optional<Dtype> found = find_dtype(name)) return *found;
-  throw Error("dtype: expected one that safetensors has, got " + std::string(name) + ".");
+  throw Error("dtype: expected a dtype of safetensors, got " + std::string(name) + ".");
 }
 
 }  // namespace regplug

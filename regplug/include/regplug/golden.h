@@ -1,4 +1,4 @@
-// Golden cases: what a program must give, and how far off it was. Includes no torch.
+// Golden cases: expected outputs, and the error of a program. Includes no torch.
 #pragma once
 
 #include <cmath>
@@ -15,16 +15,16 @@
 
 namespace regplug {
 
-// The input of a case, in the bytes of the bundle; of a slice, the strided view into what is stored.
+// The input of a case, in the bytes of the bundle. For a slice this is a strided view of the stored input.
 inline TensorView golden_input(const Bundle& bundle, const GoldenCase& golden) {
   const TensorView stored(bundle.golden().at(golden.name + ".input"));
   return golden.start ? stored.narrow(1, *golden.start, golden.length) : stored;
 }
 
-// Largest absolute error over all outputs of a case, compared in float64; NaN where either side has one. The outputs
-// have the shapes of the manifest, as those of a loaded program do. Throws Error when they have not.
+// The largest absolute error over all outputs of a case, compared in float64; NaN when either side has one. Throws
+// Error when the outputs do not have the shapes of the manifest.
 inline double golden_error(const Bundle& bundle, const GoldenCase& golden, const std::vector<TensorView>& outputs) {
-  const std::vector<Signature>& wanted_outputs = bundle.manifest().outputs;
+  const std::vector<TensorSpec>& wanted_outputs = bundle.manifest().outputs;
   if (outputs.size() != wanted_outputs.size()) {
     throw Error("case '" + golden.name + "': expected " + std::to_string(wanted_outputs.size()) + " outputs, got " +
                 std::to_string(outputs.size()) + ".");
@@ -49,9 +49,9 @@ inline double golden_error(const Bundle& bundle, const GoldenCase& golden, const
   return largest;
 }
 
-// Kernels differ between instruction sets: on another one than the exporter's, twice the tolerance is allowed.
+// Kernels differ between instruction sets: the tolerance is doubled on a CPU with another one than the exporter's.
 // Throws Error when the program has no such case.
-inline double golden_tolerance(const Program& program, const GoldenCase& golden, const Manifest& manifest) {
+inline double golden_tolerance(const ProgramRecord& program, const GoldenCase& golden, const Manifest& manifest) {
   const bool same = detail::cpu_capability() == manifest.provenance.cpu;
   const auto found = program.cases.find(golden.name);
   if (found == program.cases.end()) {
@@ -62,8 +62,8 @@ inline double golden_tolerance(const Program& program, const GoldenCase& golden,
 
 namespace detail {
 
-// The one case that every loader runs: a program that loads may still compute something else here. `run(input)`
-// gives the flat outputs, which own what they show. `object` is "bundle DIR: program 'NAME'".
+// The one case that every loader runs, because a program that loads may still give wrong numbers on this machine.
+// `run(input)` gives the flat outputs, which own their memory. `object` is "bundle DIR: program 'NAME'".
 template <typename Run>
 void check_golden(const std::string& object, const Bundle& bundle, Run run) {
   for (const GoldenCase& golden : bundle.manifest().cases) {
@@ -71,9 +71,9 @@ void check_golden(const std::string& object, const Bundle& bundle, Run run) {
     const auto outputs = run(golden_input(bundle, golden));
     const double error = golden_error(bundle, golden, std::vector<TensorView>(outputs.begin(), outputs.end()));
     const double tolerance = golden_tolerance(bundle.program(), golden, bundle.manifest());
-    if (!std::isfinite(error) || error > tolerance) {  // twice a tolerance may be infinite, and no output may be
-      throw Error(object + ": case 'batch_1': error " + number(error) + " is above the tolerance " +
-                  number(tolerance) + ".");
+    if (!std::isfinite(error) || error > tolerance) {  // a doubled tolerance may be infinite, an error may not
+      throw Error(object + ": case 'batch_1': error " + format_number(error) + " is above the tolerance " +
+                  format_number(tolerance) + ".");
     }
     return;
   }

@@ -1,4 +1,4 @@
-// manifest.json as types; docs/bundle.md has the table they follow, key by key.
+// manifest.json as types. docs/bundle.md describes each key.
 #pragma once
 
 #include <cstdint>
@@ -12,25 +12,26 @@
 
 namespace regplug {
 
-// A size that each call chooses: B, and T where the layout leaves it open.
+// A size that may differ between calls: B, and T where the layout does not fix it.
 constexpr std::int64_t kFree = -1;
 
-struct Signature {
+// One input or output of a program.
+struct TensorSpec {
   std::string name;
   std::string dtype;                // torch's name: "float32"
   std::vector<std::int64_t> shape;  // kFree for "B" and "T"
 };
 
-struct Layout {
+struct LayoutRecord {
   std::int64_t num_registers = 0;
   std::int64_t hidden_dim = 0;
-  std::optional<std::int64_t> start;  // negative counts from the end; not set where `indices` say it
+  std::optional<std::int64_t> start;  // negative: counts from the end; not set when `indices` is used
   std::vector<std::int64_t> indices;
   std::optional<std::int64_t> num_tokens;
   std::optional<bool> normalized;
 };
 
-struct Film {
+struct FiLMRecord {
   std::string generator;
   Json options;
   std::string form;   // "gamma" or "1+gamma"
@@ -38,7 +39,7 @@ struct Film {
 };
 
 // The backbone in front of the readout.
-struct Backbone {
+struct BackboneRecord {
   std::string name;
   std::optional<std::string> model;
   Json options;
@@ -48,31 +49,31 @@ struct Backbone {
 struct GoldenCase {
   std::string name;
   std::int64_t batch = 0;
-  std::optional<std::int64_t> start;  // set where the stored input is wider: the case is [:, start:start+length]
+  std::optional<std::int64_t> start;  // set when the case is a slice of the stored input, [:, start:start+length]
   std::int64_t length = 0;
   double eager_error = 0;
   double tolerance = 0;
 };
 
-struct ProgramCase {
+struct CaseResult {
   double error = 0;
   double tolerance = 0;
 };
 
-struct Program {
+struct ProgramRecord {
   std::string backend;
   std::string file;
   std::map<std::string, std::string> properties;
-  std::map<std::string, ProgramCase> cases;
+  std::map<std::string, CaseResult> cases;
 };
 
-struct FileEntry {
+struct FileRecord {
   std::uint64_t size = 0;
   std::string sha256;
 };
 
 struct Provenance {
-  std::map<std::string, std::string> packages;  // what the module is made of: distribution to version
+  std::map<std::string, std::string> packages;  // distributions the module needs -> version
   std::string torch;
   std::string python;
   std::string cpu;
@@ -85,32 +86,32 @@ struct Manifest {
   std::int64_t hidden_dim = 0;
   Json options;
   std::int64_t cond_dim = 0;
-  std::optional<Layout> layout;
-  std::optional<Film> film;
-  std::optional<Backbone> backbone;  // set where the input is images
-  Signature input;
+  std::optional<LayoutRecord> layout;
+  std::optional<FiLMRecord> film;
+  std::optional<BackboneRecord> backbone;  // set when the input is images
+  TensorSpec input;
   std::int64_t min_batch = 0;
   std::int64_t min_tokens = 0;  // 0 unless the input is tokens
-  std::vector<Signature> outputs;
+  std::vector<TensorSpec> outputs;
   std::string truth;  // "float64" or "eager"
   std::vector<GoldenCase> cases;
-  std::vector<Program> programs;
-  std::map<std::string, FileEntry> files;
+  std::vector<ProgramRecord> programs;
+  std::map<std::string, FileRecord> files;
   Provenance provenance;
-  Json json;  // as it was written
+  Json json;  // the parsed file
 
   bool is_conditioner() const { return holds == "conditioner"; }
 };
 
 namespace detail {
 
-// A shape inside a message: "[B, T, 384]".
-inline std::string word(const std::vector<std::int64_t>& shape) {
+// A shape in a message: "[B, T, 384]".
+inline std::string format_item(const std::vector<std::int64_t>& shape) {
   std::vector<std::string> sizes;
   for (const std::int64_t size : shape) {
     sizes.push_back(size != kFree ? std::to_string(size) : sizes.empty() ? "B" : "T");
   }
-  return listed(sizes);
+  return format_list(sizes);
 }
 
 }  // namespace detail

@@ -1,4 +1,4 @@
-// Between our tensors and at::Tensor, and torch's faults as ours.
+// Converts between our tensors and at::Tensor.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <string>
+#include <string_view>
 
 #include "regplug/detail/translate_errors.h"
 #include "regplug/dtype.h"
@@ -29,64 +31,57 @@ inline at::ScalarType to_dtype(const std::string& name) {
                                      at::kChar, at::kByte, at::kBool}) {
     if (dtype_name(dtype) == name) return dtype;
   }
-  throw Error("dtype: expected one that safetensors has, got " + name + ".");
+  throw Error("dtype: expected a dtype of safetensors, got " + name + ".");
 }
 
 inline std::string signature(const at::Tensor& tensor) {
-  return dtype_name(tensor.scalar_type()) + " " + listed(tensor.sizes());
+  return dtype_name(tensor.scalar_type()) + " " + format_list(tensor.sizes());
 }
 
-// What happened, in one line. What the interpreter reports begins with a traceback and ends with the error.
-inline std::string told(const std::string& text) {
+// One line of an exception of torch. The interpreter's text begins with a traceback and ends with the error.
+inline std::string torch_line(const std::exception& error) {
+  std::string text = error.what();
+  if (const auto* raised = dynamic_cast<const torch::jit::JITException*>(&error)) {  // the module's own `raise`
+    text = raised->getOriginalMsg().value_or(text);
+  } else if (const auto* torch_error = dynamic_cast<const c10::Error*>(&error)) {
+    text = torch_error->what_without_backtrace();
+  }
   if (text.rfind("The following operation failed in the TorchScript interpreter", 0) != 0) return first_line(text);
   const std::size_t end = text.find_last_not_of('\n') + 1;
   return text.substr(0, end).substr(text.find_last_of('\n', end - 1) + 1);
 }
 
-// Calls `call()`; what it throws comes out as Error, "OBJECT: LINE".
+// As translate_errors, with torch's exceptions on one line.
 template <typename Call>
-auto guarded(const std::string& object, Call call) -> decltype(call()) {
-  return as_error(object, [&] {
-    try {
-      return call();
-    } catch (const torch::jit::JITException& error) {  // the module's own `raise`
-      throw Error(object + ": " + told(error.getOriginalMsg().value_or(error.what())));
-    } catch (const c10::Error& error) {
-      throw Error(object + ": " + told(error.what_without_backtrace()));
-    }
-  });
+auto translate_torch_errors(std::string_view object, Call call) -> decltype(call()) {
+  return translate_errors(object, call, torch_line);
 }
 
-}  // namespace detail
-
-namespace detail {
-
-// What a tensor is that has no plain memory on the CPU to look at, and what to do about it; empty for one that has.
+// Why a tensor has no plain memory on the CPU, and what to do about it; empty when it has.
 inline std::string not_plain(const at::Tensor& tensor) {
   if (!tensor.defined()) return "no tensor";
   if (tensor.is_nested()) return "a nested one; use to_padded_tensor()";
   if (tensor.layout() != at::kStrided) return "another layout; use to_dense()";
-  if (tensor.is_meta()) return "one of the meta device, which has no numbers";
+  if (tensor.is_meta()) return "one on the meta device, which has no data";
   if (!tensor.device().is_cpu()) return "device " + tensor.device().str() + "; use cpu()";
   if (tensor.is_quantized()) return "a quantized one; use dequantize()";
   if (tensor._is_zerotensor()) return "one of zeros without memory; use clone()";
   const c10::DispatchKeySet plain({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
                                    c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
                                    c10::DispatchKey::Negative, c10::DispatchKey::Conjugate});
-  if (!plain.has_all(tensor.key_set())) return "one with a dispatch key of its own; use the tensor inside it";
+  if (!plain.has_all(tensor.key_set())) return "one with an extra dispatch key; use the tensor inside it";
   return "";
 }
 
 }  // namespace detail
 
-// A copy in memory of its own, with the strides of the view, on the CPU. Throws Error where there is no tensor, or a
-// stride is negative.
+// A copy on the CPU with the strides of the view. Throws Error when there is no tensor, or a stride is negative.
 inline at::Tensor to_tensor(const TensorView& view) {
   if (!view.defined()) throw Error("tensor: expected a tensor, got none.");
   if (std::any_of(view.strides().begin(), view.strides().end(), [](std::int64_t stride) { return stride < 0; })) {
-    throw Error("tensor: expected strides >= 0, got " + detail::listed(view.strides()) + "; use Tensor::copy_of.");
+    throw Error("tensor: expected strides >= 0, got " + detail::format_list(view.strides()) + "; use Tensor::copy_of.");
   }
-  return detail::guarded("tensor", [&] {
+  return detail::translate_torch_errors("tensor", [&] {
     const at::IntArrayRef sizes(view.sizes().data(), view.sizes().size());
     const at::IntArrayRef strides(view.strides().data(), view.strides().size());
     at::Tensor tensor = at::empty_strided(sizes, strides, detail::to_dtype(dtype_name(view.dtype())));
@@ -98,9 +93,10 @@ inline at::Tensor to_tensor(const TensorView& view) {
   });
 }
 
-// The tensor stays the owner. Throws Error where its numbers do not lie in memory as they are.
+// A view without a copy; the tensor stays the owner. Throws Error when its memory does not hold its numbers as they
+// are.
 inline TensorView view_of(const at::Tensor& tensor) {
-  return detail::guarded("tensor", [&] {
+  return detail::translate_torch_errors("tensor", [&] {
     std::string found = detail::not_plain(tensor);
     if (found.empty() && tensor.is_neg()) found = "one that is negated lazily; use resolve_neg()";
     if (found.empty() && tensor.is_conj()) found = "one that is conjugated lazily; use resolve_conj()";
@@ -111,12 +107,12 @@ inline TensorView view_of(const at::Tensor& tensor) {
   });
 }
 
-// A copy in memory of its own, on the CPU.
+// A copy on the CPU.
 inline at::Tensor to_tensor(const TensorBytes& entry) {
   const TensorView checked(entry);
-  return detail::guarded("tensor", [&] {
+  return detail::translate_torch_errors("tensor", [&] {
     const at::ScalarType dtype = detail::to_dtype(entry.dtype);
-    // A stored bool may be any byte; only 0 and 1 are values of the type.
+    // A stored bool may be any byte, but only 0 and 1 are valid values.
     at::Tensor tensor = at::empty(entry.shape, dtype == at::kBool ? at::kByte : dtype);
     if (checked.nbytes() != 0) std::memcpy(tensor.data_ptr(), entry.bytes.data(), checked.nbytes());
     return dtype == at::kBool ? tensor.ne(0) : tensor;

@@ -3,5 +3,5 @@
 
 #define REGPLUG_VERSION "0.1.0"
 
-// The bundle format these headers read; an integer of its own, apart from the package version.
+// The bundle format these headers read; independent of the package version.
 #define REGPLUG_BUNDLE_FORMAT 1

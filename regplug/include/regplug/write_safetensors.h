@@ -1,4 +1,4 @@
-// Writes tensors to a safetensors file, whole or not at all. Includes no torch.
+// Writes tensors to a safetensors file atomically. Includes no torch.
 #pragma once
 
 #include <fcntl.h>
@@ -30,7 +30,7 @@
 namespace regplug {
 namespace detail {
 
-// A file beside the one it becomes; gone again unless `put_in_place()` was called.
+// A temporary file next to `path`; removed again unless `put_in_place()` was called.
 class NewFile {
  public:
   explicit NewFile(const std::string& path) : path_(path), fd_(-1) {
@@ -39,8 +39,10 @@ class NewFile {
     const std::string begin = (slash == std::string::npos ? "" : folder_) + "." + path.substr(slash + 1) + ".regplug-" +
                               std::to_string(::getpid()) + "-";
     struct stat status {};
-    // a rename would take the place of a device just as well
-    if (::stat(checked_path(path, path), &status) == 0 && !S_ISREG(status.st_mode)) throw Error(path + ": not a regular file.");
+    // a rename would replace a device too
+    if (::stat(checked_path(path, path), &status) == 0 && !S_ISREG(status.st_mode)) {
+      throw Error(path + ": not a regular file.");
+    }
     for (int attempt = 0; fd_.get() < 0; ++attempt) {
       temporary_ = begin + std::to_string(attempt);
       fd_ = Descriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
@@ -61,7 +63,7 @@ class NewFile {
     if (::fsync(fd_.get()) != 0 || std::rename(temporary_.c_str(), path_.c_str()) != 0) fail();
     temporary_.clear();
     const Descriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (folder.get() >= 0) ::fsync(folder.get());  // the new file is there; this is for a power cut now
+    if (folder.get() >= 0) ::fsync(folder.get());  // so that the rename survives a power cut
   }
 
  private:
@@ -73,50 +75,53 @@ class NewFile {
   Descriptor fd_;
 };
 
-// Refuses what SafeTensors would refuse to read, but for the length of the header and the bytes of booleans.
+// Rejects what SafeTensors would reject, except the length of the header and the bytes of booleans.
 inline void check_readable(const std::string& path, const std::map<std::string, TensorView>& tensors) {
-  if (tensors.size() > SafeTensors::kTensors) {
+  if (tensors.size() > SafeTensors::kMaxTensors) {
     throw Error(path + ": name: expected at most 4096 tensors, got " + std::to_string(tensors.size()) + ".");
   }
   std::int64_t bytes = 0;
   for (const auto& [name, view] : tensors) {
     if (!SafeTensors::is_tensor_name(name)) {
-      throw Error(path + ": name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + shown(name) + ".");
+      throw Error(path + ": name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + format_value(name) +
+                  ".");
     }
     const std::string who = path + ": tensor '" + name + "': ";
     if (!view.defined()) throw Error(who + "expected a tensor, got none.");
     const Sizes& sizes = view.sizes();
-    const bool large = std::any_of(sizes.begin(), sizes.end(), [](std::int64_t size) { return size >= kLargest; });
-    if (large || __builtin_add_overflow(bytes, static_cast<std::int64_t>(view.nbytes()), &bytes) || bytes >= kLargest) {
-      throw Error(who + "expected sizes and offsets below 2^53, got " + listed(sizes) + ".");
+    const bool large = std::any_of(sizes.begin(), sizes.end(), [](std::int64_t size) { return size > kMaxInteger; });
+    if (large || __builtin_add_overflow(bytes, static_cast<std::int64_t>(view.nbytes()), &bytes) ||
+        bytes > kMaxInteger) {
+      throw Error(who + "expected sizes and offsets below 2^53, got " + format_list(sizes) + ".");
     }
   }
 }
 
-// The bytes of a view in C order; `copy` owns them where the view is not contiguous.
+// The bytes of a view in C order; `copy` owns them when the view is not contiguous.
 inline std::string_view bytes_of(const std::string& who, const TensorView& view, Tensor& copy) {
   if (!view.is_contiguous()) copy = Tensor::copy_of(view);
   const std::string_view bytes(view.is_contiguous() ? view.data() : copy.view().data(), view.nbytes());
-  if (view.dtype() == Dtype::boolean && bytes.find_first_not_of(std::string_view("\0\1", 2)) != std::string_view::npos) {
+  if (view.dtype() == Dtype::boolean &&
+      bytes.find_first_not_of(std::string_view("\0\1", 2)) != std::string_view::npos) {
     throw Error(who + ": expected bytes 0 and 1 in a bool tensor, got another.");
   }
   return bytes;
 }
 
-// The length of the header and the header.
+// The header, after its length.
 inline std::string header_of(const std::string& path, const std::vector<std::pair<std::string, TensorView>>& order) {
   Json header = Json::object();
   std::size_t end = 0;
   for (const auto& [name, view] : order) {
     const std::size_t begin = end;
     end += view.nbytes();
-    header[name] = {{"dtype", described(view.dtype()).stored},
+    header[name] = {{"dtype", dtype_info(view.dtype()).stored},
                     {"shape", std::vector<std::int64_t>(view.sizes().begin(), view.sizes().end())},
                     {"data_offsets", {begin, end}}};
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
-  if (text.size() > SafeTensors::kHeader) {
+  if (text.size() > SafeTensors::kMaxHeader) {
     throw Error(path + ": size: expected a header within 1048576 bytes, got " + std::to_string(text.size()) + ".");
   }
   std::string length;
@@ -126,7 +131,7 @@ inline std::string header_of(const std::string& path, const std::vector<std::pai
 
 inline void write_tensors(const std::string& path, const std::map<std::string, TensorView>& tensors) {
   check_readable(path, tensors);
-  // Large items first: then every tensor begins at a multiple of its item size without holes between them.
+  // Large items first, so that every tensor is aligned without gaps.
   std::vector<std::pair<std::string, TensorView>> order(tensors.begin(), tensors.end());
   std::stable_sort(order.begin(), order.end(), [](const auto& one, const auto& other) {
     return item_size(one.second.dtype()) > item_size(other.second.dtype());
@@ -143,10 +148,10 @@ inline void write_tensors(const std::string& path, const std::map<std::string, T
 
 }  // namespace detail
 
-// Throws Error, and leaves what stood at `path`, when it cannot be written, or when a tensor has a name, a shape or
-// values that no safetensors file of a bundle may have.
+// Throws Error, and leaves an existing file unchanged, when `path` cannot be written, or when a bundle may not hold a
+// tensor with such a name, shape or values.
 inline void write_safetensors(const std::string& path, const std::map<std::string, TensorView>& tensors) {
-  detail::as_error(path, [&] { detail::write_tensors(path, tensors); });
+  detail::translate_errors(path, [&] { detail::write_tensors(path, tensors); });
 }
 
 }  // namespace regplug

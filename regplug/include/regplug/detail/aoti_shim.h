@@ -1,10 +1,10 @@
-// The part of libtorch's C shim that a model library is loaded and run through, and the library's own interface.
+// The part of libtorch's C shim that loads and runs a model library, and the library's own interface.
 //
-// Declared here, and not taken from torch/csrc/inductor/aoti_torch/c/shim.h: that header brings C++ headers that ask
-// for another C++ standard in every few versions of torch, while the functions keep their binary interface ("you MUST
-// MAINTAIN ABI compatibility", it says). So no torch header is needed to compile, and one binary runs with any torch
-// that has these symbols (2.10 and later; run with 2.13 and 2.15). Including both headers is fine, and the tests do,
-// so that the compiler compares them.
+// Declared here instead of including torch/csrc/inductor/aoti_torch/c/shim.h: every few versions of torch, that header
+// requires a newer C++ standard, while the functions keep their binary interface ("you MUST MAINTAIN ABI
+// compatibility", it says). So compiling needs no torch header, and one binary runs with any torch that has these
+// symbols (2.10 and later; tested with 2.13 and 2.15). A test includes both headers, so that the compiler compares
+// them.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +44,7 @@ AOTITorchError aoti_torch_get_layout(AtenTensorHandle tensor, std::int32_t* layo
 AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** borrowed);
 AOTITorchError aoti_torch_get_storage_offset(AtenTensorHandle tensor, std::int64_t* items);
 AOTITorchError aoti_torch_get_storage_size(AtenTensorHandle tensor, std::int64_t* bytes);
-// What the last call that failed in this thread threw. Weak: a torch without it loses the text and nothing else.
+// The error of the last call that failed in this thread. Weak: without it only the text is lost.
 __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 }
 
@@ -62,10 +62,10 @@ struct AotiInterface {
   std::int32_t (*count_inputs)(Container, std::size_t* count);
   std::int32_t (*count_outputs)(Container, std::size_t* count);
   std::int32_t (*count_constants)(Container, std::size_t* count);
-  // Takes the inputs over; the outputs become the caller's.
+  // Takes ownership of the inputs; the caller owns the outputs.
   std::int32_t (*run)(Container, AtenTensorHandle* inputs, std::size_t num_inputs, AtenTensorHandle* outputs,
                       std::size_t num_outputs, void* stream, void* proxy_executor);
-  // Null where an older torch made the library.
+  // Null when an older torch made the library.
   std::int32_t (*constants)(Container, const ConstantEntry** entries, std::size_t* count, bool inactive);
   std::int32_t (*last_error)(const char** text);
 };

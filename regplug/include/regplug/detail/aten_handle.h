@@ -1,4 +1,4 @@
-// Torch's tensors as the C shim has them: opaque handles, made from our views and looked at through them.
+// Torch's tensors as the C shim has them: opaque handles, made from our views and inspected as views.
 #pragma once
 
 #include <algorithm>
@@ -18,28 +18,16 @@
 
 namespace regplug::detail {
 
-// Calls `call()`; what torch or a model library reports inside comes out as Error, "OBJECT: LINE".
-template <typename Call>
-auto reported(const std::string& object, Call call) -> decltype(call()) {
-  return as_error(object, [&] {
-    try {
-      return call();
-    } catch (const Fault& error) {
-      throw Error(object + ": " + error.what());
-    }
-  });
-}
-
-// Throws what the call into torch that just failed in this thread threw there.
-[[noreturn]] inline void shim_failed() {
+// Throws the reason of the call into torch that just failed in this thread.
+[[noreturn]] inline void throw_shim_error() {
   const char* text = nullptr;
   if (torch_exception_get_what_without_backtrace != nullptr) text = torch_exception_get_what_without_backtrace();
-  const std::string told = text == nullptr ? "" : first_line(text);
-  throw Fault(told.empty() ? "the library reported an error, see stderr" : told);
+  const std::string line = text == nullptr ? "" : first_line(text);
+  throw Fault(line.empty() ? "the library reported an error, see stderr" : line);
 }
 
-inline void shim(AOTITorchError code) {
-  if (code != 0) shim_failed();
+inline void check_shim(AOTITorchError code) {
+  if (code != 0) throw_shim_error();
 }
 
 struct DeleteAten {
@@ -47,7 +35,7 @@ struct DeleteAten {
 };
 using AtenTensor = std::unique_ptr<AtenTensorOpaque, DeleteAten>;
 
-// The shim's number of a dtype; not part of its binary interface, so torch is asked.
+// The shim's number of a dtype. It is not part of the binary interface, so torch is asked.
 inline std::int32_t aten_dtype(Dtype dtype) {
   static const std::array<std::int32_t, 10> numbers{
       aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_float16(), aoti_torch_dtype_bfloat16(),
@@ -60,23 +48,22 @@ inline std::int32_t aten_dtype(Dtype dtype) {
 inline AtenTensor to_aten(const TensorView& view) {
   static const std::int32_t cpu = aoti_torch_device_type_cpu();
   static const std::int32_t strided = aoti_torch_layout_strided();
-  const Sizes strides = strides_of(view.sizes());  // in place of the view's own, which may be odd where a size is 1
+  const Sizes strides = strides_of(view.sizes());  // the view's own may be arbitrary where a size is 1
   AtenTensorHandle made = nullptr;
-  // torch takes memory it may write; a program writes to no input
-  shim(aoti_torch_create_tensor_from_blob_v2(const_cast<char*>(view.data()),
-                                             static_cast<std::int64_t>(view.sizes().size()), view.sizes().data(),
-                                             strides.data(), 0, aten_dtype(view.dtype()), cpu, 0, &made, strided,
-                                             nullptr, 0));
+  // torch expects writable memory; a program writes to no input
+  check_shim(aoti_torch_create_tensor_from_blob_v2(
+      const_cast<char*>(view.data()), static_cast<std::int64_t>(view.sizes().size()), view.sizes().data(),
+      strides.data(), 0, aten_dtype(view.dtype()), cpu, 0, &made, strided, nullptr, 0));
   return AtenTensor(made);
 }
 
-inline AtenTensor another_handle(const AtenTensor& tensor) {
+inline AtenTensor new_handle(const AtenTensor& tensor) {
   AtenTensorHandle made = nullptr;
-  shim(aoti_torch_new_tensor_handle(tensor.get(), &made));
+  check_shim(aoti_torch_new_tensor_handle(tensor.get(), &made));
   return AtenTensor(made);
 }
 
-// The handles of one call, in place unless they are many; those left in it are deleted.
+// The handles of one call, stored in place up to kInPlace. Deletes those that were not released.
 template <std::size_t kInPlace>
 class Handles {
  public:
@@ -98,13 +85,13 @@ class Handles {
   AtenTensorHandle& operator[](std::size_t i) { return first_[i]; }
   AtenTensorHandle operator[](std::size_t i) const { return first_[i]; }
 
-  // For a call that takes all of them over.
+  // For a call that takes ownership of all of them.
   AtenTensorHandle* release() {
     count_ = 0;
     return first_;
   }
 
-  // One of them, as the owner of what it shows.
+  // One of them, as the owner of its memory.
   std::shared_ptr<const void> share(std::size_t i) {
     return std::shared_ptr<AtenTensorOpaque>(std::exchange(first_[i], nullptr), DeleteAten());
   }
@@ -123,48 +110,47 @@ struct Block {
   bool overlaps(const Block& other) const { return begin < other.end && other.begin < end; }
 };
 
-// What a torch tensor is; not set where it is none of ours: another device, layout, dtype, or more sizes.
-struct AtenShown {
-  bool ours = false;
+struct AtenTensorInfo {
+  bool supported = false;  // if not, it has another device, layout or dtype, or too many sizes, and nothing else is set
   TensorView view;
   Block storage{};
 };
 
-inline AtenShown shown_of(AtenTensorHandle tensor) {
+inline AtenTensorInfo inspect(AtenTensorHandle tensor) {
   static const std::int32_t cpu = aoti_torch_device_type_cpu();
   static const std::int32_t strided = aoti_torch_layout_strided();
-  AtenShown shown;
+  AtenTensorInfo info;
   std::int32_t number = 0;
   std::int32_t device = 0;
   std::int32_t layout = 0;
   std::int64_t rank = 0;
-  shim(aoti_torch_get_layout(tensor, &layout));
-  shim(aoti_torch_get_device_type(tensor, &device));
-  shim(aoti_torch_get_dtype(tensor, &number));
-  shim(aoti_torch_get_dim(tensor, &rank));
-  if (layout != strided || device != cpu || rank > static_cast<std::int64_t>(Sizes::kMost)) return shown;
-  for (const DtypeNames& known : kDtypes) {
+  check_shim(aoti_torch_get_layout(tensor, &layout));
+  check_shim(aoti_torch_get_device_type(tensor, &device));
+  check_shim(aoti_torch_get_dtype(tensor, &number));
+  check_shim(aoti_torch_get_dim(tensor, &rank));
+  if (layout != strided || device != cpu || rank > static_cast<std::int64_t>(Sizes::kMaxRank)) return info;
+  for (const DtypeInfo& known : kDtypes) {
     if (aten_dtype(known.dtype) != number) continue;
     void* data = nullptr;
     std::int64_t* sizes = nullptr;
     std::int64_t* strides = nullptr;
     std::int64_t offset = 0;
     std::int64_t size = 0;
-    shim(aoti_torch_get_data_ptr(tensor, &data));
-    shim(aoti_torch_get_sizes(tensor, &sizes));
-    shim(aoti_torch_get_strides(tensor, &strides));
-    shim(aoti_torch_get_storage_offset(tensor, &offset));
-    shim(aoti_torch_get_storage_size(tensor, &size));
+    check_shim(aoti_torch_get_data_ptr(tensor, &data));
+    check_shim(aoti_torch_get_sizes(tensor, &sizes));
+    check_shim(aoti_torch_get_strides(tensor, &strides));
+    check_shim(aoti_torch_get_storage_offset(tensor, &offset));
+    check_shim(aoti_torch_get_storage_size(tensor, &size));
     const auto length = static_cast<std::size_t>(rank);
-    shown.view = TensorView(known.dtype, data, Sizes(sizes, length), Sizes(strides, length));
-    if (data != nullptr) {  // null where there are no items
+    info.view = TensorView(known.dtype, data, Sizes(sizes, length), Sizes(strides, length));
+    if (data != nullptr) {  // null when there are no items
       const char* begin = static_cast<const char*>(data) - offset * static_cast<std::int64_t>(known.size);
-      shown.storage = {begin, begin + size};
+      info.storage = {begin, begin + size};
     }
-    shown.ours = true;
-    return shown;
+    info.supported = true;
+    return info;
   }
-  return shown;
+  return info;
 }
 
 }  // namespace regplug::detail

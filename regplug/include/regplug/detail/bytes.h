@@ -1,4 +1,4 @@
-// A block of bytes that copies share.
+// A block of bytes; copies share it.
 #pragma once
 
 #include <cstddef>
@@ -19,14 +19,14 @@ class Bytes {
     size_ = kept->size();
   }
 
-  // Makes room for `most` bytes and has `fill(place, most)` write them; it returns how many it wrote. The room is not
-  // zeroed first, as a std::string would be: weights may fill a gigabyte.
+  // Allocates `most` bytes and calls `fill(place, most)`, which writes them and returns how many. Unlike a std::string
+  // the memory is not zeroed first: weights may need a gigabyte.
   template <typename Fill>
   static Bytes filled(std::size_t most, Fill fill) {
-    const std::shared_ptr<char> room(new char[most], std::default_delete<char[]>());
+    const std::shared_ptr<char> memory(new char[most], std::default_delete<char[]>());
     Bytes bytes;
-    bytes.size_ = fill(room.get(), most);
-    bytes.data_ = room;
+    bytes.size_ = fill(memory.get(), most);
+    bytes.data_ = memory;
     return bytes;
   }
 

@@ -1,4 +1,4 @@
-// What this machine's CPU can do, and which program suits it best.
+// The features of this CPU, and the best program for it.
 #pragma once
 
 #include <algorithm>
@@ -17,36 +17,35 @@
 
 namespace regplug::detail {
 
-// The words of a text, in its order.
-inline std::vector<std::string> words(const std::string& text) {
+inline std::vector<std::string> split_words(const std::string& text) {
   std::istringstream stream(text);
   std::vector<std::string> found;
   for (std::string word; stream >> word;) found.push_back(word);
   return found;
 }
 
-// The words of the first `flags` line of a file as /proc/cpuinfo is; none where there is no such line.
-inline std::set<std::string> listed_flags(const char* path) {
+// The words of the first `flags` line of a file like /proc/cpuinfo; empty when there is no such line.
+inline std::set<std::string> flags_in_file(const char* path) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     if (line.compare(0, 5, "flags") != 0) continue;
-    const std::vector<std::string> found = words(line.substr(line.find(':') + 1));
+    const std::vector<std::string> found = split_words(line.substr(line.find(':') + 1));
     return {found.begin(), found.end()};
   }
   return {};
 }
 
-// What this CPU can do, in the words of /proc/cpuinfo, which a container need not show.
+// The features of this CPU, as /proc/cpuinfo spells them. A container may have no /proc/cpuinfo.
 inline const std::set<std::string>& cpu_flags() {
   static const std::set<std::string> flags = [] {
-    std::set<std::string> found = listed_flags("/proc/cpuinfo");
+    std::set<std::string> found = flags_in_file("/proc/cpuinfo");
     return found.empty() ? cpuid_flags() : found;
   }();
   return flags;
 }
 
-// ATen's CPU capability, as at::get_cpu_capability() spells it: which of its own kernels torch runs here. The C shim
-// has no call for it; this is the rule of ATen/native/DispatchStub.cpp, its environment variable included.
+// ATen's CPU capability, as at::get_cpu_capability() spells it: the kernels that torch uses here. The C shim has no
+// call for it; this is the rule of ATen/native/DispatchStub.cpp, including its environment variable.
 inline const std::string& cpu_capability() {
   static const std::string capability = [] {
     const char* chosen = std::getenv("ATEN_CPU_CAPABILITY");
@@ -66,17 +65,19 @@ inline const std::string& cpu_capability() {
   return capability;
 }
 
-// Of the programs of a backend that this CPU can run, the one that makes most of it. `owner` begins every message.
-inline const Program& fitting(const std::string& owner, const Manifest& manifest, const std::string& backend) {
+// Of the programs of a backend that this CPU can run, the one that uses most of its features. `owner` begins every
+// message.
+inline const ProgramRecord& best_for_this_cpu(const std::string& owner, const Manifest& manifest,
+                                              const std::string& backend) {
   std::set<std::string> known;
-  const Program* best = nullptr;
+  const ProgramRecord* best = nullptr;
   std::size_t most = 0;
-  std::vector<std::string> nearest;  // what the program lacks that lacks least
-  for (const Program& program : manifest.programs) {
+  std::vector<std::string> nearest;  // the smallest set of missing features
+  for (const ProgramRecord& program : manifest.programs) {
     known.insert(program.backend);
     if (program.backend != backend) continue;
     const auto property = program.properties.find("cpu_flags");
-    const std::vector<std::string> list = words(property == program.properties.end() ? "" : property->second);
+    const std::vector<std::string> list = split_words(property == program.properties.end() ? "" : property->second);
     const std::set<std::string> wanted(list.begin(), list.end());
     std::vector<std::string> missing;
     std::set_difference(wanted.begin(), wanted.end(), cpu_flags().begin(), cpu_flags().end(),
@@ -90,9 +91,9 @@ inline const Program& fitting(const std::string& owner, const Manifest& manifest
   }
   if (best != nullptr) return *best;
   if (nearest.empty()) {
-    const std::string names = listed(known);
-    throw Error(owner + ": not in this bundle; known: " +
-                (known.empty() ? "none" : names.substr(1, names.size() - 2)) + ".");
+    const std::string names = format_list(known);
+    throw Error(owner + ": not in this bundle; known: " + (known.empty() ? "none" : names.substr(1, names.size() - 2)) +
+                ".");
   }
   std::string flags;
   for (const std::string& flag : nearest) flags += (flags.empty() ? "" : " ") + flag;

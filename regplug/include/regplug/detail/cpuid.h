@@ -1,4 +1,4 @@
-// The instruction sets of this CPU as the CPU itself lists them; for where the system shows no /proc/cpuinfo.
+// The features of this CPU from the CPUID instruction, for systems without /proc/cpuinfo.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,13 @@
 
 namespace regplug::detail {
 
-// In the words of /proc/cpuinfo, those that programs ask for, and as it does only what the system lets programs use.
-// None where the CPU is no x86.
+// The features that programs ask for, as /proc/cpuinfo spells them, and like it only those that the system lets
+// programs use. Empty on other CPUs than x86.
 inline std::set<std::string> cpuid_flags() {
   std::set<std::string> flags;
 #if defined(__x86_64__) || defined(__i386__)
   enum Register { eax, ebx, ecx, edx };
-  // the registers that the system saves, as bits of XCR0: without them the CPU refuses the instructions
+  // the registers that the system saves, as bits of XCR0; without them the instructions are not available
   constexpr std::uint32_t kAvx = 0x6;
   constexpr std::uint32_t kAvx512 = 0xE6;
   constexpr std::uint32_t kAmx = 0x60000;
@@ -68,19 +68,19 @@ inline std::set<std::string> cpuid_flags() {
       {"fma4", 0x80000001, 0, ecx, 16, kAvx},
       {"tbm", 0x80000001, 0, ecx, 21, 0},
   };
-  const auto asked = [](std::uint32_t leaf, std::uint32_t part, Register where) {
+  const auto query = [](std::uint32_t leaf, std::uint32_t part, Register where) {
     unsigned answer[4] = {};
-    const bool there = __get_cpuid_count(leaf, part, &answer[eax], &answer[ebx], &answer[ecx], &answer[edx]) != 0;
-    return there ? answer[where] : 0U;
+    const bool supported = __get_cpuid_count(leaf, part, &answer[eax], &answer[ebx], &answer[ecx], &answer[edx]) != 0;
+    return supported ? answer[where] : 0U;
   };
   std::uint32_t saved = 0;
-  if ((asked(1, 0, ecx) >> 27 & 1) != 0) {  // the system uses XCR0
+  if ((query(1, 0, ecx) >> 27 & 1) != 0) {  // the system uses XCR0
     std::uint32_t upper = 0;
     __asm__("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
   }
   for (const Flag& flag : known) {
     const bool usable = (saved & flag.saved) == flag.saved;
-    if (usable && (asked(flag.leaf, flag.part, flag.where) >> flag.bit & 1) != 0) flags.insert(flag.word);
+    if (usable && (query(flag.leaf, flag.part, flag.where) >> flag.bit & 1) != 0) flags.insert(flag.word);
   }
 #endif
   return flags;

@@ -1,5 +1,5 @@
-// The load protocol: a folder is opened once, and its files relative to that handle, so that a bundle replaced
-// meanwhile is read whole, old or new, and never mixed.
+// Opens a folder once, and its files relative to that handle: when a bundle is replaced during a read, the reader sees
+// the old or the new one, never a mixture.
 #pragma once
 
 #include <dirent.h>
@@ -45,26 +45,26 @@ class Descriptor {
   int fd_;
 };
 
-// Throws Error for a path that the system would read up to its first NUL only. `label` begins the message.
+// Throws Error when a path contains NUL, because the system would cut it there. `label` begins the message.
 inline const char* checked_path(const std::string& path, const std::string& label) {
   if (path.find('\0') == std::string::npos) return path.c_str();
   throw Error(label + ": expected a path without NUL, got one with it.");
 }
 
-// A file that is not there: the one fault that a folder replaced meanwhile explains.
-class Missing : public Error {
+// A file does not exist: the one error that a folder replaced during a read explains.
+class MissingFile : public Error {
  public:
   using Error::Error;
 };
 
-// A regular file, open for reading once. `label` begins every message: "bundle DIR: FILE".
+// A regular file, open for one read. `label` begins every message: "bundle DIR: FILE".
 class File {
  public:
-  // Neither waits for a FIFO's writer nor follows a link, unless links are allowed.
+  // Does not wait for the writer of a FIFO. Follows symbolic links only if `follow_links`.
   File(int folder, const std::string& path, std::string label, bool follow_links, const std::string& if_missing)
       : label_(std::move(label)), fd_(::openat(folder, checked_path(path, label_), flags(follow_links))) {
     if (fd_.get() < 0) {
-      if (errno == ENOENT) throw Missing(label_ + ": missing" + if_missing);
+      if (errno == ENOENT) throw MissingFile(label_ + ": missing" + if_missing);
       if (errno == ELOOP) throw Error(label_ + ": a symbolic link; use follow_links if that is meant.");
       // a socket, or a device without a driver
       if (errno == ENXIO || errno == ENODEV) throw Error(label_ + ": not a regular file.");
@@ -73,13 +73,13 @@ class File {
     struct stat status {};
     if (::fstat(fd_.get(), &status) != 0 || !S_ISREG(status.st_mode)) throw Error(label_ + ": not a regular file.");
     size_ = static_cast<std::uint64_t>(status.st_size);
-    if (is_pointer(fd_.get(), static_cast<std::size_t>(size_))) throw Error(label_ + ": " + kPointer + ".");
+    if (is_lfs_pointer(fd_.get(), static_cast<std::size_t>(size_))) throw Error(label_ + ": " + kLfsPointer + ".");
   }
 
   const std::string& label() const { return label_; }
   std::uint64_t size() const { return size_; }
 
-  // Reads up to `count` bytes; fewer come back only at the end of the file.
+  // Reads up to `count` bytes; gives fewer only at the end of the file.
   std::size_t read(char* place, std::size_t count) const {
     std::size_t done = 0;
     while (done < count) {
@@ -112,8 +112,8 @@ class File {
   std::uint64_t size_ = 0;
 };
 
-// A name from a folder, which may be any bytes: all but the letters of file names as \xHH.
-inline std::string spelled(const std::string& name) {
+// A directory entry, which may be any bytes; all except the letters of file names become \xHH.
+inline std::string escape_file_name(const std::string& name) {
   std::string text;
   for (const char letter : name) {
     char escaped[8];
@@ -131,7 +131,7 @@ class Folder {
         fd_(::open(checked_path(path_, label()), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
     if (fd_.get() >= 0) return;
     if (errno == ENOENT) throw Error(label() + ": no such folder.");
-    if (errno == ENOTDIR) throw Error(label() + ": " + instead_of_folder(path_) + ".");
+    if (errno == ENOTDIR) throw Error(label() + ": " + describe_non_folder(path_) + ".");
     throw Error(label() + ": " + std::strerror(errno) + ".");
   }
 
@@ -141,9 +141,9 @@ class Folder {
     return File(fd_.get(), name, label() + ": " + name, follow_links_, if_missing);
   }
 
-  // Everything in the folder, sorted, so that the same folder always gives the same message.
+  // All entries, sorted, so that the same folder always gives the same message.
   std::vector<std::string> names() const {
-    // A handle of its own: reading entries moves the position that copies of a handle share.
+    // A separate handle, because duplicated handles share one read position.
     const int fd = ::openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const std::unique_ptr<DIR, int (*)(DIR*)> entries(fd < 0 ? nullptr : ::fdopendir(fd), &::closedir);
     if (!entries) {
@@ -155,8 +155,8 @@ class Folder {
     while (const dirent* entry = ::readdir(entries.get())) {
       const std::string name = entry->d_name;
       if (name != "." && name != "..") found.push_back(name);
-      if (found.size() > kEntries) {
-        throw Error(label() + ": expected at most " + std::to_string(kEntries) + " files, got more.");
+      if (found.size() > kMaxEntries) {
+        throw Error(label() + ": expected at most " + std::to_string(kMaxEntries) + " files, got more.");
       }
       errno = 0;
     }
@@ -165,7 +165,7 @@ class Folder {
     return found;
   }
 
-  // Whether something else stands at the path now, or nothing: opening it again says which.
+  // Whether the path no longer leads to this folder.
   bool replaced() const {
     struct stat here {};
     struct stat there {};
@@ -174,26 +174,27 @@ class Folder {
   }
 
  private:
-  static constexpr std::size_t kEntries = 4096;
+  static constexpr std::size_t kMaxEntries = 4096;
 
   std::string path_;
   bool follow_links_;
   Descriptor fd_;
 };
 
-// Calls `read(folder)`, and again from the path when a file was gone because the folder was replaced meanwhile.
+// Calls `read(folder)`, and again when a file was missing because the folder was replaced during the read.
 template <typename Read>
 auto read_folder(const std::string& path, bool follow_links, Read read) {
-  constexpr int kAttempts = 100;  // a writer replaces a bundle in milliseconds: this many in a row is no accident
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+  // A writer replaces a bundle in milliseconds, so this many in a row are not a coincidence.
+  constexpr int kMaxAttempts = 100;
+  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
     const Folder folder(path, follow_links);
     try {
       return read(folder);
-    } catch (const Missing&) {
+    } catch (const MissingFile&) {
       if (!folder.replaced()) throw;
     }
   }
-  throw Error("bundle " + path + ": replaced " + std::to_string(kAttempts) + " times while it was read; try again.");
+  throw Error("bundle " + path + ": replaced " + std::to_string(kMaxAttempts) + " times while it was read; try again.");
 }
 
 }  // namespace regplug::detail

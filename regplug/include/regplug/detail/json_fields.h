@@ -1,4 +1,4 @@
-// Typed, strict reading of one JSON object: exactly the keys asked for, each of the type asked for.
+// Strict, typed access to one JSON object: exactly the given keys, each of the expected type.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace regplug::detail {
 
-constexpr std::int64_t kLargest = std::int64_t{1} << 53;  // integers beyond are not the same in every language
+constexpr std::int64_t kMaxInteger = (std::int64_t{1} << 53) - 1;  // larger ones differ between languages
 
 constexpr std::string_view kNameLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
 
@@ -52,8 +52,8 @@ inline bool is_sha256(std::string_view text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-// JSON with sorted keys, in ASCII; a number that is no integer in the twelve digits that printf gives in any language.
-// A text that is no UTF-8, which no JSON holds but a name in memory may, loses what it cannot show.
+// JSON with sorted keys, in ASCII; numbers other than integers with twelve digits, so that both languages agree. Bytes
+// that are not UTF-8, which names in memory may have, are replaced.
 inline std::string compact(const Json& value) {
   std::string text;
   if (value.is_object()) {
@@ -67,43 +67,45 @@ inline std::string compact(const Json& value) {
     return "[" + text + "]";
   }
   if (!value.is_number_float()) return value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  text = digits(value.get<double>(), 12);
+  text = format_digits(value.get<double>(), 12);
   return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
 }
 
-// A value inside a message: 60 characters of it at most.
-inline std::string shown(const Json& value) { return cut(compact(value)); }
+// A value in a message, at most 60 characters.
+inline std::string format_value(const Json& value) { return truncate(compact(value)); }
 
-// A key inside a message: as it is where it is a plain name.
-inline std::string named(const std::string& key) { return is_name(key) ? key : shown(key); }
+// A key in a message; a plain name stays as it is.
+inline std::string format_key(const std::string& key) { return is_name(key) ? key : format_value(key); }
 
-[[noreturn]] inline void wrong(const std::string& key, const std::string& expected, const Json& got) {
-  throw Fault(key + (key.empty() ? "expected " : ": expected ") + expected + ", got " + shown(got));
+[[noreturn]] inline void wrong_value(const std::string& key, const std::string& expected, const Json& got) {
+  throw Fault(key + (key.empty() ? "expected " : ": expected ") + expected + ", got " + format_value(got));
 }
 
-// An integer in plain digits, `least` <= value < 2^53; not set for any other value. "-0" and "1.0" are not plain.
+// An integer in plain digits, `least` <= value <= kMaxInteger; nothing for any other value, such as -0 and 1.0.
 inline std::optional<std::int64_t> plain_integer(const Json& value, std::int64_t least) {
   std::optional<std::int64_t> number;
   if (value.is_number_unsigned()) {
-    if (value.get<std::uint64_t>() < std::uint64_t{kLargest}) number = value.get<std::int64_t>();
+    if (value.get<std::uint64_t>() <= std::uint64_t{kMaxInteger}) number = value.get<std::int64_t>();
   } else if (value.is_number_integer() && value.get<std::int64_t>() < 0) {
     number = value.get<std::int64_t>();
   }
   return number && *number >= least ? number : std::nullopt;
 }
 
-// An object whose keys are exactly those given. Throws Fault, "KEY: expected WHAT, got VALUE", where KEY is the path
-// from the top: "input.shape", "golden.cases.0.case".
+// A JSON object with exactly the given keys. Throws Fault, "KEY: expected WHAT, got VALUE", where KEY is the path from
+// the top: "input.shape", "golden.cases.0.case".
 class Fields {
  public:
   Fields(std::string where, const Json& object, std::initializer_list<const char*> keys)
       : where_(std::move(where)), object_(object) {
-    if (!object_.is_object()) wrong(where_, "an object", object_);
+    if (!object_.is_object()) wrong_value(where_, "an object", object_);
     for (const char* key : keys) {
       if (!object_.contains(key)) throw Fault(path(key) + ": expected a value, got nothing");
     }
     for (const auto& [key, value] : object_.items()) {
-      if (std::find(keys.begin(), keys.end(), key) == keys.end()) wrong(path(named(key)), "no such key", value);
+      if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
+        wrong_value(path(format_key(key)), "no such key", value);
+      }
     }
   }
 
@@ -120,7 +122,7 @@ class Fields {
   }
 
   bool boolean(const std::string& key) const {
-    if (!at(key).is_boolean()) wrong(path(key), "true or false", at(key));
+    if (!at(key).is_boolean()) wrong_value(path(key), "true or false", at(key));
     return at(key).get<bool>();
   }
 
@@ -130,7 +132,7 @@ class Fields {
   }
 
   double amount(const std::string& key) const {
-    if (!at(key).is_number() || at(key).get<double>() < 0) wrong(path(key), "a number >= 0", at(key));
+    if (!at(key).is_number() || at(key).get<double>() < 0) wrong_value(path(key), "a number >= 0", at(key));
     return at(key).get<double>();
   }
 
@@ -138,18 +140,18 @@ class Fields {
   std::string version(const std::string& key) const { return matching(key, "a version", is_version); }
 
   std::string one_of(const std::string& key, std::initializer_list<std::string> known) const {
-    return matching(key, "one of " + listed(known), [&](const std::string& value) {
+    return matching(key, "one of " + format_list(known), [&](const std::string& value) {
       return std::find(known.begin(), known.end(), value) != known.end();
     });
   }
 
   template <typename Accepts>
   std::string matching(const std::string& key, const std::string& expected, Accepts accepts) const {
-    if (!at(key).is_string() || !accepts(at(key).get<std::string>())) wrong(path(key), expected, at(key));
+    if (!at(key).is_string() || !accepts(at(key).get<std::string>())) wrong_value(path(key), expected, at(key));
     return at(key).get<std::string>();
   }
 
-  // An object with free values.
+  // An object with any values; its keys are names of options.
   const Json& options(const std::string& key) const {
     each_in(key, "an option's name", is_option, [](const std::string&, const std::string&, const Json&) {});
     return at(key);
@@ -163,23 +165,23 @@ class Fields {
   template <typename Read>
   void each_of(const std::string& key, Read read) const {
     const Json& list = at(key);
-    if (!list.is_array()) wrong(path(key), "a list", list);
+    if (!list.is_array()) wrong_value(path(key), "a list", list);
     for (std::size_t i = 0; i < list.size(); ++i) read(path(key) + "." + std::to_string(i), list[i]);
   }
 
-  // Calls `read(path, name, value)` for each key of an object with free keys, all of them accepted names.
+  // Calls `read(path, name, value)` for each key of an object; `accepts(name)` must hold for every key.
   template <typename Accepts, typename Read>
   void each_in(const std::string& key, const std::string& expected, Accepts accepts, Read read) const {
-    if (!at(key).is_object()) wrong(path(key), "an object", at(key));
+    if (!at(key).is_object()) wrong_value(path(key), "an object", at(key));
     for (const auto& [name, value] : at(key).items()) {
-      if (!accepts(name)) wrong(path(key), expected, name);
+      if (!accepts(name)) wrong_value(path(key), expected, name);
       read(path(key) + "." + name, name, value);
     }
   }
 
   static std::int64_t as_integer(const std::string& where, const Json& value, std::int64_t least) {
     const std::optional<std::int64_t> number = plain_integer(value, least);
-    if (!number) wrong(where, least >= 0 ? "an integer >= " + std::to_string(least) : "an integer", value);
+    if (!number) wrong_value(where, least >= 0 ? "an integer >= " + std::to_string(least) : "an integer", value);
     return *number;
   }
 

@@ -1,4 +1,4 @@
-// What two keys of a manifest say must agree; the loaders rely on it, on the ranks of the shapes above all.
+// The rules between the keys of a manifest. The loaders rely on them, above all on the ranks of the shapes.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +14,13 @@
 #include "regplug/detail/json_fields.h"
 #include "regplug/detail/strict_json.h"
 #include "regplug/manifest.h"
+#include "regplug/safetensors.h"
 #include "regplug/tensor.h"
 
 namespace regplug::detail {
 
-// The shortest sequence that holds the registers; not set where the layout contradicts itself.
-inline std::optional<std::int64_t> least_tokens(const Json& json, const Layout& layout) {
+// The shortest sequence that holds the registers; nothing when the layout contradicts itself.
+inline std::optional<std::int64_t> min_tokens_of(const Json& json, const LayoutRecord& layout) {
   if (layout.start.has_value() != json["indices"].is_null()) return std::nullopt;
   std::int64_t least = 0;
   if (layout.start) {
@@ -36,47 +37,47 @@ inline std::optional<std::int64_t> least_tokens(const Json& json, const Layout& 
   return layout.num_tokens.value_or(least);
 }
 
-inline void check_layout(const Json& json, const Manifest& manifest, const Layout& layout) {
-  if (!least_tokens(json, layout)) wrong("layout", "positions that agree with its sizes", json);
+inline void check_layout(const Json& json, const Manifest& manifest, const LayoutRecord& layout) {
+  if (!min_tokens_of(json, layout)) wrong_value("layout", "positions that agree with its sizes", json);
   if (layout.num_registers != manifest.num_registers || layout.hidden_dim != manifest.hidden_dim) {
-    wrong("layout", "the num_registers and hidden_dim of the manifest", json);
+    wrong_value("layout", "the num_registers and hidden_dim of the manifest", json);
   }
 }
 
-inline void same(const std::string& key, const Json& expected, const Json& got) {
-  if (got != expected) wrong(key, shown(expected), got);
+inline void expect_same(const std::string& key, const Json& expected, const Json& got) {
+  if (got != expected) wrong_value(key, format_value(expected), got);
 }
 
 inline void check_image_shape(const Json& shape) {
-  const bool fits = shape.size() >= 2 && shape.size() <= Sizes::kMost && shape[0] == "B" &&
+  const bool fits = shape.size() >= 2 && shape.size() <= Sizes::kMaxRank && shape[0] == "B" &&
                     std::all_of(shape.begin() + 1, shape.end(), [](const Json& size) { return size.is_number(); });
-  if (!fits) wrong("input.shape", "\"B\" and 1 to 7 sizes", shape);
+  if (!fits) wrong_value("input.shape", "\"B\" and 1 to 7 sizes", shape);
 }
 
 inline void check_input(const Json& json, const Manifest& manifest) {
   const bool conditioner = manifest.is_conditioner();
   const Json& shape = json["input"]["shape"];
   if (manifest.backbone) {
-    same("layout.normalized", manifest.backbone->normalized, json["layout"]["normalized"]);
+    expect_same("layout.normalized", manifest.backbone->normalized, json["layout"]["normalized"]);
     check_image_shape(shape);
-    same("input.name", "images", json["input"]["name"]);
-    same("input.min_tokens", nullptr, json["input"]["min_tokens"]);
+    expect_same("input.name", "images", json["input"]["name"]);
+    expect_same("input.min_tokens", nullptr, json["input"]["min_tokens"]);
     return;
   }
-  same("input.name", conditioner ? "tokens" : "registers", json["input"]["name"]);
+  expect_same("input.name", conditioner ? "tokens" : "registers", json["input"]["name"]);
   Json middle = manifest.num_registers;
   if (conditioner) middle = manifest.layout->num_tokens ? Json(*manifest.layout->num_tokens) : Json("T");
-  same("input.shape", {"B", middle, manifest.hidden_dim}, shape);
+  expect_same("input.shape", {"B", middle, manifest.hidden_dim}, shape);
   Json least;  // null for a readout
-  if (conditioner) least = *least_tokens(json["layout"], *manifest.layout);
-  same("input.min_tokens", least, json["input"]["min_tokens"]);
+  if (conditioner) least = *min_tokens_of(json["layout"], *manifest.layout);
+  expect_same("input.min_tokens", least, json["input"]["min_tokens"]);
 }
 
 inline void check_outputs(const Json& json, const Manifest& manifest) {
   const bool conditioner = manifest.is_conditioner();
   const std::size_t count = manifest.outputs.size();
   if (conditioner ? count == 0 || count % 2 != 0 : count != 1) {
-    wrong("outputs", conditioner ? "pairs of gamma and beta" : "one output", count);
+    wrong_value("outputs", conditioner ? "pairs of gamma and beta" : "one output", count);
   }
   for (std::size_t i = 0; i < count; ++i) {
     const Json& output = json["outputs"][i];
@@ -84,9 +85,9 @@ inline void check_outputs(const Json& json, const Manifest& manifest) {
     const std::string where = "outputs." + std::to_string(i) + ".";
     const std::string film_name = (i % 2 == 0 ? "gamma_" : "beta_") + std::to_string(i / 2);
     const bool any_width = conditioner && !shape.empty() && shape.back() != kFree;
-    same(where + "name", conditioner ? film_name : "conditioning", output["name"]);
-    same(where + "dtype", manifest.input.dtype, output["dtype"]);
-    same(where + "shape", {"B", any_width ? shape.back() : manifest.cond_dim}, output["shape"]);
+    expect_same(where + "name", conditioner ? film_name : "conditioning", output["name"]);
+    expect_same(where + "dtype", manifest.input.dtype, output["dtype"]);
+    expect_same(where + "shape", {"B", any_width ? shape.back() : manifest.cond_dim}, output["shape"]);
   }
 }
 
@@ -95,27 +96,30 @@ inline std::vector<std::string> sorted(std::vector<std::string> names) {
   return names;
 }
 
-// The case that every loader runs is there, and each case is one of this input: a loader relies on both.
+// The case that every loader runs exists, and each case fits the input.
 inline void check_cases(const Manifest& manifest) {
   std::vector<std::string> cases;
   for (const GoldenCase& golden : manifest.cases) cases.push_back(golden.name);
   const std::vector<std::string> in_order = sorted(cases);
   if (std::adjacent_find(in_order.begin(), in_order.end()) != in_order.end() ||
       !std::binary_search(in_order.begin(), in_order.end(), "batch_1")) {
-    wrong("golden.cases", "each case once and batch_1 among them", cases);
+    wrong_value("golden.cases", "each case once and batch_1 among them", cases);
   }
-  constexpr std::size_t kTensors = 4096;
   const std::size_t tensors = cases.size() * (1 + manifest.outputs.size());
-  if (tensors > kTensors) wrong("golden.cases", "at most " + std::to_string(kTensors) + " tensors", tensors);
+  if (tensors > SafeTensors::kMaxTensors) {
+    wrong_value("golden.cases", "at most " + std::to_string(SafeTensors::kMaxTensors) + " tensors", tensors);
+  }
   const std::int64_t length = manifest.input.shape[1];
   const auto least = [](std::int64_t size) { return "an integer >= " + std::to_string(size); };
   for (std::size_t i = 0; i < manifest.cases.size(); ++i) {
     const GoldenCase& golden = manifest.cases[i];
     const std::string where = "golden.cases." + std::to_string(i) + ".";
-    if (golden.batch < manifest.min_batch) wrong(where + "batch", least(manifest.min_batch), golden.batch);
-    if (golden.name.rfind("batch_", 0) == 0) same(where + "case", "batch_" + std::to_string(golden.batch), golden.name);
-    if (length != kFree) same(where + "length", length, golden.length);
-    if (golden.length < manifest.min_tokens) wrong(where + "length", least(manifest.min_tokens), golden.length);
+    if (golden.batch < manifest.min_batch) wrong_value(where + "batch", least(manifest.min_batch), golden.batch);
+    if (golden.name.rfind("batch_", 0) == 0) {
+      expect_same(where + "case", "batch_" + std::to_string(golden.batch), golden.name);
+    }
+    if (length != kFree) expect_same(where + "length", length, golden.length);
+    if (golden.length < manifest.min_tokens) wrong_value(where + "length", least(manifest.min_tokens), golden.length);
   }
 }
 
@@ -136,34 +140,43 @@ inline void check_programs(const Manifest& manifest) {
     tolerances[golden.name] = golden.tolerance;
   }
   for (std::size_t i = 0; i < manifest.programs.size(); ++i) {
-    const Program& program = manifest.programs[i];
+    const ProgramRecord& program = manifest.programs[i];
     const std::string where = "programs." + std::to_string(i) + ".";
     const std::string begin = "program." + program.backend;
-    if (program.file.rfind(begin, 0) != 0) wrong(where + "file", "a name that begins with " + begin, program.file);
+    if (program.file.rfind(begin, 0) != 0) {
+      wrong_value(where + "file", "a name that begins with " + begin, program.file);
+    }
     const auto flags = program.properties.find("cpu_flags");
     if (flags != program.properties.end() && !is_flags(flags->second)) {
-      wrong(where + "properties.cpu_flags", "plain words with spaces between", flags->second);
+      wrong_value(where + "properties.cpu_flags", "plain words with spaces between", flags->second);
     }
-    const std::vector<std::string> given = names_of(program.cases);
-    if (given != sorted(cases)) wrong(where + "cases", "the golden cases and no other", given);
+    const std::vector<std::string> given = keys_of(program.cases);
+    if (given != sorted(cases)) wrong_value(where + "cases", "the golden cases and no other", given);
     for (const auto& [name, result] : program.cases) {
       const double tolerance = tolerances[name];
-      same(where + "cases." + name + ".tolerance", tolerance, result.tolerance);
-      if (result.error > tolerance) wrong(where + "cases." + name + ".error", "at most " + shown(tolerance), result.error);
+      expect_same(where + "cases." + name + ".tolerance", tolerance, result.tolerance);
+      if (result.error > tolerance) {
+        wrong_value(where + "cases." + name + ".error", "at most " + format_value(tolerance), result.error);
+      }
     }
   }
 }
 
+// Sizes of files in bytes. A file may be sparse, so a large size costs an attacker nothing.
+constexpr std::uint64_t kMaxGolden = std::uint64_t{256} << 20;
+constexpr std::uint64_t kMaxProgram = std::uint64_t{4} << 30;
+constexpr std::uint64_t kMaxWeights = std::uint64_t{64} << 30;
+
 inline void check_files(const Manifest& manifest) {
   std::vector<std::string> expected{"weights.safetensors", "golden.safetensors"};
-  for (const Program& program : manifest.programs) expected.push_back(program.file);
-  const std::vector<std::string> files = names_of(manifest.files);
-  if (files != sorted(expected)) wrong("files", listed(expected), files);
-  for (const auto& [name, entry] : manifest.files) {  // a file may be sparse, and its size cost its maker nothing
-    std::uint64_t most = std::uint64_t{4} << 30;
-    if (name == "weights.safetensors") most = std::uint64_t{64} << 30;
-    if (name == "golden.safetensors") most = std::uint64_t{256} << 20;
-    if (entry.size > most) wrong("files." + name + ".size", "at most " + std::to_string(most), entry.size);
+  for (const ProgramRecord& program : manifest.programs) expected.push_back(program.file);
+  const std::vector<std::string> files = keys_of(manifest.files);
+  if (files != sorted(expected)) wrong_value("files", format_list(expected), files);
+  for (const auto& [name, entry] : manifest.files) {
+    std::uint64_t most = kMaxProgram;
+    if (name == "weights.safetensors") most = kMaxWeights;
+    if (name == "golden.safetensors") most = kMaxGolden;
+    if (entry.size > most) wrong_value("files." + name + ".size", "at most " + std::to_string(most), entry.size);
   }
 }
 
@@ -174,15 +187,15 @@ inline void check_packages(const Manifest& manifest) {
   if (manifest.backbone) wanted.push_back(distribution(manifest.backbone->name));
   for (const std::string& name : sorted(wanted)) {
     if (manifest.provenance.packages.count(name) != 0) continue;
-    wrong("provenance.packages", name + " among them", names_of(manifest.provenance.packages));
+    wrong_value("provenance.packages", name + " among them", keys_of(manifest.provenance.packages));
   }
 }
 
-inline void check_agreement(const Json& json, const Manifest& manifest) {
+inline void check_rules(const Json& json, const Manifest& manifest) {
   const bool conditioner = manifest.is_conditioner();
   if (manifest.layout) check_layout(json["layout"], manifest, *manifest.layout);
-  if ((conditioner || manifest.backbone) && !manifest.layout) wrong("layout", "an object", nullptr);
-  if (conditioner != manifest.film.has_value()) wrong("film", conditioner ? "an object" : "null", json["film"]);
+  if ((conditioner || manifest.backbone) && !manifest.layout) wrong_value("layout", "an object", nullptr);
+  if (conditioner != manifest.film.has_value()) wrong_value("film", conditioner ? "an object" : "null", json["film"]);
   check_input(json, manifest);
   check_outputs(json, manifest);
   check_cases(manifest);

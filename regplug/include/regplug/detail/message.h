@@ -1,4 +1,4 @@
-// What a message may hold: nothing that a terminal obeys, at most 400 characters, and numbers in one spelling.
+// Formats parts of messages: no control characters, at most 400 characters, numbers independent of the locale.
 #pragma once
 
 #include <algorithm>
@@ -15,16 +15,16 @@
 
 namespace regplug::detail {
 
-// A number in so many significant digits, as printf's %g in the C locale, in any locale of the host.
-inline std::string digits(double value, int precision) {
-  if (value != value) return "nan";  // printf would show its sign bit
+// A number with this many significant digits, like printf's %g in the C locale, in any locale of the host.
+inline std::string format_digits(double value, int precision) {
+  if (value != value) return "nan";  // without its sign bit, which printf would show
   std::ostringstream text;
   text.imbue(std::locale::classic());
   text << std::setprecision(precision) << value;
   return text.str();
 }
 
-// The code point that begins `text`, and of how many bytes it is: 0 where the first byte begins no valid UTF-8.
+// The first code point of `text` and its length in bytes; length 0 when the text does not begin with valid UTF-8.
 inline std::pair<std::uint32_t, std::size_t> code_point(std::string_view text) {
   const auto byte = [&](std::size_t i) { return std::uint32_t{static_cast<unsigned char>(text[i])}; };
   const std::uint32_t first = byte(0);
@@ -41,7 +41,7 @@ inline std::pair<std::uint32_t, std::size_t> code_point(std::string_view text) {
   return {code, length};
 }
 
-// Whether a terminal would obey it, or show text in another order or not at all.
+// Whether a terminal would execute it, or hide or reorder text.
 inline bool is_control(std::uint32_t code) {
   constexpr std::array<std::pair<std::uint32_t, std::uint32_t>, 7> ranges{{{0x00, 0x1F},
                                                                            {0x7F, 0x9F},
@@ -54,8 +54,8 @@ inline bool is_control(std::uint32_t code) {
                      [&](const auto& range) { return range.first <= code && code <= range.second; });
 }
 
-// As a string literal spells it: \n, \x1b, \u202e.
-inline std::string escaped(std::uint32_t code) {
+// As in a string literal: \n, \x1b, \u202e.
+inline std::string escape_code_point(std::uint32_t code) {
   if (code == '\t') return "\\t";
   if (code == '\n') return "\\n";
   if (code == '\r') return "\\r";
@@ -65,15 +65,15 @@ inline std::string escaped(std::uint32_t code) {
   return text;
 }
 
-// Each control character escaped, and each byte that is not UTF-8.
-inline std::string printable(std::string_view text) {
+// Escapes control characters and bytes that are not UTF-8.
+inline std::string escape(std::string_view text) {
   std::string shown;
   shown.reserve(text.size());
   while (!text.empty()) {
     const auto [code, length] = code_point(text);
     const std::size_t taken = std::max<std::size_t>(length, 1);
     if (length == 0 || is_control(code)) {
-      shown += escaped(code);
+      shown += escape_code_point(code);
     } else {
       shown += text.substr(0, taken);
     }
@@ -82,19 +82,20 @@ inline std::string printable(std::string_view text) {
   return shown;
 }
 
-// The beginning and the end of a UTF-8 text that is longer than a message may be.
-inline std::string shortened(std::string text) {
-  constexpr std::size_t kMost = 400;
+// Cuts the middle out of a UTF-8 text that is too long for a message.
+inline std::string clip(std::string text) {
+  constexpr std::size_t kMaxMessage = 400;
   constexpr std::size_t kBegin = 300;
   constexpr std::size_t kEnd = 97;
-  if (text.size() <= kMost) return text;
+  if (text.size() <= kMaxMessage) return text;
   const auto begins = [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; };
   auto count = static_cast<std::size_t>(std::count_if(text.begin(), text.end(), begins));
-  if (count <= kMost) return text;
-  // where a character begins that has so many before it
+  if (count <= kMaxMessage) return text;
+  // the position of the character at this index
   const auto place_of = [&](std::size_t index) {
     std::size_t seen = 0;
-    const auto found = std::find_if(text.begin(), text.end(), [&](char byte) { return begins(byte) && seen++ == index; });
+    const auto found =
+        std::find_if(text.begin(), text.end(), [&](char byte) { return begins(byte) && seen++ == index; });
     return static_cast<std::size_t>(std::distance(text.begin(), found));
   };
   return text.substr(0, place_of(kBegin)) + "..." + text.substr(place_of(count - kEnd));

@@ -14,6 +14,7 @@
 
 #include "regplug/detail/aoti_shim.h"
 #include "regplug/detail/aten_handle.h"
+#include "regplug/detail/loading_lock.h"
 #include "regplug/detail/shared_object.h"
 #include "regplug/detail/translate_errors.h"
 #include "regplug/error.h"
@@ -27,15 +28,14 @@ class ModelLibrary {
   };
   using Use = std::unique_ptr<const ModelLibrary, Release>;
 
-  // Loads the bytes, whose sha256 is `digest`; the same bytes are loaded once and serve every bundle that has them.
-  // With its last use the library is unloaded, if the dynamic linker lets it go; else it waits for the next.
-  // Throws Fault.
+  // Loads the bytes with this sha256. All bundles with the same bytes share one library. After its last use the library
+  // is unloaded; if the dynamic linker keeps it, the next load reuses it. Throws Fault.
   static Use load(std::string_view bytes, const std::string& digest) {
-    // What is still in use when this is destroyed stays as it is: the library's own data may be gone by then.
+    // Libraries that are still in use at exit are not released: their own data may be destroyed already.
     static const struct AtExit {
       ~AtExit() { exiting_ = true; }
     } at_exit;
-    const std::lock_guard<std::mutex> lock(torch_loading);
+    const std::lock_guard<std::mutex> lock(loading_lock);
     const auto found = loaded().find(digest);
     if (found != loaded().end()) return found->second->use();
     std::unique_ptr<ModelLibrary> library(new ModelLibrary(bytes, digest));
@@ -50,7 +50,7 @@ class ModelLibrary {
   std::size_t num_outputs() const { return num_outputs_; }
   std::size_t num_constants() const { return num_constants_; }
 
-  // Runs the model; takes over the inputs, also when it throws. Thread-safe.
+  // Runs the model. Takes ownership of the inputs, also when it throws. Thread-safe.
   void run(AtenTensorHandle* inputs, AtenTensorHandle* outputs) const {
     AotiInterface::Container container = nullptr;
     try {
@@ -65,9 +65,9 @@ class ModelLibrary {
   }
 
  private:
-  // By digest; those of no use by now too, where the dynamic linker keeps them.
+  // By digest; includes unused ones that the dynamic linker keeps.
   static std::map<std::string, std::unique_ptr<ModelLibrary>>& loaded() {
-    // Not destroyed at exit, when parts of libtorch are gone already.
+    // Never destroyed, because parts of libtorch may be gone at exit.
     static auto* const libraries = new std::map<std::string, std::unique_ptr<ModelLibrary>>();
     return *libraries;
   }
@@ -79,7 +79,7 @@ class ModelLibrary {
 
   static void release(const ModelLibrary& used) {
     if (exiting_) return;
-    const std::lock_guard<std::mutex> lock(torch_loading);
+    const std::lock_guard<std::mutex> lock(loading_lock);
     const auto found = loaded().find(used.digest_);
     ModelLibrary& library = *found->second;
     if (--library.uses_ != 0) return;
@@ -90,7 +90,7 @@ class ModelLibrary {
   struct Opened {};
   ModelLibrary(Opened, std::string_view bytes, const std::string& digest) : object_(bytes), digest_(digest) {}
 
-  // Once the other constructor is done, the destructor runs even if this one throws.
+  // Delegates, so that the destructor runs even if this constructor throws.
   ModelLibrary(std::string_view bytes, const std::string& digest) : ModelLibrary(Opened{}, bytes, digest) {
     find("ContainerCreateWithDevice", calls_.create);
     find("ContainerGetNumInputs", calls_.count_inputs);
@@ -119,7 +119,7 @@ class ModelLibrary {
     return made;
   }
 
-  // There come to be as many containers, of a few hundred bytes, as calls ever ran side by side.
+  // There are as many containers as calls ever ran concurrently, of a few hundred bytes each.
   AotiInterface::Container take() const {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -128,7 +128,7 @@ class ModelLibrary {
         free_.pop_back();
         return container;
       }
-      free_.reserve(free_.capacity() + 1);  // so that giving back never allocates
+      free_.reserve(free_.capacity() + 1);  // so that give_back never allocates
     }
     return make();
   }
@@ -155,14 +155,14 @@ class ModelLibrary {
     function = reinterpret_cast<Function>(object_.symbol(symbol));
   }
 
-  // The library prints its error to stderr and keeps the text; where a call into torch failed, torch has the reason.
+  // The library prints its error to stderr and keeps the text. When a call into torch failed, torch has the reason.
   void check(std::int32_t code) const {
     if (code == 0) return;
     const char* text = nullptr;
     if (calls_.last_error != nullptr) calls_.last_error(&text);
-    const std::string told = text == nullptr ? "" : first_line(text);
-    if (told.empty() || told.find("API call failed") != std::string::npos) shim_failed();
-    throw Fault(told);
+    const std::string line = text == nullptr ? "" : first_line(text);
+    if (line.empty() || line.find("API call failed") != std::string::npos) throw_shim_error();
+    throw Fault(line);
   }
 
   static inline std::atomic<bool> exiting_{false};
@@ -171,7 +171,7 @@ class ModelLibrary {
   std::string digest_;
   std::size_t uses_ = 0;
   AotiInterface calls_{};
-  // A container serves one call at a time: the library's own way of sharing one costs a tenth of a short call.
+  // A container serves one call at a time: the library's own sharing costs a tenth of a short call.
   mutable std::mutex mutex_;
   mutable std::vector<AotiInterface::Container> free_;
   std::size_t num_inputs_ = 0;

@@ -1,4 +1,4 @@
-// Items of the floating dtypes as doubles. Includes no torch.
+// Items of the floating-point dtypes as doubles. Includes no torch.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace regplug::detail {
 
-// The half precision of IEEE 754 as a double; every value of it is one.
+// IEEE 754 half precision as a double, which is exact.
 inline double from_half(std::uint16_t bits) {
   const int exponent = bits >> 10 & 31;
   const int fraction = bits & 1023;
@@ -27,7 +27,6 @@ Stored item(const char* place) {
   return value;
 }
 
-// One item of a floating dtype as a double.
 inline double to_double(Dtype dtype, const char* place) {
   switch (dtype) {
     case Dtype::float64:
@@ -43,11 +42,11 @@ inline double to_double(Dtype dtype, const char* place) {
       return static_cast<double>(value);
     }
     default:
-      throw Error("dtype: expected a floating one, got " + dtype_name(dtype) + ".");
+      throw Error("dtype: expected a floating-point dtype, got " + dtype_name(dtype) + ".");
   }
 }
 
-// The distance from 1 to the next number of a floating dtype.
+// The distance from 1 to the next number of a floating-point dtype.
 inline double epsilon(Dtype dtype) {
   switch (dtype) {
     case Dtype::float64:
@@ -59,7 +58,7 @@ inline double epsilon(Dtype dtype) {
     case Dtype::bfloat16:
       return std::ldexp(1.0, -7);
     default:
-      throw Error("dtype: expected a floating one, got " + dtype_name(dtype) + ".");
+      throw Error("dtype: expected a floating-point dtype, got " + dtype_name(dtype) + ".");
   }
 }
 

@@ -1,5 +1,5 @@
-// What every call of a program is held to. The messages are the same for every loader, and nothing is allocated when
-// all is well. Includes no torch.
+// The checks of every call of a program, with the same messages in every loader. They allocate nothing when they pass.
+// Includes no torch.
 #pragma once
 
 #include <cstddef>
@@ -14,20 +14,20 @@
 namespace regplug::detail {
 
 // `program` is "program 'NAME'".
-[[noreturn]] inline void refuse(const char* program, const std::string& text) {
+[[noreturn]] inline void reject(const char* program, const std::string& text) {
   throw Error(std::string(program) + ": " + text);
 }
 
-[[noreturn]] inline void refuse_input(const char* program, const Signature& wanted, const std::string& least,
+[[noreturn]] inline void reject_input(const char* program, const TensorSpec& wanted, const std::string& least,
                                       const std::string& got) {
-  refuse(program, "expected " + wanted.name + " " + word(wanted.shape) + least + ", got " + got + ".");
+  reject(program, "expected " + wanted.name + " " + format_item(wanted.shape) + least + ", got " + got + ".");
 }
 
 inline void check_shape(const char* program, const Manifest& manifest, const std::int64_t* sizes, std::size_t rank) {
-  const Signature& wanted = manifest.input;
+  const TensorSpec& wanted = manifest.input;
   bool fits = rank == wanted.shape.size();
   for (std::size_t i = 0; fits && i < rank; ++i) fits = wanted.shape[i] == kFree || wanted.shape[i] == sizes[i];
-  // torch ends the process where a tensor's bytes overflow
+  // torch ends the process when a tensor's bytes overflow
   std::int64_t room = std::numeric_limits<std::int64_t>::max() / 8;
   for (std::size_t i = 0; fits && i < rank; ++i) fits = sizes[i] <= 0 || (room /= sizes[i]) > 0;
   if (fits && sizes[0] >= manifest.min_batch && sizes[1] >= manifest.min_tokens) return;
@@ -37,21 +37,21 @@ inline void check_shape(const char* program, const Manifest& manifest, const std
   } else if (fits) {
     least = " with T >= " + std::to_string(manifest.min_tokens);
   }
-  refuse_input(program, wanted, least, listed(std::vector<std::int64_t>(sizes, sizes + rank)));
+  reject_input(program, wanted, least, format_list(std::vector<std::int64_t>(sizes, sizes + rank)));
 }
 
-[[noreturn]] inline void refuse_dtype(const char* program, const Manifest& manifest, const std::string& got) {
-  refuse(program, "expected dtype " + manifest.input.dtype + ", got " + got + ".");
+[[noreturn]] inline void reject_dtype(const char* program, const Manifest& manifest, const std::string& got) {
+  reject(program, "expected dtype " + manifest.input.dtype + ", got " + got + ".");
 }
 
 // `got` are the signatures of the outputs: "float32 [2, 384]".
-[[noreturn]] inline void refuse_outputs(const char* program, const Manifest& manifest, std::int64_t batch,
+[[noreturn]] inline void reject_outputs(const char* program, const Manifest& manifest, std::int64_t batch,
                                         const std::vector<std::string>& got) {
   std::vector<std::string> wanted;
-  for (const Signature& output : manifest.outputs) {
-    wanted.push_back(output.dtype + " " + listed(std::vector<std::int64_t>{batch, output.shape[1]}));
+  for (const TensorSpec& output : manifest.outputs) {
+    wanted.push_back(output.dtype + " " + format_list(std::vector<std::int64_t>{batch, output.shape[1]}));
   }
-  refuse(program, "expected outputs " + listed(wanted) + ", got " + listed(got) + ".");
+  reject(program, "expected outputs " + format_list(wanted) + ", got " + format_list(got) + ".");
 }
 
 }  // namespace regplug::detail

@@ -1,4 +1,4 @@
-// manifest.json, read strictly: every key of docs/bundle.md is there, no other, and what two keys say agrees.
+// Reads manifest.json strictly: every key of docs/bundle.md, no other key, and the rules between keys.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,11 @@
 
 namespace regplug::detail {
 
-inline Layout read_layout(const Fields& fields) {
-  Layout layout;
+inline LayoutRecord read_layout(const Fields& fields) {
+  LayoutRecord layout;
   layout.num_registers = fields.integer("num_registers", 1);
   layout.hidden_dim = fields.integer("hidden_dim", 1);
-  layout.start = fields.maybe_integer("start", 1 - kLargest);
+  layout.start = fields.maybe_integer("start", -kMaxInteger);
   const bool by_index = !fields.at("indices").is_null();
   if (by_index) {
     fields.each_of("indices", [&](const std::string& where, const Json& value) {
@@ -32,9 +32,9 @@ inline Layout read_layout(const Fields& fields) {
   return layout;
 }
 
-inline Backbone read_backbone(const Fields& top) {
+inline BackboneRecord read_backbone(const Fields& top) {
   const Fields fields = top.inside("backbone", {"name", "model", "options", "normalized"});
-  Backbone backbone;
+  BackboneRecord backbone;
   backbone.name = fields.matching("name", "distribution:name", is_full_name);
   if (!fields.at("model").is_null()) {
     backbone.model = fields.matching("model", "a model's name, never a path or an address", is_file_name);
@@ -44,13 +44,13 @@ inline Backbone read_backbone(const Fields& top) {
   return backbone;
 }
 
-inline Signature read_signature(const Fields& fields) {
-  Signature signature{fields.name("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}), {}};
+inline TensorSpec read_tensor_spec(const Fields& fields) {
+  TensorSpec spec{fields.name("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}), {}};
   fields.each_of("shape", [&](const std::string& where, const Json& size) {
-    const bool free = size == "B" || size == "T";
-    signature.shape.push_back(free ? kFree : Fields::as_integer(where, size, 1));
+    const bool varies = size == "B" || size == "T";
+    spec.shape.push_back(varies ? kFree : Fields::as_integer(where, size, 1));
   });
-  return signature;
+  return spec;
 }
 
 inline GoldenCase read_case(const Fields& fields) {
@@ -64,10 +64,11 @@ inline GoldenCase read_case(const Fields& fields) {
   return golden;
 }
 
-inline Program read_program(const Fields& fields) {
-  Program program{fields.name("backend"), fields.matching("file", "a file name, never a path", is_file_name), {}, {}};
+inline ProgramRecord read_program(const Fields& fields) {
+  ProgramRecord program{
+      fields.name("backend"), fields.matching("file", "a file name, never a path", is_file_name), {}, {}};
   const auto property = [&](const std::string& where, const std::string& name, const Json& value) {
-    if (!value.is_string() || !is_printable(value.get<std::string>())) wrong(where, "printable ASCII", value);
+    if (!value.is_string() || !is_printable(value.get<std::string>())) wrong_value(where, "printable ASCII", value);
     program.properties[name] = value.get<std::string>();
   };
   fields.each_in("properties", "a plain name", is_name, property);
@@ -79,7 +80,7 @@ inline Program read_program(const Fields& fields) {
   return program;
 }
 
-inline FileEntry read_file_entry(const Fields& fields) {
+inline FileRecord read_file_record(const Fields& fields) {
   return {static_cast<std::uint64_t>(fields.integer("size", 0)),
           fields.matching("sha256", "64 lower-case hexadecimal digits", is_sha256)};
 }
@@ -87,7 +88,7 @@ inline FileEntry read_file_entry(const Fields& fields) {
 inline Provenance read_provenance(const Fields& fields) {
   Provenance provenance;
   const auto package = [&](const std::string& where, const std::string& name, const Json& value) {
-    if (!value.is_string() || !is_version(value.get<std::string>())) wrong(where, "a version", value);
+    if (!value.is_string() || !is_version(value.get<std::string>())) wrong_value(where, "a version", value);
     provenance.packages[name] = value.get<std::string>();
   };
   fields.each_in("packages", "a plain name", is_name, package);
@@ -101,10 +102,10 @@ inline Manifest parse_manifest(std::string_view text) {
   Manifest manifest;
   manifest.json = parse_json(text);
   const Json& json = manifest.json;
-  // Before anything else: another format may have other keys.
+  // First, because another format may have other keys.
   const std::string format = std::to_string(REGPLUG_BUNDLE_FORMAT);
-  if (json.is_object() && json.contains("bundle_format") && shown(json["bundle_format"]) != format) {
-    throw Fault("bundle_format: expected " + format + ", got " + shown(json["bundle_format"]) +
+  if (json.is_object() && json.contains("bundle_format") && format_value(json["bundle_format"]) != format) {
+    throw Fault("bundle_format: expected " + format + ", got " + format_value(json["bundle_format"]) +
                 "; use a newer regplug");
   }
   const Fields top("", json,
@@ -122,17 +123,17 @@ inline Manifest parse_manifest(std::string_view text) {
   }
   if (!top.at("film").is_null()) {
     const Fields film = top.inside("film", {"generator", "options", "form", "order"});
-    manifest.film = Film{film.matching("generator", "distribution:name", is_full_name), film.options("options"),
-                         film.one_of("form", {"gamma", "1+gamma"}), film.one_of("order", {"gamma-first"})};
+    manifest.film = FiLMRecord{film.matching("generator", "distribution:name", is_full_name), film.options("options"),
+                               film.one_of("form", {"gamma", "1+gamma"}), film.one_of("order", {"gamma-first"})};
   }
   if (!top.at("backbone").is_null()) manifest.backbone = read_backbone(top);
   const Fields input = top.inside("input", {"name", "dtype", "shape", "min_batch", "min_tokens"});
   input.one_of("name", {"registers", "tokens", "images"});
-  manifest.input = read_signature(input);
+  manifest.input = read_tensor_spec(input);
   manifest.min_batch = input.integer("min_batch", 0);
   manifest.min_tokens = input.maybe_integer("min_tokens", 1).value_or(0);
   top.each_of("outputs", [&](const std::string& where, const Json& value) {
-    manifest.outputs.push_back(read_signature(Fields(where, value, {"name", "dtype", "shape"})));
+    manifest.outputs.push_back(read_tensor_spec(Fields(where, value, {"name", "dtype", "shape"})));
   });
   const Fields golden = top.inside("golden", {"truth", "cases"});
   manifest.truth = golden.one_of("truth", {"float64", "eager"});
@@ -144,11 +145,11 @@ inline Manifest parse_manifest(std::string_view text) {
     manifest.programs.push_back(read_program(Fields(where, value, {"backend", "file", "properties", "cases"})));
   });
   const auto file = [&](const std::string& where, const std::string& name, const Json& value) {
-    manifest.files[name] = read_file_entry(Fields(where, value, {"size", "sha256"}));
+    manifest.files[name] = read_file_record(Fields(where, value, {"size", "sha256"}));
   };
   top.each_in("files", "a file name, never a path", is_file_name, file);
   manifest.provenance = read_provenance(top.inside("provenance", {"packages", "torch", "python", "cpu"}));
-  check_agreement(json, manifest);
+  check_rules(json, manifest);
   return manifest;
 }
 

@@ -1,5 +1,5 @@
-// SHA-256 (FIPS 180-4), in plain C++ and with the CPU's own instructions: no dependency for the one hash that bundles
-// use.
+// SHA-256 (FIPS 180-4), in plain C++ and with the CPU's instructions, so that the one hash of bundles needs no
+// dependency.
 #pragma once
 
 #if defined(__x86_64__)
@@ -24,7 +24,7 @@ class Sha256 {
 
   explicit Sha256(Compress way = fastest()) : compress_(way) {}
 
-  // The fastest of the ways below that this CPU has.
+  // The fastest implementation that this CPU supports.
   static Compress fastest() {
 #if defined(__x86_64__)
     static const bool has_instructions = [] {
@@ -84,7 +84,7 @@ class Sha256 {
   __attribute__((target("sha,sse4.1"))) static void instructions(State& state, const unsigned char* data,
                                                                  std::size_t blocks) {
     const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
-    // The instructions want the state as (A, B, E, F) and (C, D, G, H), the first in the highest place.
+    // The instructions expect the state as (A, B, E, F) and (C, D, G, H), the first in the highest place.
     const __m128i cdab = _mm_shuffle_epi32(load(state.data()), 0xb1);
     const __m128i efgh = _mm_shuffle_epi32(load(state.data() + 4), 0x1b);
     __m128i abef = _mm_alignr_epi8(cdab, efgh, 8);
@@ -125,7 +125,7 @@ class Sha256 {
 
   static Word rotate(Word x, int n) { return (x >> n) | (x << (32 - n)); }
 
-  // One round with the eight working variables renamed instead of moved, so that nothing is copied between rounds.
+  // One round; the eight working variables are renamed instead of moved, so that rounds copy nothing.
   static void round(Word a, Word b, Word c, Word& d, Word e, Word f, Word g, Word& h, Word keyed) {
     h += (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + (g ^ (e & (f ^ g))) + keyed;
     d += h;
@@ -169,8 +169,7 @@ class Sha256 {
       0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
   // Fractional parts of the square roots of the first 8 primes.
-  State state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-               0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  State state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::array<unsigned char, kBlock> buffer_{};
   Compress compress_;
   std::size_t filled_ = 0;

@@ -1,4 +1,4 @@
-// A shared library that the dynamic linker reads from memory. Its code is somebody else's.
+// A shared library that the dynamic linker loads from memory. Its code is the bundle author's.
 #pragma once
 
 #include <dlfcn.h>
@@ -17,7 +17,7 @@
 #include "regplug/detail/write_all.h"
 #include "regplug/error.h"
 
-// The sanitizers' runtime ends a process that opens a library with RTLD_DEEPBIND.
+// The runtime of the sanitizers ends a process that opens a library with RTLD_DEEPBIND.
 #if !defined(RTLD_DEEPBIND) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define REGPLUG_DEEPBIND 0
 #elif defined(__has_feature)
@@ -31,20 +31,20 @@
 
 namespace regplug::detail {
 
-// The system has no room for a library's bytes: no fault of the library.
-class NoRoom : public Fault {
+// The system has no space for a library's bytes. This is not an error of the library.
+class OutOfSpace : public Fault {
  public:
   using Fault::Fault;
 };
 
 class SharedObject {
  public:
-  // Throws Fault. The caller holds `torch_loading`, as for everything else here.
+  // Throws Fault. The caller holds `loading_lock`, as for every member.
   explicit SharedObject(std::string_view bytes)
       : file_(sealed(bytes)),
         path_(proc_path(file_)),
-        // Its own symbols come first: those of another library of the same kind in the global scope, linked,
-        // preloaded or opened with RTLD_GLOBAL, would be taken instead of them.
+        // Its own symbols come first. Otherwise another model library in the global scope (linked, preloaded or opened
+        // with RTLD_GLOBAL) would replace them.
         handle_(::dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL | REGPLUG_DEEPBIND)) {
     if (handle_ != nullptr) return;
     std::string text = first_line(::dlerror());
@@ -54,15 +54,16 @@ class SharedObject {
   SharedObject(const SharedObject&) = delete;
   SharedObject& operator=(const SharedObject&) = delete;
   ~SharedObject() {
-    // The dynamic linker knows a library by its path first: under a number that is used again it would find this one.
+    // The dynamic linker looks a library up by path first: if the descriptor number were reused, it would find this
+    // one.
     if (handle_ != nullptr && !unload()) file_.release();
   }
 
-  // Null where it has no such symbol.
+  // Null when there is no such symbol.
   void* symbol(const char* name) const { return ::dlsym(handle_, name); }
 
-  // Whether the dynamic linker let the library go. If not it is as it was; it keeps one that has a symbol of C++ that
-  // must be unique in the process, that a thread has a destructor of, or that somebody else uses.
+  // Whether the dynamic linker unloaded the library. If not, it stays usable. The linker keeps a library that has a C++
+  // symbol unique in the process, has a pending destructor in a thread, or has other users.
   bool unload() {
     ::dlclose(handle_);
     handle_ = ::dlopen(path_.c_str(), RTLD_NOW | RTLD_NOLOAD);
@@ -70,8 +71,8 @@ class SharedObject {
   }
 
  private:
-  // The bytes as a file that nobody can change any more: in memory, or where the system has no such files (seccomp,
-  // gVisor) one without a name, which nobody else can open.
+  // The bytes as a file that nobody can change: sealed in memory, or where the system does not support that (seccomp,
+  // gVisor) an unnamed file that nobody else can open.
   static Descriptor sealed(std::string_view bytes) {
     Descriptor file(::memfd_create("regplug-program", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     const bool in_memory = file.get() >= 0;
@@ -79,9 +80,9 @@ class SharedObject {
     constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
     if (file.get() < 0 || !write_all(file.get(), bytes) ||
         (in_memory && ::fcntl(file.get(), F_ADD_SEALS, kSeals) != 0)) {
-      throw NoRoom((in_memory ? "in memory: " : "in a temporary file: ") + std::string(std::strerror(errno)));
+      throw OutOfSpace((in_memory ? "in memory: " : "in a temporary file: ") + std::string(std::strerror(errno)));
     }
-    // written to through no descriptor any more
+    // the read-only descriptor replaces the writable one
     return in_memory ? std::move(file) : Descriptor(::open(proc_path(file).c_str(), O_RDONLY | O_CLOEXEC));
   }
 

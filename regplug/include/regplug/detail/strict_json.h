@@ -1,4 +1,4 @@
-// Strict JSON: what manifests and safetensors headers are read with.
+// The strict JSON parser of manifests and safetensors headers.
 #pragma once
 
 #include <algorithm>
@@ -16,29 +16,28 @@ using Json = nlohmann::json;
 
 namespace detail {
 
-// What a message shows of a text that somebody else wrote.
-inline std::string cut(const std::string& text) {
-  constexpr std::size_t kShown = 60;
-  return text.size() <= kShown ? text : text.substr(0, kShown) + "...";
+// At most 60 characters of foreign text, for a message.
+inline std::string truncate(const std::string& text) {
+  constexpr std::size_t kMaxShown = 60;
+  return text.size() <= kMaxShown ? text : text.substr(0, kMaxShown) + "...";
 }
 
-// A name inside a message: 'name', in ASCII as JSON escapes it, so that a message is one line whatever it quotes.
-inline std::string quoted(const std::string& name) {
+// 'name' in a message, escaped to ASCII as in JSON.
+inline std::string quote(const std::string& name) {
   const std::string text = Json(name).dump(-1, ' ', true, Json::error_handler_t::replace);
-  return "'" + cut(text.substr(1, text.size() - 2)) + "'";
+  return "'" + truncate(text.substr(1, text.size() - 2)) + "'";
 }
 
-// Told apart from other faults because safetensors has a rule of its own for it.
+// A separate type, because safetensors has its own rule for it.
 class DuplicateKey : public Fault {
  public:
   using Fault::Fault;
 };
 
-// Refuses what takes long to walk over, in any language, and deep nesting before a parser meets it; brackets and commas
-// inside strings do not count.
+// Rejects deep nesting and very many values before any parser sees them. Brackets and commas in strings do not count.
 inline void check_brackets(std::string_view text) {
-  constexpr std::size_t kDepth = 64;
-  constexpr std::size_t kMarks = std::size_t{1} << 17;
+  constexpr std::size_t kMaxDepth = 64;
+  constexpr std::size_t kMaxMarks = std::size_t{1} << 17;
   std::size_t depth = 0;
   std::size_t deepest = 0;
   std::size_t marks = 0;
@@ -59,13 +58,13 @@ inline void check_brackets(std::string_view text) {
       inside = letter == '"';
     }
   }
-  if (marks > kMarks) {
-    throw Fault("expected at most " + std::to_string(kMarks) + " brackets and commas, got " + std::to_string(marks));
+  if (marks > kMaxMarks) {
+    throw Fault("expected at most " + std::to_string(kMaxMarks) + " brackets and commas, got " + std::to_string(marks));
   }
-  if (deepest > kDepth) throw Fault("nested deeper than " + std::to_string(kDepth));
+  if (deepest > kMaxDepth) throw Fault("nested deeper than " + std::to_string(kMaxDepth));
 }
 
-// Builds the value from the parser's events: its own builder keeps the last of two equal keys.
+// Builds the value from the parser's events, because nlohmann's builder keeps the last of two equal keys.
 class StrictJson final : public nlohmann::json_sax<Json> {
  public:
   Json take() { return std::move(root_); }
@@ -83,7 +82,7 @@ class StrictJson final : public nlohmann::json_sax<Json> {
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
-    if (open_.back()->contains(name)) throw DuplicateKey("key " + detail::quoted(name) + " stands twice");
+    if (open_.back()->contains(name)) throw DuplicateKey("key " + detail::quote(name) + " stands twice");
     key_ = std::move(name);
     return true;
   }
@@ -119,11 +118,10 @@ class StrictJson final : public nlohmann::json_sax<Json> {
   std::vector<Json*> open_;  // stays valid: a container grows only while it is the innermost open one
 };
 
-// Parses one JSON value. A number written as plain digits comes back as `is_number_unsigned()`, 1.0 and 1e3 do not.
-// Throws Fault: the caller knows which file it is. The checks come in one order, in Python too,
-// so that a text with several faults has one message.
+// Parses one JSON value. A number in plain digits is `is_number_unsigned()`; 1.0 and 1e3 are not. Throws Fault. The
+// checks have the same order as in Python, so that a text with several faults gives one message.
 inline Json parse_json(std::string_view text) {
-  // The parser skips a byte order mark and takes NUL for the end of the text; both would let bytes pass unread.
+  // The parser skips a byte order mark and stops at NUL; both would leave bytes unread.
   if (text.substr(0, 3) == "\xEF\xBB\xBF") throw Fault("not JSON: begins with a byte order mark");
   check_brackets(text);
   if (text.find('\0') != std::string_view::npos || !Json::accept(text)) throw Fault("not JSON");

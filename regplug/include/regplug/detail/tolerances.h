@@ -1,4 +1,4 @@
-// The tolerances of the golden cases, computed again: a manifest cannot allow more than docs/bundle.md does.
+// Computes the tolerances of the golden cases again: a manifest cannot allow more than docs/bundle.md does.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +16,10 @@
 
 namespace regplug::detail {
 
-// The largest |x| of a case's stored outputs, 0 where there is none; inf where one is not finite.
+// The largest |x| of a case's stored outputs; 0 without outputs, inf when one is not finite.
 inline double largest_output(const Manifest& manifest, const GoldenCase& golden, const SafeTensors& stored) {
   double largest = 0;
-  for (const Signature& output : manifest.outputs) {
+  for (const TensorSpec& output : manifest.outputs) {
     const TensorBytes& tensor = stored.at(golden.name + ".output." + output.name);
     const Dtype dtype = dtype_named(tensor.dtype);
     for (std::size_t place = 0; place < tensor.bytes.size(); place += item_size(dtype)) {
@@ -44,11 +44,13 @@ inline void check_tolerances(const std::string& bundle, const Manifest& manifest
     const std::string where = bundle + "manifest.json: golden.cases." + std::to_string(i) + ".";
     const double most = exact ? scale * std::min(0.125, 16 * std::sqrt(eps)) : 0;
     if (golden.eager_error > most) {
-      throw Error(where + "eager_error: expected at most " + shown(most) + ", got " + shown(golden.eager_error) + ".");
+      throw Error(where + "eager_error: expected at most " + format_value(most) + ", got " +
+                  format_value(golden.eager_error) + ".");
     }
     const double wanted = exact ? 4 * golden.eager_error + 4 * eps * scale : 1e-5 * scale;
     if (std::abs(golden.tolerance - wanted) > 1e-9 * wanted) {
-      throw Error(where + "tolerance: expected " + shown(wanted) + ", got " + shown(golden.tolerance) + ".");
+      throw Error(where + "tolerance: expected " + format_value(wanted) + ", got " + format_value(golden.tolerance) +
+                  ".");
     }
   }
 }

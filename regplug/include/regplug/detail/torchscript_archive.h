@@ -1,4 +1,4 @@
-// A TorchScript archive loaded from memory, the weights inside it, and its code made ready to run.
+// Loads a TorchScript archive from memory, copies weights into it, and makes its code ready to run.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -25,7 +25,7 @@
 
 namespace regplug::detail {
 
-// Gives torch's zip reader bytes that are in memory already.
+// Lets torch's zip reader read bytes in memory.
 class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
  public:
   explicit MemoryReader(std::string_view bytes) : bytes_(bytes) {}
@@ -39,8 +39,8 @@ class MemoryReader final : public caffe2::serialize::ReadAdapterInterface {
   std::string_view bytes_;
 };
 
-// Autocast off in this thread while it lives: a program keeps its own dtype, whatever the host has on. Its plan is made
-// without it too, or the casts would be in it forever.
+// Turns autocast off in this thread for its lifetime: a program keeps its dtype when the host has autocast on. Its plan
+// is made without autocast too, or it would keep the casts forever.
 class NoAutocast {
  public:
   NoAutocast() : was_on_(at::autocast::is_autocast_enabled(at::kCPU)) {
@@ -56,7 +56,7 @@ class NoAutocast {
   bool was_on_;
 };
 
-// Whoever calls holds `torch_loading`.
+// The caller holds `loading_lock`.
 inline torch::jit::Module load_archive(std::string_view bytes) {
   return torch::jit::load(std::make_shared<MemoryReader>(bytes), at::kCPU, /*load_debug_files=*/false);
 }
@@ -68,42 +68,48 @@ inline std::map<std::string, at::Tensor> state_of(const torch::jit::Module& modu
   return state;
 }
 
-// The weights that a module wants.
-inline WeightSignatures signatures_of(const torch::jit::Module& module) {
-  WeightSignatures wanted;
+// The weights that a module expects.
+inline WeightSpecs weight_specs_of(const torch::jit::Module& module) {
+  WeightSpecs expected;
   for (const auto& [name, tensor] : state_of(module)) {
-    wanted[name] = {dtype_name(tensor.scalar_type()), tensor.sizes().vec(), {}};
+    expected[name] = {dtype_name(tensor.scalar_type()), tensor.sizes().vec(), {}};
   }
-  return wanted;
+  return expected;
 }
 
-// Copies the weights into a module nobody runs yet. All names, shapes and dtypes are compared first: torch itself
-// takes a tensor of another shape without a word.
-inline void set_weights(const torch::jit::Module& module, const SafeTensors& weights, const std::string& label) {
-  check_weights(signatures_of(module), weights, label);
+// One set of weights and the code that runs it; never changed once other threads can see it.
+struct LoadedModule {
+  torch::jit::Module module;
+  torch::jit::Code code;  // shared by every set of weights: each compilation would add to the archive's types forever
+};
+
+// Copies the weights into a module that nothing runs yet. Compares all names, shapes and dtypes first: torch silently
+// takes a tensor of another shape.
+inline void copy_weights(const torch::jit::Module& module, const SafeTensors& weights, const std::string& label) {
+  check_weights(weight_specs_of(module), weights, label);
   const at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : state_of(module)) tensor.copy_(to_tensor(weights.at(name)));
 }
 
-// With options as constants. The weights stay parameters: as constants they made the chain with FiLM slower.
-inline torch::jit::Module frozen(const torch::jit::Module& module) {
+// Makes options constants. The weights stay parameters: as constants they made the chain with FiLM slower.
+inline torch::jit::Module freeze(const torch::jit::Module& module) {
   try {
     torch::jit::Module constant =
         torch::jit::freeze_module(module, {}, /*freezeInterfaces=*/true, /*preserveParameters=*/true);
-    const bool whole = names_of(state_of(constant)) == names_of(state_of(module));
-    return whole ? constant : module;  // a buffer became a constant, which no reload would reach
-  } catch (const c10::Error&) {  // it has an interface, or forks: it runs as it is
+    const bool whole = keys_of(state_of(constant)) == keys_of(state_of(module));
+    return whole ? constant : module;  // where a buffer became a constant, no reload would reach it
+  } catch (const c10::Error&) {        // it has an interface, or forks: it runs unfrozen
     return module;
   }
 }
 
-inline torch::jit::Code compiled(const torch::jit::Module& module) {
-  // The profiling executor costs 30 to 110 ms at the first call and gains nothing here. The guard is for this
-  // thread: the host's own setting stays.
+inline torch::jit::Code compile(const torch::jit::Module& module) {
+  // The profiling executor costs 30 to 110 ms at the first call and gains nothing here. The guard holds for this
+  // thread; the host's setting stays.
   const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
-  torch::jit::Stack nothing;  // which this plan does not look at
+  torch::jit::Stack unused;  // this plan does not depend on it
   const torch::jit::Method forward = module.get_method("forward");
-  return torch::jit::toGraphFunction(forward.function()).get_executor().getPlanFor(nothing).code;
+  return torch::jit::toGraphFunction(forward.function()).get_executor().getPlanFor(unused).code;
 }
 
 }  // namespace regplug::detail

@@ -1,41 +1,42 @@
-// What stands around a program of others: one lock for torch's loaders, and one type for whatever it throws.
+// Every exception that leaves the library becomes an Error that names its object.
 #pragma once
 
 #include <cxxabi.h>
 
 #include <exception>
-#include <mutex>
 #include <new>
 #include <string>
+#include <string_view>
 
 #include "regplug/error.h"
 
 namespace regplug::detail {
 
-// torch's loaders and the dynamic linker run code that shares state without locks: opening two programs at the same
-// time, of whatever kind, crashes now and then.
-inline std::mutex torch_loading;
+// Other libraries report over many lines (stack traces, backtraces); the first one says what happened.
+inline std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-// For what is left of a bundle that was moved from.
-[[noreturn]] inline void refuse_moved_from() {
-  throw Error("bundle: expected an open bundle, got one that was moved from.");
-}
+inline std::string first_line_of(const std::exception& error) { return first_line(error.what()); }
 
-// Calls `call()`; what it throws comes out as Error, "OBJECT: LINE".
+// Calls `call()`. What it throws becomes an Error, "OBJECT: LINE", where `one_line` gives the line. An Error that
+// already names its object passes unchanged.
 template <typename Call>
-auto as_error(const std::string& object, Call call) -> decltype(call()) {
+auto translate_errors(std::string_view object, Call call,
+                      std::string (*one_line)(const std::exception&) = first_line_of) -> decltype(call()) {
+  const auto error_of = [&](const std::string& line) { return Error(std::string(object) + ": " + line); };
   try {
     return call();
+  } catch (const Fault& fault) {
+    throw error_of(fault.what());
   } catch (const Error&) {
     throw;
-  } catch (const std::bad_alloc&) {  // also what a program wants that asks for 2^60 bytes
-    throw Error(object + ": expected memory enough, got none.");
+  } catch (const std::bad_alloc&) {  // also when a program asks for 2^60 bytes
+    throw error_of("expected enough memory, got none.");
   } catch (const std::exception& error) {
-    throw Error(object + ": " + first_line(error.what()));
-  } catch (const abi::__forced_unwind&) {  // the thread is cancelled
+    throw error_of(one_line(error));
+  } catch (const abi::__forced_unwind&) {  // the thread is being cancelled
     throw;
   } catch (...) {
-    throw Error(object + ": expected an exception of C++'s own, got another.");
+    throw error_of("expected a std::exception, got another type.");
   }
 }
 

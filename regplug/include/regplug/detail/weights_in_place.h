@@ -1,4 +1,4 @@
-// A set of weights as torch tensors that lie in the bytes of their safetensors file.
+// A set of weights as torch tensors, without a copy of the bytes of their safetensors file.
 #pragma once
 
 #include <cstddef>
@@ -19,13 +19,13 @@
 
 namespace regplug::detail {
 
-// Never changed once it is made, so threads share it without locks.
-class HeldWeights {
+// Immutable, so threads share it without locks.
+class WeightsInPlace {
  public:
-  explicit HeldWeights(SafeTensors weights) : weights_(std::move(weights)) {
+  explicit WeightsInPlace(SafeTensors weights) : weights_(std::move(weights)) {
     for (const auto& [name, entry] : weights_.tensors()) {
       const TensorView stored(entry);
-      // A stored bool may be any byte, and only 0 and 1 are values of the type.
+      // A stored bool may be any byte, but only 0 and 1 are valid values.
       const bool in_place = stored.is_aligned() && stored.dtype() != Dtype::boolean;
       if (!in_place) copies_.push_back(copy(stored));
       const TensorView& view = in_place ? stored : copies_.back().view();
@@ -47,37 +47,37 @@ class HeldWeights {
  private:
   static Tensor copy(const TensorView& stored) {
     if (stored.dtype() != Dtype::boolean) return Tensor::copy_of(stored);
-    const auto room = std::make_shared<std::vector<char>>(stored.data(), stored.data() + stored.nbytes());
-    for (char& byte : *room) byte = byte == 0 ? 0 : 1;
-    return Tensor(stored.dtype(), stored.sizes(), room->data(), room);
+    const auto memory = std::make_shared<std::vector<char>>(stored.data(), stored.data() + stored.nbytes());
+    for (char& byte : *memory) byte = byte == 0 ? 0 : 1;
+    return Tensor(stored.dtype(), stored.sizes(), memory->data(), memory);
   }
 
-  SafeTensors weights_;  // whose bytes the tensors lie in
+  SafeTensors weights_;  // owns the bytes of the tensors
   std::vector<Tensor> copies_;
   std::vector<AtenTensor> tensors_;
   std::vector<Block> blocks_;
 };
 
-// What a program's property `weights` says: the JSON text of {name: [dtype, sizes]}. `label` begins every message.
-inline WeightSignatures wanted_weights(const std::string& label, const Program& program) {
+// Reads a program's property `weights`: the JSON text of {name: [dtype, sizes]}. `label` begins every message.
+inline WeightSpecs expected_weights(const std::string& label, const ProgramRecord& program) {
   const auto property = program.properties.find("weights");
   const auto fail = [&] { throw Error(label + ": weights: expected the JSON text of {name: [dtype, sizes]}."); };
   if (property == program.properties.end()) fail();
-  WeightSignatures wanted;
+  WeightSpecs expected;
   try {
     const Json said = parse_json(property->second);
     if (!said.is_object()) fail();
     for (const auto& [name, value] : said.items()) {
       if (!value.is_array() || value.size() != 2 || !value[0].is_string() || !value[1].is_array()) fail();
-      TensorBytes& tensor = wanted[name];
+      TensorBytes& tensor = expected[name];
       tensor.dtype = value[0].get<std::string>();
       if (!find_dtype(tensor.dtype)) fail();
       for (const Json& size : value[1]) tensor.shape.push_back(Fields::as_integer("", size, 0));
     }
-  } catch (const Error&) {  // no JSON, or a size that is no integer
+  } catch (const Error&) {  // not JSON, or a size is not an integer
     fail();
   }
-  return wanted;
+  return expected;
 }
 
 }  // namespace regplug::detail

@@ -1,4 +1,4 @@
-// Writing to a descriptor. Beyond the limit of a file's size the kernel ends the process, unless SIGXFSZ is blocked.
+// Writes to a descriptor. Beyond the limit of a file's size the kernel ends the process, unless SIGXFSZ is blocked.
 #pragma once
 
 #include <sys/types.h>
@@ -12,19 +12,19 @@
 
 namespace regplug::detail {
 
-// Blocks SIGXFSZ in this thread while it lives. One that was pending before stays pending; one that came meanwhile is
-// taken away, because the write has reported it as EFBIG. Leaves errno alone.
+// Blocks SIGXFSZ in this thread for its lifetime. A signal that was pending before stays pending; a new one is removed,
+// because the write has reported it as EFBIG. Keeps errno.
 class FileSizeSignalBlocked {
  public:
   FileSizeSignalBlocked() : pending_(pending()) { ::pthread_sigmask(SIG_BLOCK, only(), &before_); }
   FileSizeSignalBlocked(const FileSizeSignalBlocked&) = delete;
   FileSizeSignalBlocked& operator=(const FileSizeSignalBlocked&) = delete;
   ~FileSizeSignalBlocked() {
-    const int reported = errno;
+    const int kept_errno = errno;
     const timespec no_time{};
     if (!pending_ && pending()) ::sigtimedwait(only(), nullptr, &no_time);
     ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-    errno = reported;
+    errno = kept_errno;
   }
 
  private:
@@ -48,7 +48,7 @@ class FileSizeSignalBlocked {
   sigset_t before_{};
 };
 
-// Whether all bytes were written; errno says why not.
+// Whether all bytes were written; if not, errno has the reason.
 inline bool write_all(int fd, std::string_view bytes) {
   const FileSizeSignalBlocked blocked;
   while (!bytes.empty()) {
