@@ -1,5 +1,6 @@
 """What a message holds, whatever it quotes: one line of at most 400 characters that no terminal obeys."""
 
+import pathlib
 import pickle
 import unicodedata
 
@@ -63,3 +64,15 @@ def test_an_option_of_a_megabyte_is_not_printed_whole(tmp_path):
             group, ["info", str(tmp_path / "b")]
         )  # shows all that the bundle says, and asked for it
         assert done.output.isascii()
+
+
+@pytest.mark.parametrize(
+    ("owner", "label"),
+    [
+        (errors.Owner("bundle", "m/r"), "bundle m/r"),
+        (errors.Owner("bundle", "m/r", "weights.safetensors"), "bundle m/r: weights.safetensors"),
+        (errors.Owner("weights", pathlib.Path("a: b/w")), "weights a: b/w"),
+    ],
+)
+def test_an_owner_prints_as_the_label_of_its_messages(owner, label):
+    assert str(owner) == f"{owner}" == label
