@@ -18,7 +18,7 @@ from regplug.bundle.load import module_run
 from regplug.bundle.parity import _other_weights
 from regplug.bundle.verify import wrong_inputs
 from regplug.bundle.weights_file import fill
-from regplug.commands.info.describe import inform
+from regplug.commands.info.describe import describe
 from regplug.format.manifest import Output
 from regplug.format.weights import load_tensors, read_metadata, save_tensors
 from regplug.registry.discovery import discover
@@ -87,7 +87,7 @@ def test_the_manifest_and_the_weights_file_name_the_backbone(bundle):
     assert manifest["layout"]["normalized"] is True
     assert read_metadata("weights", (bundle / "weights.safetensors").read_bytes())["backbone"] == manifest["backbone"]
     sizes = dict.fromkeys(["num_registers", "hidden_dim", "backbone"])
-    assert inform(str(bundle), **sizes, options={}, follow_links=False)["backbone"] == manifest["backbone"]
+    assert describe(str(bundle), **sizes, options={}, follow_links=False)["backbone"] == manifest["backbone"]
 
 
 def test_a_readout_with_its_backbone_gives_the_conditioning_vector(tmp_path):
