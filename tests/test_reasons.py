@@ -136,10 +136,10 @@ def test_where_no_line_is_known_the_reason_is_shown_alone():
 @pytest.mark.parametrize(("cls", "backend"), [(TooManyArguments, "torchscript"), (Reshapes, "onnx")])
 def test_export_shows_the_same(cls, backend, tmp_path):
     from regplug.backends.interface import Source
-    from regplug.format.manifest import Input, Output
+    from regplug.format.manifest import InputSpec, TensorSpec
 
-    given = Input("registers", "float32", ("B", 4, 16), 1, None)
-    source = Source(cls(), X, given, [Output("conditioning", "float32", ("B", 16))], {}, {})
+    given = InputSpec("registers", "float32", ("B", 4, 16), 1, None)
+    source = Source(cls(), X, given, [TensorSpec("conditioning", "float32", ("B", 16))], {}, {})
     make = TorchScriptBackend().export if backend == "torchscript" else partial(export_graph, backend, source.module)
     with pytest.raises(regplug.ExportError) as refused:
         make(source)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regplug.errors import ShapeError
-from regplug.format.manifest import Input, Output
+from regplug.format.manifest import InputSpec, TensorSpec
 from regplug.format.safetensors_header import StoredTensor
 from regplug.registry.fork_locks import lock_over_forks
 
@@ -45,8 +45,8 @@ class Source:
 
     module: nn.Module
     example: Tensor
-    input: Input
-    outputs: Sequence[Output]
+    input: InputSpec
+    outputs: Sequence[TensorSpec]
     weights: Mapping[str, StoredTensor]
     description: Mapping[str, Any]
     progress: Callable[[str], None] = lambda step: None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.bundle.golden import GoldenSet, compare, make_golden
-from regplug.bundle.io_signature import Signature, signature_of_conditioner, signature_of_readout
+from regplug.bundle.io_signature import IOSignature, signature_of_conditioner, signature_of_readout
 from regplug.bundle.load import module_run, open_backend
 from regplug.bundle.origin import packages_of
 from regplug.bundle.parity import make_programs
@@ -165,7 +165,7 @@ def _conditioner_of(module: nn.Module) -> Conditioner | None:
 
 def _signature(
     owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None
-) -> tuple[Signature, TokenLayout | None]:
+) -> tuple[IOSignature, TokenLayout | None]:
     if layout is not None and not isinstance(layout, TokenLayout):
         raise ExportError(f"{owner}: layout: expected a TokenLayout, got {layout!r}.")
     if isinstance(module, (Conditioner, *ATTACHED)):
@@ -202,7 +202,7 @@ def _describe(
     spec: ReadoutSpec,
     module: nn.Module,
     layout: TokenLayout | None,
-    signature: Signature,
+    signature: IOSignature,
     golden: GoldenSet,
     registry: Registry,
 ) -> Manifest:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regplug.backends.interface import flatten
 from regplug.errors import BundleError, ExportError
 from regplug.format.folder import MANIFEST
-from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, Input, Manifest, Output
+from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, InputSpec, Manifest, TensorSpec
 from regplug.format.strict_json import format_value, wrong
 from regplug.format.weights import dtype_name
 
@@ -65,7 +65,7 @@ class GoldenSet:
 
 
 def make_golden(
-    owner: str, module: nn.Module, signature: Input, outputs: Sequence[Output], lengths: Sequence[int]
+    owner: str, module: nn.Module, signature: InputSpec, outputs: Sequence[TensorSpec], lengths: Sequence[int]
 ) -> GoldenSet:
     """Draw inputs from a fixed seed, find the truth, and set each case's tolerance.
 
@@ -197,7 +197,9 @@ def _scale_of(tensors: Sequence[Tensor]) -> float:
     return float("nan") if any(one != one for one in largest) else max(largest, default=0.0)
 
 
-def compare(run: Run, golden: GoldenSet, case: GoldenCase, outputs: Sequence[Output], factor: float = 1.0) -> CaseError:
+def compare(
+    run: Run, golden: GoldenSet, case: GoldenCase, outputs: Sequence[TensorSpec], factor: float = 1.0
+) -> CaseError:
     """Run one case and measure it.
 
     Args:
@@ -238,7 +240,7 @@ def double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Mod
 
 
 def _plan(
-    owner: str, signature: Input, lengths: Sequence[int], width: int, outputs: Sequence[Output]
+    owner: str, signature: InputSpec, lengths: Sequence[int], width: int, outputs: Sequence[TensorSpec]
 ) -> list[tuple[str, int, int | None]]:
     """Name, batch and slice start of every case, within the file's limit."""
     itemsize = getattr(torch, signature.dtype).itemsize

@@ -10,23 +10,23 @@ from torch import nn
 
 from regplug.backends.interface import flatten
 from regplug.errors import ExportError, class_name, one_line
-from regplug.format.manifest import IMAGES, Input, Output
+from regplug.format.manifest import IMAGES, InputSpec, TensorSpec
 from regplug.format.weights import dtype_name
 from regplug.registry.layout import TokenLayout
 
 
 @dataclass(frozen=True)
-class Signature:
+class IOSignature:
     """What a module takes and gives, and the second sizes of the input that its golden cases use in turn."""
 
-    input: Input
-    outputs: tuple[Output, ...]
+    input: InputSpec
+    outputs: tuple[TensorSpec, ...]
     lengths: Sequence[int]
 
 
 def signature_of_readout(
     owner: str, module: nn.Module, sizes: Sequence[int], cond_dim: int, name: str = "registers"
-) -> Signature:
+) -> IOSignature:
     """The signature of a readout, ``[B, R, D] -> [B, cond_dim]``, or of one with its backbone.
 
     Args:
@@ -43,16 +43,16 @@ def signature_of_readout(
     shapes, min_batch = _run(owner, module, dtype, sizes)
     if shapes != [(dtype, [cond_dim])]:
         raise ExportError(f"{owner}: expected {dtype} [B, {cond_dim}], got {_format(shapes)}.")
-    return Signature(
-        Input(name, dtype, ("B", *sizes), min_batch, None),
-        (Output("conditioning", dtype, ("B", cond_dim)),),
+    return IOSignature(
+        InputSpec(name, dtype, ("B", *sizes), min_batch, None),
+        (TensorSpec("conditioning", dtype, ("B", cond_dim)),),
         [sizes[0]],
     )
 
 
 def signature_of_conditioner(
     owner: str, module: nn.Module, layout: TokenLayout, images: Sequence[int] | None = None
-) -> Signature:
+) -> IOSignature:
     """The signature of a conditioner, ``[B, T, D] -> [(gamma, beta), ...]``, or of one with its backbone.
 
     Args:
@@ -71,16 +71,16 @@ def signature_of_conditioner(
     if not shapes or gammas != betas or any(found != dtype or len(shape) != 1 for found, shape in shapes):
         raise ExportError(f"{owner}: expected pairs of {dtype} [B, width], got {_format(shapes)}.")
     outputs = [
-        Output(f"{word}_{layer}", dtype, ("B", shape[0]))
+        TensorSpec(f"{word}_{layer}", dtype, ("B", shape[0]))
         for layer, (_, shape) in enumerate(gammas)
         for word in ("gamma", "beta")
     ]
     if images:
-        return Signature(Input(IMAGES, dtype, ("B", *images), min_batch, None), tuple(outputs), [images[0]])
+        return IOSignature(InputSpec(IMAGES, dtype, ("B", *images), min_batch, None), tuple(outputs), [images[0]])
     middle: int | str = layout.num_tokens or "T"
     lengths = [least] if layout.num_tokens else [least, least + 1, least + 4]
-    return Signature(
-        Input("tokens", dtype, ("B", middle, layout.hidden_dim), min_batch, least), tuple(outputs), lengths
+    return IOSignature(
+        InputSpec("tokens", dtype, ("B", middle, layout.hidden_dim), min_batch, least), tuple(outputs), lengths
     )
 
 

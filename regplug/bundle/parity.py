@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regplug.backends.cpu import best_for_this_cpu
 from regplug.backends.interface import ExportBackend, Program, Source
 from regplug.bundle.golden import SEED, CaseError, GoldenSet, compare, make_golden
-from regplug.bundle.io_signature import Signature
+from regplug.bundle.io_signature import IOSignature
 from regplug.bundle.machine_paths import check_traces
 from regplug.bundle.nonfinite import lost_nan, with_nan
 from regplug.bundle.program import LoadedProgram, open_run
@@ -28,7 +28,7 @@ def make_programs(
     weights: bytes,
     manifest: Manifest,
     golden: GoldenSet,
-    signature: Signature,
+    signature: IOSignature,
     progress: Callable[[str], None],
 ) -> Iterator[tuple[Program, ProgramRecord]]:
     """Every backend's programs, each proven equal to eager with the trained weights and with others.
@@ -104,7 +104,7 @@ def _gate(
     return opened[0], ProgramRecord(name, program.file, dict(program.properties), cases)
 
 
-def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: Signature) -> None:
+def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: IOSignature) -> None:
     """Refuse a program that makes a number of a NaN: in a broken input nobody would notice it."""
     shape = [signature.lengths[0], *(int(size) for size in signature.input.shape[2:])]
     for case, given in with_nan(shape, getattr(torch, signature.input.dtype)):
@@ -116,7 +116,7 @@ def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: S
             )
 
 
-def _other_weights(owner: str, module: nn.Module, signature: Signature) -> tuple[Mapping[str, Tensor], GoldenSet]:
+def _other_weights(owner: str, module: nn.Module, signature: IOSignature) -> tuple[Mapping[str, Tensor], GoldenSet]:
     """A second set of weights, and its golden cases: shows a program that has baked weights in.
 
     It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something

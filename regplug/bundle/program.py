@@ -10,7 +10,7 @@ from torch import Tensor
 from regplug.backends.interface import ExportBackend, Program, Run
 from regplug.bundle.golden import GoldenSet, compare
 from regplug.errors import BundleError, RegplugError, ShapeError, one_line
-from regplug.format.manifest import SMOKE_CASE, Input, Manifest
+from regplug.format.manifest import SMOKE_CASE, InputSpec, Manifest
 from regplug.format.weights import dtype_name
 from regplug.torch_private import is_plain, without_subclass
 
@@ -143,7 +143,7 @@ def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapp
         raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {one_line(error)}") from error
 
 
-def _plain(owner: str, signature: Input, given: Tensor) -> Tensor:
+def _plain(owner: str, signature: InputSpec, given: Tensor) -> Tensor:
     """The numbers of a tensor that is not a plain one, as a plain one: compiled code reads memory and nothing else.
 
     Raises:
@@ -169,7 +169,7 @@ def _kind_of(given: Tensor) -> str:
     return type(given).__name__ if type(given) is not Tensor else "one that holds no numbers of its own"
 
 
-def check_input(owner: str, signature: Input, given: Tensor) -> None:
+def check_input(owner: str, signature: InputSpec, given: Tensor) -> None:
     """Refuse what the program would read past, or answer wrongly.
 
     Raises:

@@ -20,7 +20,7 @@ from regplug.bundle.program import LoadedProgram
 from regplug.bundle.rebuild import rebuild
 from regplug.bundle.sign import read_signed_bundle
 from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, message_of, one_line
-from regplug.format.manifest import IMAGES, Input, Manifest, ProgramRecord
+from regplug.format.manifest import IMAGES, InputSpec, Manifest, ProgramRecord
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.default import default_registry
@@ -137,7 +137,7 @@ def verify(
     return Verification(Path(files.path), files.digest, files.manifest, tuple(checks), files.passed_over)
 
 
-def wrong_inputs(signature: Input) -> Iterator[tuple[str, Tensor]]:
+def wrong_inputs(signature: InputSpec) -> Iterator[tuple[str, Tensor]]:
     """Inputs that every program must refuse, each with its name."""
     _, middle, *rest = signature.shape
     length = signature.min_tokens or int(middle)

@@ -20,7 +20,7 @@ from regplug.bundle.verify import wrong_inputs
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, registry_for
 from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, one_line
-from regplug.format.manifest import Input
+from regplug.format.manifest import InputSpec
 from regplug.format.read_bundle import read_bundle
 from regplug.registry.missing import missing_package, wants
 from regplug.registry.references import load_reference, reference_of
@@ -95,7 +95,7 @@ def threads(subject: Subject) -> None:
             return
 
 
-def refuse_wrong_inputs(run: Callable[[Tensor], object], signature: Input) -> None:
+def refuse_wrong_inputs(run: Callable[[Tensor], object], signature: InputSpec) -> None:
     """Refuse a program that takes what it must not.
 
     Raises:

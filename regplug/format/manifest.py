@@ -68,23 +68,21 @@ class BackboneRecord:
 
 
 @dataclass(frozen=True)
-class Input:
-    """What a bundle's module takes; ``shape`` has "B" and "T" where a size may vary."""
-
-    name: Annotated[str, one_of("registers", "tokens", IMAGES)]
-    dtype: DType
-    shape: Shape
-    min_batch: Natural
-    min_tokens: Positive | None
-
-
-@dataclass(frozen=True)
-class Output:
-    """One tensor that a bundle's module gives."""
+class TensorSpec:
+    """One tensor that a bundle's module takes or returns; ``shape`` has "B" and "T" where a size may vary."""
 
     name: Name
     dtype: DType
     shape: Shape
+
+
+@dataclass(frozen=True)
+class InputSpec(TensorSpec):
+    """The tensor that a bundle's module takes: ``registers``, ``tokens`` or ``images``, and its smallest sizes."""
+
+    name: Annotated[str, one_of("registers", "tokens", IMAGES)]
+    min_batch: Natural
+    min_tokens: Positive | None
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,8 @@ class Manifest:
     layout: LayoutRecord | None
     film: FiLMRecord | None
     backbone: BackboneRecord | None
-    input: Input
-    outputs: tuple[Output, ...]
+    input: InputSpec
+    outputs: tuple[TensorSpec, ...]
     golden: Golden
     programs: tuple[ProgramRecord, ...]
     files: Mapping[FileName, FileRecord]

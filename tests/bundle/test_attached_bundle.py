@@ -19,7 +19,7 @@ from regplug.bundle.parity import _other_weights
 from regplug.bundle.verify import wrong_inputs
 from regplug.bundle.weights_file import fill
 from regplug.commands.info.describe import describe
-from regplug.format.manifest import Output
+from regplug.format.manifest import TensorSpec
 from regplug.format.weights import load_tensors, read_metadata, save_tensors
 from regplug.registry.discovery import discover
 from regplug.registry.hookspecs import hookimpl
@@ -314,5 +314,5 @@ def test_the_comparison_with_the_truth_sees_a_wrong_pair(bundle):
     program = regplug.load(bundle, program="torchscript")
     outputs = program.run_flat(torch.randn(1, 3, 28, 28))
     assert [output.name for output in program.manifest.outputs] == ["gamma_0", "beta_0", "gamma_1", "beta_1"]
-    assert isinstance(program.manifest.outputs[0], Output)
+    assert isinstance(program.manifest.outputs[0], TensorSpec)
     assert largest_error(outputs, [outputs[1], outputs[0], *outputs[2:]]) > 1e-3

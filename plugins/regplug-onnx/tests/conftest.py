@@ -10,7 +10,7 @@ from torch import nn
 
 import regplug
 from regplug.backends.interface import Program, Source
-from regplug.format.manifest import Input, Output
+from regplug.format.manifest import InputSpec, TensorSpec
 from regplug.format.safetensors_header import stored_tensors
 from regplug.format.weights import save_tensors
 
@@ -89,8 +89,8 @@ def source_of() -> Callable[..., Source]:
         return Source(
             module.eval(),
             torch.randn(2, 4, 24, generator=torch.Generator().manual_seed(3)),
-            Input("registers", "float32", ("B", 4, 24), 0, None),
-            (Output("conditioning", "float32", ("B", width)),),
+            InputSpec("registers", "float32", ("B", 4, 24), 0, None),
+            (TensorSpec("conditioning", "float32", ("B", width)),),
             stored_tensors("weights", save_tensors(module.state_dict(), {})),
             {"holds": "readout", "strategy": "somebody:s", "num_registers": 4, "hidden_dim": 24},
         )
