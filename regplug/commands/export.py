@@ -212,15 +212,15 @@ def _attached(
     import torch
 
     from regplug.bundle.weights_file import check_is_whole, fill
-    from regplug.nn.attach import attach_chosen, input_shape
+    from regplug.nn.attach import attach, input_shape
 
     if weights is not None:
         check_is_whole(weights)
     torch.manual_seed(seed)
-    module = attach_chosen(
+    module = attach(
         choice["backbone"],
         choice["strategy"],
-        dict(choice["options"]),
+        strategy_options=dict(choice["options"]),
         film=film_generator,
         film_options=dict(film) or None,
         model_options=dict(choice["model_option"]),

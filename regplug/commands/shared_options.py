@@ -196,8 +196,9 @@ def chosen_sizes(
         strategy = strategy or entry.default
         if strategy is not None:
             from regplug.nn.backbone import with_defaults
+            from regplug.registry.default import default_registry
 
-            given = with_defaults(entry, strategy, given)
+            given = with_defaults(entry, default_registry().readout_entry(strategy), given)
     if strategy is None:
         raise click.UsageError("strategy: expected a name, got none.")
     if num_registers is None or hidden_dim is None:

@@ -131,7 +131,7 @@ def strategies(subject: BackboneSubject) -> str:
         entry.default,
         num_registers=layout.num_registers,
         hidden_dim=layout.hidden_dim,
-        **with_defaults(entry, entry.default, {}, subject.registry),
+        **with_defaults(entry, subject.registry.readout_entry(entry.default), {}, subject.registry),
     )
     with torch.device("meta"):
         spec.build()

@@ -11,19 +11,20 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.errors import RegplugError, SpecError
 from regplug.nn.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
-from regplug.nn.conditioner import Conditioner
+from regplug.nn.conditioner import BuiltReadout, Conditioner
 from regplug.nn.film import KernelFiLMGenerator
-from regplug.nn.own_modules import Origin, with_own_modules
 from regplug.nn.pairing import check_gives_pairs, pair
 from regplug.nn.select import SelectRegisters
+from regplug.nn.shared_tensors import Origin, share_tensors
 from regplug.nn.tokens import tokens_of
+from regplug.nn.wrappers import unwrapped
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FILE_NAME, BackboneEntry
 from regplug.registry.layout import TokenLayout, is_int
 from regplug.registry.options import json_options
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
-from regplug.registry.spec import ReadoutSpec
+from regplug.registry.spec import ReadoutSpec, specify
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,20 @@ class AttachedConditioner(Attached):
         return pairs
 
 
+ATTACHED = (AttachedReadout, AttachedConditioner)
+
+
+def conditioner_of(module: nn.Module) -> Conditioner | None:
+    """The conditioner that a module is, or that is attached to a backbone in it; None for a readout."""
+    module = unwrapped(module.conditioner) if isinstance(module, AttachedConditioner) else module
+    return module if isinstance(module, Conditioner) else None
+
+
 def attach(
     model: nn.Module | str,
     strategy: str | None = None,
     *,
+    strategy_options: Mapping[str, Any] | None = None,
     film: Reference | nn.Module | None = None,
     film_options: Mapping[str, Any] | None = None,
     form: str | None = None,
@@ -178,6 +189,7 @@ def attach(
         model: A model that an installed plugin knows, or its name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
             then built with random weights.
         strategy: The readout, by name; the backbone's default when None.
+        strategy_options: The strategy's own options as a mapping, for those named like a parameter of this function.
         film: A FiLM generator's registered name, class, ``"module:Class"`` or an instance, as ``pair`` takes it; None
             for the conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
         film_options: What the generator is built with, its width apart.
@@ -196,76 +208,29 @@ def attach(
         SpecError: The model carries no registers, an option does not fit, the generator wants another width or gives
             no pairs, or a method of the model was replaced by a function that calls the model itself.
     """
-    return attach_chosen(
-        model,
-        strategy,
-        options,
-        film=film,
-        film_options=film_options,
-        form=form,
-        order=order,
-        model_options=model_options,
-        normalized=normalized,
-        freeze=freeze,
-        backbone=backbone,
-        registry=registry,
-    )
-
-
-def attach_chosen(
-    model: nn.Module | str,
-    strategy: str | None,
-    options: Mapping[str, Any],
-    *,
-    film: Reference | nn.Module | None = None,
-    film_options: Mapping[str, Any] | None = None,
-    form: str | None = None,
-    order: str | None = None,
-    model_options: Mapping[str, Any] | None = None,
-    normalized: bool | None = None,
-    freeze: bool = False,
-    backbone: str | None = None,
-    registry: Registry | None = None,
-) -> AttachedReadout | AttachedConditioner:
-    """As ``attach``, with the strategy's options as a mapping: whatever they are called, none is taken for another."""
-    for word, given, reserved in (
-        ("options", options, {"strategy", "num_registers", "hidden_dim"}),
-        ("film_options", film_options, {"spec", "film", "width", "registry"}),
-        ("model_options", model_options, set()),
-    ):
-        if not isinstance(given or {}, Mapping):
-            raise SpecError(f"{word}: expected a mapping of names to values, got {given!r}.")
-        if clashes := sorted(reserved & {*(given or {})}):
-            raise SpecError(f"{word}: {clashes[0]}: expected an option, got a word that means something else here.")
+    _check_options("strategy_options", strategy_options, set())
+    options = {**(strategy_options or {}), **options}
+    _check_options("options", options, {"strategy", "num_registers", "hidden_dim"})
+    _check_options("film_options", film_options, {"spec", "film", "width", "registry"})
+    _check_options("model_options", model_options, set())
     registry = registry or default_registry()
-    source: BackboneSource | RegplugError
-    if isinstance(model, str):
-        entry, name = named_backbone(model if backbone is None else f"{backbone}:{model}", registry)
-        built_with = json_options(f"backbone {entry.name!r}", model_options or {})
-        network = build_backbone(entry, name, **built_with)
-        tokens, layout = tokens_of(entry, network, normalized)
-        source = BackboneSource(entry, name, built_with, bool(layout.normalized))
-        if name is not None and not FILE_NAME.fullmatch(name):  # a hub's address, a folder: no name for a bundle
-            source = _source_of(entry, network, bool(layout.normalized))
-    else:
-        if model_options:
-            raise SpecError(f"model_options: expected none with an instance, got {', '.join(model_options)}.")
-        entry, network = recognise(model, backbone, registry), inside(model)
-        tokens, layout = tokens_of(entry, network, normalized)
-        source = _source_of(entry, network, bool(layout.normalized))
+    entry, network, description = _network_of(model, backbone, model_options or {}, registry)
+    tokens, layout = tokens_of(entry, network, normalized)
+    source = _source_of(entry, network, description, bool(layout.normalized))
     if strategy is None:
         if entry.default is None:
             raise SpecError(f"backbone {entry.name!r}: expected a strategy, got none, and it has no default.")
         strategy = entry.default
-    options = with_defaults(entry, strategy, options, registry)
+    chosen = registry.readout_entry(strategy)
+    options = with_defaults(entry, chosen, options, registry)
     if film is not None:
         check_gives_pairs(film, registry)  # before it is asked for its options
-    own_tokens = with_own_modules(tokens)
-    spec = registry.resolve(strategy, num_registers=layout.num_registers, hidden_dim=layout.hidden_dim, **options)
-    readout = spec.build()
+    own_tokens = share_tensors(tokens)
+    spec = specify(chosen, layout.num_registers, layout.hidden_dim, options)
+    readout = BuiltReadout(spec)
     attached: AttachedReadout | AttachedConditioner
     if film is None and film_options is None:
-        attached = AttachedReadout(own_tokens, layout, readout, spec, source)
+        attached = AttachedReadout(own_tokens, layout, readout.module, spec, source)
     else:
         generator = pair(spec, KernelFiLMGenerator if film is None else film, registry=registry, **(film_options or {}))
         conditioner = Conditioner(layout, readout, generator, form, order, registry)
@@ -306,10 +271,37 @@ def _check_origin(origin: Origin) -> None:
         origin.check()
 
 
-def _source_of(entry: BackboneEntry, model: nn.Module, normalized: bool) -> BackboneSource | RegplugError:
-    """A model that cannot be described can be trained all the same; only a bundle must name it."""
+def _check_options(word: str, options: Mapping[str, Any] | None, reserved: set[str]) -> None:
+    if not isinstance(options or {}, Mapping):
+        raise SpecError(f"{word}: expected a mapping of names to values, got {options!r}.")
+    if clashes := sorted(reserved & {*(options or {})}):
+        raise SpecError(f"{word}: {clashes[0]}: expected an option, got a word that means something else here.")
+
+
+Description = tuple[str | None, dict[str, Any]]  # the model's name, and the options of which ``build`` makes it
+
+
+def _network_of(
+    model: nn.Module | str, backbone: str | None, options: Mapping[str, Any], registry: Registry
+) -> tuple[BackboneEntry, nn.Module, Description | None]:
+    """The backbone, its model, and the model's description if a bundle may hold the name that the caller gave."""
+    if not isinstance(model, str):
+        if options:
+            raise SpecError(f"model_options: expected none with an instance, got {', '.join(options)}.")
+        return recognise(model, backbone, registry), inside(model), None
+    entry, name = named_backbone(model if backbone is None else f"{backbone}:{model}", registry)
+    stored = json_options(f"backbone {entry.name!r}", options)
+    network = build_backbone(entry, name, **stored)
+    is_name = name is None or FILE_NAME.fullmatch(name)  # else it is a hub's address, or a folder
+    return entry, network, (name, stored) if is_name else None
+
+
+def _source_of(
+    entry: BackboneEntry, model: nn.Module, description: Description | None, normalized: bool
+) -> BackboneSource | RegplugError:
+    """A model that its plugin cannot describe can still be trained; only a bundle must name it."""
     try:
-        name, options = ask_description(entry, model)
+        name, options = description or ask_description(entry, model)
         return BackboneSource(entry, name, json_options(f"backbone {entry.name!r}", options), normalized)
     except RegplugError as error:
         return error

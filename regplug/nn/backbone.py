@@ -11,7 +11,7 @@ from regplug.errors import NameLookupError, PluginError, RegplugError, SpecError
 from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
 from regplug.registry.distributions import normalise
-from regplug.registry.entries import BackboneEntry, CheckpointSite, FiLMSite
+from regplug.registry.entries import BackboneEntry, CheckpointSite, FiLMSite, ReadoutEntry
 from regplug.registry.foreign import repr_of
 from regplug.registry.layout import TokenLayout
 from regplug.registry.options import bind, parameters_of
@@ -95,19 +95,15 @@ def named_backbone(name: str, registry: Registry | None = None) -> tuple[Backbon
 
 
 def with_defaults(
-    entry: BackboneEntry, strategy: str, options: Mapping[str, Any], registry: Registry | None = None
+    entry: BackboneEntry, chosen: ReadoutEntry, options: Mapping[str, Any], registry: Registry | None = None
 ) -> dict[str, Any]:
-    """The options of a strategy on a backbone: of its default strategy the backbone's own, where none are given.
-
-    Either may be spelled in full, or as it was named before.
-    """
+    """The options of a strategy on a backbone: the backbone's own fill in for its default strategy."""
     registry = registry or default_registry()
-    chosen = registry.readout_entry(strategy)
     given = current_options(f"strategy {chosen.name!r}", options, chosen.old_options)
     if entry.default is None:
         return given
     try:
-        default = chosen if entry.default == strategy else registry.readout_entry(entry.default)
+        default = registry.readout_entry(entry.default)
     except RegplugError:  # it is not installed, and another was asked for
         return given
     if default.full_name != chosen.full_name:

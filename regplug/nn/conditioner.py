@@ -12,6 +12,19 @@ from regplug.nn.wrappers import unwrapped
 from regplug.registry.cond_dim import check_width, probe_in_place, stated_width
 from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry
+from regplug.registry.spec import ReadoutSpec
+
+
+class BuiltReadout:
+    """A readout built here from its spec, so its width is known and not measured again.
+
+    Args:
+        spec: What ``resolve`` gave; it has measured ``cond_dim``, or its ``build`` does.
+    """
+
+    def __init__(self, spec: ReadoutSpec) -> None:
+        self.spec = spec
+        self.module = spec.build()
 
 
 class Conditioner(nn.Module):
@@ -22,7 +35,8 @@ class Conditioner(nn.Module):
 
     Args:
         layout: Where the registers sit.
-        readout: ``[B, R, D] -> [B, cond_dim]``.
+        readout: ``[B, R, D] -> [B, cond_dim]``. A module is run once on zeros to measure its width; a
+            ``BuiltReadout`` is not.
         film: ``[B, cond_dim] -> [(gamma, beta), ...]``.
         form: ``"gamma"`` or ``"1+gamma"``; None for what the generator's family is known to mean.
         order: ``"gamma-first"`` or ``"shift-first"``; None likewise.
@@ -47,27 +61,29 @@ class Conditioner(nn.Module):
     def __init__(
         self,
         layout: TokenLayout,
-        readout: nn.Module,
+        readout: nn.Module | BuiltReadout,
         film: nn.Module,
         form: str | None = None,
         order: str | None = None,
         registry: Registry | None = None,
     ) -> None:
         super().__init__()
+        module = readout.module if isinstance(readout, BuiltReadout) else readout
         for word, given, wanted in (
             ("layout", layout, TokenLayout),
-            ("readout", readout, nn.Module),
+            ("readout", module, nn.Module),
             ("film", film, nn.Module),
         ):
             if not isinstance(given, wanted):
                 raise SpecError(f"Conditioner: {word}: expected a {wanted.__name__}, got {given!r}.")
         stated = convention_of(film, form, order, registry)
-        check_film_width(film, _width_of(readout, layout), type(readout).__name__, registry=registry)
+        width = _built_width(readout, layout) if isinstance(readout, BuiltReadout) else _width_of(module, layout)
+        check_film_width(film, width, type(module).__name__, registry=registry)
         self.shift_first = stated.order == "shift-first"
         self.convention = Convention(stated.form, "gamma-first")
         self.layout = layout
         self.select = SelectRegisters(layout)
-        self.readout = readout
+        self.readout = module
         self.film = film
 
     def forward(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -82,14 +98,23 @@ class Conditioner(nn.Module):
         return pairs
 
 
+def _built_width(readout: BuiltReadout, layout: TokenLayout) -> int:
+    _check_sizes(f"strategy {readout.spec.entry.name!r}", readout.spec, layout)
+    return readout.spec.cond_dim
+
+
 def _width_of(readout: nn.Module, layout: TokenLayout) -> int:
     readout = unwrapped(readout)
     owner = f"readout {type(readout).__name__}"
     stated = stated_width(owner, readout)
+    _check_sizes(owner, readout, layout)
+    width = probe_in_place(owner, readout, layout.num_registers, layout.hidden_dim)
+    check_width(owner, stated, width)
+    return width
+
+
+def _check_sizes(owner: str, readout: nn.Module | ReadoutSpec, layout: TokenLayout) -> None:
     for word in ("num_registers", "hidden_dim"):
         own = getattr(readout, word, None)
         if own is not None and own != getattr(layout, word):
             raise SpecError(f"{owner}: {word}: expected {getattr(layout, word)} as the layout has, got {own}.")
-    width = probe_in_place(owner, readout, layout.num_registers, layout.hidden_dim)
-    check_width(owner, stated, width)
-    return width

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import regplug
 from regplug.nn.attach import AttachedConditioner, AttachedReadout
-from regplug.nn.own_modules import Origin, with_own_modules
+from regplug.nn.shared_tensors import Origin, share_tensors
 from regplug.registry.discovery import discover
 
 PAIRS = {"kernel_hidden_dim": 3, "num_film_layers": 2}
@@ -431,7 +431,7 @@ def test_a_scripted_part_is_refused_for_it_cannot_have_a_mode_of_its_own() -> No
 def test_an_origin_of_nothing_finds_nothing_and_shared_parts_stay_shared() -> None:
     Origin().check()
     tied = nn.Linear(2, 2)
-    made = with_own_modules(nn.Sequential(tied, tied))
+    made = share_tensors(nn.Sequential(tied, tied))
     assert made[0] is made[1]
     assert made[0] is not tied
 

@@ -21,7 +21,7 @@ from regplug import (
     TokenLayout,
 )
 from regplug.commands.bench.beside_backbone import conditioning_cost
-from regplug.nn.attach import AttachedConditioner, AttachedReadout, attach_chosen
+from regplug.nn.attach import AttachedConditioner, AttachedReadout
 from regplug.registry.discovery import Found
 from regplug.registry.hookspecs import hookimpl
 
@@ -265,7 +265,7 @@ def test_an_option_is_never_taken_for_something_else(word: str, registry: Regist
     with pytest.raises(RegplugError, match=word):
         regplug.attach("tiny", "mean", model_options={word: 1}, registry=registry)
     with pytest.raises(SpecError, match=word):
-        attach_chosen("tiny", "mean", {word: 1}, registry=registry)
+        regplug.attach("tiny", "mean", strategy_options={word: 1}, registry=registry)
     with pytest.raises(SpecError, match=word):
         regplug.attach("tiny", "mean", film_options={word: 1}, registry=registry)
 

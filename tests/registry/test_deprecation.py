@@ -258,17 +258,16 @@ def test_a_backbones_options_are_of_its_default_strategy_in_every_spelling(
 ) -> None:
     registry = registry_of(acme=renamed("squeeze", "narrow", options={"dim": "compressed_dim"}))
     vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=(default,), default=default, options={own: 5})
-    assert with_defaults(vit, strategy, {}, registry) == {"compressed_dim": 5}
-    assert with_defaults(vit, strategy, {"dim": 3}, registry) == {"compressed_dim": 3}
-    assert with_defaults(vit, strategy, {"compressed_dim": 3}, registry) == {"compressed_dim": 3}
-    assert with_defaults(vit, "mean", {}, registry) == {}
+    chosen = registry.readout_entry(strategy)
+    assert with_defaults(vit, chosen, {}, registry) == {"compressed_dim": 5}
+    assert with_defaults(vit, chosen, {"dim": 3}, registry) == {"compressed_dim": 3}
+    assert with_defaults(vit, chosen, {"compressed_dim": 3}, registry) == {"compressed_dim": 3}
+    assert with_defaults(vit, registry.readout_entry("mean"), {}, registry) == {}
 
 
 def test_a_default_that_is_not_installed_keeps_nobody_from_another_strategy() -> None:
     vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=("gone",), default="gone", options={"a": 5})
-    assert with_defaults(vit, "mean", {}, registry_of()) == {}
-    with pytest.raises(NameLookupError, match="strategy 'gone': not registered"):
-        with_defaults(vit, "gone", {}, registry_of())
+    assert with_defaults(vit, registry_of().readout_entry("mean"), {}, registry_of()) == {}
 
 
 def test_the_command_line_tells_of_an_old_name_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

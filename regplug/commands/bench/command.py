@@ -164,16 +164,16 @@ def _bench_beside(
 
     from regplug.commands.bench.beside_backbone import conditioning_cost
     from regplug.commands.bench.timing import describe_machine
-    from regplug.nn.attach import attach_chosen, input_shape
+    from regplug.nn.attach import attach, input_shape
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with progress("bench") as step:
         step("building")
-        attached = attach_chosen(
+        attached = attach(
             backbone,
             strategy,
-            options,
+            strategy_options=options,
             film=film_generator,
             film_options=film or None,
             model_options=model_options,

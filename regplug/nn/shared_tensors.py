@@ -15,7 +15,7 @@ from regplug.errors import SpecError
 from regplug.torch_private import SHARED_STATE, compile_in_place_of, forget_compiled, is_compiled
 
 
-def with_own_modules(module: nn.Module) -> nn.Module:
+def share_tensors(module: nn.Module) -> nn.Module:
     """A tree of modules like ``module``'s that shares its tensors and hooks, and nothing else.
 
     A parameter or buffer that is trained, moved, converted or replaced in one of them is so in the other: both keep it
