@@ -23,9 +23,9 @@ backends/program_folder bundle/__init__ bundle/sign
 conformance/__init__ conformance/check conformance/junit conformance/lookup conformance/placement
 conformance/pytest_plugin nn/__init__ nn/readouts/__init__ nn/readouts/sizes
 commands/main commands/lazy_group commands/shared_options commands/printing commands/torch_guard commands/cache
-commands/check commands/export commands/sign commands/audit/command commands/bench/command commands/bench/page
-commands/bench/report commands/doctor/command commands/doctor/metadata commands/import_checkpoint/command
-commands/info/command commands/new/command commands/new/scaffold
+commands/check commands/export commands/verify commands/sign commands/audit/command commands/bench/command
+commands/bench/page commands/bench/report commands/doctor/command commands/doctor/metadata
+commands/import_checkpoint/command commands/info/command commands/new/command commands/new/scaffold
 """.split()  # noqa: SIM905
 
 

@@ -65,7 +65,7 @@ def check_is_whole(path: str) -> None:
     if said and said.get("backbone") is None:
         raise BundleError(
             f"{owner}: expected the backbone's weights too, got a {said.get('holds')} alone, as `regplug import` "
-            "writes it; leave out --whole, or export what attach gave, in Python."
+            "writes it; leave out --with-backbone, or export what attach gave, in Python."
         )
 
 
@@ -94,7 +94,7 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
     if note.backbone is not None:
         raise BundleError(
             f"{owner}: expected a readout or conditioner alone, got one behind {note.backbone.name!r}; "
-            "use --whole, --backbone and the strategy's name."
+            "use --with-backbone, --backbone and the strategy's name."
         )
     if (note.holds == "conditioner") != (note.film is not None) or (note.film is not None and note.layout is None):
         raise BundleError(f"{owner}: metadata: expected film and layout of a conditioner and of nothing else.")

@@ -1,35 +1,37 @@
-"""The commands that make and check bundles. Importing this module imports neither torch nor a plugin."""
+"""The ``export`` command. Importing this module imports neither torch nor a plugin."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.commands.doctor.findings import shorten
-from regplug.commands.printing import EXIT_FAILED, complain, print_columns, print_json, progress, say
+from regplug.commands.printing import complain, print_json, progress, say
 from regplug.commands.shared_options import (
     KeyValue,
     chosen_spec,
     complete_export_backend,
     complete_strategy,
-    digest_option,
     film_generator_option,
-    follow_links_option,
     json_option,
     layout_option,
     size_options,
 )
-from regplug.errors import BundleError, ExportError, NameLookupError, SpecError
+from regplug.errors import ExportError, SpecError
+from regplug.registry.deprecation import warn_once
 
 if TYPE_CHECKING:
-    from regplug.bundle.verify import Check
     from regplug.nn.backbone import BackboneSizes
     from regplug.registry.layout import TokenLayout
     from regplug.registry.spec import ReadoutSpec
+
+
+def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given: bool) -> None:
+    """``--whole`` works as ``--with-backbone`` for one release."""
+    if is_given:
+        warn_once("export: option '--whole' is now named '--with-backbone'; use that.")
+        context.params["with_backbone"] = True
 
 
 @click.command("export")
@@ -65,7 +67,12 @@ if TYPE_CHECKING:
 @film_generator_option
 @click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
 @layout_option("Where the registers sit")
-@click.option("--whole", is_flag=True, help="Export the backbone too: its inputs in. Needs --backbone NAME:MODEL.")
+@click.option(
+    "--with-backbone",
+    is_flag=True,
+    help="Export the backbone too, so that the bundle takes the backbone's inputs. Needs --backbone NAME:MODEL.",
+)
+@click.option("--whole", is_flag=True, hidden=True, callback=_warn_of_old_name, expose_value=False)
 @click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
@@ -87,7 +94,7 @@ def export_command(
     film_generator: str | None,
     film: Any,
     layout: Any,
-    whole: bool,
+    with_backbone: bool,
     force: bool,
     output: Path,
     as_json: bool,
@@ -106,7 +113,7 @@ def export_command(
         raise click.UsageError("--isa, --time-limit: expected --backend aotinductor, got another.")
     choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
     choice |= {"backbone": backbone, "options": options, "model_option": model_option}
-    if whole:
+    if with_backbone:
         spec, module, place = _attached(choice, film_generator, film, layout, weights, seed)
     else:
         spec, module, place = _chosen_module(choice, film_generator, film, layout, weights, seed)
@@ -136,79 +143,14 @@ def export_command(
         )
 
 
-@click.command("verify")
-@click.argument("bundle", type=click.Path())
-@click.option(
-    "--programs",
-    is_flag=True,
-    help="Run every program too, which is code of whoever made the bundle, and compile the installed class.",
-)
-@digest_option
-@click.option("--public-key", type=click.Path(), metavar="FILE", help="Refuse a bundle that this key did not sign.")
-@click.option("--signature", type=click.Path(), metavar="FILE", help="With --public-key; BUNDLE.sig by default.")
-@follow_links_option
-@json_option
-def verify_command(
-    bundle: str,
-    programs: bool,
-    digest: str | None,
-    public_key: str | None,
-    signature: str | None,
-    follow_links: bool,
-    as_json: bool,
-) -> None:
-    """Check files, digests, and eager against the golden cases; with --programs, every program on every case.
-
-    With --public-key, the signature first, and that it is of what is checked. Runs nothing of the bundle without
-    --programs. With it, the installed class is also compiled by torch.compile and held to every case, in a column of
-    its own: that takes a C++ compiler and up to half a minute.
-    """
-    from regplug.bundle.verify import verify
-
-    try:
-        with progress("verify") as step:
-            found = verify(
-                bundle,
-                programs=programs,
-                digest=digest,
-                public_key=public_key,
-                signature=signature,
-                follow_links=follow_links,
-                progress=step,
-            )
-    except NameLookupError as error:  # a name in the bundle, none that the user gave
-        raise BundleError(f"bundle {bundle}: {error}") from error
-    if as_json:
-        # JSON has no NaN and no infinity
-        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
-        values = {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks}
-        print_json("verify", {**values, "passed_over": found.passed_over})
-    else:
-        cases = dict.fromkeys(c.case for c in found.checks)
-        programs_run = dict.fromkeys(c.program for c in found.checks)
-        cells = {(c.case, c.program): _outcome(c) for c in found.checks}
-        tolerances = {c.case: c.tolerance for c in found.checks}
-        rows = [
-            (case, _number(tolerances[case]), *(cells.get((case, program), "") for program in programs_run))
-            for case in cases
-        ]
-        print_columns(("largest error", "tolerance", *programs_run), rows)
-        for check in found.checks:
-            if check.detail:
-                say(check.detail)
-        if found.passed_over:
-            say(f"not of the bundle, not opened: {shorten(found.passed_over)}")
-        say(f"digest {found.digest}")
-    if not found.ok:
-        click.get_current_context().exit(EXIT_FAILED)
-
-
 def _attached(
     choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
 ) -> tuple[ReadoutSpec, Any, None]:
     """The backbone with the readout, and FiLM generator if any, on top; it has a layout of its own."""
     if choice["backbone"] is None or choice["num_registers"] is not None or choice["hidden_dim"] is not None or layout:
-        raise click.UsageError("--whole: expected --backbone NAME:MODEL, which tells sizes and layout, got otherwise.")
+        raise click.UsageError(
+            "--with-backbone: expected --backbone NAME:MODEL, which gives sizes and layout, got otherwise."
+        )
     import torch
 
     from regplug.bundle.weights_file import check_is_whole, fill
@@ -292,17 +234,3 @@ def _layout(
     if not given:
         return sizes.layout if sizes else None
     return TokenLayout.from_dict({"num_registers": num_registers, "hidden_dim": hidden_dim, **given})
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def _outcome(check: Check) -> str:
-    if check.error is None:
-        return check.verdict
-    return _number(check.error) if check.ok else f"{_number(check.error)} {check.verdict}"

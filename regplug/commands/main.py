@@ -54,7 +54,7 @@ ELSEWHERE = {
     "import": "regplug.commands.import_checkpoint.command:import_command",
     "new": "regplug.commands.new.command:new_command",
     "sign": "regplug.commands.sign:sign_command",
-    "verify": "regplug.commands.export:verify_command",
+    "verify": "regplug.commands.verify:verify_command",
 }
 
 

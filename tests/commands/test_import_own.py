@@ -508,6 +508,6 @@ def test_what_was_imported_goes_on_with_a_backbone_but_is_not_a_whole(run):
     code, _, err = run("export", "--weights", "w", *model, "--no-programs", "-o", "b")
     assert code == 0, err  # the file says which strategy it is of; the backbone's default is not asked
     assert regplug.load("b").compressed_dim == 8
-    code, _, err = run("export", "--weights", "w", "--whole", *model, "--no-programs", "-o", "c")
+    code, _, err = run("export", "--weights", "w", "--with-backbone", *model, "--no-programs", "-o", "c")
     assert code == 1
     assert "expected the backbone's weights too, got a readout alone" in err

@@ -178,14 +178,30 @@ WRONG_USAGE = {
         "-o",
         "x",
     ],
-    "--whole: expected --backbone NAME:MODEL, which tells sizes and layout": ["export", "pool", "--whole", "-o", "x"],
+    "--with-backbone: expected --backbone NAME:MODEL, which gives sizes": [
+        "export",
+        "pool",
+        "--with-backbone",
+        "-o",
+        "x",
+    ],
     "--model-option: expected --backbone NAME beside it": ["cond-dim", *COMPRESS, "-M", "img_size=28"],
     "model 'vit_smal': not known to timm; closest of 1": ["cond-dim", "--backbone", "timm:vit_smal"],
     "model 'test_vit': carries no register tokens": ["info", "timm:test_vit"],
     "model '/no/where': expected a model type, a folder": ["info", "transformers:/no/where"],
     "model DINOv3ViTModel: carries no register tokens (num_register_tokens is 0)": ["info", "transformers:dinov3_vit"],
     "the one size of its images": [
-        *("export", "pool", "--whole", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "-o", "x")
+        *(
+            "export",
+            "pool",
+            "--with-backbone",
+            "--backbone",
+            "timm:naflexvit_base_patch16_gap",
+            "-M",
+            "depth=1",
+            "-o",
+            "x",
+        )
     ],
     "Invalid value for '--seed'": ["export", *COMPRESS, "--seed", 10**30, "-o", "x"],
     "expected a strategy, a backbone or a path, got ''": ["info", ""],
@@ -245,7 +261,7 @@ VIT = ["--backbone", "timm:vit_small_patch14_reg4_dinov2", "-M", "img_size=28", 
 
 def test_a_backbone_is_exported_whole_by_name_and_takes_its_weights_again(run, tmp_path):
     film = ["--film", "kernel_hidden_dim=8", "--film", "num_film_layers=2"]
-    command = ["export", *VIT, "--whole", *film, "--no-programs", "--json"]
+    command = ["export", *VIT, "--with-backbone", *film, "--no-programs", "--json"]
     code, out, _ = run(*command, "-o", tmp_path / "first")
     first = json.loads(out)
     assert (code, first["strategy"], first["cond_dim"]) == (0, "regplug:pool", 384)
@@ -263,6 +279,17 @@ def test_a_backbone_is_exported_whole_by_name_and_takes_its_weights_again(run, t
     assert code == 1
     assert "expected a readout or conditioner alone, got one behind 'regplug-timm:timm'" in err
     assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.filterwarnings("default:export. option")
+def test_the_old_name_of_with_backbone_works_with_one_warning_and_is_in_no_help(run, tmp_path):
+    sizes = ["--backbone", "timm:vit_small_patch14_reg4_dinov2", "-M", "img_size=28", "-M", "depth=1"]
+    code, _, err = run("export", "mean", "--whole", *sizes, "--no-programs", "-o", tmp_path / "b")
+    assert code == 0, err
+    assert err.splitlines()[0] == "warning: export: option '--whole' is now named '--with-backbone'; use that."
+    assert err.count("warning: ") == 1
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["backbone"]["name"] == "regplug-timm:timm"
+    assert "--whole" not in run("export", "--help")[1]
 
 
 def test_a_models_options_count_wherever_a_backbone_is_named(run):

@@ -34,7 +34,11 @@ def _section(command, name):
         *inspect.cleandoc(command.help).split("\n"),
         "",
     ]
-    options = [param for param in command.params if isinstance(param, click.Option) and param.name != "traceback"]
+    options = [
+        param
+        for param in command.params
+        if isinstance(param, click.Option) and not (param.hidden or param.name == "traceback")
+    ]
     if options:
         lines += ["| option | |", "|---|---|", *map(_row, options), ""]
     if isinstance(command, click.Group):

@@ -195,7 +195,7 @@ def test_a_torchscript_program_of_a_network_is_refused_in_one_line(
 ) -> None:
     model = [f"-M{word}" for word in ("num_hidden_layers=1", "hidden_size=48", "num_attention_heads=3")]
     where = ("--backbone", "transformers:dinov2_with_registers", *model, "-o", str(tmp_path / "bundle"))
-    code, out, err = run("export", "mean", "--whole", *where, "--backend", "torchscript")
+    code, out, err = run("export", "mean", "--with-backbone", *where, "--backend", "torchscript")
     assert (code, out) == (1, "")
     assert re.fullmatch(
         r"error: program 'torchscript': expected a scriptable module, got: Dinov2WithRegistersModel, which does not "

@@ -1,0 +1,98 @@
+"""The ``verify`` command. Importing this module imports neither torch nor a plugin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from regplug.commands.doctor.findings import shorten
+from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say
+from regplug.commands.shared_options import digest_option, follow_links_option, json_option
+from regplug.errors import BundleError, NameLookupError
+
+if TYPE_CHECKING:
+    from regplug.bundle.verify import Check
+
+
+@click.command("verify")
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--programs",
+    is_flag=True,
+    help="Run every program too, which is code of whoever made the bundle, and compile the installed class.",
+)
+@digest_option
+@click.option("--public-key", type=click.Path(), metavar="FILE", help="Refuse a bundle that this key did not sign.")
+@click.option("--signature", type=click.Path(), metavar="FILE", help="With --public-key; BUNDLE.sig by default.")
+@follow_links_option
+@json_option
+def verify_command(
+    bundle: str,
+    programs: bool,
+    digest: str | None,
+    public_key: str | None,
+    signature: str | None,
+    follow_links: bool,
+    as_json: bool,
+) -> None:
+    """Check files, digests, and eager against the golden cases; with --programs, every program on every case.
+
+    With --public-key, the signature first, and that it is of what is checked. Runs nothing of the bundle without
+    --programs. With it, the installed class is also compiled by torch.compile and held to every case, in a column of
+    its own: that takes a C++ compiler and up to half a minute.
+    """
+    from regplug.bundle.verify import verify
+
+    try:
+        with progress("verify") as step:
+            found = verify(
+                bundle,
+                programs=programs,
+                digest=digest,
+                public_key=public_key,
+                signature=signature,
+                follow_links=follow_links,
+                progress=step,
+            )
+    except NameLookupError as error:  # a name in the bundle, none that the user gave
+        raise BundleError(f"bundle {bundle}: {error}") from error
+    if as_json:
+        # JSON has no NaN and no infinity
+        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
+        values = {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks}
+        print_json("verify", {**values, "passed_over": found.passed_over})
+    else:
+        cases = dict.fromkeys(c.case for c in found.checks)
+        programs_run = dict.fromkeys(c.program for c in found.checks)
+        cells = {(c.case, c.program): _outcome(c) for c in found.checks}
+        tolerances = {c.case: c.tolerance for c in found.checks}
+        rows = [
+            (case, _number(tolerances[case]), *(cells.get((case, program), "") for program in programs_run))
+            for case in cases
+        ]
+        print_columns(("largest error", "tolerance", *programs_run), rows)
+        for check in found.checks:
+            if check.detail:
+                say(check.detail)
+        if found.passed_over:
+            say(f"not of the bundle, not opened: {shorten(found.passed_over)}")
+        say(f"digest {found.digest}")
+    if not found.ok:
+        click.get_current_context().exit(EXIT_FAILED)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _outcome(check: Check) -> str:
+    if check.error is None:
+        return check.verdict
+    return _number(check.error) if check.ok else f"{_number(check.error)} {check.verdict}"
