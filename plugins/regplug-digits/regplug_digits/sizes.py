@@ -1,6 +1,6 @@
 """How wide ``digits-gate`` is: without torch, so that ``regplug cond-dim`` imports none."""
 
-from regplug.nn.readouts.sizes import check_sizes
+from regplug.nn import check_sizes
 
 
 def gate_width(num_registers: int, hidden_dim: int) -> int:

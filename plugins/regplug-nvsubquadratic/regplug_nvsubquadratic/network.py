@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from regplug import FiLMSite, ShapeError, SpecError, TokenLayout
-from regplug.registry.references import reference_of
 
 CLASS = "nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet"
 
@@ -43,11 +42,12 @@ def layout_of(model: Any) -> TokenLayout:
 def _network_class(model: object) -> Any:
     """``ViT5ClassificationNet`` itself, found by its name along the model's MRO."""
     for base in type(model).__mro__:
-        if reference_of(base) == CLASS:
+        if f"{base.__module__}:{base.__qualname__}" == CLASS:
             return base
+    cls = type(model)
     raise SpecError(
-        f"model {type(model).__name__}: expected a ViT5ClassificationNet of nvsubquadratic, got a "
-        f"{reference_of(type(model))}."
+        f"model {cls.__name__}: expected a ViT5ClassificationNet of nvsubquadratic, got a "
+        f"{cls.__module__}:{cls.__qualname__}."
     )
 
 

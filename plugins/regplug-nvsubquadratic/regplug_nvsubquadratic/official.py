@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from regplug import NameLookupError, SpecError, TokenLayout
-from regplug.registry.layout import is_int
-from regplug.registry.options import closest
+from regplug.nn import check_sizes, closest
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,7 @@ def vit5_layout(num_patches: int, num_registers: int, hidden_dim: int) -> TokenL
         >>> vit5_layout(196, 4, 384).positions(201)
         (197, 198, 199, 200)
     """
-    if not (is_int(num_patches) and num_patches >= 1 and is_int(num_registers) and num_registers >= 1):
-        raise SpecError(
-            f"vit5_layout: expected positive integers num_patches and num_registers, got {num_patches!r} and "
-            f"{num_registers!r}."
-        )
+    check_sizes("vit5_layout", num_patches=num_patches, num_registers=num_registers)
     return TokenLayout(
         num_registers=num_registers,
         hidden_dim=hidden_dim,

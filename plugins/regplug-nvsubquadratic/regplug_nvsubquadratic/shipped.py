@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regplug import NameLookupError, SpecError
-from regplug.errors import one_line
-from regplug.registry.layout import is_int
-from regplug.registry.options import closest
+from regplug.nn import closest, one_line
 from regplug_nvsubquadratic.official import refuse_options
 
 
@@ -120,7 +118,7 @@ def _resized(
         )
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "compressed_dim": compressed_dim}
     for word, size in sizes.items():
-        if not (size is None or (is_int(size) and 1 <= size <= LARGEST)):
+        if size is not None and not (type(size) is int and 1 <= size <= LARGEST):
             raise SpecError(f"backbone 'nvsubquadratic': {word}: expected 1 to {LARGEST}, got {size!r}.")
     return replace(configuration, **{word: size for word, size in sizes.items() if size is not None})
 

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 import regplug
-from regplug.registry.references import reference_of
 
 # class -> its methods that decide where tokens stand
 FAMILIES = {
@@ -54,8 +53,8 @@ def layout_of(model: nn.Module) -> regplug.TokenLayout:
 def _check_class(model: nn.Module) -> None:
     """Refuse a class that a family's is only the base of: a distilled DeiT makes a register parameter and drops it."""
     cls = type(model)
-    family = next((base for base in cls.__mro__ if reference_of(base) in FAMILIES), None)
-    methods = FAMILIES[reference_of(family)] if family else ()
+    known = ((base, FAMILIES.get(f"{base.__module__}:{base.__qualname__}")) for base in cls.__mro__)
+    family, methods = next(((base, methods) for base, methods in known if methods), (None, ()))
     own = [method for method in methods if getattr(cls, method) is not getattr(family, method)]
     if family is None or own:
         raise regplug.SpecError(

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.errors import one_line
-from regplug.registry.options import closest
+from regplug.nn import closest, one_line
 
 from .layouts import FAMILIES, name_of
 from .reading import AFTER

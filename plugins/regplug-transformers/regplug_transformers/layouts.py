@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 import regplug
-from regplug.registry.references import reference_of
 
 from .families import FAMILIES, TIPSV2_CONFIG, Family
 
@@ -113,6 +112,11 @@ def _configuration(given: Any) -> tuple[Any, Family]:
     raise regplug.SpecError(
         f"backbone 'transformers': expected a model or a configuration of {known}, got {type(given).__name__}."
     )
+
+
+def reference_of(cls: type) -> str:
+    """A class as families name it, ``"module:Class"``."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _names(thing: object) -> set[str]:

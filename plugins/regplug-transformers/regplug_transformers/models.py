@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +14,10 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.errors import one_line
-from regplug.registry.options import closest
-from regplug.registry.references import load_reference, reference_of
+from regplug.nn import closest, one_line
 
 from .families import FAMILIES, Family
-from .layouts import base_of
+from .layouts import base_of, reference_of
 
 TYPES = {family.model_type: family for family in FAMILIES}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -53,7 +52,7 @@ def build(name: str = "dinov2_with_registers", **options: Any) -> nn.Module:
     """
     transformers = _transformers()
     family, values = _stored_config(transformers, name)
-    config_class: Any = load_reference(f"model {name!r}", family.config_class)
+    config_class: Any = _class(name, family.config_class)
     known = _own_options(transformers, config_class)
     for option, value in options.items():
         if option not in known:
@@ -64,7 +63,7 @@ def build(name: str = "dinov2_with_registers", **options: Any) -> nn.Module:
             raise regplug.SpecError(
                 f"model {name!r}: option {option!r}: expected at most {MAX_LAYERS} layers, got {value}."
             )
-    model_class = load_reference(f"model {name!r}", family.model_class("Model"))
+    model_class = _class(name, family.model_class("Model"))
     try:
         model: nn.Module = model_class(config_class.from_dict({**values, **options}))
     except Exception as error:  # whatever a configuration's checks or a layer's constructor raise, the values did it
@@ -135,6 +134,16 @@ def _without_registers(name: str, model_type: object) -> regplug.SpecError:
         f"model {name!r}: carries no register tokens that this plugin knows of (model_type {model_type!r}); "
         f"known: {', '.join(TYPES)}."
     )
+
+
+def _class(name: str, reference: str) -> Any:
+    """A class of the installed transformers, which may be older than the family."""
+    try:
+        return pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError) as error:
+        raise regplug.SpecError(
+            f"model {name!r}: expected a transformers that has {reference}, got {one_line(error)}; use a newer one."
+        ) from error
 
 
 def _own_options(transformers: ModuleType, config_class: Any) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.nn.readouts.checks import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of
 from regplug_zoo.sizes import abmil_width, class_attention_width, simpool_width
 
 

@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn.readouts.checks import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of
 from regplug_zoo.sizes import concat_linear_width, per_register_compress_concat_width
 
 

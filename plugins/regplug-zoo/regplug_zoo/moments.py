@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn.readouts.checks import check_registers
+from regplug.nn import check_registers
 from regplug_zoo.sizes import avgmax_width, max_width, mean_std_width, sum_width
 
 

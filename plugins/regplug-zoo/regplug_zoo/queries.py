@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.nn.readouts.checks import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of
 from regplug_zoo.sizes import efficient_probing_width, pma_width
 
 

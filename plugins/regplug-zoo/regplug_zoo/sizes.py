@@ -3,8 +3,8 @@
 Each function here takes what the constructor of its class takes; the class calls it for its ``out_dim``.
 """
 
-from regplug.errors import SpecError
-from regplug.nn.readouts.sizes import check_multiple, check_positive, check_sizes
+from regplug import SpecError
+from regplug.nn import check_multiple, check_positive, check_sizes
 
 
 def sum_width(num_registers: int, hidden_dim: int) -> int:

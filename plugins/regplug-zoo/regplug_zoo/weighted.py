@@ -6,7 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn.readouts.checks import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of
 from regplug_zoo.sizes import channel_pool_width, gem_width
 
 

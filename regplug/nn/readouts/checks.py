@@ -1,8 +1,13 @@
 """What every built-in readout refuses, eager and scripted alike, and the dtype that it computes in."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from regplug.errors import ShapeError
+
+if TYPE_CHECKING:  # or ``regplug.nn`` would import torch
+    from torch import Tensor
 
 
 def check_registers(registers: Tensor, owner: str, num_registers: int, hidden_dim: int) -> None:
