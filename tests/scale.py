@@ -19,13 +19,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from support.distributions import write_distribution
+from support.environment import clean_environment
 
 PACKAGES = ("regplug", "click", "pluggy", "stevedore")
 SIZES = ((300, 10), (300, 100), (300, 1000))
-# a long description, as a README gives it
-METADATA = (
-    "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: one of many\n\n" + "A sentence about it.\n" * 150
-)
+DESCRIPTION = "A sentence about it.\n" * 150  # as long as a README
 LIGHT = """import regplug
 
 
@@ -66,8 +65,9 @@ def make_site(site: Path, inert: int, plugins: int) -> None:
     for name in PACKAGES:
         link_package(site, name)
     for number in range(inert):
-        script = f"[console_scripts]\ninert-{number} = inert_{number}:main\n" if number % 3 == 0 else ""
-        make_distribution(site, f"inert-{number}", f"inert_{number}", "", script)
+        module = f"inert_{number}"
+        points = {} if number % 3 else {"console_scripts": {f"inert-{number}": f"{module}:main"}}
+        write_distribution(site, f"inert-{number}", {f"{module}.py": ""}, points, description=DESCRIPTION)
     make_plugins(site, plugins)
 
 
@@ -76,21 +76,11 @@ def make_plugins(site: Path, plugins: int) -> None:
     for number in range(plugins):
         module = f"plugin_{number}"
         if number % 2:
-            points, text = f"[regplug_v1]\nplugin = {module}\n", LIGHT.format(number=number, module=module)
+            points, text = {"regplug_v1": {"plugin": module}}, LIGHT.format(number=number, module=module)
         else:
-            points, text = f"[regplug_readouts_v1]\nlined-{number} = {module}:Readout\n", "class Readout: pass\n"
-        make_distribution(site, f"plugin-{number}", module, text, points)
-
-
-def make_distribution(site: Path, name: str, module: str, text: str, entry_points: str) -> None:
-    """What an installer leaves of a distribution with one module."""
-    (site / f"{module}.py").write_text(text)
-    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(METADATA.format(name=name))
-    (info / "RECORD").write_text(f"{module}.py,,\n")
-    if entry_points:
-        (info / "entry_points.txt").write_text(entry_points)
+            points = {"regplug_readouts_v1": {f"lined-{number}": f"{module}:Readout"}}
+            text = "class Readout: pass\n"
+        write_distribution(site, f"plugin-{number}", {f"{module}.py": text}, points, description=DESCRIPTION)
 
 
 def link_package(site: Path, name: str) -> None:
@@ -106,9 +96,8 @@ def link_package(site: Path, name: str) -> None:
 
 def cpu_seconds(site: Path, cache: Path, way: Sequence[str]) -> float:
     """CPU time of one interpreter from start to end."""
-    kept = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
     caches = {"REGPLUG_CACHE_DIR": str(cache), "XDG_CACHE_HOME": str(cache)}  # stevedore keeps entry points in one
-    env = kept | caches | {"PYTHONPATH": str(site)}
+    env = clean_environment() | caches | {"PYTHONPATH": str(site)}
     child = subprocess.Popen([sys.executable, "-S", "-c", *way], env=env, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)

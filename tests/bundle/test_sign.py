@@ -20,7 +20,6 @@ from support.damage import DAMAGES, edit_manifest, flip_byte, repin
 
 import regplug
 from regplug.bundle.sign import default_signature_path, read_signed_bundle
-from regplug.commands.main import answer
 from regplug.format.write_bundle import write_folder
 
 CURVES = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1(), "p521": ec.SECP521R1(), "other": ec.SECP256R1()}
@@ -67,17 +66,6 @@ def bundle(exported, tmp_path):
 def signed(bundle, keys):
     regplug.sign(bundle, keys / "p256.pem")
     return bundle
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
 
 
 def model_signing(*arguments):

@@ -1,5 +1,6 @@
 """The benchmark: what it measures, compares and refuses, and the page that it draws; nothing rests on fine times."""
 
+import functools
 import json
 import re
 import sys
@@ -9,12 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from support.commands import run_command
 
 from regplug.commands.bench.measure import _difference
 from regplug.commands.bench.page import page, write_page
 from regplug.commands.bench.report import MODES, PASSES, PLACES, Plan, Report, Row, Side, Spread
 from regplug.commands.bench.timing import spread_of
-from regplug.commands.main import answer
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24", "--batch", "3", "--tokens", "9"]
 FAST = ["--rounds", "1"]
@@ -90,20 +91,13 @@ class NoModule:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run the command where ``theirs.py`` lies."""
+def run(monkeypatch, tmp_path):
+    """Run ``regplug bench`` in the folder of ``theirs.py``."""
     (tmp_path / "theirs.py").write_text(THEIRS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
-
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", "bench", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
+    return functools.partial(run_command, "bench")
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """``regplug check``: its rows, its exit codes, its JUnit file, and what it refuses before it checks anything."""
 
+import functools
 import json
 import re
-import sys
 from xml.etree import ElementTree
 
 import pytest
+from support.commands import run_command
 
 import regplug
-from regplug.commands.main import answer
 from regplug.conformance import CheckResult, all_checks
 from regplug.conformance.junit import junit_xml
 from regplug.errors import NameLookupError
@@ -42,16 +42,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, folder):
+def run(monkeypatch, folder):
+    """Run ``regplug check`` in that folder."""
     monkeypatch.chdir(folder)
-
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", "check", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
+    return functools.partial(run_command, "check")
 
 
 def test_a_good_readout_has_a_row_for_every_check_and_all_are_as_they_must_be(run):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from scale import make_distribution
+from support.distributions import write_distribution
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -86,11 +86,12 @@ def report(run_python: Python, tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "plain.py").write_text("Readout = print\n")
     for number, act in enumerate(EVERY):
         text = PLUGIN.format(act=act, number=number, models="plain")
-        make_distribution(folder, f"light-{number}", f"light_{number}", text, f"[regplug_v1]\nx = light_{number}\n")
+        points = {"regplug_v1": {"x": f"light_{number}"}}
+        write_distribution(folder, f"light-{number}", {f"light_{number}.py": text}, points)
     for number, acts in ((0, [*PROBLEMS][:2]), (1, WARNINGS)):
         text = "\n".join([*acts, "Readout = print"])
-        points = f"[regplug_readouts_v1]\nheavy-{number} = heavy_{number}:Readout\n"
-        make_distribution(folder, f"heavy-{number}", f"heavy_{number}", text, points)
+        points = {"regplug_readouts_v1": {f"heavy-{number}": f"heavy_{number}:Readout"}}
+        write_distribution(folder, f"heavy-{number}", {f"heavy_{number}.py": text}, points)
     blocked = ",".join(f"regplug-{name}" for name in OTHERS)
     done = run_python(f"import os; os.umask(0o022)\n{DOCTOR}", [folder], {"REGPLUG_DISABLE": blocked})
     assert (done.returncode, done.stderr) == (1, "")

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
@@ -22,7 +21,6 @@ import regplug
 from regplug import TokenLayout
 from regplug.commands.import_checkpoint.checkpoint import MAX_HEADER, open_checkpoint
 from regplug.commands.import_checkpoint.state_names import own_names, unwrapped, wrapper_prefixes
-from regplug.commands.main import answer
 from regplug.format.weights import read_metadata, save_tensors
 from regplug_nvsubquadratic.shipped import Configuration, network_config
 
@@ -55,17 +53,6 @@ def lightning(state, **more):
     """A checkpoint as Lightning writes one, of a module whose first block is compiled."""
     names = {name: f"network.{name.replace('blocks.0.', 'blocks.0._orig_mod.')}" for name in state}
     return {"epoch": 3, "state_dict": {names[name]: tensor for name, tensor in state.items()}, **more}
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 
 import regplug
 from regplug.commands.import_checkpoint.inferring import Constructor, infer_options
-from regplug.commands.main import answer
 from regplug.nn.backbone import build_backbone
 
 MODEL = "timm:vit_small_patch14_reg4_dinov2"
@@ -27,17 +25,6 @@ FILM = {"kernel_hidden_dim": 3, "num_film_layers": 2}
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
 
 
 def attached(seed=0, film=False, strategy="compress-concat", **options):

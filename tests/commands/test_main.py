@@ -14,24 +14,12 @@ from support.damage import DAMAGES, edit_manifest, rename_strategy, replace_weig
 
 import regplug
 from regplug.backends import cache
-from regplug.commands.main import answer
 from regplug.format.weights import save_tensors
 from regplug.registry.option_text import read_value
 
 SIZES = ["--num-registers", "4", "--hidden-dim", "24"]
 MEAN = ["mean", *SIZES]
 COMPRESS = ["compress-concat", *SIZES, "-O", "compressed_dim=6"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
 
 
 @pytest.fixture(scope="module")

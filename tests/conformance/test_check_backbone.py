@@ -1,16 +1,16 @@
 """The checks of a backbone: right ones pass, each wrong one fails the check that is for it, and no other."""
 
+import functools
 import json
-import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from support.commands import run_command
 from support.wrong_backbones import IMAGE, RIGHT, WRONG, Offer, entry_of, registry_of
 
 import regplug
-from regplug.commands.main import answer
 from regplug.conformance import all_backbone_checks, check_backbone, parametrize_with_backbone_checks
 from regplug.conformance.check import EXPECTED_FAILURE, FAILED, NOT_APPLICABLE, PASSED, UNEXPECTED_PASS
 from regplug.conformance.marks import find_marks
@@ -98,17 +98,12 @@ def test_an_author_gets_one_test_for_each_check(subject, check):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regplug", "check", *map(str, arguments)])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
+def run():
+    """Run ``regplug check``, with two plugins more."""
     registry = regplug.default_registry()
     registry.register(Offer(entry_of(), replace(WRONG["one too late"][0], name="acme-wrong", classes=())), "acme")
     registry.register(Both(), "acme-both")
-    yield run_command
+    yield functools.partial(run_command, "check")
     registry.unregister("acme")
     registry.unregister("acme-both")
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scale import make_distribution
+from support.distributions import write_distribution
+from support.environment import clean_environment
 from support.misbehaving_plugins import ASKING, ENDLESS, EVIL, GOOD, GOOD_MODELS, HOOK, NOISY, SHOWN, TEXT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Add = Callable[..., None]
-
-ENVIRONMENT = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
 
 
 @pytest.fixture
@@ -27,8 +26,8 @@ def site(tmp_path: Path) -> Path:
     """A folder with a good plugin, which every other shares."""
     folder = tmp_path / "site"
     folder.mkdir()
-    make_distribution(folder, "good", "good_plugin", GOOD, "[regplug_v1]\nx = good_plugin\n")
-    (folder / "good_models.py").write_text(GOOD_MODELS)
+    modules = {"good_plugin.py": GOOD, "good_models.py": GOOD_MODELS}
+    write_distribution(folder, "good", modules, {"regplug_v1": {"x": "good_plugin"}})
     return folder
 
 
@@ -41,7 +40,7 @@ def add(site: Path) -> Add:
         if info.exists():
             (site / f"{name}.py").write_text(text)
         else:
-            make_distribution(site, name, name, text, f"[regplug_v1]\nx = {name}\n")
+            write_distribution(site, name, {f"{name}.py": text}, {"regplug_v1": {"x": name}})
 
     return install
 
@@ -52,10 +51,16 @@ def python(site: Path, tmp_path: Path) -> Run:
     (tmp_path / "here").mkdir()
 
     def run(*words: str, env: Mapping[str, str] = {}, **more: Any) -> subprocess.CompletedProcess[str]:
-        variables = {**ENVIRONMENT, "PYTHONPATH": str(site), "REGPLUG_CACHE_DIR": str(tmp_path / "cache"), **env}
+        own = {"PYTHONPATH": str(site), "REGPLUG_CACHE_DIR": str(tmp_path / "cache")}
         more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
         return subprocess.run(
-            [sys.executable, *words], cwd=tmp_path / "here", env=variables, text=True, timeout=120, check=False, **more
+            [sys.executable, *words],
+            cwd=tmp_path / "here",
+            env={**clean_environment(), **own, **env},
+            text=True,
+            timeout=120,
+            check=False,
+            **more,
         )
 
     return run
@@ -255,7 +260,7 @@ def test_an_import_that_changes_the_working_folder_moves_no_output(
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["out"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
     code = "import os, regplug; here = os.getcwd(); regplug.strategies()\n"
-    code += "from regplug.registry.entries import load_reference; load_reference('x', 'evil_models:Fine')\n"
+    code += "from regplug.registry.references import load_reference; load_reference('x', 'evil_models:Fine')\n"
     code += "print(os.getcwd() == here)"
     assert python("-c", code).stdout == "True\n"
 

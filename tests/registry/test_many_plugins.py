@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import scale
+from support.distributions import write_distribution
+from support.environment import clean_environment
 
 from regplug.registry.discovery import Found
 from regplug.registry.name_cache import NameIndex
@@ -40,9 +42,10 @@ class Site:
     def add(self, distribution: str, *names: str, extra: str = "", editable: bool = False) -> None:
         module = distribution.replace("-", "_")
         text = PLUGIN.format(distribution=distribution, module=module, names=names, extra=extra)
-        scale.make_distribution(self.packages, distribution, module, text, f"[regplug_v1]\nplugin = {module}\n")
+        points = {"regplug_v1": {"plugin": module}}
+        info = write_distribution(self.packages, distribution, {f"{module}.py": text}, points)
         direct_url = json.dumps({"url": f"file://{self.packages}", "dir_info": {"editable": editable}})
-        (self.packages / f"{module}-1.0.dist-info" / "direct_url.json").write_text(direct_url)
+        (info / "direct_url.json").write_text(direct_url)
 
     def run(self, expression: str, before: str = "", **env: str) -> tuple[str, list[str]]:
         """What an expression gives in a fresh process, or the error that it raises, and which plugins were imported."""
@@ -52,10 +55,9 @@ class Site:
             f"import regplug\nregistry = regplug.default_registry()\n{before}\n"
             f"try: print({expression})\nexcept regplug.RegplugError as error: print(error)"
         )
-        inherited = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
         own = {"PYTHONPATH": str(self.packages), "CANARY": str(self.canary), "REGPLUG_CACHE_DIR": str(self.cache)}
         # a folder for bytecode would change the folder with the plugins at the first import
-        variables = inherited | own | {"PYTHONDONTWRITEBYTECODE": "1"} | env
+        variables = clean_environment() | own | {"PYTHONDONTWRITEBYTECODE": "1"} | env
         done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.strip(), sorted(self.canary.read_text().split())

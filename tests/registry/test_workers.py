@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scale import make_distribution
+from support.distributions import write_distribution
+from support.environment import clean_environment
 
 READOUT = """
 from torch import nn
@@ -115,8 +116,7 @@ HINT = "what the parent registered in memory is not known to a worker process: r
 
 
 def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    inherited = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
-    variables = inherited | {"PYTHONPATH": str(folder), "REGPLUG_CACHE_DIR": os.environ["REGPLUG_CACHE_DIR"]}
+    variables = clean_environment() | {"PYTHONPATH": str(folder), "REGPLUG_CACHE_DIR": os.environ["REGPLUG_CACHE_DIR"]}
     command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -127,8 +127,8 @@ def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """What each process said, by its name; all of them run once."""
     folder = tmp_path_factory.mktemp("workers")
-    points = "[regplug_readouts_v1]\nattend = acme_readouts:Attend\n"
-    make_distribution(folder, "acme", "acme_readouts", READOUT, points)
+    points = {"regplug_readouts_v1": {"attend": "acme_readouts:Attend"}}
+    write_distribution(folder, "acme", {"acme_readouts.py": READOUT}, points)
     script = folder / "script.py"
     script.write_text(SCRIPT)
     run(folder, script, folder)
@@ -168,5 +168,5 @@ def test_a_spec_comes_to_a_worker_with_its_entry_and_is_built_there(answers: Cal
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
 def test_a_child_that_is_forked_while_a_plugin_is_imported_does_not_wait_for_ever(tmp_path: Path) -> None:
-    make_distribution(tmp_path, "slow", "slow", SLOW, "[regplug_v1]\nslow = slow\n")
+    write_distribution(tmp_path, "slow", {"slow.py": SLOW}, {"regplug_v1": {"slow": "slow"}})
     assert run(tmp_path, "-W", "ignore::DeprecationWarning", "-c", FORK).stdout.strip() == "0"

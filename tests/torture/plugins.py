@@ -1,14 +1,14 @@
 """Installed plugins that misbehave: what each does to a command, and to a program, that asked for another's readout."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scale import make_distribution
+from support.distributions import write_distribution
+from support.environment import clean_environment
 from support.misbehaving_plugins import GOOD, GOOD_MODELS, every_kind
 
 from torture import Figure
@@ -30,9 +30,9 @@ def install(folder: Path, text: str) -> Path:
     """A folder with a good plugin and this one."""
     site = folder / "site"
     site.mkdir()
-    make_distribution(site, "good", "good_plugin", GOOD, "[regplug_v1]\nx = good_plugin\n")
-    (site / "good_models.py").write_text(GOOD_MODELS)
-    make_distribution(site, "evil", "evil", text, "[regplug_v1]\nx = evil\n")
+    modules = {"good_plugin.py": GOOD, "good_models.py": GOOD_MODELS}
+    write_distribution(site, "good", modules, {"regplug_v1": {"x": "good_plugin"}})
+    write_distribution(site, "evil", {"evil.py": text}, {"regplug_v1": {"x": "evil"}})
     return site
 
 
@@ -40,8 +40,8 @@ def bad_of(folder: Path, text: str) -> dict[str, int]:
     """What must not happen, and how often it did, over a list, an export and a program."""
     site, here = install(folder, text), folder / "here"
     here.mkdir()
-    kept = {word: value for word, value in os.environ.items() if not word.startswith(("PYTHON", "REGPLUG_"))}
-    env = {**kept, "PYTHONPATH": str(site), "REGPLUG_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    env = clean_environment()
+    env |= {"PYTHONPATH": str(site), "REGPLUG_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     bad = dict.fromkeys(("hangs", "tracebacks", "stdout that is no JSON", "silent failures", "other exit codes"), 0)
     for words in (LIST, EXPORT, CREATE):
         output, errors = folder / "output", folder / "errors"

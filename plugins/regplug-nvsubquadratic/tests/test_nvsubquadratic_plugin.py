@@ -7,30 +7,18 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import run_command
 
 import regplug
-from regplug.commands.main import answer
 from regplug.conformance import check_backbone
 from regplug_nvsubquadratic import mamba_reg_layout, official, vit5_layout
 from regplug_nvsubquadratic.shipped import CONFIGURATIONS, Configuration, build
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["regplug", *words])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return command
 
 
 def test_listing_imports_neither_torch_nor_nvsubquadratic() -> None:
@@ -45,8 +33,8 @@ def test_listing_imports_neither_torch_nor_nvsubquadratic() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_widths_are_told_site_by_site(run: Any) -> None:
-    code, text, err = run(
+def test_widths_are_told_site_by_site() -> None:
+    code, text, err = run_command(
         "cond-dim", "--backbone", "nvsubquadratic:hybrid_hhha_learnable_omega_blockdiag_film", "--json"
     )
     assert code == 0, err
@@ -67,8 +55,8 @@ def test_widths_are_told_site_by_site(run: Any) -> None:
         ("nvsubquadratic", {"num_registers": 14, "hidden_dim": 384, "start": 196, "num_tokens": None}),
     ],
 )
-def test_a_backbone_is_described_by_name(run: Any, name: str, layout: dict[str, object]) -> None:
-    code, text, err = run("info", name, "--json")
+def test_a_backbone_is_described_by_name(name: str, layout: dict[str, object]) -> None:
+    code, text, err = run_command("info", name, "--json")
     assert code == 0, err
     assert json.loads(text)["layout"].items() >= layout.items()
 
@@ -85,18 +73,18 @@ def test_a_backbone_is_described_by_name(run: Any, name: str, layout: dict[str, 
         ("vit5:tiny", "backbone 'vit5': expected one of its models, got 'tiny'; known: base, large, small, xlarge"),
     ],
 )
-def test_a_model_that_is_not_there_or_has_no_registers_is_a_wrong_use(run: Any, name: str, message: str) -> None:
-    code, out, err = run("info", name)
+def test_a_model_that_is_not_there_or_has_no_registers_is_a_wrong_use(name: str, message: str) -> None:
+    code, out, err = run_command("info", name)
     assert (code, out) == (2, "")
     assert message in err
 
 
 @pytest.mark.parametrize("backbone", ["nvsubquadratic", "mamba-reg", "vit5"])
 @pytest.mark.parametrize("model", ["", ":{}"])
-def test_options_are_refused_where_a_name_says_all(run: Any, backbone: str, model: str) -> None:
+def test_options_are_refused_where_a_name_says_all(backbone: str, model: str) -> None:
     name = backbone + model.format("r14_f3after_A" if backbone == "nvsubquadratic" else "base")
-    assert run("cond-dim", "--backbone", name, *(["-O", "ratio=4"] if backbone == "mamba-reg" else []))[0] == 0
-    code, out, err = run("cond-dim", "--backbone", name, "-M", "foo=1", "-M", "bar=2")
+    assert run_command("cond-dim", "--backbone", name, *(["-O", "ratio=4"] if backbone == "mamba-reg" else []))[0] == 0
+    code, out, err = run_command("cond-dim", "--backbone", name, "-M", "foo=1", "-M", "bar=2")
     assert (code, out) == (2, "")
     assert f"backbone {backbone!r}: expected a model's name alone, for it takes no options, got bar, foo." in err
 
@@ -105,9 +93,9 @@ def test_options_are_refused_where_a_name_says_all(run: Any, backbone: str, mode
     ("model", "options", "formula"), [("r4_f2_A", (), "D"), ("r4_cc4_f3after_v2", ("-O", "compressed_dim=96"), "R*c")]
 )
 def test_the_sizes_of_a_shipped_network_change_and_its_widths_follow(
-    run: Any, model: str, options: tuple[str, ...], formula: str
+    model: str, options: tuple[str, ...], formula: str
 ) -> None:
-    code, out, _ = run("audit", f"nvsubquadratic:{model}", *options, "--json")
+    code, out, _ = run_command("audit", f"nvsubquadratic:{model}", *options, "--json")
     found = json.loads(out)
     assert (code, found["summary"]) == (0, "12 FiLM inputs: 12 follow, 0 wrong, 0 unknown")
     assert {one["given_formula"] for one in found["findings"]} == {formula}

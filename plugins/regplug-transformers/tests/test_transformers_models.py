@@ -5,34 +5,22 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from support.commands import run_command
 from transformers_cases import Case
 
 import regplug
-from regplug.commands.main import answer
 from regplug.nn.attach import BackboneSource
 from regplug.nn.backbone import measure_backbone, named_backbone
 from regplug_transformers.families import FAMILIES
 from regplug_transformers.models import build, describe
 
 TYPES = "dinov2_with_registers, dinov3_vit, radio, sapiens2, tipsv2_vision_model"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["regplug", *arguments])
-        code = answer()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
 
 
 @pytest.fixture
@@ -71,8 +59,8 @@ def test_a_name_is_measured_without_weights() -> None:
     }
 
 
-def test_the_command_line_tells_a_layout_and_says_what_has_none(run: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = run("info", "transformers:sapiens2", "--json")
+def test_the_command_line_tells_a_layout_and_says_what_has_none() -> None:
+    code, out, _ = run_command("info", "transformers:sapiens2", "--json")
     assert (code, json.loads(out)["layout"]["num_registers"]) == (0, 8)
     for name, text in (
         ("dinov3_vit", "DINOv3ViTModel: carries no register tokens (num_register_tokens is 0); use a checkpoint's"),
@@ -82,7 +70,7 @@ def test_the_command_line_tells_a_layout_and_says_what_has_none(run: Callable[..
         ),
         ("sapiens", f"known: {TYPES} (closest: sapiens2)."),
     ):
-        code, _, err = run("info", f"transformers:{name}")
+        code, _, err = run_command("info", f"transformers:{name}")
         assert code == 2
         assert text in err
 
@@ -190,12 +178,10 @@ def test_a_model_that_is_not_what_its_configuration_builds_is_not_described() ->
     assert isinstance(regplug.attach(without, "mean").source, regplug.SpecError)
 
 
-def test_a_torchscript_program_of_a_network_is_refused_in_one_line(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_a_torchscript_program_of_a_network_is_refused_in_one_line(tmp_path: Path) -> None:
     model = [f"-M{word}" for word in ("num_hidden_layers=1", "hidden_size=48", "num_attention_heads=3")]
     where = ("--backbone", "transformers:dinov2_with_registers", *model, "-o", str(tmp_path / "bundle"))
-    code, out, err = run("export", "mean", "--with-backbone", *where, "--backend", "torchscript")
+    code, out, err = run_command("export", "mean", "--with-backbone", *where, "--backend", "torchscript")
     assert (code, out) == (1, "")
     assert re.fullmatch(
         r"error: program 'torchscript': expected a scriptable module, got: Dinov2WithRegistersModel, which does not "
