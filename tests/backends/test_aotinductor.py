@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.damage import edit_manifest, repin
+from support.readouts import SIZES, trained
 from torch import nn
 
 import regplug
@@ -23,7 +24,6 @@ from regplug.backends.cpu import CpuFlags, cpu_flags
 from regplug.registry.discovery import discover
 from regplug.registry.hookspecs import hookimpl
 
-SIZES = {"num_registers": 4, "hidden_dim": 24}
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 ONLY = {"backends": ["aotinductor"]}
@@ -87,15 +87,6 @@ def compiled(monkeypatch):
 
     monkeypatch.setattr(aotinductor, "compile_in_child", counting)
     return calls
-
-
-def trained(spec, seed=0):
-    torch.manual_seed(seed)
-    module = spec.build()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.damage import repin
+from support.readouts import SIZES
 
 import regplug
 from regplug.backends import aotinductor, compiling, model_library
 
-SIZES = {"num_registers": 4, "hidden_dim": 24}
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 FROZEN = Path(__file__).parents[1] / "data" / "format-1" / "readout"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.consumer import built, readout, run
 from support.damage import repin
+from support.readouts import SIZES
 from torch import nn
 
 import regplug
@@ -25,7 +26,6 @@ from regplug.errors import BundleError, ExportError
 from regplug.format.weights import save_tensors
 from regplug.registry.discovery import discover
 
-SIZES = {"num_registers": 4, "hidden_dim": 24}
 SCRIPT, LIBRARY = "program.torchscript.pt", "program.aotinductor.x86-64-v3.so"
 BOTH = ["torchscript", "aotinductor"]
 

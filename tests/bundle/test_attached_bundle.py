@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from support.consumer import built, check_golden, run
+from support.readouts import moved
 from torch import nn
 
 import regplug
@@ -36,11 +37,8 @@ def whole(model=VIT, seed=0, **options):
     torch.manual_seed(seed)
     img_size = 28 if model == VIT else 32
     options = {"strategy": "compress-concat", "compressed_dim": 6, **options}
-    module = regplug.attach(model, model_options={"img_size": img_size, **SMALL}, **options).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():  # a LayerScale of 1e-5 would hide the image from the registers
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return module
+    # a LayerScale of 1e-5 would hide the image from the registers
+    return moved(regplug.attach(model, model_options={"img_size": img_size, **SMALL}, **options).eval(), 0.1)
 
 
 @pytest.fixture(scope="module")

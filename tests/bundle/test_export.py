@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.damage import repin
+from support.readouts import SIZES, trained
 from torch import nn
 
 import regplug
@@ -20,7 +21,6 @@ from regplug.format.weights import load_tensors, save_tensors
 from regplug.registry.discovery import discover
 from regplug.registry.hookspecs import hookimpl
 
-SIZES = {"num_registers": 4, "hidden_dim": 24}
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 
 
@@ -182,16 +182,6 @@ def registry():
     registry = regplug.Registry(discover())
     registry.register(Plugin(), "test-plugin", "1.0")
     return registry
-
-
-def trained(spec, seed=0):
-    """A module whose weights are not at their start."""
-    torch.manual_seed(seed)
-    module = spec.build()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    return module
 
 
 def conditioner_of(spec, layout, seed=0):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support.damage import edit_manifest, rename_strategy, repin, replace_weights
+from support.readouts import SIZES
 
 import regplug
 from regplug.bundle.golden import CaseError
@@ -21,8 +22,6 @@ from regplug.bundle.program import LoadedProgram
 from regplug.bundle.verify import Check, _refuses, wrong_inputs
 from regplug.commands.main import group
 from regplug.format.weights import load_tensors, save_tensors
-
-SIZES = {"num_registers": 4, "hidden_dim": 24}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvsubquadratic.lazy_config import instantiate
 from safetensors.torch import load_file, save_file
+from support.readouts import moved
 from torch import nn
 
 import regplug
@@ -37,10 +38,7 @@ def network(compressed_dim=C):
     net = instantiate(
         network_config(Configuration(R, "cls", "HAH", 2, compressed_dim=compressed_dim, hidden_dim=D, image_size=64))
     )
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return net.eval()
+    return moved(net, 0.1).eval()
 
 
 def state(**changed):

@@ -14,6 +14,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file, load_model, save_file, save_model
+from support.readouts import moved
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
@@ -523,9 +524,7 @@ class Policy(nn.Module):
 def test_a_network_that_keeps_both_saves_and_loads_its_state_dict() -> None:
     torch.manual_seed(1)
     policy, other = Policy().eval(), Policy().eval()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    moved(other, 0.1)
     names = dict(policy.named_parameters())  # once each, so an optimizer and DistributedDataParallel see no twins
     assert len(names) == len(list(network().parameters())) + 1
     keys = set(policy.state_dict())
@@ -541,8 +540,6 @@ def test_safetensors_saves_such_a_network_by_save_model_and_says_why_not_by_save
         save_file(policy.state_dict(), tmp_path / "policy.safetensors")
     save_model(policy, str(tmp_path / "policy.safetensors"))
     assert len(load_file(tmp_path / "policy.safetensors")) == len(dict(policy.named_parameters()))
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    moved(other, 0.1)
     load_model(other, str(tmp_path / "policy.safetensors"))
     assert all(map(torch.equal, policy(IMAGES), other(IMAGES)))

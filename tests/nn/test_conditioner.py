@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
+from support.readouts import moved
 from torch import Tensor, nn
 
 import regplug
@@ -36,17 +37,10 @@ every_readout = pytest.mark.parametrize("readout", READOUTS)
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-def trained(module: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += torch.randn_like(parameter)
-    return module
-
-
 def conditioner_for(layout: TokenLayout, readout: str) -> Conditioner:
     made = READOUTS[readout]()
-    return trained(Conditioner(layout, made, KernelFiLMGenerator(made.out_dim, KERNEL, LAYERS)))
+    torch.manual_seed(0)
+    return moved(Conditioner(layout, made, KernelFiLMGenerator(made.out_dim, KERNEL, LAYERS)))
 
 
 def tokens_for(layout: TokenLayout, batch: int = 2, more: int = 4) -> Tensor:

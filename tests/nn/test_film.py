@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from nvsubquadratic.modules import film as upstream
+from support.readouts import moved
 from torch import Tensor, nn
 
 from regplug import KernelFiLMGenerator, ShapeError, SpecError
@@ -19,11 +20,7 @@ SIZES = {"cond_dim": WIDTH, "kernel_hidden_dim": KERNEL, "num_film_layers": LAYE
 
 def trained(dtype: torch.dtype = torch.float32) -> KernelFiLMGenerator:
     torch.manual_seed(0)
-    film = KernelFiLMGenerator(**SIZES).to(dtype)
-    with torch.no_grad():
-        for parameter in film.parameters():
-            parameter += torch.randn_like(parameter)
-    return film
+    return moved(KernelFiLMGenerator(**SIZES).to(dtype))
 
 
 def conditioning(batch: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:

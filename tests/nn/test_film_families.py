@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers.models import normalization
 from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
+from support.readouts import moved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -324,10 +325,7 @@ def importable() -> Iterator[None]:
 def trained(film: nn.Module) -> nn.Module:
     """Away from the start, where most modulate by nothing."""
     torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in film.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return film
+    return moved(film, 0.3)
 
 
 def features_of(case: Case) -> Tensor:

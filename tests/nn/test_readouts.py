@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 import torch
 from nvsubquadratic.modules import film as upstream
+from support.readouts import moved
 from torch import Tensor, nn
 
 import regplug
@@ -49,11 +50,7 @@ every_readout = pytest.mark.parametrize("name", MAKE)
 def trained(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A readout whose parameters are no longer the initial ones."""
     torch.manual_seed(0)
-    readout = MAKE[name]().to(dtype)
-    with torch.no_grad():
-        for parameter in readout.parameters():
-            parameter += torch.randn_like(parameter)
-    return readout
+    return moved(MAKE[name]().to(dtype))
 
 
 def registers(batch: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:

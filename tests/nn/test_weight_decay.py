@@ -15,6 +15,7 @@ import pytest
 import torch
 from nvsubquadratic.modules import film as upstream
 from support import strategies
+from support.readouts import moved
 from support.strategies import EVERY, D, R
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -64,10 +65,7 @@ def film(no_weight_decay: bool | float = 1e-3) -> KernelFiLMGenerator:
     made = KernelFiLMGenerator(
         4 * 6, 4, 2, film_hidden_dim=5, no_weight_decay=no_weight_decay, init_type="small_random"
     )
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return made
+    return moved(made, 0.2)
 
 
 def conditioner(no_weight_decay: bool | float = 1e-3) -> regplug.Conditioner:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import regplug
+from support.readouts import SIZES
 
 CONSUMER = Path(__file__).resolve().parents[1] / "cpp"
 SITE = Path(torch.__file__).parent.parent
-SIZES = {"num_registers": 4, "hidden_dim": 24}
 LAYOUTS = {
     "prefix": regplug.TokenLayout(**SIZES, start=1),
     "suffix": regplug.TokenLayout(**SIZES, start=-6),

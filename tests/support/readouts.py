@@ -1,30 +1,31 @@
-"""Sizes, and modules whose weights are not the initial ones, the same in every run."""
+"""Sizes, and modules whose parameters are not the initial ones."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    import regplug
+
 SIZES = {"num_registers": 4, "hidden_dim": 24}
-SIZE_ARGUMENTS = ["--num-registers", "4", "--hidden-dim", "24"]
+M = TypeVar("M", bound=nn.Module)
 
 
-def trained(
-    build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32, *, scale: float = 1.0, seed: int = 0
-) -> nn.Module:
-    """The module that ``build()`` makes, its parameters moved from their initial values."""
-    torch.manual_seed(seed)
-    return _moved(build().to(dtype), scale)
+def moved(module: M, scale: float = 1.0) -> M:
+    """The module itself, its parameters moved from their values as training moves them: at first many change nothing.
 
-
-def moved(module: nn.Module, *, scale: float = 1.0, seed: int = 0) -> nn.Module:
-    """The module itself, its parameters moved from their values: many modules change nothing until they are trained."""
-    torch.manual_seed(seed)
-    return _moved(module, scale)
-
-
-def _moved(module: nn.Module, scale: float) -> nn.Module:
+    The values are those of torch's own generator: set its seed before.
+    """
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += scale * torch.randn_like(parameter)
     return module
+
+
+def trained(spec: regplug.ReadoutSpec, seed: int = 0) -> nn.Module:
+    """The readout of a spec, its parameters not the initial ones, and the same in every run."""
+    torch.manual_seed(seed)
+    return moved(spec.build())

@@ -5,6 +5,7 @@ import functools
 import torch
 
 import regplug
+from support.readouts import moved
 
 R, D = 4, 24
 # strategy -> its options, and the FLOPs for one sample that torch's counter does not see: those by element
@@ -47,11 +48,7 @@ def spec_of(strategy):
 def trained(strategy, dtype=torch.float32):
     """A readout whose parameters are no longer the initial ones."""
     torch.manual_seed(0)
-    readout = spec_of(strategy).build().to(dtype)
-    with torch.no_grad():
-        for parameter in readout.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return readout
+    return moved(spec_of(strategy).build().to(dtype), 0.2)
 
 
 def registers(batch=3, dtype=torch.float32):

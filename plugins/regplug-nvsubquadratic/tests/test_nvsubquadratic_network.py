@@ -12,6 +12,7 @@ import torch
 from nvsubquadratic.lazy_config import instantiate
 from nvsubquadratic.modules.layer_scale import LayerScale
 from nvsubquadratic.networks.vit5_classification import ViT5ClassificationNet
+from support.readouts import moved
 from torch import Tensor, nn
 
 import regplug
@@ -32,11 +33,8 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 def make(configuration: Configuration) -> Any:
     torch.manual_seed(0)
-    network = instantiate(network_config(configuration)).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():  # layer scale and FiLM start where the registers change nothing
-            parameter += 0.1 * torch.randn_like(parameter)
-    return network
+    # layer scale and FiLM start where the registers change nothing
+    return moved(instantiate(network_config(configuration)).eval(), 0.1)
 
 
 def images(configuration: Configuration, seed: int = 1, batch: int = 2) -> Tensor:

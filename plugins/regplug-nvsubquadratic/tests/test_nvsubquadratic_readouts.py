@@ -10,6 +10,7 @@ import pytest
 import torch
 from nvsubquadratic.lazy_config import LazyConfig, instantiate
 from nvsubquadratic.modules import film as upstream
+from support.readouts import moved
 from torch import Tensor, nn
 
 import regplug
@@ -40,11 +41,8 @@ def with_regplug(strategy: str) -> Any:
 
 def trained(network: Any) -> Any:
     """The network as if trained: at first neither layer scale nor FiLM let the registers through."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return network.eval()
+    torch.manual_seed(7)
+    return moved(network, 0.3).eval()
 
 
 def logits(network: Any) -> Tensor:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
+from support.readouts import moved
 from torch import nn
 
 import regplug
@@ -26,11 +27,8 @@ SCRIPTABLE = [name for name in MODELS if not name.startswith("naflex")]
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, depth=2, **MODELS[name]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # scales at 1e-5 and zeros would hide what a block or a norm does
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    return model
+    # scales at 1e-5 and zeros would hide what a block or a norm does
+    return moved(timm.create_model(name, depth=2, **MODELS[name]).eval(), 0.02)
 
 
 def images(name: str) -> torch.Tensor:

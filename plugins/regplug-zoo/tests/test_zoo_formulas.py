@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.readouts import moved
 from torch import Tensor, nn
 
 import regplug
@@ -99,11 +100,7 @@ every_formula = pytest.mark.parametrize("strategy", FORMULAS)
 def trained(strategy: str) -> nn.Module:
     """A readout in float64 whose parameters are no longer the initial ones."""
     torch.manual_seed(0)
-    readout = regplug.create(strategy, num_registers=R, hidden_dim=D, **OPTIONS.get(strategy, {})).double()
-    with torch.no_grad():
-        for parameter in readout.parameters():
-            parameter += torch.randn_like(parameter)
-    return readout
+    return moved(regplug.create(strategy, num_registers=R, hidden_dim=D, **OPTIONS.get(strategy, {})).double())
 
 
 def registers(batch: int = 3) -> Tensor:

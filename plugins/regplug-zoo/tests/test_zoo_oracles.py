@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+from support.readouts import moved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,11 +37,7 @@ every_batch = pytest.mark.parametrize("batch", [1, 2, 7])
 def trained(readout: nn.Module) -> nn.Module:
     """The readout in float64, its parameters no longer the initial ones."""
     torch.manual_seed(0)
-    readout.double()
-    with torch.no_grad():
-        for parameter in readout.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return readout
+    return moved(readout.double(), 0.3)
 
 
 def registers(batch: int = 3) -> Tensor:
