@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers.models import normalization
 from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
+from support.errors import message_of
 from support.readouts import moved
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -336,10 +338,7 @@ def tensors(output: Any) -> list[Tensor]:
     return [output] if isinstance(output, Tensor) else list(output)
 
 
-def refusal(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(SpecError) as caught:
-        regplug.pair(*arguments, **options)
-    return str(caught.value)
+refusal = functools.partial(message_of, regplug.pair)
 
 
 # ---- pairing

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
 import pytest
 import torch
 from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
+from support.errors import message_of
 from torch import Tensor, nn
 
 import regplug
@@ -58,10 +60,7 @@ class TwoWords(nn.Module):
         self.given = (cond_dim, global_cond_dim)
 
 
-def refusal(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(SpecError) as caught:
-        regplug.pair(*arguments, **options)
-    return str(caught.value)
+refusal = functools.partial(message_of, regplug.pair)
 
 
 # ---- a class

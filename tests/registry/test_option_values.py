@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, Proto
 import pytest
 import torch
 from omegaconf import OmegaConf
+from support.errors import message_of
 from torch import nn
 
 import regplug
@@ -109,10 +111,7 @@ def through(hint: Any, value: object) -> tuple[Any, Any]:
     return stored["option"], bind("x", taking(hint), {}, again)["option"]
 
 
-def refusal(hint: Any, value: object) -> str:
-    with pytest.raises(SpecError) as caught:
-        through(hint, value)
-    return str(caught.value)
+refusal = functools.partial(message_of, through)
 
 
 TAKEN = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import Any, Literal, Optional, Union
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.errors import message_of
 
-from regplug import SpecError
 from regplug.registry.option_values import UnfitError, read
 from regplug.registry.options import bind, closest, describe, describe_signature
 
@@ -60,10 +61,7 @@ def bound(build: type, words: Mapping[str, str] | None = None, **options: Any) -
     return bind("strategy 'x'", build, SIZES, options, words)
 
 
-def refusal(build: type, words: Mapping[str, str] | None = None, **options: Any) -> str:
-    with pytest.raises(SpecError) as caught:
-        bound(build, words, **options)
-    return str(caught.value)
+refusal = functools.partial(message_of, bound)
 
 
 # ---- binding
