@@ -10,14 +10,15 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 MAX_MESSAGE = 400  # characters
-HEAD, TAIL = 300, 97  # what is kept of a longer one: the object, and what to do
-REASON_HEAD, REASON_TAIL = 190, 77  # of a longer reason: the object before it and the place after it fit too
+MAX_HEAD, MAX_TAIL = 300, 97  # of a longer one: the object, and what to do
+MAX_REASON_HEAD, MAX_REASON_TAIL = 190, 77  # of a longer reason: the object before it and the place after it fit too
 MAX_READ = 20_000  # characters of other people's messages
+MAX_LISTED = 60  # known words in a message about an unknown one
 MAX_PATH = 60  # characters of a path, whose end says the most
 # what compilers write after the reason: code, stack traces, hints, links
 REASON_ENDS = re.compile(
@@ -56,7 +57,7 @@ class RegplugError(Exception):
 
     def __str__(self) -> str:
         """The message; not made as the error is, which ``torch.compile`` would have to trace."""
-        return truncate(escape(super().__str__()))
+        return _cut_middle(escape(super().__str__()), MAX_HEAD, MAX_TAIL)
 
 
 class SpecError(RegplugError, ValueError):
@@ -128,9 +129,16 @@ def _escape(found: re.Match[str]) -> str:
     return short.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
-def truncate(text: str) -> str:
-    """At most 400 characters: of a longer text the beginning and the end."""
-    return text if len(text) <= MAX_MESSAGE else f"{text[:HEAD]}...{text[-TAIL:]}"
+def truncate(text: str, longest: int) -> str:
+    """At most so many characters of a text, and ``...`` where more follow."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def clip(text: str, longest: int) -> str:
+    """A text as one printable line, truncated."""
+    return truncate(
+        " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * longest]).split()), longest
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -145,10 +153,13 @@ def one_line(error: BaseException) -> str:
     """
     message = message_of(error)[:MAX_READ]
     reason = _reason_in(message) or class_name(error)
-    if len(reason) > REASON_HEAD + REASON_TAIL:
-        reason = f"{reason[:REASON_HEAD]}...{reason[-REASON_TAIL:]}"
+    reason = _cut_middle(reason, MAX_REASON_HEAD, MAX_REASON_TAIL)
     place = None if isinstance(error, RegplugError) else _place_of(error, message)
     return f"{reason} ({place})" if place else reason
+
+
+def _cut_middle(text: str, head: int, tail: int) -> str:
+    return text if len(text) <= head + len("...") + tail else f"{text[:head]}...{text[-tail:]}"
 
 
 def _reason_in(message: str) -> str:
@@ -234,6 +245,24 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def closest(word: str, known: Sequence[str]) -> str:
+    """``; known: a, b (closest: a)``, the end of a message about an unknown word; of many known ones only the closest.
+
+    Example:
+        >>> closest("meen", ["pool", "mean"])
+        '; known: mean, pool (closest: mean)'
+    """
+    from difflib import get_close_matches
+
+    if not known:
+        return "; known: none"
+    if len(known) > MAX_LISTED:
+        near = get_close_matches(word, known, n=5) or sorted(name for name in known if word in name)[:5]
+        return f"; closest of {len(known)}: {', '.join(near) or 'none'}"
+    near = get_close_matches(word, known, n=1)
+    return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")
+
+
 def message_of(error: BaseException) -> str:
     """All that an exception says; a plugin's own class may fail at that, too."""
     try:
@@ -247,9 +276,3 @@ def message_of(error: BaseException) -> str:
 def class_name(value: object) -> str:
     """The name of an object's class, whatever a plugin's metaclass makes of ``__name__``."""
     return str.__str__(vars(type)["__name__"].__get__(type(value)))
-
-
-def clip(text: str, longest: int) -> str:
-    """One printable line, no longer than so many characters."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * longest]).split())
-    return line if len(line) <= longest else f"{line[:longest]}..."

@@ -16,6 +16,7 @@ from regplug.format.folder import MANIFEST
 from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, InputSpec, Manifest, TensorSpec
 from regplug.format.strict_json import format_value, wrong
 from regplug.format.weights import dtype_name
+from regplug.registry.dtypes import torch_dtype
 
 MAX_BYTES = 4_000_000
 MAX_IMAGE_BYTES = 256_000_000  # with a backbone, for the cases that no file is without
@@ -83,7 +84,7 @@ def make_golden(
     Raises:
         ExportError: The cases do not fit into the file, an output is not finite, or a second run gives other outputs.
     """
-    dtype = getattr(torch, signature.dtype)
+    dtype = torch_dtype(signature.dtype)
     rest = [int(size) for size in signature.shape[2:]]
     generator = torch.Generator().manual_seed(SEED)
     plan = _plan(owner, signature, lengths, prod(rest), outputs)
@@ -180,7 +181,7 @@ def _check_tolerance(path: str, where: str, manifest: Manifest, golden: GoldenSe
     scale = golden.scale(case, [output.name for output in manifest.outputs])
     if not isfinite(scale):
         raise BundleError(f"bundle {path}: {GOLDEN}: case '{case.case}': expected finite outputs, got inf or nan.")
-    truth, dtype = manifest.golden.truth, getattr(torch, manifest.input.dtype)
+    truth, dtype = manifest.golden.truth, torch_dtype(manifest.input.dtype)
     most = most_eager_error(truth, dtype, scale)
     if case.eager_error > most:
         error = wrong(f"{where}.eager_error", f"at most {format_value(most)}", case.eager_error)
@@ -243,7 +244,7 @@ def _plan(
     owner: str, signature: InputSpec, lengths: Sequence[int], width: int, outputs: Sequence[TensorSpec]
 ) -> list[tuple[str, int, int | None]]:
     """Name, batch and slice start of every case, within the file's limit."""
-    itemsize = getattr(torch, signature.dtype).itemsize
+    itemsize = torch_dtype(signature.dtype).itemsize
     per_sample = max(lengths) * width * itemsize + 8 * sum(int(output.shape[1]) for output in outputs)
     slice_sample = per_sample + 2 * SLICE_START * width * itemsize
     needed = 65_536 + 3 * per_sample + SLICE_BATCH * slice_sample  # the header, batch 1 and 2, the slice

@@ -12,6 +12,7 @@ from regplug.backends.interface import flatten
 from regplug.errors import ExportError, class_name, one_line
 from regplug.format.manifest import IMAGES, InputSpec, TensorSpec
 from regplug.format.weights import dtype_name
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.layout import TokenLayout
 
 
@@ -98,7 +99,7 @@ def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tup
     """Dtype and shape without batch of each output, and the smallest batch that runs."""
 
     def forward(batch: int) -> list[tuple[str, list[int]]]:
-        given = torch.zeros(batch, *sizes, dtype=getattr(torch, dtype), device="cpu")
+        given = torch.zeros(batch, *sizes, dtype=torch_dtype(dtype), device="cpu")
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             outputs = flatten(module(given))
         if any(output.dim() < 1 or output.shape[0] != batch for output in outputs):

@@ -17,6 +17,7 @@ from torch.nn.modules.module import (
 
 from regplug.errors import SpecError
 from regplug.format.weights import TensorType
+from regplug.registry.dtypes import torch_dtype
 from regplug.torch_private import AllocationLimit, MetaReadWatch, NoNumbersError, outside_inference_mode
 
 # most parts of a network are modules without weights, and a readout may have no weights at all
@@ -50,7 +51,7 @@ def build_outlined(
     except SpecError as error:
         if not _reads_numbers(error):
             raise
-        stored = sum(prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in weights.values())
+        stored = sum(prod(shape) * torch_dtype(dtype).itemsize for dtype, shape in weights.values())
         limit = AllocationLimit(BYTES_PER_BYTE * stored + MORE_BYTES)
     else:
         compare(outline)

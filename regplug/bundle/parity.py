@@ -19,6 +19,7 @@ from regplug.errors import BundleError, ExportError, PluginError, ShapeError
 from regplug.format.manifest import WEIGHTS, CaseResult, Manifest, ProgramRecord
 from regplug.format.safetensors_header import stored_tensors
 from regplug.format.weights import load_tensors
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import FILE_NAME
 
 
@@ -107,7 +108,7 @@ def _gate(
 def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: IOSignature) -> None:
     """Refuse a program that makes a number of a NaN: in a broken input nobody would notice it."""
     shape = [signature.lengths[0], *(int(size) for size in signature.input.shape[2:])]
-    for case, given in with_nan(shape, getattr(torch, signature.input.dtype)):
+    for case, given in with_nan(shape, torch_dtype(signature.input.dtype)):
         number = lost_nan(loaded.run_flat, module, given)
         if number is not None:
             raise ExportError(

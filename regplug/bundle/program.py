@@ -12,9 +12,10 @@ from regplug.bundle.golden import GoldenSet, compare
 from regplug.errors import BundleError, RegplugError, ShapeError, one_line
 from regplug.format.manifest import SMOKE_CASE, InputSpec, Manifest
 from regplug.format.weights import dtype_name
+from regplug.registry.dtypes import DTYPES, torch_dtype
 from regplug.torch_private import is_plain, without_subclass
 
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
+TORCH_DTYPES = {name: torch_dtype(name) for name in DTYPES}  # looked up once: each call needs it
 
 
 class LoadedProgram:
@@ -104,7 +105,7 @@ class LoadedProgram:
         """The outputs of no sample. No program is asked: attention divides by the batch, which ends a C++ process."""
         with torch.inference_mode():
             return [
-                torch.empty(0, int(output.shape[1]), dtype=DTYPES[output.dtype], device="cpu")
+                torch.empty(0, int(output.shape[1]), dtype=TORCH_DTYPES[output.dtype], device="cpu")
                 for output in self.manifest.outputs
             ]
 
@@ -184,7 +185,7 @@ def check_input(owner: str, signature: InputSpec, given: Tensor) -> None:
     if not fits or least:
         wanted_shape = ", ".join(map(str, wanted))
         raise ShapeError(f"{owner}: expected {signature.name} [{wanted_shape}]{least}, got {sizes}.")
-    if given.dtype != DTYPES[signature.dtype]:
+    if given.dtype != TORCH_DTYPES[signature.dtype]:
         raise ShapeError(f"{owner}: expected dtype {signature.dtype}, got {dtype_name(given)}.")
     if given.device.type != "cpu":
         raise ShapeError(f"{owner}: expected device cpu, got {given.device}.")
@@ -200,7 +201,7 @@ def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], bat
     """
     promised = manifest.outputs
     fits = len(outputs) == len(promised) and all(
-        got.shape == (batch, wanted.shape[1]) and got.dtype == DTYPES[wanted.dtype]
+        got.shape == (batch, wanted.shape[1]) and got.dtype == TORCH_DTYPES[wanted.dtype]
         for got, wanted in zip(outputs, promised, strict=True)
     )
     if not fits:  # the texts are made only here: this runs on every call

@@ -21,6 +21,7 @@ from regplug.nn.conditioner import Conditioner
 from regplug.nn.pairing import film_family
 from regplug.nn.tokens import tokens_of
 from regplug.registry.cond_dim import construct
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import FiLMEntry
 from regplug.registry.layout import TokenLayout
 from regplug.registry.options import bind, stored_options
@@ -117,7 +118,7 @@ def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
         module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order, registry=registry)
     if manifest.backbone is not None and layout is not None:
         module = _attach(path, manifest.backbone, layout, module, spec, registry)
-    return module.to(getattr(torch, manifest.input.dtype))
+    return module.to(torch_dtype(manifest.input.dtype))
 
 
 def _attach(

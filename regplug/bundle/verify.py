@@ -24,6 +24,7 @@ from regplug.format.manifest import IMAGES, InputSpec, Manifest, ProgramRecord
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.default import default_registry
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.registry import Registry
 from regplug.registry.tracebacks import show_traceback
 from regplug.torch_private import mark_dynamic_batch
@@ -142,7 +143,7 @@ def wrong_inputs(signature: InputSpec) -> Iterator[tuple[str, Tensor]]:
     _, middle, *rest = signature.shape
     length = signature.min_tokens or int(middle)
     sizes = [length, *map(int, rest)]
-    dtype = getattr(torch, signature.dtype)
+    dtype = torch_dtype(signature.dtype)
     other = torch.float32 if dtype == torch.float64 else torch.float64
     zeros = functools.partial(torch.zeros, device="cpu")  # a caller's default device is no wrong input of these
     words = ["C", "H", "W"] if signature.name == IMAGES else ["R", "D"]
@@ -173,7 +174,7 @@ def _reader(
 def _check_eager(run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet) -> Iterator[Check]:
     """Every case, and whether eager's error is of the size that the manifest says: the tolerance follows from it."""
     names = [output.name for output in manifest.outputs]
-    rounding = torch.finfo(getattr(torch, manifest.input.dtype)).eps
+    rounding = torch.finfo(torch_dtype(manifest.input.dtype)).eps
     for check, case in zip(_run_cases("eager", run, manifest, golden), golden.golden.cases, strict=True):
         most = MEASURED_AGAIN * ((check.error or 0.0) + rounding * golden.scale(case, names))
         if check.ok and case.eager_error > most:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor, nn
 
 from regplug.bundle.outline import build_outlined
@@ -31,6 +30,7 @@ from regplug.nn.attach import AttachedConditioner
 from regplug.nn.conditioner import Conditioner
 from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import Entry, ReadoutEntry
 from regplug.registry.json_text import WrongValueError, parse_json
 from regplug.registry.layout import TokenLayout
@@ -154,7 +154,7 @@ def _filled(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Mo
 
 
 def _take_dtype(module: nn.Module, types: Mapping[str, TensorType]) -> None:
-    dtypes = {dtype for name, _ in types.values() if (dtype := getattr(torch, name)).is_floating_point}
+    dtypes = {dtype for name, _ in types.values() if (dtype := torch_dtype(name)).is_floating_point}
     if len(dtypes) == 1:
         with outside_inference_mode():
             module.to(dtypes.pop())

@@ -27,11 +27,9 @@ from regplug.errors import (
     PluginError,
     RegplugError,
     SpecError,
-    escape,
     is_out_of_memory,
     message_of,
     one_line,
-    truncate,
 )
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.streams import claim, end, own_stderr
@@ -141,7 +139,7 @@ def _failed(error: Exception) -> int:
 
 def _shown(error: click.ClickException) -> click.ClickException:
     """The same, its message short and without what a terminal obeys: it may quote a stranger's file name."""
-    message = truncate(escape(error.format_message()))
+    message = str(RegplugError(error.format_message()))
     return (
         click.UsageError(message, error.ctx) if isinstance(error, click.UsageError) else click.ClickException(message)
     )

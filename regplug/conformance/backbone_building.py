@@ -24,7 +24,7 @@ from regplug.nn.backbone import (
 )
 from regplug.nn.pairing import film_family
 from regplug.registry.entries import FILE_NAME
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_positive_int
 from regplug.registry.options import json_options
 from regplug.torch_private import OperationWatch
 
@@ -158,7 +158,7 @@ def film_sites(subject: BackboneSubject) -> str:
         if module is None:
             raise ConformanceError(f"{owner}: expected a module of {type(network).__name__}, got none there.")
         for word, count in (("features", site.features), ("num_layers", site.num_layers)):
-            if not (is_int(count) and count >= 1):
+            if not is_positive_int(count):
                 raise ConformanceError(f"{owner}: {word}: expected a positive integer, got {count!r}.")
         _check_widths(owner, module, site.features, site.num_layers, subject)
     return f"{len(seen)} sites"

@@ -18,7 +18,8 @@ from regplug.errors import ConformanceError, ShapeError, SpecError
 from regplug.nn.backbone import ask_film_sites, ask_layout, ask_tokens, build_backbone, named_backbone
 from regplug.registry.default import default_registry
 from regplug.registry.entries import BackboneEntry, FiLMSite
-from regplug.registry.layout import TokenLayout, is_int
+from regplug.registry.integers import is_positive_int
+from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry
 
 
@@ -141,7 +142,7 @@ class BackboneSubject:
         tokens = self.stated_tokens
         for word in ("input_shape", "example_shape"):
             shape = shape or getattr(tokens, word, None)
-        if not (isinstance(shape, (tuple, list)) and shape and all(is_int(size) and size > 0 for size in shape)):
+        if not (isinstance(shape, (tuple, list)) and shape and all(map(is_positive_int, shape))):
             raise ConformanceError(
                 f"tokens: expected an attribute input_shape, or example_shape where inputs may have several sizes, on "
                 f"{type(tokens).__name__}, or --input C,H,W (input_shape= in Python), got {shape!r}."
@@ -274,7 +275,7 @@ def backbone_subject_of(
     if named is not None and model is not None:
         raise SpecError(f"backbone {entry.name!r}: expected one model, got {named!r} and {model!r}.")
     shape = None if input_shape is None else tuple(input_shape)
-    if shape is not None and not (shape and all(is_int(size) and size > 0 for size in shape)):
+    if shape is not None and not (shape and all(map(is_positive_int, shape))):
         raise SpecError(f"input_shape: expected positive integers, as (3, 224, 224), got {input_shape!r}.")
     subject = BackboneSubject(entry, named or model, dict(options or {}), shape, registry, progress)
     _ = subject.layout  # what cannot be built is one error, not a failure of every check

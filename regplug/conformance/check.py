@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from regplug.errors import ConformanceError, SpecError, class_name, one_line
-from regplug.registry.options import closest
+from regplug.errors import ConformanceError, SpecError, class_name, closest, one_line
 from regplug.registry.tracebacks import show_traceback
 
 PASSED, FAILED, ADVISORY = "passed", "failed", "advisory"

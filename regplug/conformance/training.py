@@ -17,7 +17,7 @@ from regplug.conformance.subject import SEED, Subject, close, move, seeded, seed
 from regplug.errors import ConformanceError
 from regplug.nn.conditioner import Conditioner
 from regplug.nn.pairing import Convention, convention_of, film_family, pair
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_int
 from regplug.torch_private import OperationWatch
 
 BATCH = 4

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from regplug.format.strict_json import PLAIN_NAME, integer, matching, one_of
+from regplug.registry.dtypes import DTYPES
 from regplug.registry.entries import FILE_NAME, FILM_FORMS
 from regplug.registry.json_text import OPTION_NAME
 from regplug.registry.layout import TokenLayout
@@ -28,7 +29,7 @@ MAX_TENSORS = 4096
 
 Positive = Annotated[int, integer(1)]
 Natural = Annotated[int, integer(0)]
-DType = Annotated[str, one_of("float32", "float64", "float16", "bfloat16")]
+DType = Annotated[str, one_of(*DTYPES)]
 Name = Annotated[str, matching(PLAIN_NAME, "a plain name")]
 FullName = Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]{1,128}:[A-Za-z0-9._-]{1,128}"), "distribution:name")]
 Option = Annotated[str, matching(OPTION_NAME, "an option's name")]

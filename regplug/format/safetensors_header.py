@@ -12,7 +12,8 @@ from typing import Any
 from regplug.errors import BundleError
 from regplug.format.folder import opened_file, read_array
 from regplug.format.strict_json import format_value
-from regplug.registry.json_text import LARGEST, DuplicateKeyError, WrongValueError, parse_json, plain_digits
+from regplug.registry.integers import MAX_INTEGER
+from regplug.registry.json_text import DuplicateKeyError, WrongValueError, parse_json, plain_digits
 
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
@@ -231,4 +232,4 @@ def _integers(where: str, what: str, value: Any) -> list[int]:
 def plain_size(value: object) -> int | None:
     """The number from 0 up, below 2^53, that JSON digits spell; None for anything else."""
     number = plain_digits(value)
-    return number if number is not None and 0 <= number < LARGEST else None
+    return number if number is not None and 0 <= number <= MAX_INTEGER else None

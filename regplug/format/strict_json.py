@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
-from regplug.registry.json_text import LARGEST, SHOWN, Number, WrongValueError, plain, plain_digits, truncate
+from regplug.errors import truncate
+from regplug.registry.integers import MAX_INTEGER
+from regplug.registry.json_text import MAX_SHOWN, Number, WrongValueError, plain, plain_digits
 
 T = TypeVar("T")
 Rule = Callable[[str, Any], Any]
@@ -71,11 +73,11 @@ def _read_fields(hint: Any, where: str, value: Any) -> Any:
 def integer(at_least: int | None = None) -> Rule:
     """Plain digits below 2^53, not below ``at_least``."""
     wanted = "an integer" if at_least is None else f"an integer >= {at_least}"
-    lowest = -LARGEST + 1 if at_least is None else at_least
+    lowest = -MAX_INTEGER if at_least is None else at_least
 
     def read(where: str, value: Any) -> int:
         number = plain_digits(value)
-        if number is None or not lowest <= number < LARGEST:
+        if number is None or not lowest <= number <= MAX_INTEGER:
             raise wrong(where, wanted, value)
         return number
 
@@ -117,9 +119,9 @@ def format_value(value: Any) -> str:
     text = ""
     for piece in _compact(value):
         text += piece
-        if len(text) > SHOWN:  # the rest of a megabyte is not written out to be cut off
+        if len(text) > MAX_SHOWN:  # the rest of a megabyte is not written out to be cut off
             break
-    return truncate(text)
+    return truncate(text, MAX_SHOWN)
 
 
 def format_key(key: str) -> str:

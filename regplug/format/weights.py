@@ -16,6 +16,7 @@ from regplug.format.safetensors_header import (
     read_header,
     stored_tensors,
 )
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.json_text import WrongValueError, parse_json, plain
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load_tensors(owner: str, data: bytes | bytearray) -> dict[str, Tensor]:
     shared = data if isinstance(data, bytearray) else bytearray(data)
 
     def tensor(one: StoredTensor) -> Tensor:
-        dtype = getattr(torch, one.dtype)
+        dtype = torch_dtype(one.dtype)
         if not one.nbytes:
             return torch.empty(one.shape, dtype=dtype, device="cpu")
         found = torch.frombuffer(shared, dtype=torch.uint8, count=one.nbytes, offset=one.offset)

@@ -20,7 +20,8 @@ from regplug.nn.tokens import tokens_of
 from regplug.nn.wrappers import unwrapped
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FILE_NAME, BackboneEntry
-from regplug.registry.layout import TokenLayout, is_int
+from regplug.registry.integers import is_positive_int
+from regplug.registry.layout import TokenLayout
 from regplug.registry.options import json_options
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
@@ -249,7 +250,7 @@ def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, .
         SpecError: It takes inputs of several sizes, or something else than one tensor.
     """
     sizes = getattr(attached.tokens, "input_shape", None)
-    if not (isinstance(sizes, (tuple, list)) and sizes and all(is_int(size) and size > 0 for size in sizes)):
+    if not (isinstance(sizes, (tuple, list)) and sizes and all(map(is_positive_int, sizes))):
         raise SpecError(
             f"{type(attached.tokens).__name__}: expected a backbone that states the one size of its images as "
             f"input_shape (C, H, W), got {sizes!r}; use the readout without its backbone."

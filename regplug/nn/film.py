@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from regplug.errors import ShapeError, SpecError
 from regplug.nn.readouts.sizes import check_sizes
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_int
 
 
 class KernelFiLMGenerator(nn.Module):

@@ -14,7 +14,7 @@ from regplug.nn.wrappers import unwrapped
 from regplug.registry.cond_dim import construct
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FiLMEntry, check_convention
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_int
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.references import REFERENCE_PATTERN, Reference, check_reference, load_reference, reference_of
 from regplug.registry.registry import Registry

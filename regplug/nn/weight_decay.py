@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from regplug.errors import SpecError
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_int
 
 
 def param_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

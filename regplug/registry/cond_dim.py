@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.foreign import repr_of
-from regplug.registry.layout import is_int
+from regplug.registry.integers import check_positive_int
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,10 +40,7 @@ def calculate(owner: str, width: Callable[..., Any], arguments: Mapping[str, Any
     Raises:
         SpecError: It refuses the arguments, as the constructor would, or gives no positive integer.
     """
-    stated: Any = _called(owner, width, arguments)
-    if not (is_int(stated) and stated >= 1):
-        raise SpecError(f"{owner}: cond_dim: expected a positive integer, got {repr_of(stated)}.")
-    return int(stated)
+    return int(check_positive_int(f"{owner}: cond_dim", _called(owner, width, arguments)))
 
 
 def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -108,9 +105,7 @@ def stated_width(owner: str, module: nn.Module) -> int | None:
         SpecError: ``out_dim`` is not a positive integer.
     """
     stated = getattr(module, "out_dim", None)
-    if stated is not None and not (is_int(stated) and stated >= 1):
-        raise SpecError(f"{owner}: out_dim: expected a positive integer, got {repr_of(stated)}.")
-    return stated
+    return None if stated is None else check_positive_int(f"{owner}: out_dim", stated)
 
 
 def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SIZES = ("num_registers", "hidden_dim")
-LONGEST = 400  # characters of a summary
+MAX_SUMMARY = 400  # characters of a summary
 FILM_FORMS = ("gamma", "1+gamma")
 FILM_ORDERS = ("gamma-first", "shift-first")
 
@@ -65,8 +65,8 @@ class Entry:
             )
         check_reference(self.label, "build", self.build)
         is_line = isinstance(self.summary, str) and len(self.summary.splitlines()) <= 1
-        if not is_line or len(self.summary) > LONGEST:
-            wanted = f"one line of at most {LONGEST} characters"
+        if not is_line or len(self.summary) > MAX_SUMMARY:
+            wanted = f"one line of at most {MAX_SUMMARY} characters"
             raise SpecError(f"{self.label}: summary: expected {wanted}, got {repr_of(self.summary)}.")
         if self.old_names != ():
             self._check_old_names()

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from regplug.errors import RegplugError, SpecError, class_name, clip
 
-MOST_ENTRIES = 10_000  # of one hook, and of one list or mapping in an entry
-SHOWN = 200  # characters of an object's repr
+MAX_ENTRIES = 10_000  # of one hook, and of one list or mapping in an entry
+MAX_SHOWN = 200  # characters of an object's repr
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def exact(text: str) -> str:
 def repr_of(value: object) -> str:
     """An object's ``repr`` on one bounded line; what that raises is caught."""
     try:
-        return clip(exact(repr(value)), SHOWN)
+        return clip(exact(repr(value)), MAX_SHOWN)
     except KeyboardInterrupt:
         raise
     except BaseException:  # a class of a plugin's may even exit here
@@ -37,9 +37,9 @@ def bounded(values: Iterable[T], what: str, error: type[RegplugError]) -> list[T
         what: What they are, for the message.
         error: Raised where they are too many.
     """
-    found = list(islice(values, MOST_ENTRIES + 1))
-    if len(found) > MOST_ENTRIES:
-        raise error(f"{what}: expected at most {MOST_ENTRIES} of them, got more.")
+    found = list(islice(values, MAX_ENTRIES + 1))
+    if len(found) > MAX_ENTRIES:
+        raise error(f"{what}: expected at most {MAX_ENTRIES} of them, got more.")
     return found
 
 

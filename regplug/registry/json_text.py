@@ -8,10 +8,11 @@ from itertools import accumulate
 from operator import sub
 from typing import Any
 
-LARGEST = 1 << 53
-DEEPEST = 64
-MOST_MARKS = 1 << 17  # brackets and commas
-SHOWN = 60
+from regplug.errors import truncate
+
+MAX_DEPTH = 64
+MAX_MARKS = 1 << 17  # brackets and commas
+MAX_SHOWN = 60  # characters of a value or a key in a message
 PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*"?', re.DOTALL)  # whose brackets do not count
@@ -93,12 +94,12 @@ def _check_brackets(data: bytes) -> None:
         data: The text without its strings, whose brackets and commas do not count.
     """
     marks = sum(map(data.count, (b",", b"[", b"]", b"{", b"}")))
-    if marks > MOST_MARKS:
-        raise WrongValueError(f"expected at most {MOST_MARKS} brackets and commas, got {marks}")
+    if marks > MAX_MARKS:
+        raise WrongValueError(f"expected at most {MAX_MARKS} brackets and commas, got {marks}")
     steps = memoryview(data.translate(DEPTHS, NO_BRACKETS)).cast("b")
     depths: list[int] = list(accumulate(steps, initial=0))
-    if max(map(sub, depths, accumulate(depths, min))) > DEEPEST:
-        raise WrongValueError(f"nested deeper than {DEEPEST}")
+    if max(map(sub, depths, accumulate(depths, min))) > MAX_DEPTH:
+        raise WrongValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def _check_texts(value: Any) -> None:
@@ -132,12 +133,7 @@ def _refuse_first_duplicate(value: Any) -> None:
 
 def quote(name: str) -> str:
     """A name inside a message, in ASCII on one line whatever it holds."""
-    return f"'{truncate(json.dumps(name)[1:-1])}'"
-
-
-def truncate(text: str) -> str:
-    """At most 60 characters of it."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return f"'{truncate(json.dumps(name)[1:-1], MAX_SHOWN)}'"
 
 
 def plain(value: Any) -> Any:

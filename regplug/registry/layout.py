@@ -8,11 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from regplug.errors import ShapeError, SpecError
-
-
-def is_int(value: object) -> bool:
-    """Whether ``value`` is an integer and not a bool, which Python counts among the integers."""
-    return isinstance(value, int) and not isinstance(value, bool)
+from regplug.registry.integers import check_positive_int, is_int, is_positive_int
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,8 @@ class TokenLayout:
 
     def __post_init__(self) -> None:
         for word in ("num_registers", "hidden_dim", "num_tokens"):
-            value = getattr(self, word)
-            if not (is_int(value) and value >= 1) and not (word == "num_tokens" and value is None):
-                raise SpecError(f"TokenLayout: {word}: expected a positive integer, got {value!r}.")
+            if not (word == "num_tokens" and self.num_tokens is None):
+                check_positive_int(f"TokenLayout: {word}", getattr(self, word))
         if not (self.normalized is None or isinstance(self.normalized, bool)):
             raise SpecError(f"TokenLayout: normalized: expected True, False or None, got {self.normalized!r}.")
         if (self.start is None) == (self.indices is None):
@@ -107,7 +102,7 @@ class TokenLayout:
         Raises:
             SpecError: A size is not a positive integer.
         """
-        if not (is_int(num_registers) and num_registers >= 1 and is_int(num_patches) and num_patches >= 1):
+        if not (is_positive_int(num_registers) and is_positive_int(num_patches)):
             raise SpecError(
                 "TokenLayout.interleaved: expected positive integers num_registers and num_patches, "
                 f"got {num_registers!r} and {num_patches!r}."

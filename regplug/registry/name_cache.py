@@ -18,7 +18,7 @@ from regplug.registry.cache_folder import cache_folder, check_ours, read_regular
 from regplug.registry.discovery import Found
 from regplug.registry.entries import Entry
 
-MOST_BYTES = 16 << 20  # of the file; a thousand plugins need less than a hundredth of it
+MAX_BYTES = 16 << 20  # of the file; a thousand plugins need less than a hundredth of it
 Offered = dict[str, dict[str, list[str]]]  # distribution, hook, names
 
 
@@ -98,7 +98,7 @@ class NameIndex:
         try:
             path = self._path()
             check_ours(path.parent)  # who may change it could say that a plugin offers nothing
-            data = json.loads(read_regular(path, MOST_BYTES).decode())
+            data = json.loads(read_regular(path, MAX_BYTES).decode())
             if data["state"] != self._state:
                 return None
             return {

@@ -15,8 +15,9 @@ from operator import or_
 from typing import Any, Literal
 
 from regplug.errors import class_name, one_line
+from regplug.registry.dtypes import find_dtype
 from regplug.registry.foreign import exact, repr_of
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_int
 from regplug.registry.stored_values import UnfitError, checked, exact_scalar, is_list, plain_key
 from regplug.registry.type_hints import (
     ANYTHING,
@@ -128,7 +129,7 @@ def _read_class(value: object, cls: type, arguments: tuple[Any, ...]) -> Any:
     if cls in (float, numbers.Real, numbers.Number):
         # NaN passes what a constructor refuses by `<`, and shows in the output first
         if is_int(value):
-            return int(value)  # type: ignore[call-overload]
+            return int(value)
         return float(checked(value, isinstance(value, float) and not math.isnan(value)))
     if cls is str:
         return exact(checked(value, isinstance(value, str)))
@@ -151,7 +152,7 @@ def _read_member(value: object, cls: type[Enum]) -> Enum:
     value = exact_scalar(value)
     if issubclass(cls, Flag) and is_int(value):
         known = reduce(or_, (member.value for member in members_of(cls)), 0)
-        return cls(checked(value, value & ~known == 0))  # type: ignore[operator]
+        return cls(checked(value, value & ~known == 0))
     for member in members_of(cls):
         if type(member.value) is type(value) and member.value == value:
             return member
@@ -235,9 +236,7 @@ def _made(cls: type, /, *arguments: Any, **named: Any) -> Any:
 
 def _read_dtype(value: object, cls: type) -> Any:
     if isinstance(value, str):
-        import torch
-
-        value = vars(torch).get(value.removeprefix("torch."))
+        value = find_dtype(value.removeprefix("torch."))
     return checked(value, isinstance(value, cls))
 
 

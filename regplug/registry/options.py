@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from operator import itemgetter
 from typing import Any
 
-from regplug.errors import SpecError, class_name, one_line
+from regplug.errors import SpecError, class_name, closest, one_line
 from regplug.registry.entries import SIZES
 from regplug.registry.foreign import repr_of
 from regplug.registry.json_text import OPTION_NAME, WrongValueError, parse_json
@@ -17,22 +17,8 @@ from regplug.registry.option_values import read
 from regplug.registry.stored_values import UnfitError, plain, same
 from regplug.registry.type_hints import format_hint, names_for, read_hint, with_default
 
-MOST_LISTED = 60
-LONGEST = 1 << 20  # characters of all options as JSON; a weights file's header, which repeats them, has no more bytes
+MAX_OPTIONS = 1 << 20  # characters of all options as JSON; the header of a weights file holds them too
 JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
-
-
-def closest(word: str, known: Sequence[str]) -> str:
-    """``; known: a, b (closest: a)``, the end of a message about an unknown word; of hundreds only the closest."""
-    from difflib import get_close_matches
-
-    if not known:
-        return "; known: none"
-    if len(known) > MOST_LISTED:
-        near = get_close_matches(word, known, n=5) or sorted(name for name in known if word in name)[:5]
-        return f"; closest of {len(known)}: {', '.join(near) or 'none'}"
-    near = get_close_matches(word, known, n=1)
-    return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")
 
 
 def bind(
@@ -135,9 +121,9 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
             detail = str(error) or "only such options can be stored"
         else:
             length += len(text)
-            if length <= LONGEST:
+            if length <= MAX_OPTIONS:
                 continue
-            detail = f"all options together may have {LONGEST} characters"
+            detail = f"all options together may have {MAX_OPTIONS} characters"
         raise SpecError(f"{owner}: option {option!r}: expected a JSON value, got {repr_of(value)}; {detail}.")
     return stored
 

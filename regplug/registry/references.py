@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from regplug.errors import PluginError, SpecError, class_name, clip, one_line
+from regplug.errors import MAX_MESSAGE, PluginError, SpecError, class_name, clip, one_line
 from regplug.registry.foreign import repr_of
 from regplug.registry.kept_host import kept_host
 
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-MAX_REASON = 400  # characters of what an import raised
 
 # "module:attr", or the object itself for a plugin made in a running program.
 Reference = str | Callable[..., Any]
@@ -47,7 +46,7 @@ def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
         raise
     except BaseException as error:  # a plugin that exits at import must not end its host; so is a Rust panic
         raise PluginError(
-            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(one_line(error), MAX_REASON)}."
+            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(one_line(error), MAX_MESSAGE)}."
         ) from error
     if not callable(target):
         raise PluginError(f"{owner}: expected a callable at {reference!r}, got {class_name(target)}.")
@@ -92,5 +91,5 @@ def import_plugin(distribution: str, reference: str) -> object:
     except BaseException as error:  # SystemExit at import would end the host silently and with success
         raise PluginError(
             f"plugin {distribution!r}: expected to import {reference!r}, got {class_name(error)}: "
-            f"{clip(one_line(error), MAX_REASON)}"
+            f"{clip(one_line(error), MAX_MESSAGE)}"
         ) from error

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import NameLookupError, PluginError
+from regplug.errors import NameLookupError, PluginError, closest
 from regplug.registry.deprecation import warn_once
 from regplug.registry.discovery import NO_METADATA, Found, discover
 from regplug.registry.distributions import normalise
@@ -23,7 +23,6 @@ from regplug.registry.import_lock import ImportLock
 from regplug.registry.kept_host import kept_host
 from regplug.registry.name_cache import NameIndex
 from regplug.registry.names import OWN, EntryT, display_names, is_own, pick, refuse_own, worker_hint
-from regplug.registry.options import closest
 from regplug.registry.references import import_plugin
 from regplug.registry.staging import PluginRecord, stage
 

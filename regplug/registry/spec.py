@@ -12,8 +12,7 @@ from regplug.errors import SpecError
 from regplug.registry.cond_dim import calculate, check_stated, check_width, construct, measure, probe_in_place
 from regplug.registry.deprecation import current_options
 from regplug.registry.entries import ReadoutEntry
-from regplug.registry.json_text import LARGEST
-from regplug.registry.layout import is_int
+from regplug.registry.integers import MAX_INTEGER, check_positive_int
 from regplug.registry.options import bind, stored_options
 from regplug.registry.references import Reference, load_reference
 from regplug.registry.stored_values import freeze, plain
@@ -169,8 +168,7 @@ def _bound(
     owner = _owner(entry)
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
     for word, size in sizes.items():
-        if not (is_int(size) and size >= 1):
-            raise SpecError(f"{owner}: {word}: expected a positive integer, got {size!r}.")
+        check_positive_int(f"{owner}: {word}", size)
         _check_storable(owner, word, size)
     build = load_reference(owner, target)
     options = stored_options(owner, build, sizes, current_options(owner, options, entry.old_options), entry.sizes)
@@ -182,5 +180,5 @@ def _owner(entry: ReadoutEntry) -> str:
 
 
 def _check_storable(owner: str, word: str, size: int) -> None:
-    if size >= LARGEST:
+    if size > MAX_INTEGER:
         raise SpecError(f"{owner}: {word}: expected less than 2^53, got {size}.")

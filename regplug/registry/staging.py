@@ -10,14 +10,13 @@ from typing import Any
 
 import pluggy
 
-from regplug.errors import PluginError, class_name, clip, message_of
+from regplug.errors import MAX_MESSAGE, PluginError, class_name, clip, message_of
 from regplug.registry import hookspecs
 from regplug.registry.entries import Entry, Provenance, ReadoutEntry
 from regplug.registry.foreign import bounded, repr_of
 from regplug.registry.hookspecs import HOOKS
 
-MOST_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy looks at each
-LONGEST = 400  # characters of what a plugin raised
+MAX_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy looks at each
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def stage(
             raise
         raise PluginError(
             f"{owner}: expected hooks that return entries, got {class_name(error)}: "
-            f"{clip(message_of(error), LONGEST)}"  # pluggy says what is wrong below its first line
+            f"{clip(message_of(error), MAX_MESSAGE)}"  # pluggy says what is wrong below its first line
         ) from error
 
 
@@ -105,8 +104,8 @@ def _is_ours(error: BaseException) -> bool:
 
 def _refuse_endless(owner: str, plugin: object) -> None:
     names = type(plugin).__dir__(plugin)  # not sorted, and of a module's own __dir__ not even a list yet
-    if len(list(islice(names, MOST_ATTRIBUTES + 1))) > MOST_ATTRIBUTES:
-        raise PluginError(f"{owner}: expected at most {MOST_ATTRIBUTES} names in its module, got more.")
+    if len(list(islice(names, MAX_ATTRIBUTES + 1))) > MAX_ATTRIBUTES:
+        raise PluginError(f"{owner}: expected at most {MAX_ATTRIBUTES} names in its module, got more.")
 
 
 def _checked(owner: str, hook: str, wanted: type[Entry], result: object) -> list[Entry]:

@@ -16,7 +16,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum, Flag
 from typing import Any, Literal, Optional, Union
 
-from regplug.registry.json_text import LARGEST
+from regplug.registry.integers import MAX_INTEGER
 
 UNIONS = (Union, types.UnionType)
 ANYTHING = (Any, object)
@@ -172,7 +172,7 @@ def stored_member(member: Enum) -> Any:
 def is_json_scalar(value: object) -> bool:
     """Whether a value is exactly a text, a number, a bool or None that JSON gives back, in C++ too."""
     if type(value) is int:
-        return -LARGEST < value < LARGEST
+        return -MAX_INTEGER <= value <= MAX_INTEGER
     if type(value) is float:
         return math.isfinite(value)
     if type(value) is str:

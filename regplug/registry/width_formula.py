@@ -9,10 +9,10 @@ from itertools import combinations, product
 from math import gcd, prod
 
 UNKNOWN = "unknown"
-MOST_TERMS = 4
-LARGEST_POWER, LARGEST_DEGREE = 2, 3
-LARGEST_PRIME = 1000  # beyond it, what is left of a size counts as one prime
-REFUSALS_SHOWN = 5
+MAX_TERMS = 4
+MAX_POWER, MAX_DEGREE = 2, 3
+MAX_PRIME = 1000  # beyond it, what is left of a size counts as one prime
+MAX_SHOWN = 5
 SMALL_SIZES = 16
 
 Sizes = tuple[int, ...]
@@ -93,9 +93,9 @@ def fit(words: Sequence[str], known: Mapping[Sizes, int], held_out: Mapping[Size
         >>> fit(("R", "D"), {(1, 5): 15, (2, 3): 12, (3, 7): 35, (5, 2): 14}, {(4, 11): 66, (6, 9): 72})
         'R*D + 2*D'
     """
-    powers = [one for one in product(range(LARGEST_POWER + 1), repeat=len(words)) if sum(one) <= LARGEST_DEGREE]
+    powers = [one for one in product(range(MAX_POWER + 1), repeat=len(words)) if sum(one) <= MAX_DEGREE]
     powers.sort(key=sum)
-    for terms in range(1, min(MOST_TERMS, len(known) - 1) + 1):
+    for terms in range(1, min(MAX_TERMS, len(known) - 1) + 1):
         for chosen in combinations(powers, terms):
             polynomial = _through(chosen, known)
             if polynomial is not None:
@@ -202,7 +202,7 @@ def _near(step: int, base: int) -> int:
 
 
 def _primes(number: int) -> Iterator[int]:
-    for prime in range(2, LARGEST_PRIME):
+    for prime in range(2, MAX_PRIME):
         if number % prime == 0:
             yield prime
         while number % prime == 0:
@@ -237,5 +237,5 @@ def _paired(first: Sequence[int], second: Sequence[int]) -> list[Sizes]:
 
 
 def _listed(refused: Sequence[object]) -> str:
-    more = ", ..." if len(refused) > REFUSALS_SHOWN else ""
-    return ", ".join(map(str, refused[:REFUSALS_SHOWN])) + more
+    more = ", ..." if len(refused) > MAX_SHOWN else ""
+    return ", ".join(map(str, refused[:MAX_SHOWN])) + more

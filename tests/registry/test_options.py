@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.errors import message_of
 
+from regplug.errors import closest
 from regplug.registry.option_values import UnfitError, read
-from regplug.registry.options import bind, closest, describe, describe_signature
+from regplug.registry.options import bind, describe, describe_signature
 
 SIZES = {"num_registers": 4, "hidden_dim": 8}
 

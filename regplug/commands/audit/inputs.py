@@ -15,7 +15,8 @@ from torch import nn
 
 from regplug.commands.audit.tensor_trees import map_tensors
 from regplug.errors import SpecError, class_name, one_line
-from regplug.registry.layout import is_int
+from regplug.registry.dtypes import find_dtype
+from regplug.registry.integers import is_int
 from regplug.registry.options import parameters_of
 from regplug.registry.references import REFERENCE_PATTERN
 
@@ -78,7 +79,7 @@ def parse_inputs(texts: Sequence[str], load: Callable[[str], Callable[..., Any]]
     for text in texts:
         name, equals, shape = text.partition("=")
         shape, _, dtype = (shape if equals else text).partition(":")
-        if dtype and _dtype_or_none(dtype) is None:
+        if dtype and find_dtype(dtype) is None:
             if len(texts) > 1 or not REFERENCE_PATTERN.fullmatch(text):
                 raise SpecError(f"--input: expected SHAPE:DTYPE or one module:function, got {text!r}.")
             return _of_function(load(text))
@@ -217,7 +218,7 @@ def _images(module: nn.Module, shape: Sequence[int] | None) -> Iterator[Kind]:
 
 def _side(size: object) -> int | None:
     size = size[-1] if isinstance(size, (tuple, list)) and size else size
-    return size if is_int(size) else None  # type: ignore[return-value]
+    return size if is_int(size) else None
 
 
 def _tensor(shape: Callable[[Mapping[str, int]], tuple[int, ...]], dtype: torch.dtype = torch.float32) -> Kind:
@@ -268,7 +269,7 @@ def _number(text: str, known: Mapping[str, int], check: bool = True) -> int:
 
     def value(node: ast.AST) -> int:
         if isinstance(node, ast.Constant) and is_int(node.value):
-            return int(node.value)  # type: ignore[arg-type]
+            return int(node.value)
         if isinstance(node, ast.Name) and node.id in known:
             return known[node.id]
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
@@ -284,13 +285,8 @@ def _number(text: str, known: Mapping[str, int], check: bool = True) -> int:
     return size
 
 
-def _dtype_or_none(name: str) -> torch.dtype | None:
-    found = getattr(torch, name, None)
-    return found if isinstance(found, torch.dtype) else None
-
-
 def _dtype(name: str) -> torch.dtype:
-    found = _dtype_or_none(name)
+    found = find_dtype(name)
     if found is None:
         raise SpecError(f"--input: expected a dtype of torch, got {name!r}.")
     return found

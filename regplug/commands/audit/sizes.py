@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from regplug.errors import SpecError
-from regplug.registry.layout import is_int
+from regplug.registry.integers import is_positive_int
 from regplug.registry.options import parameters_of
 
 LETTERS = {"num_registers": "R", "hidden_dim": "D", "compressed_dim": "c"}
@@ -41,7 +41,7 @@ def start_sizes(
         default = parameters[own[size]].default if size in own else None
         value: Any = default if sizes.get(size) is None else sizes[size]
         may_start = size in own or size != "compressed_dim"
-        if is_int(value) and value >= 1 and may_start:
+        if is_positive_int(value) and may_start:
             start[size] = value
         elif sizes.get(size) is not None:
             wanted = "a positive integer" if may_start else "a constructor that names it"

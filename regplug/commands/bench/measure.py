@@ -37,6 +37,7 @@ from regplug.commands.bench.report import PASSES, PLACES, CopyRate, Plan, Report
 from regplug.commands.bench.timing import copy_rate, describe_machine, gemm_rate, interleaved, spread_of
 from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.cond_dim import construct, probe_in_place
+from regplug.registry.dtypes import torch_dtype
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.spec import ReadoutSpec
 from regplug.torch_private import mark_dynamic_batch, torchscript_without_warnings
@@ -148,7 +149,7 @@ def bench(
     try:
         progress("rates of copies and matrix products")
         rounds = plan.rounds
-        gemm = gemm_rate(getattr(torch, plan.dtype), plan.device, rounds)
+        gemm = gemm_rate(torch_dtype(plan.dtype), plan.device, rounds)
         rows: list[Row] = []
         copies: list[CopyRate] = []
         for index, spec in enumerate(specs):
@@ -190,14 +191,14 @@ def _rows(
     """All rows at one R."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        ours = spec.build().to(plan.device, getattr(torch, plan.dtype)).eval()
+        ours = spec.build().to(plan.device, torch_dtype(plan.dtype)).eval()
         with torch.no_grad():
             for parameter in ours.parameters():  # weights that start equal would hide that the other ignores them
                 if parameter.is_floating_point():
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
     unlike = None
     if other is not None:
-        other = other.to(plan.device, getattr(torch, plan.dtype)).eval()
+        other = other.to(plan.device, torch_dtype(plan.dtype)).eval()
         unlike = _share_weights(ours, other)
     for mode, work, place in product(plan.modes, PASSES, PLACES):
         if mode == "compile":
@@ -289,12 +290,12 @@ def _difference(ours: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float 
 def _bytes_moved(spec: ReadoutSpec, batch: int, plan: Plan) -> int:
     """Registers read and output written, at least."""
     numbers = batch * (spec.num_registers * spec.hidden_dim + spec.cond_dim)
-    return numbers * int(getattr(torch, plan.dtype).itemsize)
+    return numbers * int(torch_dtype(plan.dtype).itemsize)
 
 
 def _registers(spec: ReadoutSpec, batch: int, place: str, plan: Plan, leaf: bool) -> Tensor:
     shape = [batch, spec.num_registers, spec.hidden_dim]
-    like = torch.empty(0, dtype=getattr(torch, plan.dtype), device=plan.device)
+    like = torch.empty(0, dtype=torch_dtype(plan.dtype), device=plan.device)
     with _allocation():
         values = _randn(shape, like)
         if place == "slice":

@@ -27,10 +27,9 @@ from regplug.commands.import_checkpoint.checkpoint_file import (
 from regplug.commands.import_checkpoint.pickle_nesting import DeepPickleError, check_nesting
 from regplug.commands.import_checkpoint.shards import read_index
 from regplug.commands.import_checkpoint.state_names import SHOWN, all_prefixes, listed, own_names
-from regplug.errors import BundleError, SpecError, one_line
+from regplug.errors import BundleError, SpecError, closest, one_line
 from regplug.format.folder import opened_file
 from regplug.format.mistaken import instead_of_checkpoint
-from regplug.registry.options import closest
 from regplug.torch_private import place_in_outline
 
 # where training programs keep a network's weights, tried in this order, before the top level itself

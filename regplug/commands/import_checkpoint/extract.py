@@ -20,12 +20,11 @@ from regplug.format.weights import check_state, dtype_name, save_tensors, types_
 from regplug.nn.conditioner import Conditioner
 from regplug.nn.pairing import pair
 from regplug.registry.default import default_registry
+from regplug.registry.dtypes import DTYPES, torch_dtype
 from regplug.registry.entries import CheckpointSite
 from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
-
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class _Taker:
         state = {key: self.checkpoint.read(name) for key, name in sorted(names.items())}
         dtype = _common_dtype(owner, names, state)
         with torch.device("meta" if spec.measured else "cpu"):
-            module = self._build(site, spec, layout if film else None).to(getattr(torch, dtype))
+            module = self._build(site, spec, layout if film else None).to(torch_dtype(dtype))
         check_state(owner.removesuffix(":"), types_of(module.state_dict()), state)
         _check_finite(owner, names, state)
         metadata = describe(module, spec, layout, self.registry)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regplug.commands.import_checkpoint.inferring import Constructor, Inferred, Shapes, infer_options
-from regplug.errors import BundleError, PluginError, SpecError
+from regplug.errors import BundleError, PluginError, SpecError, closest
 from regplug.registry.entries import CheckpointSite, FiLMEntry, ReadoutEntry
-from regplug.registry.options import closest
 from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
 

@@ -10,11 +10,10 @@ from typing import Any
 from regplug.commands.import_checkpoint.checkpoint import Checkpoint
 from regplug.commands.import_checkpoint.own_keys import Asked, OwnSite, find_own, nearest_bare
 from regplug.commands.import_checkpoint.state_names import MOST_PREFIXES, all_prefixes, listed, wrapper_prefixes
-from regplug.errors import BundleError, NameLookupError, PluginError, RegplugError, SpecError
+from regplug.errors import BundleError, NameLookupError, PluginError, RegplugError, SpecError, closest
 from regplug.nn.backbone import ask_checkpoint_sites, measure_backbone, named_backbone
 from regplug.registry.entries import BackboneEntry, CheckpointSite, ReadoutEntry
 from regplug.registry.layout import TokenLayout
-from regplug.registry.options import closest
 from regplug.registry.registry import Registry
 
 

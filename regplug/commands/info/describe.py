@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regplug.commands.shared_options import chosen_spec
-from regplug.errors import NameLookupError
+from regplug.errors import NameLookupError, closest
 from regplug.format.manifest import DESCRIBED
 from regplug.format.mistaken import check_weights_file
 from regplug.format.read_bundle import check_bundle
@@ -22,7 +22,7 @@ from regplug.registry.default import default_registry
 from regplug.registry.description import describe_options, spec_at_any_size
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, ReadoutEntry
-from regplug.registry.options import closest, describe_signature
+from regplug.registry.options import describe_signature
 from regplug.registry.references import load_reference, reference_of
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec

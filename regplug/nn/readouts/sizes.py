@@ -7,14 +7,13 @@ import math
 from typing import Literal
 
 from regplug.errors import SpecError
-from regplug.registry.layout import is_int
+from regplug.registry.integers import check_positive_int, is_int
 
 
 def check_sizes(owner: str, **sizes: int) -> None:
     """Refuse a size that is not a positive integer."""
     for word, size in sizes.items():
-        if not (is_int(size) and size >= 1):
-            raise SpecError(f"{owner}: {word}: expected a positive integer, got {size!r}.")
+        check_positive_int(f"{owner}: {word}", size)
 
 
 def check_positive(owner: str, **numbers: float) -> None:
