@@ -35,6 +35,13 @@ def inductor_settings(compiler: str | None) -> Iterator[None]:
         yield
 
 
+def lacks_compiler(error: BaseException | None) -> bool:
+    """Whether ``torch.compile`` failed because there is no C++ compiler that works."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    return isinstance(getattr(error, "inner_exception", error), InvalidCxxCompiler)
+
+
 WITHOUT_WORKING_DIRECTORY = "import sys; sys.path[:] = [one for one in sys.path if one]\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,17 @@ from torch import Tensor, nn
 
 from regplug.backends.cpu import best_for_this_cpu
 from regplug.backends.interface import ExportBackend, Program, flatten
-from regplug.bundle.golden import CaseError, GoldenSet, compare, golden_set
+from regplug.bundle.contents import BundleContents
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.bundle.rebuild import rebuild
 from regplug.errors import BundleError, ExportError, PluginError, RegplugError, one_line
-from regplug.format.manifest import GOLDEN, SMOKE_CASE, WEIGHTS, Manifest, ProgramRecord
-from regplug.format.read_bundle import BundleFiles, read_bundle
-from regplug.format.weights import load_tensors
+from regplug.format.manifest import SMOKE_CASE, ProgramRecord
+from regplug.format.read_bundle import read_bundle
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.default import default_registry
 from regplug.registry.options import bind
 from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
-from regplug.torch_private import cpu_capability
 
 
 def load(
@@ -61,22 +59,23 @@ def load(
         raise BundleError(f"bundle {os.fspath(directory)}: {GONE}.")
     name = program and program.rpartition(":")[2]  # it may be distribution:name
     files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == name)
+    contents = BundleContents(files)
     if program is None:
-        return load_module(files, known)
-    loaded = load_program(files, program, known)
+        return load_module(contents, known)
+    loaded = load_program(contents, program, known)
     if registry is None:
         place = Path(directory).absolute()
         loaded.reopen = partial(load, place, program=program, digest=files.digest, follow_links=follow_links)
     return loaded
 
 
-def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
+def load_module(contents: BundleContents, registry: Registry) -> nn.Module:
     """The module of a bundle that was read; raises as ``load`` does."""
-    manifest = files.manifest
-    weights, golden = weights_of(files), golden_of(files)  # both before anything of the sizes that they prove is made
-    module = rebuild(files.path, manifest, weights, registry)
-    owner = f"bundle {files.path}: the installed {manifest.strategy}"
-    result = run_case(module_run(owner, module), files, golden, SMOKE_CASE)
+    manifest, weights = contents.manifest, contents.weights
+    _ = contents.golden  # checked before anything is allocated: the two files prove the sizes in the manifest
+    module = rebuild(contents.path, manifest, weights, registry)
+    owner = f"bundle {contents.path}: the installed {manifest.strategy}"
+    result = contents.run_case(module_run(owner, module), SMOKE_CASE)
     if not result.ok:
         raise BundleError(
             f"{owner}: case '{result.case}': error "
@@ -86,29 +85,28 @@ def load_module(files: BundleFiles, registry: Registry) -> nn.Module:
     return module
 
 
-def load_program(files: BundleFiles, backend: str, registry: Registry) -> LoadedProgram:
-    """A program of a bundle that was read, the one that suits this CPU best; raises as ``load`` does."""
-    owner = f"bundle {files.path}: program {backend!r}"
+def load_program(contents: BundleContents, backend: str, registry: Registry) -> LoadedProgram:
+    """A program of a bundle that was read, the best one for this CPU; raises as ``load`` does."""
+    owner = f"bundle {contents.path}: program {backend!r}"
     name = backend.rpartition(":")[2]  # it may be distribution:name, where two plugins offer the name
-    records = [one for one in files.manifest.programs if one.backend == name]
+    records = [one for one in contents.manifest.programs if one.backend == name]
     if not records:
-        known = ", ".join(sorted({one.backend for one in files.manifest.programs})) or "none"
+        known = ", ".join(sorted({one.backend for one in contents.manifest.programs})) or "none"
         raise BundleError(f"{owner}: not in this bundle; known: {known}.")
-    return open_program(
-        files, best_for_this_cpu(owner, records, [one.properties for one in records]), registry, backend
-    )
+    best = best_for_this_cpu(owner, records, [one.properties for one in records])
+    return open_program(contents, best, registry, backend)
 
 
 def open_program(
-    files: BundleFiles, record: ProgramRecord, registry: Registry, backend: str | None = None
+    contents: BundleContents, record: ProgramRecord, registry: Registry, backend: str | None = None
 ) -> LoadedProgram:
     """One program of a bundle that was read, its case ``batch_1`` run; raises as ``load`` does."""
     maker = open_backend(registry, backend or record.backend)
-    program = Program(record.file, files.files[record.file], record.properties)
-    weights, golden = weights_of(files), golden_of(files)
-    run = open_run(maker, f"bundle {files.path}: {WEIGHTS}", program, weights)
-    loaded = LoadedProgram(record.backend, files.manifest, files.digest, run)
-    loaded.check(files.path, golden, tolerance_factor(files.manifest))
+    program = Program(record.file, contents.files.files[record.file], record.properties)
+    weights, golden = contents.weights, contents.golden  # both are checked before the program's code runs
+    run = open_run(maker, f"bundle {contents.path}", program, weights)
+    loaded = LoadedProgram(record.backend, contents.manifest, contents.files.digest, run)
+    loaded.check(contents.path, golden, contents.factor)
     return loaded
 
 
@@ -135,22 +133,6 @@ def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | No
     return backend
 
 
-def weights_of(files: BundleFiles) -> dict[str, Tensor]:
-    """The weights of a bundle that was read."""
-    return load_tensors(f"bundle {files.path}: {WEIGHTS}", files.tensors[WEIGHTS])
-
-
-def golden_of(files: BundleFiles) -> GoldenSet:
-    """The golden cases of a bundle that was read."""
-    tensors = load_tensors(f"bundle {files.path}: {GOLDEN}", files.tensors[GOLDEN])
-    return golden_set(files.path, files.manifest, tensors)
-
-
-def tolerance_factor(manifest: Manifest) -> float:
-    """2 where ATen uses another instruction set than on the exporting machine, else 1."""
-    return 1.0 if cpu_capability() == manifest.provenance.cpu else 2.0
-
-
 def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     """A module as a function with flat outputs, which raises a BundleError where the module fails.
 
@@ -170,9 +152,3 @@ def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]
             ) from error
 
     return run
-
-
-def run_case(run: Callable[[Tensor], Sequence[Tensor]], files: BundleFiles, golden: GoldenSet, name: str) -> CaseError:
-    """Run one golden case of a bundle."""
-    case = next(case for case in golden.golden.cases if case.case == name)
-    return compare(run, golden, case, files.manifest.outputs, tolerance_factor(files.manifest))

@@ -10,7 +10,7 @@ from torch import Tensor
 from regplug.backends.interface import ExportBackend, Program, Run
 from regplug.bundle.golden import GoldenSet, compare
 from regplug.errors import BundleError, RegplugError, ShapeError, one_line
-from regplug.format.manifest import SMOKE_CASE, InputSpec, Manifest
+from regplug.format.manifest import SMOKE_CASE, WEIGHTS, InputSpec, Manifest
 from regplug.format.weights import dtype_name
 from regplug.registry.dtypes import DTYPES, torch_dtype
 from regplug.torch_private import is_plain, without_subclass
@@ -124,12 +124,12 @@ class LoadedProgram:
             )
 
 
-def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
-    """``backend.open``; whatever the runtime raises is a BundleError.
+def open_run(backend: ExportBackend, bundle: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
+    """``backend.open``, with every exception of its runtime as a BundleError.
 
     Args:
         backend: The program's export backend.
-        owner: The program's weights file, for messages.
+        bundle: The program's bundle, for messages.
         program: The program.
         weights: The module's state dict.
 
@@ -137,11 +137,11 @@ def open_run(backend: ExportBackend, owner: str, program: Program, weights: Mapp
         BundleError: It does not open, or wants other weights.
     """
     try:
-        return backend.open(owner, program, weights)
+        return backend.open(f"{bundle}: {WEIGHTS}", program, weights)
     except (RegplugError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a runtime has exceptions of its own, below BaseException too
-        raise BundleError(f"{owner.rpartition(': ')[0]}: {program.file}: {one_line(error)}") from error
+    except BaseException as error:  # runtimes have their own exceptions, some of them not below Exception
+        raise BundleError(f"{bundle}: {program.file}: {one_line(error)}") from error
 
 
 def _plain(owner: str, signature: InputSpec, given: Tensor) -> Tensor:

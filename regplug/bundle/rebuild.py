@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ from regplug.errors import BundleError, ExportError, NameLookupError, RegplugErr
 from regplug.format.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
 from regplug.format.strict_json import to_ascii
 from regplug.format.weights import check_state, load_state, types_of
-from regplug.nn.attach import AttachedConditioner, AttachedReadout, BackboneSource
+from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.nn.backbone import build_backbone
-from regplug.nn.conditioner import Conditioner
+from regplug.nn.conditioner import BuiltReadout, Conditioner
 from regplug.nn.pairing import film_family
 from regplug.nn.tokens import tokens_of
 from regplug.registry.cond_dim import construct
 from regplug.registry.dtypes import torch_dtype
-from regplug.registry.entries import FiLMEntry
+from regplug.registry.entries import BackboneEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.layout import TokenLayout
 from regplug.registry.options import bind, stored_options
 from regplug.registry.references import load_reference, reference_of
@@ -30,14 +31,22 @@ from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify
 from regplug.torch_private import persist_buffers
 
-ATTACHED = (AttachedReadout, AttachedConditioner)
 ALWAYS_ALLOWED = 1 << 16  # a count of so many takes no time and no memory
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """The installed entries that the manifest names."""
+
+    strategy: ReadoutEntry
+    film: FiLMEntry | None
+    backbone: BackboneEntry | None
 
 
 def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry: Registry) -> nn.Module:
     """The readout or conditioner that the manifest describes, with its backbone if it has one, in eval mode.
 
-    The caller's random state is left alone, and so are default device and dtype.
+    The caller's random state, default device and default dtype are left alone.
 
     Args:
         path: The bundle's folder, for messages.
@@ -60,10 +69,11 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
     try:
         _check_counts(path, manifest, state)
         with torch.random.fork_rng(devices=[]):
-            module = build_outlined(lambda: _build(path, manifest, registry), compare, types_of(state))
+            build = _builder(path, manifest, _find_entries(manifest, registry), registry)
+            module = build_outlined(build, compare, types_of(state))
     except SpecError as error:
-        said = to_ascii(str(error))  # it may quote an option
-        raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {said}") from error
+        text = to_ascii(str(error))  # it may quote an option
+        raise BundleError(f"bundle {path}: the installed {manifest.strategy}: {text}") from error
     undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) else None
     load_state(owner, module, state)
     if undo:
@@ -101,31 +111,56 @@ def _counted(value: object) -> int:
     return sum(map(_counted, items))
 
 
-def _build(path: str, manifest: Manifest, registry: Registry) -> nn.Module:
-    """The module with weights of its own, on the default device."""
-    entry = registry.readout_entry(manifest.strategy)
-    spec = specify(entry, manifest.num_registers, manifest.hidden_dim, manifest.options)
+def _find_entries(manifest: Manifest, registry: Registry) -> _Entries:
+    film, backbone = manifest.film, manifest.backbone
+    return _Entries(
+        registry.readout_entry(manifest.strategy),
+        None if film is None else registry.film_entry(film.generator),
+        None if backbone is None else registry.backbone_entry(backbone.name),
+    )
+
+
+def _builder(path: str, manifest: Manifest, entries: _Entries, registry: Registry) -> Callable[[], nn.Module]:
+    """Builds the outline and the module from one spec, whose width is measured once.
+
+    It is measured in the first call, where the caller limits what may be built: an option may ask for a billion parts.
+    """
+
+    @cache
+    def spec() -> ReadoutSpec:
+        return specify(entries.strategy, manifest.num_registers, manifest.hidden_dim, manifest.options)
+
+    return lambda: _build(path, manifest, spec(), entries, registry)
+
+
+def _build(path: str, manifest: Manifest, spec: ReadoutSpec, entries: _Entries, registry: Registry) -> nn.Module:
+    """The module with initial weights, on the default device."""
     if spec.cond_dim != manifest.cond_dim:
         raise BundleError(
             f"bundle {path}: cond_dim: expected {manifest.cond_dim}, got {spec.cond_dim} from the installed "
             f"{manifest.strategy}; it was made with {manifest.made_with}."
         )
-    module = spec.build()
-    layout = manifest.token_layout
-    if manifest.film is not None and layout is not None:
-        family = registry.film_entry(manifest.film.generator)
-        film = _build_film(family, manifest)
-        module = Conditioner(layout, module, film, form=manifest.film.form, order=family.order, registry=registry)
-    if manifest.backbone is not None and layout is not None:
-        module = _attach(path, manifest.backbone, layout, module, spec, registry)
+    readout = BuiltReadout(spec)
+    module, layout = readout.module, manifest.token_layout
+    if manifest.film is not None and entries.film is not None and layout is not None:
+        film = _build_film(entries.film, manifest.film, spec.cond_dim)
+        order = entries.film.order
+        module = Conditioner(layout, readout, film, form=manifest.film.form, order=order, registry=registry)
+    if manifest.backbone is not None and entries.backbone is not None and layout is not None:
+        module = _attach(path, manifest.backbone, entries.backbone, layout, module, spec)
     return module.to(torch_dtype(manifest.input.dtype))
 
 
+def _build_film(entry: FiLMEntry, record: FiLMRecord, cond_dim: int) -> nn.Module:
+    owner = f"FiLM generator {entry.name!r}"
+    build = load_reference(owner, entry.build)
+    return construct(owner, build, bind(owner, build, {entry.width: cond_dim}, record.options))
+
+
 def _attach(
-    path: str, record: BackboneRecord, layout: TokenLayout, module: nn.Module, spec: ReadoutSpec, registry: Registry
+    path: str, record: BackboneRecord, entry: BackboneEntry, layout: TokenLayout, module: nn.Module, spec: ReadoutSpec
 ) -> nn.Module:
     """The backbone that the record names, with this readout or conditioner behind it."""
-    entry = registry.backbone_entry(record.name)
     try:
         network = build_backbone(entry, record.model, **record.options)
         tokens, found = tokens_of(entry, network, record.normalized)
@@ -180,10 +215,3 @@ def describe_backbone(module: nn.Module) -> BackboneRecord | None:
     if source.entry.provenance is None:
         raise ExportError(f"backbone {source.entry.name!r}: expected a registered one, got an entry of no plugin.")
     return BackboneRecord(source.entry.full_name, source.model, source.options, source.normalized)
-
-
-def _build_film(family: FiLMEntry, manifest: Manifest) -> nn.Module:
-    owner = f"FiLM generator {family.name!r}"
-    build = load_reference(owner, family.build)
-    options: Mapping[str, Any] = manifest.film.options if manifest.film else {}
-    return construct(owner, build, bind(owner, build, {family.width: manifest.cond_dim}, options))

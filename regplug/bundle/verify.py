@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regplug.backends.cpu import missing_flags
 from regplug.backends.inductor_folder import private_inductor_folder
+from regplug.backends.inductor_private import lacks_compiler
 from regplug.backends.interface import flatten
-from regplug.bundle.golden import GoldenSet, compare
-from regplug.bundle.load import golden_of, module_run, open_program, tolerance_factor, weights_of
+from regplug.bundle.contents import BundleContents
+from regplug.bundle.golden import Run
+from regplug.bundle.load import module_run, open_program
 from regplug.bundle.program import LoadedProgram
 from regplug.bundle.rebuild import rebuild
 from regplug.bundle.sign import read_signed_bundle
-from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, message_of, one_line
+from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, one_line
 from regplug.format.manifest import IMAGES, InputSpec, Manifest, ProgramRecord
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.default import default_registry
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.registry import Registry
-from regplug.registry.tracebacks import show_traceback
 from regplug.torch_private import mark_dynamic_batch
 
-MEASURED_AGAIN = 16  # so many times the error, and units in the last place, may lie between two machines
-
-NO_COMPILER = "No working C++ compiler found"  # Inductor says so; which names it tries is its own to know
+EAGER_ERROR_MARGIN = 16  # how much eager's error, and its rounding, may differ between two machines
 
 
 @dataclass(frozen=True)
-class Check:
-    """One row: what was run, on which case, and what came of it.
+class VerifiedCase:
+    """One row: what was run, on which case, and the result.
 
-    ``verdict`` is ``ok``, ``failed``, ``refused`` (as it must be), ``accepted`` (what it must refuse),
-    ``not installed``, ``not applicable`` (torch.compile where there is no C++ compiler), or ``other CPU`` (compiled for
-    one that this is not).
-    ``error`` and ``tolerance`` are None where nothing was compared; ``detail`` says why a run gave no output.
+    ``verdict`` is ``ok``, ``failed``, ``refused`` (a wrong input, as it must be), ``accepted`` (a wrong input),
+    ``not installed``, ``not applicable`` (torch.compile without a C++ compiler), or ``other CPU`` (compiled for another
+    CPU).
+    ``error`` and ``tolerance`` are None if nothing was compared; ``detail`` says why a run gave no output, and
+    ``exception`` is what it raised.
     """
 
     program: str
@@ -50,11 +51,16 @@ class Check:
     error: float | None = None
     tolerance: float | None = None
     detail: str = ""
+    exception: BaseException | None = field(default=None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
         """Whether this row is as it must be."""
         return self.verdict not in ("failed", "accepted")
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The row as plain values, without the exception."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "exception"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Verification:
     directory: Path
     digest: str
     manifest: Manifest
-    checks: tuple[Check, ...]
+    checks: tuple[VerifiedCase, ...]
     passed_over: tuple[str, ...] = ()
 
     @property
@@ -103,39 +109,40 @@ def verify(
         signature: The signature's file; ``DIRECTORY.sig`` beside the folder when None.
         follow_links: Allow symbolic links to files.
         registry: Where names are looked up; the installed plugins when None.
-        progress: Called with a word on each step.
+        progress: Called with the name of each step as it begins.
 
     Raises:
-        BundleError: A file is missing, added, changed or malformed, or no signature is by this key and of this bundle.
-        NameLookupError: The strategy is not installed; with ``programs`` that is a row instead, for programs run
-            without it.
+        BundleError: A file is missing, added, changed or malformed, or the bundle has no signature by this key.
+        NameLookupError: The strategy is not installed. With ``programs`` that is a row instead: programs run without
+            it.
     """
     registry = registry or default_registry()
     if is_gone():
         raise BundleError(f"bundle {os.fspath(directory)}: {GONE}.")
     read = _reader(public_key, signature)
     files = read(directory, digest=digest, follow_links=follow_links, keep=lambda program: programs)
-    golden = golden_of(files)
-    checks: list[Check] = []
+    contents, manifest = BundleContents(files), files.manifest
+    _, weights = contents.golden, contents.weights  # both are checked before anything is allocated
+    checks: list[VerifiedCase] = []
     try:
         progress("eager")
-        module = rebuild(files.path, files.manifest, weights_of(files), registry)
+        module = rebuild(files.path, manifest, weights, registry)
     except NameLookupError:
         if not programs:
             raise
-        checks.append(Check("eager", "-", "not installed"))
+        checks.append(VerifiedCase("eager", "-", "not installed"))
     else:
-        owner = f"bundle {files.path}: the installed {files.manifest.strategy}"
-        checks += _check_eager(module_run(owner, module), files.manifest, golden)
+        owner = f"bundle {files.path}: the installed {manifest.strategy}"
+        checks += _check_eager(module_run(owner, module), contents)
         if programs:
             progress("compiling the installed class with torch.compile")
-            checks += _check_compiled(module, files.manifest, golden)
+            checks += _check_compiled(module, contents)
     if programs:
-        for record in files.manifest.programs:
+        for record in manifest.programs:
             name = " ".join(filter(None, (record.backend, record.properties.get("isa"))))
             progress(f"program {name}")
-            checks += _check_program(name, files, record, registry, golden)
-    return Verification(Path(files.path), files.digest, files.manifest, tuple(checks), files.passed_over)
+            checks += _check_program(name, contents, record, registry)
+    return Verification(Path(files.path), files.digest, manifest, tuple(checks), files.passed_over)
 
 
 def wrong_inputs(signature: InputSpec) -> Iterator[tuple[str, Tensor]]:
@@ -171,12 +178,13 @@ def _reader(
     return read_bundle
 
 
-def _check_eager(run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet) -> Iterator[Check]:
-    """Every case, and whether eager's error is of the size that the manifest says: the tolerance follows from it."""
+def _check_eager(run: Run, contents: BundleContents) -> Iterator[VerifiedCase]:
+    """Every case, and whether eager's error is as small as the manifest says: the tolerance follows from it."""
+    manifest, golden = contents.manifest, contents.golden
     names = [output.name for output in manifest.outputs]
     rounding = torch.finfo(torch_dtype(manifest.input.dtype)).eps
-    for check, case in zip(_run_cases("eager", run, manifest, golden), golden.golden.cases, strict=True):
-        most = MEASURED_AGAIN * ((check.error or 0.0) + rounding * golden.scale(case, names))
+    for check, case in zip(_run_cases("eager", run, contents), golden.golden.cases, strict=True):
+        most = EAGER_ERROR_MARGIN * ((check.error or 0.0) + rounding * golden.scale(case, names))
         if check.ok and case.eager_error > most:
             detail = f"case '{case.case}': eager_error: expected at most {most:.3g} as measured here, got "
             yield replace(check, verdict="failed", detail=f"{detail}{case.eager_error:.3g}.")
@@ -185,31 +193,31 @@ def _check_eager(run: Callable[[Tensor], list[Tensor]], manifest: Manifest, gold
 
 
 def _check_program(
-    name: str, files: BundleFiles, record: ProgramRecord, registry: Registry, golden: GoldenSet
-) -> Iterator[Check]:
+    name: str, contents: BundleContents, record: ProgramRecord, registry: Registry
+) -> Iterator[VerifiedCase]:
     if missing := missing_flags(record.properties):
-        yield Check(name, "-", "other CPU", detail=f"program '{name}': not run here, wants {' '.join(missing)}.")
+        detail = f"program '{name}': not run here, wants {' '.join(missing)}."
+        yield VerifiedCase(name, "-", "other CPU", detail=detail)
         return
-    loaded = open_program(files, record, registry)
-    yield from _run_cases(name, loaded.run_flat, files.manifest, golden)
-    for case, given in wrong_inputs(files.manifest.input):
-        yield Check(name, case, "refused" if _refuses(loaded, given) else "accepted")
+    loaded = open_program(contents, record, registry)
+    yield from _run_cases(name, loaded.run_flat, contents)
+    for case, given in wrong_inputs(contents.manifest.input):
+        yield VerifiedCase(name, case, "refused" if _refuses(loaded, given) else "accepted")
 
 
-def _check_compiled(module: nn.Module, manifest: Manifest, golden: GoldenSet) -> list[Check]:
+def _check_compiled(module: nn.Module, contents: BundleContents) -> list[VerifiedCase]:
     try:
         with private_inductor_folder():
-            return list(_run_cases("torch.compile", _compiled(module), manifest, golden))
-    except ExportError as error:  # a graph break, or no compiler: the other programs are still to be verified
-        show_traceback(error)
-        if NO_COMPILER in message_of(error.__cause__ or error):
-            detail = "no C++ compiler; programs need none to run"
-            return [Check("torch.compile", "-", "not applicable", detail=detail)]
-        return [Check("torch.compile", "-", "failed", detail=str(error))]
-    except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # no memory, as its parts say it
-        show_traceback(error)
+            return list(_run_cases("torch.compile", _compiled(module), contents))
+    except ExportError as error:  # a graph break, or no compiler: the other programs are verified all the same
+        if lacks_compiler(error.__cause__):
+            verdict, detail = "not applicable", "no C++ compiler; programs need none to run"
+        else:
+            verdict, detail = "failed", str(error)
+        return [VerifiedCase("torch.compile", "-", verdict, detail=detail, exception=error)]
+    except (MemoryError, ImportError, RuntimeError, SystemError) as error:  # what a lack of memory may raise
         detail = f"torch.compile: {type(error).__name__}: {one_line(error)}"
-        return [Check("torch.compile", "-", "failed", detail=detail)]
+        return [VerifiedCase("torch.compile", "-", "failed", detail=detail, exception=error)]
 
 
 def _refuses(program: LoadedProgram, given: Tensor) -> bool:
@@ -220,13 +228,10 @@ def _refuses(program: LoadedProgram, given: Tensor) -> bool:
     return False
 
 
-def _run_cases(
-    name: str, run: Callable[[Tensor], list[Tensor]], manifest: Manifest, golden: GoldenSet
-) -> Iterator[Check]:
-    factor = tolerance_factor(manifest)
-    for case in golden.golden.cases:
-        result = compare(run, golden, case, manifest.outputs, factor)
-        yield Check(name, case.case, "ok" if result.ok else "failed", result.error, result.tolerance)
+def _run_cases(name: str, run: Run, contents: BundleContents) -> Iterator[VerifiedCase]:
+    for result in contents.run_cases(run):
+        verdict = "ok" if result.ok else "failed"
+        yield VerifiedCase(name, result.case, verdict, result.error, result.tolerance)
 
 
 def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:

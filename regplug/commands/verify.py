@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -12,9 +11,10 @@ from regplug.commands.doctor.findings import shorten
 from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say
 from regplug.commands.shared_options import digest_option, follow_links_option, json_option
 from regplug.errors import BundleError, NameLookupError
+from regplug.registry.tracebacks import show_traceback
 
 if TYPE_CHECKING:
-    from regplug.bundle.verify import Check
+    from regplug.bundle.verify import VerifiedCase
 
 
 @click.command("verify")
@@ -59,9 +59,12 @@ def verify_command(
             )
     except NameLookupError as error:  # a name in the bundle, none that the user gave
         raise BundleError(f"bundle {bundle}: {error}") from error
+    for check in found.checks:
+        if check.exception is not None:
+            show_traceback(check.exception)
     if as_json:
         # JSON has no NaN and no infinity
-        checks = [{**asdict(c), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
+        checks = [{**c.as_dict(), "error": _finite(c.error), "ok": c.ok} for c in found.checks]
         values = {"bundle": bundle, "digest": found.digest, "ok": found.ok, "checks": checks}
         print_json("verify", {**values, "passed_over": found.passed_over})
     else:
@@ -92,7 +95,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _outcome(check: Check) -> str:
+def _outcome(check: VerifiedCase) -> str:
     if check.error is None:
         return check.verdict
     return _number(check.error) if check.ok else f"{_number(check.error)} {check.verdict}"

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from regplug.bundle.contents import BundleContents
 from regplug.bundle.export import export
-from regplug.bundle.golden import compare
-from regplug.bundle.load import golden_of, load, tolerance_factor
+from regplug.bundle.load import load
 from regplug.bundle.program import LoadedProgram
 from regplug.bundle.verify import wrong_inputs
 from regplug.conformance.check import Check, DoesNotApplyError
@@ -193,10 +193,7 @@ def _make(subject: Subject, backend: str) -> LoadedProgram:
 
 
 def _compare(program: LoadedProgram, bundle: Path) -> None:
-    files = read_bundle(bundle)
-    golden = golden_of(files)
-    for case in golden.golden.cases:
-        result = compare(program.run_flat, golden, case, files.manifest.outputs, tolerance_factor(files.manifest))
+    for result in BundleContents(read_bundle(bundle)).run_cases(program.run_flat):
         if not result.ok:
             raise ConformanceError(
                 f"program {program.backend!r}: case {result.case!r}: expected an error of at most "

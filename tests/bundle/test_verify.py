@@ -19,7 +19,7 @@ from support.readouts import SIZES
 import regplug
 from regplug.bundle.golden import CaseError
 from regplug.bundle.program import LoadedProgram
-from regplug.bundle.verify import Check, _refuses, wrong_inputs
+from regplug.bundle.verify import VerifiedCase, _refuses, wrong_inputs
 from regplug.commands.main import group
 from regplug.format.weights import load_tensors, save_tensors
 
@@ -222,7 +222,7 @@ def test_a_program_that_takes_what_it_must_refuse_is_seen(bundles):
 
     careless = Careless("careless", program.manifest, "", lambda given: [given])
     assert not any(_refuses(careless, given) for _, given in wrong_inputs(signature))
-    assert not Check("careless", "wrong R", "accepted").ok
+    assert not VerifiedCase("careless", "wrong R", "accepted").ok
 
 
 def test_a_bundle_whose_strategy_is_not_installed_still_has_its_programs_verified(bundles, tmp_path):

@@ -89,7 +89,7 @@ SECTIONS = [
             "bundle.program:LoadedProgram",
             "verify",
             "bundle.verify:Verification",
-            "bundle.verify:Check",
+            "bundle.verify:VerifiedCase",
             "sign",
         ],
     ),

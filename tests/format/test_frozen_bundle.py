@@ -6,8 +6,8 @@ import pytest
 from support.consumer import built, check_golden, run
 
 import regplug
-from regplug.bundle.golden import compare
-from regplug.bundle.load import golden_of, module_run, tolerance_factor
+from regplug.bundle.contents import BundleContents
+from regplug.bundle.load import module_run
 from regplug.format.manifest_rules import parse_manifest
 from regplug.format.read_bundle import read_bundle
 
@@ -26,10 +26,7 @@ EACH_PROGRAM = [(name, backend) for name, backends in PROGRAMS.items() for backe
 
 
 def check_cases(name, run_flat):
-    files = read_bundle(FROZEN / name)
-    golden = golden_of(files)
-    factor = tolerance_factor(files.manifest)
-    results = [compare(run_flat, golden, case, files.manifest.outputs, factor) for case in golden.golden.cases]
+    results = list(BundleContents(read_bundle(FROZEN / name)).run_cases(run_flat))
     assert {result.case for result in results} >= {"batch_0", "batch_1", "batch_2", "slice"}
     assert all(result.ok for result in results), results
 

@@ -26,8 +26,9 @@ from support.consumer import build, conditioner, installed, readout
 from support.damage import repin
 
 import regplug
+from regplug.bundle.contents import BundleContents
 from regplug.bundle.golden import compare
-from regplug.bundle.load import golden_of, module_run
+from regplug.bundle.load import module_run
 from regplug.format.read_bundle import read_bundle
 from regplug.format.weights import load_tensors, save_tensors
 from torture import Figure
@@ -243,7 +244,7 @@ class RunProgram:
 
     def __init__(self, program: Path, original: Path, work: Path) -> None:
         self._files = read_bundle(original)
-        self._golden = golden_of(self._files)
+        self._golden = BundleContents(self._files).golden
         self._input, self._output = work / "run-in.safetensors", work / "run-out.safetensors"
         self._program = program
         case = next(case for case in self._golden.golden.cases if case.case == "batch_1")
@@ -397,7 +398,7 @@ def _answer(kind: str, folder: str, original: Path) -> dict[str, object]:
 @functools.cache
 def _golden_of(original: Path) -> tuple:
     files = read_bundle(original)
-    return golden_of(files), files.manifest
+    return BundleContents(files).golden, files.manifest
 
 
 def main(kind: str, original: str) -> None:
