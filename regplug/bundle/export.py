@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from regplug.bundle.describe import describe_bundle
 from regplug.bundle.golden import GoldenSet, compare, make_golden
 from regplug.bundle.io_signature import IOSignature, signature_of_conditioner, signature_of_readout
 from regplug.bundle.load import module_run, open_backend
-from regplug.bundle.origin import packages_of
 from regplug.bundle.parity import make_programs
-from regplug.bundle.rebuild import ATTACHED, describe_backbone, describe_film, rebuild
+from regplug.bundle.rebuild import rebuild
 from regplug.errors import BundleError, ExportError, RegplugError, SpecError, class_name
 from regplug.format.folder import MANIFEST, MAX_MANIFEST
 from regplug.format.manifest import (
-    BUNDLE_FORMAT,
     GOLDEN,
     IMAGES,
     WEIGHTS,
-    BundleProvenance,
     FileRecord,
-    LayoutRecord,
     Manifest,
 )
 from regplug.format.manifest_rules import parse_manifest
@@ -37,14 +32,14 @@ from regplug.format.place import absolute, check_place
 from regplug.format.safetensors_header import read_header
 from regplug.format.weights import save_tensors, state_of
 from regplug.format.write_bundle import write_folder
-from regplug.nn.attach import AttachedConditioner, AttachedReadout, input_shape
+from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of, input_shape
 from regplug.nn.conditioner import Conditioner
 from regplug.nn.wrappers import check_whole, copy_of, hooks_of, unwrapped, weights_computed
 from regplug.registry.default import default_registry
 from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
-from regplug.torch_private import cpu_capability, persist_buffers
+from regplug.torch_private import persist_buffers
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def export(
     progress("golden cases")
     signature, layout = _signature(owner, spec, module, layout)
     golden = make_golden(owner, module, signature.input, signature.outputs, signature.lengths)
-    manifest = _describe(spec, module, layout, signature, golden, registry)
+    manifest = describe_bundle(spec, module, layout, signature, golden, registry)
     rebuilt = _rebuilt(owner, module, manifest, state, golden, registry)
     files = {
         WEIGHTS: save_tensors(state, manifest.describe()),
@@ -144,7 +139,7 @@ def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
         raise ExportError(f"{owner}: expected an nn.Module, got {class_name(module)}.")
     check_whole(owner, module)
     module = unwrapped(module)
-    holder = _conditioner_of(module) or module
+    holder = conditioner_of(module) or module
     readout = unwrapped(holder.readout) if isinstance(holder, (Conditioner, AttachedReadout)) else holder
     wanted = spec.readout_class
     if isinstance(wanted, type) and type(readout) is not wanted:
@@ -158,11 +153,6 @@ def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
     return copied
 
 
-def _conditioner_of(module: nn.Module) -> Conditioner | None:
-    module = unwrapped(module.conditioner) if isinstance(module, AttachedConditioner) else module
-    return module if isinstance(module, Conditioner) else None
-
-
 def _signature(
     owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None
 ) -> tuple[IOSignature, TokenLayout | None]:
@@ -173,7 +163,7 @@ def _signature(
             raise ExportError(f"{owner}: layout: expected the module's own, got {layout}.")
         layout = module.layout
     images = _image_sizes(owner, module) if isinstance(module, ATTACHED) else None
-    if layout is not None and _conditioner_of(module):
+    if layout is not None and conditioner_of(module):
         signature = signature_of_conditioner(owner, module, layout, images)
     elif images:
         signature = signature_of_readout(owner, module, images, spec.cond_dim, IMAGES)
@@ -196,52 +186,6 @@ def _image_sizes(owner: str, module: AttachedReadout | AttachedConditioner) -> t
         return input_shape(module)
     except SpecError as error:
         raise ExportError(f"{owner}: {error}") from error
-
-
-def _describe(
-    spec: ReadoutSpec,
-    module: nn.Module,
-    layout: TokenLayout | None,
-    signature: IOSignature,
-    golden: GoldenSet,
-    registry: Registry,
-) -> Manifest:
-    if spec.entry.provenance is None:
-        raise ExportError(
-            f"strategy {spec.entry.name!r}: expected a registered strategy, got an entry of no plugin; "
-            "a bundle names its strategy."
-        )
-    conditioner = _conditioner_of(module)
-    film = describe_film(conditioner, registry) if conditioner else None
-    backbone = describe_backbone(module)
-    return Manifest(
-        bundle_format=BUNDLE_FORMAT,
-        holds="conditioner" if conditioner else "readout",
-        strategy=spec.strategy,
-        num_registers=spec.num_registers,
-        hidden_dim=spec.hidden_dim,
-        options=spec.as_dict()["options"],
-        cond_dim=spec.cond_dim,
-        layout=None if layout is None else LayoutRecord(**vars(layout)),
-        film=film,
-        backbone=backbone,
-        input=signature.input,
-        outputs=signature.outputs,
-        golden=golden.golden,
-        programs=(),
-        files={},
-        provenance=BundleProvenance(
-            packages=packages_of(
-                module,
-                spec.entry,
-                registry.film_entry(film.generator) if film else None,
-                registry.backbone_entry(backbone.name) if backbone else None,
-            ),
-            torch=torch.__version__,
-            python=platform.python_version(),
-            cpu=cpu_capability(),
-        ),
-    )
 
 
 def _rebuilt(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from regplug.bundle.outline import build_outlined
-from regplug.errors import BundleError, ExportError, NameLookupError, RegplugError, SpecError
+from regplug.errors import BundleError, NameLookupError, SpecError
 from regplug.format.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
 from regplug.format.strict_json import to_ascii
 from regplug.format.weights import check_state, load_state, types_of
 from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.nn.backbone import build_backbone
 from regplug.nn.conditioner import BuiltReadout, Conditioner
-from regplug.nn.pairing import film_family
 from regplug.nn.tokens import tokens_of
 from regplug.registry.cond_dim import construct
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import BackboneEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.layout import TokenLayout
-from regplug.registry.options import bind, stored_options
-from regplug.registry.references import load_reference, reference_of
+from regplug.registry.options import bind
+from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify
 from regplug.torch_private import persist_buffers
@@ -172,46 +170,3 @@ def _attach(
     if isinstance(module, Conditioner):
         return AttachedConditioner(tokens, module, spec, source)
     return AttachedReadout(tokens, layout, module, spec, source)
-
-
-def describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
-    """The conditioner's FiLM generator by registered name, with the options that its attributes tell.
-
-    Raises:
-        ExportError: Its class is not registered, or does not keep an option that it was built with.
-    """
-    film = conditioner.film
-    owner = f"FiLM generator {type(film).__name__}"
-    family = film_family(film, registry)
-    if family is None or reference_of(type(film)) != reference_of(family.build):
-        known = ", ".join(entry.full_name for entry in registry.film_entries())
-        raise ExportError(
-            f"{owner}: expected a registered class, got {reference_of(type(film))}; a bundle names its generator; "
-            f"known: {known}."
-        )
-    options = {}
-    for name, parameter in inspect.signature(type(film)).parameters.items():
-        if name == family.width:
-            continue
-        if hasattr(film, name):
-            options[name] = getattr(film, name)
-        elif parameter.default is inspect.Parameter.empty:
-            raise ExportError(f"{owner}: expected an attribute {name!r} as its constructor takes, got none.")
-    convention = conditioner.convention
-    # of the sizes only the word counts here: the width is the readout's
-    stored = stored_options(owner, type(film), {family.width: 0}, options)
-    return FiLMRecord(family.full_name, stored, convention.form, convention.order)
-
-
-def describe_backbone(module: nn.Module) -> BackboneRecord | None:
-    """The backbone inside an attached module, as the manifest names it.
-
-    Raises:
-        ExportError: It is of no installed plugin.
-    """
-    if not isinstance(module, ATTACHED) or isinstance(module.source, RegplugError):
-        return None
-    source = module.source
-    if source.entry.provenance is None:
-        raise ExportError(f"backbone {source.entry.name!r}: expected a registered one, got an entry of no plugin.")
-    return BackboneRecord(source.entry.full_name, source.model, source.options, source.normalized)

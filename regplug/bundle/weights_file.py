@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from regplug.bundle.describe import describe_module
 from regplug.bundle.outline import build_outlined
-from regplug.bundle.rebuild import ATTACHED, describe_backbone, describe_film
 from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
-from regplug.format.manifest import BackboneRecord, FiLMRecord, FullName, LayoutRecord, Positive
+from regplug.format.manifest import WeightsNote
 from regplug.format.mistaken import check_weights_file
 from regplug.format.safetensors_header import read_file, read_file_header, read_header
-from regplug.format.strict_json import one_of, read_as
+from regplug.format.strict_json import read_as
 from regplug.format.weights import (
     TensorType,
     check_types,
@@ -26,31 +25,15 @@ from regplug.format.weights import (
     stored_types,
     types_of,
 )
-from regplug.nn.attach import AttachedConditioner
-from regplug.nn.conditioner import Conditioner
+from regplug.nn.attach import ATTACHED
 from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import Entry, ReadoutEntry
 from regplug.registry.json_text import WrongValueError, parse_json
 from regplug.registry.layout import TokenLayout
-from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 from regplug.torch_private import outside_inference_mode, persist_buffers
-
-
-@dataclass(frozen=True)
-class WeightsNote:
-    """What a weights file of regplug says of itself; ``docs/bundle.md`` specifies it."""
-
-    holds: Annotated[str, one_of("readout", "conditioner")]
-    strategy: FullName
-    num_registers: Positive
-    hidden_dim: Positive
-    options: Mapping[str, Any]
-    film: FiLMRecord | None
-    layout: LayoutRecord | None
-    backbone: BackboneRecord | None
 
 
 def check_is_whole(path: str) -> None:
@@ -161,38 +144,11 @@ def _take_dtype(module: nn.Module, types: Mapping[str, TensorType]) -> None:
 
 
 def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
-    """What a weights file of the module must say of itself, where it says anything."""
-    wanted = describe(module, spec, None, default_registry())
+    """What a weights file of the module must say of itself, if it says anything."""
+    wanted = describe_module(spec, module, None, default_registry()).as_dict()
     if wanted["holds"] == "readout":  # its layout is only a note
         return {key: value for key, value in wanted.items() if key not in ("layout", "film")}
     return wanted
-
-
-def describe(module: nn.Module, spec: ReadoutSpec, layout: TokenLayout | None, registry: Registry) -> dict[str, Any]:
-    """What a weights file of the module says of itself, as JSON values.
-
-    Args:
-        module: The readout that the spec builds, a ``Conditioner`` around it, or what ``attach`` gave.
-        spec: What builds the readout.
-        layout: Where a readout's registers sit, to be noted; a conditioner has its own.
-        registry: Where the FiLM generator's name is looked up.
-
-    Raises:
-        RegplugError: The FiLM generator is not registered, or an option has no JSON form.
-    """
-    holds, film = "readout", None
-    conditioner = module.conditioner if isinstance(module, AttachedConditioner) else module
-    if isinstance(conditioner, Conditioner):
-        holds, layout = "conditioner", conditioner.layout
-        film = json.loads(json.dumps(asdict(describe_film(conditioner, registry))))
-    backbone = describe_backbone(module)
-    return {
-        **{key: value for key, value in spec.as_dict().items() if key != "cond_dim"},
-        "holds": holds,
-        "film": film,
-        "layout": None if layout is None else layout.as_dict(),
-        "backbone": None if backbone is None else json.loads(json.dumps(asdict(backbone))),
-    }
 
 
 def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from regplug.format.strict_json import PLAIN_NAME, integer, matching, one_of
@@ -21,7 +21,6 @@ SMOKE_CASE = "batch_1"  # the case that every loader runs
 CPU_FLAGS = "cpu_flags"  # the property of a program that says what the CPU must have
 IMAGES = "images"  # the input where the backbone is inside
 MAX_RANK = 8
-DESCRIBED = ("holds", "strategy", "num_registers", "hidden_dim", "options", "film", "layout", "backbone")
 MAX_GOLDEN = 256 << 20  # bytes of a file, from here on; a file may be sparse, and its size cost its maker nothing
 MAX_PROGRAM = 4 << 30
 MAX_WEIGHTS = 64 << 30
@@ -117,6 +116,27 @@ class FiLMRecord:
 
 
 @dataclass(frozen=True)
+class WeightsNote:
+    """What a weights file says of itself, in its metadata: the keys of the manifest that tell what the weights are."""
+
+    holds: Annotated[str, one_of("readout", "conditioner")]
+    strategy: FullName
+    num_registers: Positive
+    hidden_dim: Positive
+    options: Mapping[str, Any]
+    film: FiLMRecord | None
+    layout: LayoutRecord | None
+    backbone: BackboneRecord | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The note as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+NOTE_KEYS = tuple(field.name for field in fields(WeightsNote))
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """A program's error on a golden case, and the tolerance it was held to."""
 
@@ -190,5 +210,5 @@ class Manifest:
         return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     def describe(self) -> dict[str, Any]:
-        """What the weights file repeats of it, so that a lone one says what it is."""
-        return {key: value for key, value in asdict(self).items() if key in DESCRIBED}
+        """What the weights file repeats of it, so that a single weights file says what it is."""
+        return {key: value for key, value in asdict(self).items() if key in NOTE_KEYS}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from regplug.bundle.origin import storable
+from regplug.bundle.describe import storable
 from regplug.commands.doctor.metadata import check_metadata
 from regplug.registry.distributions import installed
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.bundle.weights_file import describe
+from regplug.bundle.describe import describe_module
 from regplug.commands.import_checkpoint.checkpoint import Checkpoint, behind, open_checkpoint
 from regplug.commands.import_checkpoint.readout_search import Wanted, chosen, find_known, find_own_sites, known_layout
 from regplug.commands.import_checkpoint.state_names import unwrapped
@@ -159,7 +159,7 @@ class _Taker:
             module = self._build(site, spec, layout if film else None).to(torch_dtype(dtype))
         check_state(owner.removesuffix(":"), types_of(module.state_dict()), state)
         _check_finite(owner, names, state)
-        metadata = describe(module, spec, layout, self.registry)
+        metadata = describe_module(spec, module, layout, self.registry).as_dict()
         original = {key: self.checkpoint.names[name] for key, name in names.items()}
         return Imported(site.where, spec, metadata, dtype, state, original, self.assumed.get(site.where, {}))
 

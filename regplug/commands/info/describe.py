@@ -12,7 +12,7 @@ from typing import Any
 
 from regplug.commands.shared_options import chosen_spec
 from regplug.errors import NameLookupError, closest
-from regplug.format.manifest import DESCRIBED
+from regplug.format.manifest import NOTE_KEYS
 from regplug.format.mistaken import check_weights_file
 from regplug.format.read_bundle import check_bundle
 from regplug.format.safetensors_header import read_file_header
@@ -106,7 +106,7 @@ def _inform_weights(what: str) -> dict[str, Any]:
     said = parse_metadata(owner, metadata)
     return {
         "weights": what,
-        **{key: said[key] for key in DESCRIBED if key in said},  # a stranger's key could take the place of another
+        **{key: said[key] for key in NOTE_KEYS if key in said},  # a stranger's key could take the place of another
         "tensors": [
             {"name": name, "dtype": info.dtype, "shape": list(info.shape), "bytes": info.end - info.begin}
             for name, info in sorted(tensors.items())
