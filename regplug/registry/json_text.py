@@ -25,7 +25,7 @@ class WrongValueError(Exception):
 
 
 class DuplicateKeyError(WrongValueError):
-    """A key stands twice in one object."""
+    """A JSON object has a duplicate key."""
 
 
 class Number:
@@ -43,7 +43,7 @@ def parse_json(data: bytes) -> Any:
     The checks come in one order, in C++ too, so that a text with several faults has one message.
 
     Raises:
-        DuplicateKeyError: A key is there twice.
+        DuplicateKeyError: An object has a duplicate key.
         WrongValueError: It has more than 131,072 brackets and commas, is nested deeper than 64, or is no JSON in UTF-8.
     """
     if data.startswith(b"\xef\xbb\xbf"):
@@ -123,7 +123,7 @@ def _refuse_first_duplicate(value: Any) -> None:
         seen: set[str] = set()
         for key, item in value:
             if key in seen:
-                raise DuplicateKeyError(f"key {quote(key)} stands twice")
+                raise DuplicateKeyError(f"duplicate key {quote(key)}")
             seen.add(key)
             _refuse_first_duplicate(item)
     elif isinstance(value, list):

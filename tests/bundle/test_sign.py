@@ -337,7 +337,7 @@ HOSTILE = {
     "no UTF-8": (lambda path: path.write_bytes(b'"\xff"'), "not JSON."),
     "a key twice": (
         lambda path: path.write_text('{"dsseEnvelope": 1, "dsseEnvelope": 2}'),
-        "key 'dsseEnvelope' stands",
+        "duplicate key 'dsseEnvelope'",
     ),
     "a list": (lambda path: path.write_text("[]"), FOREIGN),
     "no object inside": (changed(dsseEnvelope=3), FOREIGN),

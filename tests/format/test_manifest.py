@@ -96,7 +96,7 @@ def test_a_value_that_may_not_be_there_is_refused_with_its_key(manifest, message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace(b'"cond_dim"', b'"hidden_dim"'), "key 'hidden_dim' stands twice"),
+        (lambda text: text.replace(b'"cond_dim"', b'"hidden_dim"'), "duplicate key 'hidden_dim'"),
         (lambda text: b"\xef\xbb\xbf" + text, "not JSON: begins with a byte order mark"),
         (lambda text: text[:-3], "manifest.json: not JSON\\.$"),
         (lambda text: text.replace(b"conditioner", b"\\ud800"), "manifest.json: not JSON\\.$"),

@@ -254,7 +254,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a key twice": (
         lambda f: (f / "manifest.json").write_text('{"bundle_format": 1, "bundle_format": 1}'),
-        "bundle DIR: manifest.json: key 'bundle_format' stands twice.",
+        "bundle DIR: manifest.json: duplicate key 'bundle_format'.",
     ),
     "a key missing": (
         lambda f: edit_manifest(f, lambda values: values.pop("cond_dim")),
@@ -395,7 +395,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a key that moves the cursor, twice": (
         lambda f: (f / "manifest.json").write_text('{"\\u001b é": 1, "\\u001b é": 1}', encoding="utf-8"),
-        "bundle DIR: manifest.json: key '\\u001b \\u00e9' stands twice.",
+        "bundle DIR: manifest.json: duplicate key '\\u001b \\u00e9'.",
     ),
     "a key twice beside deep nesting": (
         lambda f: (f / "manifest.json").write_text('{"a": 1, "a": ' + "[" * 65 + "]" * 65 + "}"),
@@ -407,7 +407,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two keys twice, the first one outside": (
         lambda f: (f / "manifest.json").write_text('{"a": 1, "a": {"b": 1, "b": 1}}'),
-        "bundle DIR: manifest.json: key 'a' stands twice.",
+        "bundle DIR: manifest.json: duplicate key 'a'.",
     ),
     "brackets inside a text": (
         lambda f: (f / "manifest.json").write_text(json.dumps(["[" * 65 + '"\\'])),
@@ -496,6 +496,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights with a name twice": (
         lambda f: raw_weights(f, (14).to_bytes(8, "little") + b'{"a":1,"a":1} '),
-        "bundle DIR: weights.safetensors: duplicate: key 'a' stands twice.",
+        "bundle DIR: weights.safetensors: duplicate: duplicate key 'a'.",
     ),
 }

@@ -188,7 +188,7 @@ def keys_that_stand_twice():
         ("the metadata", '{"__metadata__":{},"__metadata__":{}}', "__metadata__"),
         ("a key inside a list", '{"w":[{"a":1,"a":1}]}', "a"),
     ):
-        yield f"{word} twice", raw(text.replace("ENTRY", entry()), bytes(2)), f"duplicate: key '{key}' stands twice"
+        yield f"{word} twice", raw(text.replace("ENTRY", entry()), bytes(2)), f"duplicate: duplicate key '{key}'"
     yield "a name in two cases", file({"w": entry(), "W": entry(offsets="[2,4]")}, bytes(4)), None
     yield "a name twice after what is no JSON", raw('{"w":1,"w":1,}'), NO_JSON
     yield "a name twice and 65 levels", raw('{"w":1,"w":' + "[" * 64 + "]" * 64 + "}"), NO_JSON

@@ -145,7 +145,7 @@ def texts() -> typing.Iterator[tuple[str, bytes, str | None]]:
     good = json.dumps(readout())
     for key in readout():
         twice = good[:-1] + f',"{key}":1}}'
-        yield f"{key} twice", twice.encode(), f"key '{key}' stands twice"
+        yield f"{key} twice", twice.encode(), f"duplicate key '{key}'"
     marks = sum(map(good.count, ",[]{}"))
     for count in (131_072, 131_073):
         zeros = f'"options": {{"a":[{",".join("0" * (count - marks - 1))}]}}'

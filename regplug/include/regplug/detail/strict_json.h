@@ -82,7 +82,7 @@ class StrictJson final : public nlohmann::json_sax<Json> {
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
-    if (open_.back()->contains(name)) throw DuplicateKey("key " + detail::quote(name) + " stands twice");
+    if (open_.back()->contains(name)) throw DuplicateKey("duplicate key " + detail::quote(name));
     key_ = std::move(name);
     return true;
   }
