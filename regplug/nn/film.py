@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.errors import ShapeError, SpecError
+from regplug.nn.printing import show_settings
 from regplug.nn.readouts.sizes import check_sizes
 from regplug.registry.integers import is_int
 
@@ -102,6 +103,8 @@ class KernelFiLMGenerator(nn.Module):
         """FLOPs for one sample: 2 per multiply-add of both layers, 1 per GELU."""
         hidden = self.film_hidden_dim
         return 2 * self.cond_dim * hidden + hidden + 2 * hidden * 2 * self.num_film_layers * self.kernel_hidden_dim
+
+    extra_repr = show_settings
 
     def forward(self, conditioning: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Turn ``conditioning`` ``[B, cond_dim]`` into ``num_film_layers`` pairs, each ``[B, kernel_hidden_dim]``.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug import ShapeError
+from regplug.nn import show_settings
 
 from .sizes import gate_width
 
@@ -59,6 +60,4 @@ class DigitsGate(nn.Module):
         registers = registers.to(self.bias.dtype)
         return (torch.sigmoid(self.gate(registers) + self.bias) * registers).mean(dim=1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.nn import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of, show_settings
 from regplug_zoo.sizes import abmil_width, class_attention_width, simpool_width
 
 
@@ -57,9 +57,7 @@ class RegisterABMIL(nn.Module):
         weights = torch.softmax(self.score(torch.tanh(self.value(registers))), dim=1)
         return torch.bmm(weights.transpose(1, 2), registers).squeeze(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, attention_dim={self.attention_dim}"
+    extra_repr = show_settings
 
 
 class RegisterSimPool(nn.Module):
@@ -116,9 +114,7 @@ class RegisterSimPool(nn.Module):
         # with a dimension for its one head, as the fused kernel and ONNX want it
         return F.scaled_dot_product_attention(query, self.wk(normed), normed).flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings
 
 
 class RegisterClassAttention(nn.Module):
@@ -190,6 +186,4 @@ class RegisterClassAttention(nn.Module):
         conditioning: Tensor = self.proj(attended.reshape(batch, self.hidden_dim))
         return conditioning
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, num_heads={self.num_heads}"
+    extra_repr = show_settings

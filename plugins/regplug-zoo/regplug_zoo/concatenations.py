@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of, show_settings
 from regplug_zoo.sizes import concat_linear_width, per_register_compress_concat_width
 
 
@@ -55,12 +55,7 @@ class PerRegisterCompressConcat(nn.Module):
         compressed = torch.bmm(by_register, self.weight.transpose(1, 2))
         return compressed.transpose(0, 1).flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, "
-            f"compressed_dim={self.compressed_dim}, out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings
 
 
 class RegisterConcatLinear(nn.Module):
@@ -104,6 +99,4 @@ class RegisterConcatLinear(nn.Module):
         conditioning: Tensor = self.linear(in_dtype_of(self.linear.weight, registers).flatten(1))
         return conditioning
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, out_dim={self.out_dim}"
+    extra_repr = show_settings

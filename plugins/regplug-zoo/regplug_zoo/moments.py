@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn import check_registers
+from regplug.nn import check_registers, show_settings
 from regplug_zoo.sizes import avgmax_width, max_width, mean_std_width, sum_width
 
 
@@ -47,9 +47,7 @@ class RegisterSum(nn.Module):
         check_registers(registers, "readout 'sum'", self.num_registers, self.hidden_dim)
         return registers.sum(dim=1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings
 
 
 class RegisterMax(nn.Module):
@@ -90,9 +88,7 @@ class RegisterMax(nn.Module):
         check_registers(registers, "readout 'max'", self.num_registers, self.hidden_dim)
         return registers.amax(dim=1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings
 
 
 class RegisterAvgMax(nn.Module):
@@ -133,9 +129,7 @@ class RegisterAvgMax(nn.Module):
         check_registers(registers, "readout 'avgmax'", self.num_registers, self.hidden_dim)
         return 0.5 * (registers.amax(dim=1) + registers.mean(dim=1))
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings
 
 
 class RegisterMeanStd(nn.Module):
@@ -186,8 +180,4 @@ class RegisterMeanStd(nn.Module):
         # integers would lose what stands behind the point
         return moments.to(registers.dtype) if registers.is_floating_point() else moments
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, out_dim={self.out_dim}, eps={self.eps}"
-        )
+    extra_repr = show_settings

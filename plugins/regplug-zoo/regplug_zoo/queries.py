@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.nn import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of, show_settings
 from regplug_zoo.sizes import efficient_probing_width, pma_width
 
 
@@ -99,12 +99,7 @@ class RegisterPMA(nn.Module):
         conditioning: Tensor = self.ln1(attended + F.relu(self.fc_o(attended)))
         return conditioning.flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, num_seeds={self.num_seeds}, "
-            f"num_heads={self.num_heads}, out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings
 
 
 class RegisterEfficientProbing(nn.Module):
@@ -168,9 +163,4 @@ class RegisterEfficientProbing(nn.Module):
         conditioning: Tensor = (weights * values).sum(dim=1)
         return conditioning.flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, num_queries={self.num_queries}, "
-            f"d_out={self.d_out}, out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings

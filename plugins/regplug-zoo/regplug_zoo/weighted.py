@@ -6,7 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn import check_registers, in_dtype_of
+from regplug.nn import check_registers, in_dtype_of, show_settings
 from regplug_zoo.sizes import channel_pool_width, gem_width
 
 
@@ -64,9 +64,7 @@ class RegisterGeM(nn.Module):
         mean = (wide.sign() * wide.abs().clamp(min=1e-30).pow(p)).mean(dim=1)
         return (mean.sign() * (mean.abs() + self.eps).pow(1.0 / p)).to(registers.dtype)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, eps={self.eps}"
+    extra_repr = show_settings
 
 
 class RegisterChannelPooling(nn.Module):
@@ -111,6 +109,4 @@ class RegisterChannelPooling(nn.Module):
         check_registers(registers, "readout 'channel-pool'", self.num_registers, self.hidden_dim)
         return (in_dtype_of(self.logits, registers) * torch.softmax(self.logits, dim=0)).sum(dim=1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regplug.nn.printing import show_settings
 from regplug.nn.readouts.checks import check_registers, in_dtype_of
 from regplug.nn.readouts.sizes import attention_width, gated_abmil_width
 
@@ -60,12 +61,7 @@ class RegisterGatedABMIL(nn.Module):
         weights = torch.softmax(self.score(hidden), dim=1)
         return torch.bmm(weights.transpose(1, 2).to(registers.dtype), registers).squeeze(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, attention_dim={self.attention_dim}, "
-            f"out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings
 
 
 class MultilayerPerceptron(nn.Module):
@@ -163,9 +159,4 @@ class RegisterAttention(nn.Module):
         pooled: Tensor = attended + self.mlp(self.norm(attended))
         return pooled.flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, num_queries={self.num_queries}, "
-            f"num_heads={self.num_heads}, out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
+from regplug.nn.printing import show_settings
 from regplug.nn.readouts.checks import check_registers, in_dtype_of
 from regplug.nn.readouts.sizes import mean_width, pool_width
 from regplug.torch_private import in_compute_dtype, parameter_of
@@ -46,9 +47,7 @@ class RegisterMean(nn.Module):
         check_registers(registers, "readout 'mean'", self.num_registers, self.hidden_dim)
         return registers.mean(dim=1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings
 
 
 # numbers in the registers from which a faster way back is worth the 50 us that Python takes for it
@@ -169,6 +168,4 @@ class RegisterPooling(nn.Module):
             return weighted_sum_to_train(weights, registers)
         return torch.bmm(weights.expand(shape[0], 1, -1), registers).squeeze(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}"
+    extra_repr = show_settings

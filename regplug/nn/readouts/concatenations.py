@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
+from regplug.nn.printing import show_settings
 from regplug.nn.readouts.checks import check_registers, in_dtype_of
 from regplug.nn.readouts.sizes import compress_concat_width, concat_width, mamba_reg_width, select_concat_width
 from regplug.torch_private import project
@@ -46,9 +47,7 @@ class RegisterConcat(nn.Module):
         check_registers(registers, "readout 'concat'", self.num_registers, self.hidden_dim)
         return registers.flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, out_dim={self.out_dim}"
+    extra_repr = show_settings
 
 
 class RegisterCompressConcat(nn.Module):
@@ -104,12 +103,7 @@ class RegisterCompressConcat(nn.Module):
             check_registers(registers, "readout 'compress-concat'", self.num_registers, self.hidden_dim)
         return project(self, "compress", registers).flatten(1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, "
-            f"compressed_dim={self.compressed_dim}, out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings
 
 
 class RegisterSelectConcat(nn.Module):
@@ -152,9 +146,7 @@ class RegisterSelectConcat(nn.Module):
         check_registers(registers, "readout 'select-concat'", self.num_registers, self.hidden_dim)
         return torch.cat([registers[:, index] for index in self.indices], dim=1)
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, indices={self.indices}"
+    extra_repr = show_settings
 
 
 class MambaRegReadout(nn.Module):
@@ -209,9 +201,4 @@ class MambaRegReadout(nn.Module):
         normed: Tensor = self.norm_neck(in_dtype_of(self.norm_neck.weight, compressed.flatten(1)))
         return normed
 
-    def extra_repr(self) -> str:
-        """The sizes, as ``print(module)`` shows them."""
-        return (
-            f"num_registers={self.num_registers}, hidden_dim={self.hidden_dim}, "
-            f"ratio={self.ratio}, out_dim={self.out_dim}"
-        )
+    extra_repr = show_settings
