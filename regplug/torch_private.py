@@ -81,7 +81,7 @@ def uncompiled_name(name: str) -> str:
 def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
     """``parent.child(x)`` in the dtype of its weights, by the shortest way where it is a linear layer and nothing else.
 
-    Module attributes and calls cost more than the product at B = 1. A layer that something hooks into (a counter of
+    Module attributes and calls cost a third of the whole at B = 1. A layer that something hooks into (a counter of
     FLOPs hooks into all), that was patched or replaced (an adapter, a quantized layer, a parametrized one) is called as
     it is. Not for TorchScript.
     """

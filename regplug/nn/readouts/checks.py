@@ -24,7 +24,7 @@ def in_dtype_of(parameter: Tensor, registers: Tensor) -> Tensor:
 
     A quantized layer keeps integers, which are no dtype to compute in.
     """
-    # Tensor.to costs 300 ns even where it has nothing to do
+    # Tensor.to takes 0.6 us even where it has nothing to do, 15 % of `pool` at B = 1
     if registers.dtype == parameter.dtype or not parameter.is_floating_point():
         return registers
     return registers.to(parameter.dtype)
