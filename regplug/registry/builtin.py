@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+from typing import Any
+
 from regplug.registry.entries import ExportBackendEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.hookspecs import hookimpl
+
+FILM_FAMILIES = Path(__file__).with_name("film_families.csv")
 
 
 @hookimpl
@@ -63,8 +69,9 @@ def regplug_readouts() -> list[ReadoutEntry]:
 
 @hookimpl
 def regplug_films() -> list[FiLMEntry]:
-    """The built-in FiLM generator, and the public families that are known by name; docs/film.md shows them."""
-    norms, diffusion = "diffusers.models.normalization", "policies.diffusion.modeling_diffusion"
+    """The built-in FiLM generator, and the public families of film_families.csv, which docs/film.md shows."""
+    with FILM_FAMILIES.open(encoding="utf-8", newline="") as file:
+        families: list[dict[str, Any]] = list(csv.DictReader(file))
     return [
         FiLMEntry(
             "kernel-film",
@@ -73,91 +80,8 @@ def regplug_films() -> list[FiLMEntry]:
             classes=("nvsubquadratic.modules.film:KernelFiLMGenerator",),
             summary="conditioning vector -> (gamma, beta) for each hidden layer of a kernel network",
         ),
-        FiLMEntry(
-            "dit",
-            "models:DiTBlock",
-            width="hidden_size",
-            width_at="adaLN_modulation.1.in_features",
-            form="1+gamma",
-            order="shift-first",
-            gives_pairs=False,
-            classes=("models:FinalLayer",),
-            summary="facebookresearch/DiT: shift, scale, gate, twice; tokens are cond_dim wide too",
-        ),
-        FiLMEntry(
-            "diffusers-zero",
-            f"{norms}:AdaLayerNormZero",
-            width="embedding_dim",
-            width_at="linear.in_features",
-            form="1+gamma",
-            order="shift-first",
-            gives_pairs=False,
-            classes=(f"{norms}:AdaLayerNormZeroSingle", f"{norms}:SD35AdaLayerNormZeroX"),
-            summary="shift, scale, gate; gives back the gates; tokens are cond_dim wide too",
-        ),
-        FiLMEntry(
-            "diffusers-norm",
-            f"{norms}:AdaLayerNorm",
-            width="embedding_dim",
-            width_at="linear.in_features",
-            form="1+gamma",
-            order="shift-first",
-            gives_pairs=False,
-            summary="with chunk_dim=1 (0 is for one vector, unbatched, gamma first); output_dim is twice the features'",
-        ),
-        FiLMEntry(
-            "diffusers-continuous",
-            f"{norms}:AdaLayerNormContinuous",
-            width="conditioning_embedding_dim",
-            width_at="linear.in_features",
-            form="1+gamma",
-            gives_pairs=False,
-            summary="embedding_dim is the width of the features",
-        ),
-        FiLMEntry(
-            "diffusers-group",
-            f"{norms}:AdaGroupNorm",
-            width="embedding_dim",
-            width_at="linear.in_features",
-            form="1+gamma",
-            gives_pairs=False,
-            summary="out_dim is the width of the features",
-        ),
-        FiLMEntry(
-            "diffusion-policy",
-            "diffusion_policy.model.diffusion.conditional_unet1d:ConditionalResidualBlock1D",
-            width_at="cond_encoder.1.in_features",
-            gives_pairs=False,
-            summary="with cond_predict_scale=True; without, beta alone is added",
-        ),
-        FiLMEntry(
-            "lerobot",
-            f"lerobot.{diffusion}:DiffusionConditionalResidualBlock1d",
-            width_at="cond_encoder.1.in_features",
-            gives_pairs=False,
-            classes=(f"lerobot.common.{diffusion}:DiffusionConditionalResidualBlock1d",),
-            summary="with use_film_scale_modulation=True; without, beta alone is added",
-        ),
-        FiLMEntry(
-            "rt1",
-            "film_efficientnet.film_conditioning_layer:FilmConditioning",
-            width="text_vector_size",
-            width_at="_projection_add.in_features",
-            form="1+gamma",
-            order="shift-first",
-            gives_pairs=False,
-            classes=("pytorch_robotics_transformer.film_efficientnet.film_conditioning_layer:FilmConditioning",),
-            summary="maruya24/pytorch_robotics_transformer: two layers that start at zero, that of beta first",
-        ),
-        FiLMEntry(
-            "rt1-lucidrains",
-            "classifier_free_guidance_pytorch.classifier_free_guidance_pytorch:FiLM",
-            width="dim",
-            width_at="net.0.in_features",
-            form="1+gamma",
-            gives_pairs=False,
-            summary="lucidrains/robotic-transformer-pytorch: hidden_dim is the width of the features",
-        ),
+        # each applies FiLM to the features itself
+        *(FiLMEntry(**{**family, "classes": family["classes"].split()}, gives_pairs=False) for family in families),
     ]
 
 
