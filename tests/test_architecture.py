@@ -52,7 +52,7 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str]:
 
 def test_imports_run_in_one_direction_lazy_ones_too():
     graph = {name: imports(path) & set(MODULES) for name, path in MODULES.items()}
-    doors = {"regplug", "regplug.conformance"}  # their names are loaded when they are first used
+    doors = {"regplug", "regplug.backends", "regplug.conformance"}  # their names are loaded when they are first used
     graph = {name: found - doors - {name} for name, found in graph.items() if name not in doors}
     assert sum(map(len, graph.values())) > 50
     assert cycle_in(graph) == []

@@ -10,16 +10,24 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regplug.backends.cache import key_of
-from regplug.backends.compiling import EDIT, LINKING, VISIBLE, compile_in_child, compiler_of, flags_of, uncallable
+from regplug.backends.compiling import (
+    LINKER_FLAGS,
+    SOURCE_EDIT,
+    SYMBOL_VERSIONS,
+    compile_in_child,
+    compiler_of,
+    flags_of,
+    no_c_interface,
+)
 from regplug.backends.cpu import UNKNOWN, cpu_flags
 from regplug.backends.elf import check_library
-from regplug.backends.graph import WeightsAsInputs, export_graph, operations_of_others
+from regplug.backends.graph import WeightsAsInputs, call_site, export_graph, foreign_operations
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
+from regplug.backends.program_weights import check_weights, weights_property
 from regplug.backends.reuse import reused
-from regplug.errors import ExportError, SpecError, one_line, place_in
+from regplug.errors import ExportError, SpecError, one_line
 from regplug.format.manifest import CPU_FLAGS
-from regplug.format.weights import TensorType, check_state, read_types, types_of, write_types
 
 OWNER = "program 'aotinductor'"
 ISA = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -29,11 +37,11 @@ class AOTInductorBackend(ExportBackend):
     """Compiles the module, one program per instruction set.
 
     Args:
-        isa: Instruction sets, as the compiler's ``-march`` names them, or ``"native"`` for this CPU's own.
-        time_limit: Seconds that each may compile.
+        isa: Instruction sets, as the compiler's ``-march`` names them, or ``"native"`` for that of this CPU.
+        time_limit: Seconds that the compiler may take for each.
 
     Raises:
-        SpecError: A setting has a value that it may not have.
+        SpecError: A setting has an invalid value.
     """
 
     def __init__(self, isa: Sequence[str] = ("x86-64-v3",), time_limit: float = 600.0) -> None:
@@ -52,19 +60,18 @@ class AOTInductorBackend(ExportBackend):
         """One ``program.aotinductor.ISA.so`` for each instruction set.
 
         Raises:
-            ExportError: torch.export or the compiler does not take the module, there is no compiler, it takes too
-                long, or this CPU lacks what the instruction set asks for: a program is run before it is written.
+            ExportError: torch.export or the compiler rejects the module, there is no compiler, it takes too long, or
+                this CPU lacks the instruction set: a program is run before it is written.
         """
         state = dict(sorted(source.module.state_dict().items()))
         weighted = WeightsAsInputs(source.module, list(state))
         graph = export_graph("aotinductor", weighted, source, list(state.values()))
-        _refuse_operations_of_others(graph)
-        weights = types_of(state)
+        _refuse_foreign_operations(graph)
 
         def make(isa: str) -> list[Program]:
             source.progress(f"compiling for {isa}")
             try:
-                return [_compile(graph, isa, weights, self._time_limit)]
+                return [_compile(graph, isa, weights_property(source), self._time_limit)]
             except OSError as error:  # no room for a file, a process or a descriptor
                 raise ExportError(f"{OWNER}: {isa}: the compiler could not run: {one_line(error)}.") from error
 
@@ -75,44 +82,43 @@ class AOTInductorBackend(ExportBackend):
         ]
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
-        """Load the library, and give it these weights at every run.
+        """Load the library, and give it these weights in every run.
 
         Raises:
-            BundleError: It does not load, or wants other weights.
+            BundleError: It does not load, or needs other weights.
         """
-        where = f"{owner.rpartition(': ')[0]}: {program.file}"
-        check_state(owner, read_types(where, program.properties.get("weights", "")), weights)
-        library = open_model_library(where, program.data)
-        held = [_own(weights[name]) for name in sorted(weights)]
-        begins = {tensor.untyped_storage().data_ptr() for tensor in held}
+        check_weights(owner, program, weights)
+        library = open_model_library(program.label, program.data)
+        held = [_contiguous(weights[name]) for name in sorted(weights)]
+        addresses = {tensor.untyped_storage().data_ptr() for tensor in held}
 
         def run(given: Tensor) -> list[Tensor]:
             outputs = library.run([given, *held])
-            return [out.clone() if out.untyped_storage().data_ptr() in begins else out for out in outputs]
+            return [out.clone() if out.untyped_storage().data_ptr() in addresses else out for out in outputs]
 
         return run
 
 
-def _refuse_operations_of_others(graph: ExportedProgram) -> None:
-    """Refuse operations that a library registered: they have no C interface, and the compiler's process lacks them.
+def _refuse_foreign_operations(graph: ExportedProgram) -> None:
+    """Refuse operations that another library registered: they have no C interface, and the compiler's process does
+    not import that library.
 
     Raises:
         ExportError: There is one; names it.
     """
-    for node in operations_of_others(graph):
-        place = place_in(str(node.meta.get("stack_trace")), innermost_last=True)
-        raise uncallable(OWNER, str(node.target), place)
+    for node in foreign_operations(graph):
+        raise no_c_interface(OWNER, str(node.target), call_site(node))
 
 
 def _settings(isa: str) -> dict[str, object]:
-    # what an older regplug kept is made otherwise
-    settings: dict[str, object] = {"isa": isa, "making": key_of([EDIT, VISIBLE, *LINKING])[:12]}
-    if isa == "native":  # a cache folder may be shared by machines, and this is another on each
+    # "making" changes with how programs are made, so that those of an older regplug are not found
+    settings: dict[str, object] = {"isa": isa, "making": key_of([SOURCE_EDIT, SYMBOL_VERSIONS, *LINKER_FLAGS])[:12]}
+    if isa == "native":  # machines with different CPUs may share a cache folder
         settings["cpu"] = key_of(sorted(cpu_flags().present))[:12]
     return settings
 
 
-def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType], time_limit: float) -> Program:
+def _compile(graph: ExportedProgram, isa: str, properties: Mapping[str, str], time_limit: float) -> Program:
     compiler = compiler_of(OWNER)
     flags = flags_of(OWNER, compiler, isa)
     missing = cpu_flags().missing(flags)
@@ -125,15 +131,11 @@ def _compile(graph: ExportedProgram, isa: str, weights: Mapping[str, TensorType]
         )
     data = compile_in_child(OWNER, graph, compiler, isa, flags, time_limit)
     check_library(f"{OWNER}: {isa}", data)
-    properties = {
-        "isa": isa,
-        CPU_FLAGS: " ".join(sorted(flags)),
-        "weights": write_types(weights),
-    }
-    return Program(f"program.aotinductor.{isa}.so", data, properties)
+    needed = {"isa": isa, CPU_FLAGS: " ".join(sorted(flags)), **properties}
+    return Program(f"program.aotinductor.{isa}.so", data, needed)
 
 
-def _own(weight: Tensor) -> Tensor:
-    """As the library takes it: contiguous, outside autograd."""
+def _contiguous(weight: Tensor) -> Tensor:
+    """A weight as the library takes it: contiguous, outside autograd."""
     with torch.inference_mode():
         return weight.detach().contiguous()

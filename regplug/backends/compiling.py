@@ -75,9 +75,9 @@ GRAPH, LIBRARY, COMPILER, EXPORTED, EDITED = "graph.pt2", "program.so", "c++", "
 REFUSED = "refused"  # the operation that no library can hold, and the trace of its call
 # A process may have several model libraries, which all define the same C++ names: none may be bound to another's, so
 # the interface alone is visible, and the library's own calls of it stay inside.
-VISIBLE = "{ global: AOTInductor*; local: *; };\n"
-EDIT = f"s/{LAST_ERROR}/{LAST_ERROR_WITHOUT_DESTRUCTOR.replace('&', chr(92) + '&')}/\n"
-LINKING = ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-Bsymbolic")
+SYMBOL_VERSIONS = "{ global: AOTInductor*; local: *; };\n"
+SOURCE_EDIT = f"s/{LAST_ERROR}/{LAST_ERROR_WITHOUT_DESTRUCTOR.replace('&', chr(92) + '&')}/\n"
+LINKER_FLAGS = ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-Bsymbolic")
 
 
 class CompilerError(Exception):
@@ -164,14 +164,14 @@ def compile_in_child(
                 _end(child)
         if (folder / REFUSED).exists():
             operation, _, trace = (folder / REFUSED).read_text().partition("\n")
-            raise uncallable(owner, operation, place_in(trace, innermost_last=True))
+            raise no_c_interface(owner, operation, place_in(trace, innermost_last=True))
         if code or not (folder / LIBRARY).exists():
             said = (folder / "output").read_text(errors="replace")
             raise ExportError(f"{owner}: the compiler failed: {_reason(said, code)}") from CompilerError(said)
         return (folder / LIBRARY).read_bytes()
 
 
-def uncallable(owner: str, operation: str, place: str | None) -> ExportError:
+def no_c_interface(owner: str, operation: str, place: str | None) -> ExportError:
     """The error of an operation that no model library can call, and where it is called."""
     where = f" at {place}" if place else ""
     return ExportError(
@@ -185,9 +185,9 @@ def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str) -> None:
     executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
     words = [*compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
-    words += [*LINKING, f"-Wl,--version-script={folder / EXPORTED}"]
-    (folder / EXPORTED).write_text(VISIBLE)
-    (folder / EDITED).write_text(EDIT)
+    words += [*LINKER_FLAGS, f"-Wl,--version-script={folder / EXPORTED}"]
+    (folder / EXPORTED).write_text(SYMBOL_VERSIONS)
+    (folder / EDITED).write_text(SOURCE_EDIT)
     path = folder / COMPILER
     # Inductor names a source by a hash of its command line, folders and all; it says -march=native, and the last one
     # counts; torch 2.10 links libtorch too, which a C++ host that has libtorch_cpu alone would not find

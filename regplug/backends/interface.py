@@ -14,14 +14,18 @@ from regplug.format.manifest import InputSpec, TensorSpec
 from regplug.format.safetensors_header import StoredTensor
 from regplug.registry.fork_locks import lock_over_forks
 
-# torch's loaders and the dynamic linker share state without locks: a backend holds this while it opens a program
+# held while a program is opened by torch's loaders or the dynamic linker: both share state without locks
 LOADING = lock_over_forks()
 # the flat outputs for one input: [c], or [gamma_0, beta_0, gamma_1, ...]
 Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 def flatten(output: object) -> list[Tensor]:
-    """The tensors of a readout's or a conditioner's output: ``[c]``, or ``[gamma_0, beta_0, gamma_1, ...]``."""
+    """The tensors of a readout's or a conditioner's output: ``[c]``, or ``[gamma_0, beta_0, gamma_1, ...]``.
+
+    Raises:
+        ShapeError: The output is neither a tensor nor nested lists or tuples of tensors.
+    """
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, (list, tuple)):
@@ -31,16 +35,16 @@ def flatten(output: object) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Source:
-    """What a program is made of.
+    """What a program is made from.
 
     Args:
-        module: In eval mode, on the CPU; a copy that may be changed.
+        module: In eval mode, on the CPU; a copy that the backend may change.
         example: A contiguous input of two samples.
-        input: What the module takes: what varies ("B", "T") and what does not.
-        outputs: What it gives.
-        weights: Where each tensor of the module's state dict stands in the bundle's ``weights.safetensors``.
-        description: What the module is, as the weights file says it: strategy, sizes, options, layout, FiLM.
-        progress: Called with a word on each step that takes a while.
+        input: What the module takes, with the sizes that vary as "B" and "T".
+        outputs: What the module gives.
+        weights: Where each tensor of the module's state dict is in the bundle's ``weights.safetensors``.
+        description: What the module is, as the weights file records it: strategy, sizes, options, layout, FiLM.
+        progress: Called with the name of each step that takes a while.
     """
 
     module: nn.Module
@@ -54,26 +58,33 @@ class Source:
 
 @dataclass(frozen=True)
 class Program:
-    """One exported artifact.
+    """One exported file.
 
     Args:
         file: Its name in the bundle, ``program.BACKEND...``.
         data: Its bytes.
-        properties: What the backend wants to find again when it opens the program. ``cpu_flags``, if there, lists
-            what the CPU must have, in the words of ``/proc/cpuinfo``; loaders check it for every backend.
+        properties: What the backend needs again when it opens the program. ``cpu_flags``, if present, lists what the
+            CPU must have, in the words of ``/proc/cpuinfo``; loaders check it for every backend.
+        bundle: The bundle that it was read from, for messages: ``bundle m/r``. Empty in what ``export`` gives.
     """
 
     file: str
     data: bytes
     properties: Mapping[str, str] = field(default_factory=dict)
+    bundle: str = ""
+
+    @property
+    def label(self) -> str:
+        """What messages about the program begin with: ``bundle m/r: program.onnx``."""
+        return f"{self.bundle}: {self.file}" if self.bundle else self.file
 
 
 class ExportBackend(ABC):
-    """Makes programs out of modules, and opens them.
+    """Makes programs from modules, and opens them.
 
-    The constructor's keywords are the backend's settings: ``export(..., settings={NAME: {...}})``. regplug holds every
-    program to the parity gate, writes it, checks its digest before it is opened, and checks every input before it is
-    run; a backend does none of that.
+    The constructor's keywords are the backend's settings: ``export(..., settings={NAME: {...}})``. regplug runs the
+    parity gate on every program, writes it, checks its digest before it is opened and each input before it is run; a
+    backend does none of that.
     """
 
     @abstractmethod
@@ -81,21 +92,21 @@ class ExportBackend(ABC):
         """Make the programs.
 
         Raises:
-            ExportError: The module cannot be made a program; says why.
+            ExportError: No program can be made from the module; says why.
         """
 
     @abstractmethod
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
-        """Make a program runnable with these weights. The bytes are checked; their maker is not.
+        """Make a program runnable with these weights. Its digest is checked; who made it is not.
 
-        What it gives may share memory with its input, never with the weights. Whatever it raises, and its run too,
-        reaches the user as a BundleError.
+        What ``Run`` gives may share memory with its input, never with the weights. All exceptions of ``open`` and of
+        ``Run`` reach the user as a BundleError.
 
         Args:
             owner: The program's weights file, for messages.
-            program: What ``export`` gave, read back.
+            program: What ``export`` gave, read back; ``program.label`` is for messages about it.
             weights: The module's state dict.
 
         Raises:
-            BundleError: The program does not open, or wants other weights.
+            BundleError: The program does not open, or needs other weights.
         """

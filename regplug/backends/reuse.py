@@ -1,4 +1,4 @@
-"""Programs that hold no weights are made once: the next export finds them in the cache."""
+"""Programs without weights are made once: the next export finds them in the cache."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from regplug.registry.version import own_version
 def reused(
     backend: str, source: Source, graph: ExportedProgram, settings: Mapping[str, Any], make: Callable[[], list[Program]]
 ) -> list[Program]:
-    """The programs that ``make`` gives, or those that it gave before for the same graph.
+    """The programs that ``make`` gives, or those that it gave earlier for the same graph.
 
-    Only for programs without weights. The key is all that determines them: graph, weights' names, dtypes, shapes and
-    places, what the module takes and gives, what it is, backend, settings, and the versions of torch and regplug.
+    Only for programs without weights. The key covers all that determines them: graph; names, dtypes, shapes and
+    offsets of the weights; input and outputs; the description; backend; settings; the versions of torch and regplug.
 
     Args:
         backend: The backend's name.
         source: What is exported.
         graph: Its graph.
-        settings: What else decides about the programs; JSON values.
+        settings: What else the programs depend on; JSON values.
         make: Makes them.
 
     Raises:
         ExportError: ``make`` does.
     """
-    made_with = {"torch": torch.__version__, "regplug": own_version()}
+    versions = {"torch": torch.__version__, "regplug": own_version()}
     key = key_of(
         {
             "graph": format_graph(graph),
@@ -43,19 +43,19 @@ def reused(
             "description": source.description,
             "backend": backend,
             "settings": settings,
-            **made_with,
+            **versions,
         }
     )
     if (found := find(key)) is not None:
-        said, files = found
-        return [Program(name, files[name], properties) for name, properties in sorted(said["programs"].items())]
+        description, files = found
+        return [Program(name, files[name], properties) for name, properties in sorted(description["programs"].items())]
     programs = make()
     description = {
         "backend": backend,
         **{word: source.description[word] for word in ("holds", "strategy", "num_registers", "hidden_dim")},
         "settings": settings,
         "programs": {program.file: dict(program.properties) for program in programs},
-        **made_with,
+        **versions,
     }
     keep(key, description, {program.file: program.data for program in programs})
     return programs

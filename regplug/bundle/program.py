@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -134,8 +135,9 @@ def open_run(backend: ExportBackend, bundle: str, program: Program, weights: Map
         weights: The module's state dict.
 
     Raises:
-        BundleError: It does not open, or wants other weights.
+        BundleError: It does not open, or needs other weights.
     """
+    program = replace(program, bundle=bundle)
     try:
         return backend.open(f"{bundle}: {WEIGHTS}", program, weights)
     except (RegplugError, KeyboardInterrupt):

@@ -267,7 +267,7 @@ class CheckpointSite:
 
 @dataclass(frozen=True)
 class ExportBackendEntry(Entry):
-    """An export backend: a subclass of ``regplug.backends.interface.ExportBackend``, which makes programs."""
+    """An export backend: a subclass of ``regplug.backends.ExportBackend``, which makes programs."""
 
 
 def check_convention(owner: str, form: object, order: object) -> None:

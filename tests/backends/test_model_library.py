@@ -39,9 +39,9 @@ def old(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGPLUG_CACHE_DIR", str(folder / "cache"))
-        patch.setattr(compiling, "VISIBLE", "{ global: *; };\n")
-        patch.setattr(compiling, "LINKING", ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"))
-        patch.setattr(compiling, "EDIT", "")
+        patch.setattr(compiling, "SYMBOL_VERSIONS", "{ global: *; };\n")
+        patch.setattr(compiling, "LINKER_FLAGS", ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"))
+        patch.setattr(compiling, "SOURCE_EDIT", "")
         patch.setattr(aotinductor, "check_library", lambda owner, data: None)
         return write(folder / "pool", "pool")
 

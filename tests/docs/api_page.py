@@ -111,15 +111,23 @@ SECTIONS = [
     ),
     (
         "Offer something: export backends",
-        "`Run` is `Callable[[Tensor], Sequence[Tensor]]`: the flat outputs for one input, `[c]` or "
-        "`[gamma_0, beta_0, gamma_1, ...]`.",
+        "`regplug.backends` has all that a backend imports. `Run` is `Callable[[Tensor], Sequence[Tensor]]`: the flat "
+        "outputs for one input, `[c]` or `[gamma_0, beta_0, gamma_1, ...]`. `WEIGHTS` is the name of the weights file.",
         [
-            "backends.interface:ExportBackend",
-            "backends.interface:Source",
-            "backends.interface:Program",
-            "format.manifest:InputSpec",
-            "format.manifest:TensorSpec",
-            "backends.reuse:reused",
+            "backends:ExportBackend",
+            "backends:Source",
+            "backends:Program",
+            "backends:InputSpec",
+            "backends:TensorSpec",
+            "backends:StoredTensor",
+            "backends:flatten",
+            "backends:export_graph",
+            "backends:WeightsAsInputs",
+            "backends:call_site",
+            "backends:reused",
+            "backends:weights_property",
+            "backends:check_weights",
+            "backends:one_line",
         ],
     ),
     (

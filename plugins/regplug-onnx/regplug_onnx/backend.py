@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import distributions
 
 import onnx
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from regplug.backends.graph import export_graph
-from regplug.backends.interface import ExportBackend, Program, Run, Source
-from regplug.backends.reuse import reused
-from regplug.errors import ExportError, SpecError, place_in
-from regplug.format.weights import write_types
-from regplug.registry.distributions import version_of
-from regplug_onnx.making import LEAST_OPSET, make_model
+from regplug import ExportError, SpecError
+from regplug.backends import ExportBackend, Program, Run, Source, call_site, export_graph, reused, weights_property
+from regplug_onnx.making import MIN_OPSET, make_model
 from regplug_onnx.opening import open_model
 
 FILE = "program.onnx"
-# Gelu is one operator from 20 on; onnxruntime knows it since 1.17
+# from 20 on, Gelu is one operator; onnxruntime has it since 1.17
 OPSET = 20
-# torch.onnx spells all of them with Erf, which onnxruntime has in float32 (float16 is cast to it)
+# torch.onnx writes all of them with Erf, which onnxruntime has in float32 alone (float16 is cast to it)
 IN_FLOAT32 = {torch.ops.aten.gelu.default, torch.ops.aten.erf.default}
-MAKERS = ("onnx", "onnx-ir", "onnxscript")
+MADE_WITH = ("onnx", "onnx-ir", "onnxscript")
 
 
 class OnnxBackend(ExportBackend):
-    """Exports through ``torch.onnx``; weights stay in ``weights.safetensors``, which the program points into.
+    """Exports through ``torch.onnx``; weights stay in ``weights.safetensors``, into which the program points.
 
     Args:
         opset: The version of ONNX's operators to use, at least 18: a lower one for an older runtime.
@@ -38,15 +35,15 @@ class OnnxBackend(ExportBackend):
 
     def __init__(self, opset: int = OPSET) -> None:
         newest = onnx.defs.onnx_opset_version()
-        if type(opset) is not int or not LEAST_OPSET <= opset <= newest:
-            raise SpecError(f"program 'onnx': opset: expected {LEAST_OPSET} to {newest}, got {opset!r}.")
+        if type(opset) is not int or not MIN_OPSET <= opset <= newest:
+            raise SpecError(f"program 'onnx': opset: expected {MIN_OPSET} to {newest}, got {opset!r}.")
         self.opset = opset
 
     def export(self, source: Source) -> list[Program]:
         """One program, ``program.onnx``.
 
         Raises:
-            ExportError: ONNX cannot express the module, or its weights are not there as they are stored.
+            ExportError: ONNX cannot express the module, or changes its weights.
         """
         _check_dtypes(source)
         source.progress("graph")
@@ -55,25 +52,29 @@ class OnnxBackend(ExportBackend):
 
         def make() -> list[Program]:
             source.progress("ONNX model")
-            weights = {name: (stored.dtype, stored.shape) for name, stored in source.weights.items()}
-            properties = {"weights": write_types(weights), "opset": str(self.opset)}
+            properties = {**weights_property(source), "opset": str(self.opset)}
             return [Program(FILE, make_model(graph, source, self.opset), properties)]
 
-        # what an older regplug-onnx kept has no keep_nan
-        settings = {"opset": self.opset, "nan": 1, **{name: version_of(name) for name in MAKERS}}
+        # "nan": programs in the cache that an older regplug-onnx made lack keep_nan
+        settings = {"opset": self.opset, "nan": 1, **{name: _version_of(name) for name in MADE_WITH}}
         return reused("onnx", source, graph, settings, make)
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
-        """Make a session of the program's bytes and these weights; no file is opened.
+        """Make a session from the program's bytes and these weights; no file is opened.
 
         Raises:
-            BundleError: It is no ONNX program of this backend, or wants other weights.
+            BundleError: It is no ONNX program of this backend, or needs other weights.
         """
         return open_model(owner, program, weights)
 
 
+def _version_of(distribution: str) -> str:
+    """The version of an installed distribution; ``unknown`` without metadata, as in a frozen application."""
+    return next((found.version for found in distributions(name=distribution)), "unknown")
+
+
 def _check_dtypes(source: Source) -> None:
-    """Refuse early what the CPU provider has no kernels for."""
+    """Refuse early the dtypes for which the CPU provider has no kernels."""
     if "bfloat16" in {source.input.dtype, *(stored.dtype for stored in source.weights.values())}:
         raise ExportError(
             "program 'onnx': expected float32, float64 or float16 weights, got bfloat16; "
@@ -82,11 +83,11 @@ def _check_dtypes(source: Source) -> None:
 
 
 def _check_kernels(graph: ExportedProgram) -> None:
-    """Refuse before the model is made what it would have in float64 and the CPU provider has in float32 alone."""
+    """Refuse float64 operations that the CPU provider has in float32 alone, before the model is made."""
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if node.target in IN_FLOAT32 and isinstance(value, Tensor) and value.dtype == torch.float64:
-            place = place_in(str(node.meta.get("stack_trace")), innermost_last=True)
+            place = call_site(node)
             where = f" at {place}" if place else ""
             raise ExportError(
                 f"program 'onnx': operation {node.target}{where}: expected float32 or float16, got float64; "

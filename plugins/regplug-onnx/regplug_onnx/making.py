@@ -1,4 +1,4 @@
-"""Makes the bytes of an ONNX program out of a graph: the computation, where its weights stand, and nothing else."""
+"""Makes the bytes of an ONNX program from a graph: the computation, where its weights are, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from regplug.backends.interface import Source
-from regplug.errors import ExportError, one_line
-from regplug.format.manifest import WEIGHTS
-from regplug.format.safetensors_header import StoredTensor
+from regplug import ExportError
+from regplug.backends import WEIGHTS, Source, StoredTensor, one_line
 from regplug_onnx.nan import keep_nan
 
 if TYPE_CHECKING:
     from onnx_ir import Model
 
-LEAST_OPSET = 18  # what torch.onnx has operators for; below, it would convert the model afterwards
+MIN_OPSET = 18  # torch.onnx writes these operators; for a lower opset it would convert the model afterwards
 DTYPES = {
     "float64": TensorProto.DOUBLE,
     "float32": TensorProto.FLOAT,
@@ -40,11 +38,11 @@ DTYPES = {
     "bool": TensorProto.BOOL,
 }
 DTYPE_NAMES: dict[int, str] = {number: name for name, number in DTYPES.items()}
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
-    """The program's bytes: the same for the same graph and the same places of weights, on any machine.
+    """The program's bytes: the same on any machine for the same graph and the same offsets of weights.
 
     Args:
         graph: The module's graph.
@@ -52,7 +50,7 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
         opset: The version of ONNX's operators.
 
     Raises:
-        ExportError: ONNX has no such operator, or a weight is not there as it is stored.
+        ExportError: ONNX lacks an operator, or a weight is missing or differs from the stored one.
     """
     names = [output.name for output in source.outputs]
     drop_whole_slices(graph)
@@ -67,12 +65,12 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
                 output_names=names,
                 verbose=False,
             )
-            part_names(made.model, source.weights)
+            rename_clashes(made.model, source.weights)
             model: ModelProto = made.model_proto
             onnx.checker.check_model(model)
     except ExportError:
         raise
-    except Exception as error:  # the exporter wraps whatever its translations raise
+    except Exception as error:  # the exporter wraps all that its translations raise
         raise ExportError(
             f"program 'onnx': expected a module that torch.onnx.export takes, got: {_root_of(error)}"
         ) from error
@@ -81,19 +79,19 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
     strip(model)
     _declare(model.graph.input, [source.input.shape])
     _declare(model.graph.output, [output.shape for output in source.outputs])
-    check_places(model, source.weights)
+    check_offsets(model, source.weights)
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def drop_whole_slices(graph: ExportedProgram) -> None:
-    """Take out slices from the first to the last: ``tokens[:, a:b]`` has one, and ONNX Runtime copies all tokens there.
+    """Remove slices of everything: ``tokens[:, a:b]`` has one, for which ONNX Runtime copies all tokens.
 
     Args:
         graph: Changed in place.
     """
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.slice.Tensor and _is_whole(*node.args, **node.kwargs):
-            # what is given back keeps its name: the graph's signature has it
+            # an output keeps its name, which the graph's signature holds
             node.replace_all_uses_with(node.args[0], delete_user_cb=lambda user: user.op != "output")
             if not node.users:
                 graph.graph.erase_node(node)
@@ -104,17 +102,17 @@ def _is_whole(of: object, dim: int = 0, start: object = None, end: object = None
     return start in (None, 0) and end in (None, sys.maxsize) and step == 1
 
 
-def part_names(model: Model, weights: Iterable[str]) -> None:
-    """Rename what bears a weight's name and is none: the exporter calls the result of ``x.mean()`` ``mean``.
+def rename_clashes(model: Model, weights: Iterable[str]) -> None:
+    """Rename values that have the name of a weight: the exporter calls the result of ``x.mean()`` ``mean``.
 
     Args:
         model: Changed in place.
         weights: The names of the weights.
 
     Raises:
-        ExportError: The input or an output bears a weight's name.
+        ExportError: The input or an output has the name of a weight.
     """
-    from onnx_ir.traversal import RecursiveGraphIterator  # a third of a second, which no loader should pay
+    from onnx_ir.traversal import RecursiveGraphIterator  # takes a third of a second, which loading need not pay
 
     taken = set(weights)
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -130,7 +128,7 @@ def part_names(model: Model, weights: Iterable[str]) -> None:
 
 
 def used_weights(graph: ExportedProgram) -> set[str]:
-    """The names of the state dict's tensors that an output depends on; what is computed for nothing, ONNX drops."""
+    """The names of the state dict's tensors that an output depends on; ONNX drops the others."""
     signature = graph.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     reached: set[Node] = set()
@@ -144,11 +142,11 @@ def used_weights(graph: ExportedProgram) -> set[str]:
 
 
 def point_to_weights(model: ModelProto, weights: Mapping[str, StoredTensor], used: set[str]) -> None:
-    """Replace each weight's bytes by its place in the weights file.
+    """Replace each weight's bytes by its offset in the weights file.
 
     Args:
         model: Changed in place.
-        weights: Where each weight stands.
+        weights: Where each weight is.
         used: Those that the program must read.
 
     Raises:
@@ -174,8 +172,8 @@ def point_to_weights(model: ModelProto, weights: Mapping[str, StoredTensor], use
         tensor.CopyFrom(place)
 
 
-def check_places(model: ModelProto, weights: Mapping[str, StoredTensor]) -> None:
-    """Refuse to ship a model that reads anything but the weights file, each weight where it stands.
+def check_offsets(model: ModelProto, weights: Mapping[str, StoredTensor]) -> None:
+    """Refuse a model that reads anything but the weights file, or a weight from a wrong offset.
 
     Raises:
         ExportError: A tensor's data is elsewhere.
@@ -196,27 +194,27 @@ def describe(tensor: TensorProto) -> str:
 
 
 def messages_of(message: Message) -> Iterator[Message]:
-    """A protobuf message and all within it."""
+    """A protobuf message and all messages inside it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
-            # a message has fields; a repeated one is a sequence
+            # a repeated field is a sequence of messages
             for inner in [value] if isinstance(value, Message) else value:
                 yield from messages_of(inner)
 
 
 def strip(model: ModelProto) -> None:
-    """Take out what tells of the exporting machine: notes, stack traces, the producer, unneeded shapes."""
+    """Remove traces of the exporting machine: notes, stack traces, the producer, unneeded shapes."""
     for message in messages_of(model):
         for field in ("metadata_props", "doc_string", "producer_name", "producer_version", "value_info"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
         if isinstance(message, NodeProto):
-            message.attribute.sort(key=lambda attribute: attribute.name)  # some come out of a set
+            message.attribute.sort(key=lambda attribute: attribute.name)  # some come from a set
 
 
 def _declare(values: list[ValueInfoProto], shapes: list[tuple[int | str, ...]]) -> None:
-    """Write the shapes as the manifest has them, B and T by name."""
+    """Write the shapes as in the manifest, B and T by name."""
     for value, shape in zip(values, shapes, strict=True):
         dims = value.type.tensor_type.shape
         dims.ClearField("dim")
@@ -225,15 +223,15 @@ def _declare(values: list[ValueInfoProto], shapes: list[tuple[int | str, ...]]) 
 
 
 def _root_of(error: BaseException) -> str:
-    """What the first of a chain of exceptions says; those around it say which step of the exporter it was."""
+    """The message of the first in a chain of exceptions; the others only name the exporter's step."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return COLOURS.sub("", one_line(error))
+    return ANSI_COLORS.sub("", one_line(error))
 
 
 @contextmanager
 def _exporter_without_notices() -> Iterator[None]:
-    """Silence what torch 2.13's exporter says of itself, and nothing else.
+    """Silence two notices of torch 2.13's exporter about itself, and nothing else.
 
     It copies a TreeSpec whose type it deprecates (FutureWarning), and logs that torchvision is not installed.
     """

@@ -1,4 +1,4 @@
-"""Keeps a NaN a NaN: ONNX Runtime's ReduceMax and ReduceMin pass over one, torch's ``amax`` and ``amin`` do not."""
+"""Keeps a NaN a NaN: ONNX Runtime's ReduceMax and ReduceMin skip it, torch's ``amax`` and ``amin`` do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 def keep_nan(model: ModelProto) -> None:
-    """Let each reduction to the largest or smallest give NaN where one of its numbers is NaN.
+    """Make each ReduceMax and ReduceMin give NaN where one of its numbers is NaN.
 
     ``Where(any(IsNaN(x)), NaN, ReduceMax(x))``; elementwise Max and Min keep NaN by themselves.
 

@@ -1,4 +1,4 @@
-"""Makes an ONNX program runnable: checked bytes and weights to a session of ONNX Runtime, without a file."""
+"""Makes an ONNX program runnable: a session of ONNX Runtime from checked bytes and weights, without a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnxruntime import InferenceSession, OrtValue, SessionOptions
 from torch import Tensor
 
-from regplug.backends.interface import Program, Run
-from regplug.errors import BundleError, one_line
-from regplug.format.manifest import WEIGHTS
-from regplug.format.weights import check_state, read_types, types_of
+from regplug import BundleError
+from regplug.backends import WEIGHTS, Program, Run, check_weights, one_line
 from regplug_onnx.making import describe, messages_of
 
 OWN_DOMAINS = ("", "ai.onnx")
-FATAL = 4  # onnxruntime's log severity: whatever is an error raises, and is told there
+FATAL = 4  # onnxruntime's log severity: errors raise exceptions, which are reported
 
 
 def open_model(owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
@@ -29,15 +27,14 @@ def open_model(owner: str, program: Program, weights: Mapping[str, Tensor]) -> R
         weights: The module's state dict; copied.
 
     Raises:
-        BundleError: It is no program of this backend, or wants other weights.
+        BundleError: It is no program of this backend, or needs other weights.
     """
-    where = f"{owner.rpartition(': ')[0]}: {program.file}"
-    check_state(owner, read_types(where, program.properties.get("weights", "")), weights)
-    model = read_model(where, program.data)
-    names = check_outside_data(where, model, weights)
-    # the session reads the weights where these hold them: it lives as long as `run`, and so do they
+    check_weights(owner, program, weights)
+    model = read_model(program.label, program.data)
+    names = check_external_data(program.label, model, weights)
+    # the session reads the weights from this memory, so `run` keeps both alive
     held = [OrtValue.ortvalue_from_numpy(weights[name].detach().clone().numpy()) for name in names]
-    session = _session(where, model, names, held)
+    session = _session(program.label, model, names, held)
     given_name = session.get_inputs()[0].name
 
     def run(given: Tensor, _held: list[OrtValue] = held) -> list[Tensor]:
@@ -47,7 +44,7 @@ def open_model(owner: str, program: Program, weights: Mapping[str, Tensor]) -> R
 
 
 def read_model(where: str, data: bytes) -> ModelProto:
-    """The model, without what ONNX Runtime might read of it beyond the computation.
+    """The model, without all that ONNX Runtime might read besides the computation.
 
     Args:
         where: The program's file, for messages.
@@ -61,15 +58,15 @@ def read_model(where: str, data: bytes) -> ModelProto:
         model.ParseFromString(data)
     except DecodeError:
         raise BundleError(f"{where}: expected an ONNX model, got other bytes.") from None
-    model.DiscardUnknownFields()  # the runtime may be newer than onnx here, and know them
+    model.DiscardUnknownFields()  # a runtime newer than onnx may know them
     model.ClearField("metadata_props")  # may hold settings of the session
     inputs, outputs = len(model.graph.input), len(model.graph.output)
     if inputs != 1 or not outputs:
         raise BundleError(f"{where}: expected one input and some outputs, got {inputs} and {outputs}.")
     if model.functions or model.training_info:
-        raise BundleError(f"{where}: expected one graph, got functions or training beside it.")
+        raise BundleError(f"{where}: expected one graph, got functions or training with it.")
     for message in messages_of(model):
-        # operators of others read files (com.microsoft's EPContext does)
+        # operators of other domains may read files (com.microsoft's EPContext does)
         if isinstance(message, NodeProto) and message.domain not in OWN_DOMAINS:
             raise BundleError(
                 f"{where}: expected ONNX's own operators, got {message.op_type!r} of domain {message.domain!r}."
@@ -77,36 +74,36 @@ def read_model(where: str, data: bytes) -> ModelProto:
     return model
 
 
-def check_outside_data(where: str, model: ModelProto, weights: Mapping[str, Tensor]) -> list[str]:
-    """The names of the weights that a model takes from outside of it.
+def check_external_data(where: str, model: ModelProto, weights: Mapping[str, Tensor]) -> list[str]:
+    """The names of the weights that a model takes from outside.
 
-    ONNX Runtime would open whatever file a tensor names, also at an absolute path, and takes one location for an
-    address in memory; it does neither for a tensor that it is given.
+    ONNX Runtime would open any file that a tensor names, even by an absolute path, and reads one special location as
+    an address in memory; it does neither for a tensor that the session is given.
 
     Raises:
-        BundleError: A tensor's data is outside, and it is none of the weights, or of another dtype or shape.
+        BundleError: A tensor's data is external, but it is not a weight, or has another dtype or shape.
     """
-    outside = [message for message in messages_of(model) if isinstance(message, TensorProto) and _is_outside(message)]
-    types = types_of(weights)
+    external = [message for message in messages_of(model) if isinstance(message, TensorProto) and _is_external(message)]
     names: list[str] = []
-    for tensor in outside:
+    for tensor in external:
         name = tensor.name
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
         if locations != [WEIGHTS]:
             raise BundleError(f"{where}: tensor {name!r}: expected data in [{WEIGHTS!r}], got {locations}.")
-        if name not in types or name in names:
+        if name not in weights or name in names:
             raise BundleError(f"{where}: tensor {name!r}: expected the weights, each once, got another tensor.")
-        dtype, sizes = types[name]
-        if (wanted := f"{dtype} {list(sizes)}") != (got := describe(tensor)):
+        weight = weights[name]
+        wanted = f"{str(weight.dtype).removeprefix('torch.')} {list(weight.shape)}"
+        if wanted != (got := describe(tensor)):
             raise BundleError(f"{where}: tensor {name!r}: expected {wanted}, got {got}.")
         names.append(name)
-    # the session is given tensors for the initializers of the main graph, and for no others
-    if names != [tensor.name for tensor in model.graph.initializer if _is_outside(tensor)]:
+    # the session takes tensors for the initializers of the main graph alone
+    if names != [tensor.name for tensor in model.graph.initializer if _is_external(tensor)]:
         raise BundleError(f"{where}: expected the weights as initializers of the graph, got some elsewhere.")
     return names
 
 
-def _is_outside(tensor: TensorProto) -> bool:
+def _is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data) > 0
 
 
@@ -119,9 +116,9 @@ def _session(where: str, model: ModelProto, names: list[str], held: list[OrtValu
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     options.add_external_initializers(names, held)
     try:
-        # without its fallback, which prints what is wrong and tries the same again
+        # its fallback would print the error and try the same again
         return InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-    except Exception as error:  # onnxruntime raises a dozen classes of its own below Exception
+    except Exception as error:  # onnxruntime has a dozen exception classes of its own
         raise BundleError(f"{where}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What this package tells regplug. Imports neither torch nor onnx: listing stays fast."""
+"""What this package offers to regplug. Imports neither torch nor onnx, so that listing stays fast."""
 
 from __future__ import annotations
 

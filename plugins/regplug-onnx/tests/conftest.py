@@ -6,24 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 import regplug
-from regplug.backends.interface import Program, Source
-from regplug.format.manifest import InputSpec, TensorSpec
-from regplug.format.safetensors_header import stored_tensors
-from regplug.format.weights import save_tensors
+from regplug.backends import InputSpec, TensorSpec, Program, Source, StoredTensor
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    # tensors this small wait for each other when the machine is busy
+    # more threads than one are slower for small tensors on a busy machine
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No program of an earlier test, nor of the user's own cache."""
+    """An empty cache for each test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(folder))
     return folder
@@ -81,9 +79,25 @@ def conditioner(readout) -> Callable[..., tuple[regplug.ReadoutSpec, nn.Module]]
     return make
 
 
+def stored(state: dict[str, torch.Tensor]) -> dict[str, StoredTensor]:
+    """Where each tensor is in the weights file of a state dict."""
+    data = save(state)
+    header_end = 8 + int.from_bytes(data[:8], "little")
+    places = {name: one["data_offsets"] for name, one in json.loads(data[8:header_end]).items()}
+    return {
+        name: StoredTensor(
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+            header_end + places[name][0],
+            places[name][1] - places[name][0],
+        )
+        for name, tensor in state.items()
+    }
+
+
 @pytest.fixture
 def source_of() -> Callable[..., Source]:
-    """What a backend is given for a readout of 4 registers of width 24."""
+    """What a backend gets for a readout of 4 registers of width 24."""
 
     def make(module: nn.Module, width: int) -> Source:
         return Source(
@@ -91,7 +105,7 @@ def source_of() -> Callable[..., Source]:
             torch.randn(2, 4, 24, generator=torch.Generator().manual_seed(3)),
             InputSpec("registers", "float32", ("B", 4, 24), 0, None),
             (TensorSpec("conditioning", "float32", ("B", width)),),
-            stored_tensors("weights", save_tensors(module.state_dict(), {})),
+            stored(module.state_dict()),
             {"holds": "readout", "strategy": "somebody:s", "num_registers": 4, "hidden_dim": 24},
         )
 
@@ -100,11 +114,11 @@ def source_of() -> Callable[..., Source]:
 
 @pytest.fixture(scope="session")
 def program_in() -> Callable[[Path], Program]:
-    """The ONNX program of a bundle."""
+    """The ONNX program of a bundle, which messages call ``bundle DIR``."""
 
     def read(bundle: Path) -> Program:
         manifest = json.loads((bundle / "manifest.json").read_text())
         properties = manifest["programs"][0]["properties"]
-        return Program("program.onnx", (bundle / "program.onnx").read_bytes(), properties)
+        return Program("program.onnx", (bundle / "program.onnx").read_bytes(), properties, "bundle DIR")
 
     return read

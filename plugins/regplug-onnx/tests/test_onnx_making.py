@@ -10,10 +10,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import regplug
-from regplug.backends.graph import export_graph
-from regplug.backends.interface import Source
-from regplug.format.safetensors_header import StoredTensor
-from regplug_onnx.making import check_places, drop_whole_slices, make_model, point_to_weights, strip, used_weights
+from regplug.backends import Source, StoredTensor, export_graph
+from regplug_onnx.making import check_offsets, drop_whole_slices, make_model, point_to_weights, strip, used_weights
 
 STORED = {"w": StoredTensor("float32", (2, 3), 128, 24)}
 
@@ -29,7 +27,7 @@ def model_with(values: Tensor, name: str = "w") -> ModelProto:
     return helper.make_model(graph, producer_name="somebody")
 
 
-def test_a_weight_becomes_its_place_in_the_weights_file() -> None:
+def test_a_weight_becomes_its_offset_in_the_weights_file() -> None:
     model = model_with(torch.arange(6.0).reshape(2, 3))
     point_to_weights(model, STORED, {"w"})
     (tensor,) = model.graph.initializer
@@ -45,15 +43,15 @@ def test_a_weight_becomes_its_place_in_the_weights_file() -> None:
     ("key", "value"),
     [("location", "../weights.safetensors"), ("location", "/etc/passwd"), ("offset", "127"), ("length", "9999")],
 )
-def test_a_model_that_reads_anything_but_its_weights_where_they_stand_is_not_shipped(key: str, value: str) -> None:
+def test_a_model_that_reads_anything_but_its_weights_at_their_offsets_is_refused(key: str, value: str) -> None:
     model = model_with(torch.arange(6.0).reshape(2, 3))
     point_to_weights(model, STORED, {"w"})
-    check_places(model, STORED)
+    check_offsets(model, STORED)
     for entry in model.graph.initializer[0].external_data:
         if entry.key == key:
             entry.value = value
     with pytest.raises(regplug.ExportError, match=r"^program 'onnx': tensor 'w': expected data at .*, got .*\.$"):
-        check_places(model, STORED)
+        check_offsets(model, STORED)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def test_a_model_that_reads_anything_but_its_weights_where_they_stand_is_not_shi
         (torch.zeros(6), r"float32 \[6\]"),
     ],
 )
-def test_a_weight_that_is_not_there_as_it_is_stored_is_refused(values: Tensor, got: str) -> None:
+def test_a_weight_that_differs_from_the_stored_one_is_refused(values: Tensor, got: str) -> None:
     with pytest.raises(
         regplug.ExportError,
         match=rf"^program 'onnx': tensor 'w': expected float32 \[2, 3\] as it is stored, got {got}\.$",
@@ -80,10 +78,10 @@ def test_a_weight_that_was_folded_away_is_refused_and_an_unused_one_is_not() -> 
     ):
         point_to_weights(model, STORED, {"w"})
     point_to_weights(model, STORED, set())
-    assert model.graph.initializer[0].raw_data  # a constant of the graph's own stays
+    assert model.graph.initializer[0].raw_data  # another constant of the graph stays
 
 
-def test_an_exporter_that_folds_weights_is_found_out(
+def test_an_exporter_that_folds_weights_is_noticed(
     source_of: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Transposed(nn.Module):
@@ -96,13 +94,13 @@ def test_an_exporter_that_folds_weights_is_found_out(
 
     source = source_of(Transposed(), 5)
     assert make_model(export_graph("onnx", source.module, source), source, 20)
-    honest = torch.onnx.export
-    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kw: honest(*args, **(kw | {"optimize": True})))
+    real = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kw: real(*args, **(kw | {"optimize": True})))
     with pytest.raises(regplug.ExportError, match=r"^program 'onnx': tensor 'weight': expected .*folded away"):
         make_model(export_graph("onnx", source.module, source), source, 20)
 
 
-def test_what_tells_of_the_exporter_is_taken_out_at_any_depth() -> None:
+def test_traces_of_the_exporter_are_removed_at_any_depth() -> None:
     model = model_with(torch.zeros(2, 3))
     branch = helper.make_graph([helper.make_node("Neg", ["x"], ["z"], doc_string="secret")], "b", [], [])
     branch.node[0].metadata_props.add(key="k", value="secret")
@@ -111,12 +109,12 @@ def test_what_tells_of_the_exporter_is_taken_out_at_any_depth() -> None:
     model.metadata_props.add(key="k", value="secret")
     strip(model)
     data = model.SerializeToString()
-    for told in (b"secret", b"model.py", b"somebody"):
-        assert told not in data
+    for trace in (b"secret", b"model.py", b"somebody"):
+        assert trace not in data
     assert [node.op_type for node in model.graph.node] == ["MatMul", "If"]
 
 
-def test_slices_from_first_to_last_are_taken_out_and_others_stay(source_of: Callable[..., Source]) -> None:
+def test_slices_of_everything_are_removed_and_others_stay(source_of: Callable[..., Source]) -> None:
     class Sliced(nn.Module):
         def forward(self, registers: Tensor) -> Tensor:
             return registers[:, 1:3, ::2].flatten(1) + registers[:, :, :][:, :2, 12:].flatten(1)
@@ -136,7 +134,7 @@ def test_slices_from_first_to_last_are_taken_out_and_others_stay(source_of: Call
     assert [node.op_type for node in model.graph.node].count("Slice") == 4
 
 
-def test_a_module_that_gives_back_a_whole_slice_is_exported(source_of: Callable[..., Source]) -> None:
+def test_a_module_that_returns_a_slice_of_everything_is_exported(source_of: Callable[..., Source]) -> None:
     class Whole(nn.Module):
         def forward(self, registers: Tensor) -> Tensor:
             return registers.flatten(1)[:]
@@ -145,17 +143,17 @@ def test_a_module_that_gives_back_a_whole_slice_is_exported(source_of: Callable[
     assert make_model(export_graph("onnx", source.module, source), source, 20)
 
 
-def test_used_weights_are_those_that_the_graph_computes_with(source_of: Callable[..., Source]) -> None:
+def test_used_weights_are_those_that_an_output_depends_on(source_of: Callable[..., Source]) -> None:
     class Partly(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.used = nn.Parameter(torch.randn(24))
             self.unused = nn.Parameter(torch.randn(24))
             self.register_buffer("counted", torch.ones(24))
-            self.register_buffer("computed_for_nothing", torch.ones(24))
+            self.register_buffer("result_unused", torch.ones(24))
 
         def forward(self, registers: Tensor) -> Tensor:
-            self.computed_for_nothing * 2
+            self.result_unused * 2
             return registers.mean(1) * self.used + self.counted
 
     source = source_of(Partly(), 24)

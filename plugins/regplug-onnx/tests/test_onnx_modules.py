@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import regplug
-from regplug.backends.interface import Source
-from regplug.format.weights import state_of
+from regplug.backends import Source
 from regplug_onnx.backend import OnnxBackend
 
 Offer = Callable[[type[nn.Module]], regplug.ReadoutSpec]
 
 
 class Named(nn.Module):
-    """Weights that bear the names that the exporter gives to results."""
+    """Weights with names that the exporter gives to results."""
 
     def __init__(self, hidden_dim: int):
         super().__init__()
@@ -30,7 +29,7 @@ class Named(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Scalar, empty, integer and unused weights, and a constant of the graph's own."""
+    """Scalar, empty, integer and unused weights, and a constant of the graph."""
 
     def __init__(self, hidden_dim: int):
         super().__init__()
@@ -169,11 +168,11 @@ def test_a_quantised_layer_is_refused_by_name(readout, tmp_path: Path) -> None: 
     assert not (tmp_path / "b").exists()
 
 
-def test_the_backend_takes_any_source_and_leaves_unused_weights_out(source_of: Callable[..., Source]) -> None:
+def test_the_backend_exports_any_source_and_leaves_unused_weights_out(source_of: Callable[..., Source]) -> None:
     module = Mixed(24)
     source = source_of(module, 24)
     (program,) = OnnxBackend().export(source)
-    run = OnnxBackend().open("bundle x: weights.safetensors", program, state_of("x", module))
+    run = OnnxBackend().open("bundle x: weights.safetensors", program, module.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(run(source.example)[0], module(source.example))
     assert b"unused" not in program.data

@@ -12,10 +12,10 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
+from safetensors.torch import load
 
 import regplug
-from regplug.backends.interface import Program
-from regplug.format.weights import load_tensors
+from regplug.backends import Program
 from regplug_onnx.backend import OnnxBackend
 
 Made = tuple[Program, dict[str, torch.Tensor], torch.nn.Module]
@@ -31,7 +31,7 @@ def made(readout, program_in, tmp_path_factory: pytest.TempPathFactory) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGPLUG_CACHE_DIR", str(folder / "cache"))
         regplug.export(spec, module, folder / "b", backends=["onnx"])
-    state = load_tensors("w", (folder / "b/weights.safetensors").read_bytes())
+    state = load((folder / "b/weights.safetensors").read_bytes())
     return program_in(folder / "b"), state, module
 
 
@@ -55,18 +55,18 @@ def test_a_program_runs_where_there_is_no_file(made: Made, tmp_path: Path, monke
     registers = torch.randn(3, 4, 24)
     with torch.no_grad():
         torch.testing.assert_close(OnnxBackend().open(OWNER, program, state)(registers)[0], module(registers))
-    # and not even where a file of that name stands with other weights
+    # not even where a file of that name has other weights
     (tmp_path / "empty/weights.safetensors").write_bytes(os.urandom(4096))
     with torch.no_grad():
         torch.testing.assert_close(OnnxBackend().open(OWNER, program, state)(registers)[0], module(registers))
 
 
-def test_no_call_of_the_system_opens_a_weights_file(made: Made, tmp_path: Path) -> None:
+def test_no_system_call_opens_a_weights_file(made: Made, tmp_path: Path) -> None:
     program, _, _ = made
     (tmp_path / "program.onnx").write_bytes(program.data)
     code = f"""
 import sys, torch
-from regplug.backends.interface import Program
+from regplug.backends import Program
 from regplug_onnx.backend import OnnxBackend
 opened = []
 data = open({str(tmp_path / "program.onnx")!r}, "rb").read()
@@ -80,7 +80,7 @@ print([name for name in opened if "safetensors" in str(name) or "onnx" in str(na
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-def test_the_callers_weights_are_the_callers_own_afterwards(made: Made) -> None:
+def test_the_caller_may_change_its_weights_afterwards(made: Made) -> None:
     program, stored, module = made
     state = {name: tensor.clone() for name, tensor in stored.items()}
     run = OnnxBackend().open(OWNER, program, state)
@@ -130,7 +130,7 @@ def test_a_program_that_names_another_file_is_refused_before_it_is_opened(
     )
 
 
-def outside(name: str, location: str = "weights.safetensors", dims: tuple[int, ...] = (6, 24)) -> TensorProto:
+def external(name: str, location: str = "weights.safetensors", dims: tuple[int, ...] = (6, 24)) -> TensorProto:
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value=location)
     return tensor
@@ -157,12 +157,12 @@ HOSTILE: dict[str, tuple[Callable[[ModelProto], object], str]] = {
         lambda model: model.graph.initializer[0].ClearField("external_data"),
         "expected data in ['weights.safetensors'], got [].",
     ),
-    "a tensor that is no weight": (
-        lambda model: model.graph.initializer.append(outside("more")),
+    "a tensor that is not a weight": (
+        lambda model: model.graph.initializer.append(external("more")),
         "tensor 'more': expected the weights, each once, got another tensor.",
     ),
     "a weight twice": (
-        lambda model: model.graph.initializer.append(outside("compress.weight")),
+        lambda model: model.graph.initializer.append(external("compress.weight")),
         "tensor 'compress.weight': expected the weights, each once, got another tensor.",
     ),
     "a weight of another shape": (
@@ -175,21 +175,21 @@ HOSTILE: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     ),
     "a file in an attribute": (
         lambda model: model.graph.node.append(
-            helper.make_node("Constant", [], ["c"], value=outside("c", "/etc/passwd"))
+            helper.make_node("Constant", [], ["c"], value=external("c", "/etc/passwd"))
         ),
         "tensor 'c': expected data in ['weights.safetensors'], got ['/etc/passwd'].",
     ),
     "a file in a branch": (
-        lambda model: with_branch(model, outside("c", "/etc/passwd")),
+        lambda model: with_branch(model, external("c", "/etc/passwd")),
         "tensor 'c': expected data in ['weights.safetensors'], got ['/etc/passwd'].",
     ),
     "a file in a sparse tensor": (
-        lambda model: model.graph.sparse_initializer.add().values.CopyFrom(outside("c", "/etc/passwd")),
+        lambda model: model.graph.sparse_initializer.add().values.CopyFrom(external("c", "/etc/passwd")),
         "tensor 'c': expected data in ['weights.safetensors'], got ['/etc/passwd'].",
     ),
     "the weight in an attribute": (
         lambda model: (
-            model.graph.node.append(helper.make_node("Constant", [], ["c"], value=outside("compress.weight"))),
+            model.graph.node.append(helper.make_node("Constant", [], ["c"], value=external("compress.weight"))),
             model.graph.initializer.pop(),
         ),
         "expected the weights as initializers of the graph, got some elsewhere.",
@@ -200,7 +200,7 @@ HOSTILE: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     ),
     "a function": (
         lambda model: model.functions.add(name="f", domain="d"),
-        "expected one graph, got functions or training beside it.",
+        "expected one graph, got functions or training with it.",
     ),
     "a second input": (
         lambda model: model.graph.input.add(name="more"),
@@ -215,19 +215,19 @@ def test_a_hostile_program_is_refused_before_it_is_opened(
 ) -> None:
     program, state, _ = made
     monkeypatch.setattr("regplug_onnx.opening.InferenceSession", None)
-    change, message = HOSTILE[attack]
-    told = refusal(changed(program, change), state)
-    assert told.startswith("bundle DIR: program.onnx: ")
-    assert told.endswith(message)
+    change, reason = HOSTILE[attack]
+    message = refusal(changed(program, change), state)
+    assert message.startswith("bundle DIR: program.onnx: ")
+    assert message.endswith(reason)
 
 
 @pytest.mark.parametrize("data", [b"", b"not ONNX", b"\x00" * 4096, bytes(range(256)) * 8])
-def test_bytes_that_are_no_model_are_refused(data: bytes, made: Made) -> None:
+def test_bytes_that_are_not_a_model_are_refused(data: bytes, made: Made) -> None:
     program, state, _ = made
     assert refusal(replace(program, data=data), state).startswith("bundle DIR: program.onnx: expected ")
 
 
-def test_damaged_programs_are_refused_or_opened_without_a_word(made: Made, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_programs_are_refused_or_opened_silently(made: Made, capfd: pytest.CaptureFixture[str]) -> None:
     program, state, _ = made
     generator = torch.Generator().manual_seed(5)
     refusals = []
@@ -240,11 +240,11 @@ def test_damaged_programs_are_refused_or_opened_without_a_word(made: Made, capfd
         except regplug.BundleError as error:
             refusals.append(str(error))
     assert len(refusals) > 75
-    assert all(told.startswith("bundle DIR: program.onnx: ") and "\n" not in told for told in refusals)
+    assert all(one.startswith("bundle DIR: program.onnx: ") and "\n" not in one for one in refusals)
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_onnxruntime_refuses_is_told_on_one_line_and_nothing_is_printed(
+def test_what_onnxruntime_refuses_is_reported_on_one_line_and_nothing_is_printed(
     made: Made, capfd: pytest.CaptureFixture[str]
 ) -> None:
     program, state, _ = made
@@ -252,9 +252,9 @@ def test_what_onnxruntime_refuses_is_told_on_one_line_and_nothing_is_printed(
     def change(model: ModelProto) -> None:
         model.graph.node[-1].op_type = "NoSuchOperator"
 
-    told = refusal(changed(program, change), state)
-    assert told.startswith("bundle DIR: program.onnx: ")
-    assert "NoSuchOperator" in told
+    message = refusal(changed(program, change), state)
+    assert message.startswith("bundle DIR: program.onnx: ")
+    assert "NoSuchOperator" in message
     assert capfd.readouterr() == ("", "")
 
 
@@ -284,7 +284,7 @@ def test_a_session_has_as_many_threads_as_torch(made: Made, monkeypatch: pytest.
     assert seen == [(3, 1, {"providers": ["CPUExecutionProvider"], "enable_fallback": 0})]
 
 
-def test_inputs_that_need_a_gradient_or_are_negated_views_are_taken(made: Made) -> None:
+def test_inputs_that_need_a_gradient_or_are_negated_views_work(made: Made) -> None:
     program, state, module = made
     run = OnnxBackend().open(OWNER, program, state)
     complex_numbers = torch.randn(2, 4, 24, dtype=torch.complex64)
