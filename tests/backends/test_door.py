@@ -11,7 +11,7 @@ import regplug.backends
 ROOT = Path(__file__).parents[2]
 ONNX_TESTS = sorted((ROOT / "plugins" / "regplug-onnx" / "tests").glob("*.py"))
 TEMPLATE = sorted((ROOT / "regplug" / "commands" / "new" / "template" / "backend").rglob("*.template"))
-DOORS = {"regplug", "regplug.backends"}
+DOORS = {"regplug", "regplug.backends", "regplug.conformance"}
 
 
 def internal_imports(source: str) -> set[str]:

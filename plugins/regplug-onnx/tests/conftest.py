@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 import regplug
-from regplug.backends import InputSpec, TensorSpec, Program, Source, StoredTensor
+from regplug.backends import InputSpec, Program, Source, StoredTensor, TensorSpec
 
 
 @pytest.fixture(autouse=True, scope="session")
