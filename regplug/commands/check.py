@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from regplug.conformance.check import COMPILERS
 from regplug.errors import ExportError
 from regplug.registry.option_text import parse_sizes
 from regplug.registry.references import import_named_by_user
+from regplug.registry.tracebacks import show_traceback
 
 if TYPE_CHECKING:
     from regplug.conformance.check import CheckResult
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.command("check")
 @click.argument("what", metavar="STRATEGY|MODULE:CLASS|BACKBONE", required=False, shell_complete=complete_checkable)
 @size_options
-@click.option("--size", type=KeyValue(), multiple=True, help="A class's own word for a size: in_features=hidden_dim.")
+@click.option("--size", type=KeyValue(), multiple=True, help="A class's own name for a size: in_features=hidden_dim.")
 @click.option(
     "--layout", type=KeyValue(), multiple=True, help="Where the registers sit; start=1, or the backbone's, by default."
 )
@@ -71,15 +71,16 @@ def check_command(
     junit: Path | None,
     **choice: Any,
 ) -> None:
-    """Prove that a readout, or a backbone, does what every one must, check by check.
+    """Check that a readout or a backbone does what every one must.
 
     STRATEGY is a registered name; MODULE:CLASS is any class, in the working directory or installed. The sizes are R=4
     and D=24 where none are given. BACKBONE is NAME or NAME:MODEL (or --backbone, without STRATEGY): its model is
-    built with random weights and -M options, and run some thirty times; its layout is held to where marks in its
-    register parameters come out. Exit code 1 if a check fails that is not expected to, or passes though it is.
+    built with random weights and -M options, and run about thirty times; its layout is compared with the positions
+    where marks in its register parameters come out. Exit code 1 if a check fails unexpectedly, or passes though it is
+    expected to fail.
     """
     if junit is not None:
-        _check_place(junit)  # now, not after minutes of checking
+        _check_junit_path(junit)  # now, not after minutes of checking
         junit = junit.absolute()  # before a plugin is imported, which may change the working folder
     expected: dict[str, str] = {}
     for check, reason in map(_expectation, expect):
@@ -88,7 +89,7 @@ def check_command(
     input_shape = None if shape is None else parse_sizes(shape)
     if what is None and choice["backbone"] is None:
         raise click.UsageError("expected a strategy, MODULE:CLASS or a backbone, got none.")
-    backbone = choice["backbone"] if what is None else _backbone(what)
+    backbone = choice["backbone"] if what is None else _backbone_name(what)
     with progress(f"checking {what or backbone}") as step:
         step("building")
         if backbone is not None:
@@ -97,14 +98,16 @@ def check_command(
             raise click.UsageError("--input: expected it with a backbone, got a readout.")
         else:
             results, used = _check_readout(str(what), expected, step, **choice)
+    for result in results:
+        if result.error is not None:
+            show_traceback(result.error)
     ok = all(result.ok for result in results)
     if as_json:
-        rows = [{**asdict(result), "ok": result.ok} for result in results]
-        print_json("check", {"ok": ok, **used, "checks": rows})
+        print_json("check", {"ok": ok, **used, "checks": [_as_dict(result) for result in results]})
     else:
         cells = [(one.check, one.verdict, f"{one.seconds:.2f}", " ".join(one.detail.split())) for one in results]
         print_columns(("check", "verdict", "seconds", ""), cells)
-        say(counted(results))
+        say(_summary(results))
     if junit is not None:
         from regplug.conformance.junit import junit_xml
         from regplug.format.single_file import write_files
@@ -114,15 +117,26 @@ def check_command(
         click.get_current_context().exit(EXIT_FAILED)
 
 
-def counted(results: Sequence[CheckResult]) -> str:
+def _as_dict(result: CheckResult) -> dict[str, Any]:
+    return {
+        "readout": result.readout,
+        "check": result.check,
+        "verdict": result.verdict,
+        "seconds": result.seconds,
+        "detail": result.detail,
+        "ok": result.ok,
+    }
+
+
+def _summary(results: Sequence[CheckResult]) -> str:
     """How many rows have each verdict, and the time: ``24 passed, 1 failed in 31 s``."""
     verdicts = Counter(result.verdict for result in results)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    return f"{said} in {sum(result.seconds for result in results):.3g} s"
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    return f"{counts} in {sum(result.seconds for result in results):.3g} s"
 
 
-def _backbone(what: str) -> str | None:
-    """``what``, if it names a backbone and no strategy: the one word may name both, and then means the strategy."""
+def _backbone_name(what: str) -> str | None:
+    """``what``, if it names a backbone and no strategy: a word that names both means the strategy."""
     from regplug.errors import NameLookupError
     from regplug.nn.backbone import named_backbone
     from regplug.registry.default import default_registry
@@ -150,11 +164,11 @@ def _check_backbone(
     compiler: str,
     **of_readouts: Any,
 ) -> tuple[list[CheckResult], dict[str, Any]]:
-    """The rows of a backbone, and what was checked."""
+    """The results of a backbone, and what was checked."""
     for word, given in (*of_readouts.items(), ("backbone", backbone if what is not None else None)):
         if given not in (None, ()):
-            spelled = {"options": "-O", "backends": "--backend"}.get(word, f"--{word.replace('_', '-')}")
-            raise click.UsageError(f"{spelled}: expected it with a readout, got the backbone {name}; -M is for models.")
+            option = {"options": "-O", "backends": "--backend"}.get(word, f"--{word.replace('_', '-')}")
+            raise click.UsageError(f"{option}: expected it with a readout, got the backbone {name}; -M is for models.")
     from regplug.conformance.backbone_run import check_backbone_subject
     from regplug.conformance.backbone_subject import backbone_subject_of
 
@@ -171,7 +185,7 @@ def _check_backbone(
 def _check_readout(
     what: str, expected: dict[str, str], step: Callable[[str], None], **choice: Any
 ) -> tuple[list[CheckResult], dict[str, Any]]:
-    """The rows of a readout, and what it was checked with."""
+    """The results of a readout, and what it was checked with."""
     from regplug.conformance.run import check_subject
 
     subject = _subject(what, **choice)
@@ -207,17 +221,17 @@ def _subject(
     if registry is default_registry():
         spec, sizes = chosen_spec(what, num_registers, hidden_dim, backbone, options, model_option)
     else:
-        # of a strategy that fits any size, for the sizes alone: a backbone's options are of its default strategy
+        # for the sizes alone, of a strategy that takes any size: a backbone's options are for its default strategy
         any_spec, sizes = chosen_spec("regplug:mean", num_registers, hidden_dim, backbone, (), model_option)
         chosen = {"num_registers": any_spec.num_registers, "hidden_dim": any_spec.hidden_dim}
         spec = specify(registry.readout_entry(strategy), **chosen, options=dict(options))
-    place = sizes.layout if sizes else None
+    token_layout = sizes.layout if sizes else None
     if layout:
         given = {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim, **dict(layout)}
-        place = TokenLayout.from_dict(given)
+        token_layout = TokenLayout.from_dict(given)
     return subject_of(
         spec,
-        layout=place,
+        layout=token_layout,
         film=None if film_generator is None else _generator(film_generator),
         film_options=dict(film),
         backends=tuple(dict.fromkeys(backends)) or None,
@@ -233,7 +247,7 @@ def _expectation(text: str) -> tuple[str, str]:
     return check, reason
 
 
-def _check_place(junit: Path) -> None:
+def _check_junit_path(junit: Path) -> None:
     from regplug.format.single_file import check_file_place
 
     if not (junit.name and junit.parent.is_dir() and os.access(junit.parent, os.W_OK | os.X_OK)):
@@ -245,7 +259,7 @@ def _check_place(junit: Path) -> None:
 
 
 def _generator(text: str) -> Any:
-    """What ``--film-generator`` names: a registered generator by its name, else a class."""
+    """What ``--film-generator`` names: a registered generator's name, else a class."""
     from regplug.nn.pairing import named_film
 
     return text if named_film(text) is not None else import_named_by_user("--film-generator", text)

@@ -1,4 +1,4 @@
-"""What is checked of a backbone: one of its models, built once, and how it is read."""
+"""A backbone under check: one of its models, built once, and how its tokens are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regplug.conformance.check import DoesNotApplyError
-from regplug.conformance.marks import Findings, find_marks
+from regplug.conformance.marks import FoundMarks, find_marks
+from regplug.conformance.model_state import ModelState, model_state
 from regplug.conformance.subject import seeded
 from regplug.errors import ConformanceError, ShapeError, SpecError
 from regplug.nn.backbone import ask_film_sites, ask_layout, ask_tokens, build_backbone, named_backbone
@@ -24,27 +25,16 @@ from regplug.registry.registry import Registry
 
 
 @dataclass(frozen=True)
-class State:
-    """What a network is made of, by the names and places of its parts: see ``state_of``."""
-
-    modules: Mapping[str, nn.Module]  # themselves: the address of one that is gone is soon another's
-    modes: Mapping[str, bool]
-    settings: Mapping[str, Any]
-    weights: Mapping[str, tuple[int, float]]
-    hooks: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class BackboneSubject:
     """A model of a backbone under check.
 
     Args:
         entry: The backbone.
         model: Which of its models; None for its default.
-        options: What the model is built with besides.
-        given_shape: One sample of the model's input, without the batch; None for what its tokens module states.
+        options: Options that the model is built with.
+        given_shape: The shape of one sample of the model's input; None for what its tokens module states.
         registry: Where names are looked up.
-        progress: Called with what a long check does.
+        progress: Called with the steps of a long check.
     """
 
     entry: BackboneEntry
@@ -56,12 +46,12 @@ class BackboneSubject:
 
     @property
     def name(self) -> str:
-        """``distribution:name:model``, as rows have it."""
+        """``distribution:name:model``, as results show it."""
         return self.entry.full_name if self.model is None else f"{self.entry.full_name}:{self.model}"
 
     @property
     def is_own(self) -> bool:
-        """False: regplug itself brings no backbone."""
+        """False: regplug itself provides no backbone."""
         return False
 
     def build(self) -> Any:
@@ -73,10 +63,10 @@ class BackboneSubject:
 
     @cached_property
     def built(self) -> Any:
-        """The one model that all checks share; what they change, they change back."""
+        """The one model that all checks share; a check undoes its changes."""
         built = self.build()
         if isinstance(built, nn.Module):
-            self.__dict__["untouched"] = state_of(built)
+            self.__dict__["_state_as_built"] = model_state(built)
         return built
 
     @property
@@ -91,24 +81,24 @@ class BackboneSubject:
         return self.built
 
     @property
-    def state_as_built(self) -> State:
-        """The network's state before anything was asked of it."""
+    def state_as_built(self) -> ModelState:
+        """The network's state right after it was built."""
         _ = self.network
-        found: State = self.__dict__["untouched"]
-        return found
+        state: ModelState = self.__dict__["_state_as_built"]
+        return state
 
     @cached_property
     def layout(self) -> TokenLayout:
-        """What the plugin says: where the registers sit."""
+        """Where the registers are, as the plugin states."""
         return ask_layout(self.entry, self.built)
 
     @cached_property
     def film_sites(self) -> tuple[FiLMSite, ...]:
-        """What the plugin says: where FiLM pairs are wanted."""
+        """Where FiLM pairs go, as the plugin states."""
         return ask_film_sites(self.entry, self.built)
 
     def tokens_module(self, normalized: bool) -> nn.Module:
-        """The module from inputs to tokens, new each time.
+        """A new module from inputs to tokens.
 
         Raises:
             DoesNotApplyError: The backbone offers none.
@@ -116,16 +106,16 @@ class BackboneSubject:
         """
         network = self.network
         if self.entry.tokens is None:
-            raise DoesNotApplyError("its entry has no tokens=, so nobody can read its registers from outside")
+            raise DoesNotApplyError("its entry has no tokens=, so its registers cannot be read from outside")
         return ask_tokens(self.entry, network, normalized)
 
     @property
     def stated_tokens(self) -> nn.Module:
-        """The tokens module as the layout's ``normalized`` says."""
+        """The tokens module for the layout's ``normalized``."""
         return self.tokens_module(bool(self.layout.normalized))
 
     def raw_tokens(self) -> tuple[nn.Module, bool]:
-        """The tokens module before the final norm if the plugin gives that, else after; and which it is."""
+        """The tokens module without the final norm if the plugin has one, else with it; and whether it is with it."""
         try:
             return self.tokens_module(False), False
         except SpecError:
@@ -133,10 +123,10 @@ class BackboneSubject:
 
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one sample: as the user says, else the tokens module's ``input_shape`` or ``example_shape``.
+        """The shape of one sample: the user's, else the tokens module's ``input_shape`` or ``example_shape``.
 
         Raises:
-            ConformanceError: Nobody says.
+            ConformanceError: None of them is given.
         """
         shape = self.given_shape
         tokens = self.stated_tokens
@@ -150,7 +140,7 @@ class BackboneSubject:
         return tuple(shape)
 
     def inputs(self, batch: int, shape: tuple[int, ...] | None = None) -> Tensor:
-        """Inputs ``[batch, ...]``, of the weights' dtype, the same every time; of ``input_shape`` if None."""
+        """Inputs ``[batch, *shape]`` of the weights' dtype, always the same; ``shape`` is ``input_shape`` if None."""
         generator = torch.Generator().manual_seed(batch)
         weights = (one.dtype for one in self.network.parameters() if one.is_floating_point())
         dtype = next(weights, torch.get_default_dtype())
@@ -160,7 +150,7 @@ class BackboneSubject:
         """Tokens ``[B, T, D]``, without gradients.
 
         Raises:
-            ConformanceError: They are no such tensor.
+            ConformanceError: The module gives something else.
         """
         with torch.no_grad(), seeded(seed):
             found = tokens(inputs)
@@ -170,38 +160,38 @@ class BackboneSubject:
         return found
 
     @cached_property
-    def findings(self) -> Findings:
+    def marks(self) -> FoundMarks:
         """Where marks come out; found once for all checks.
 
         Raises:
-            DoesNotApplyError: There are no tokens to look at, which another check reports.
+            DoesNotApplyError: There are no tokens, which another check reports.
         """
         tokens, _ = self.raw_tokens()
         return find_marks(tokens, self.checked_inputs(2), self.progress)
 
     @cached_property
-    def findings_of_larger(self) -> Findings | None:
-        """As ``findings``, of inputs twice as high and wide; None where the model takes one size, or T is stated."""
+    def marks_of_larger_inputs(self) -> FoundMarks | None:
+        """As ``marks``, for inputs twice as high and wide; None if the model takes one size, or T is fixed."""
         tokens, _ = self.raw_tokens()
         shape = self.input_shape
         if hasattr(tokens, "input_shape") or self.layout.num_tokens is not None or len(shape) < 2:
             return None
-        places = range(1) if len(shape) == 2 else range(1, len(shape))  # of [N, D] the first, of [C, H, W] the others
-        inputs = self.inputs(2, tuple(2 * size if place in places else size for place, size in enumerate(shape)))
+        grown = range(1) if len(shape) == 2 else range(1, len(shape))  # N of [N, D]; H and W of [C, H, W]
+        inputs = self.inputs(2, tuple(2 * size if axis in grown else size for axis, size in enumerate(shape)))
         try:
             self.read(tokens, inputs)
-        except Exception:  # it takes this one size after all
+        except Exception:  # it takes one size only
             return None
         return find_marks(tokens, inputs, self.progress)
 
     def checked_inputs(self, batch: int) -> Tensor:
-        """As ``inputs``, for checks other than the one that reports a missing shape or tokens that do not come.
+        """As ``inputs``, for checks other than ``tokens``, which reports a missing shape and missing tokens.
 
         Raises:
-            DoesNotApplyError: There is no shape, or no tokens come of it.
+            DoesNotApplyError: There is no shape, or no tokens.
         """
         if not self._gives_tokens:
-            raise DoesNotApplyError("no tokens come, as the check tokens says")
+            raise DoesNotApplyError("there are no tokens, see the check tokens")
         return self.inputs(batch)
 
     @cached_property
@@ -209,12 +199,12 @@ class BackboneSubject:
         _ = self.stated_tokens
         try:
             self.read_checked()
-        except Exception:  # whatever the network raises: another check reports it
+        except Exception:  # a network may raise anything; another check reports it
             return False
         return True
 
     def read_checked(self) -> Tensor:
-        """Tokens of two samples as the layout's ``normalized`` says.
+        """Tokens of two samples, with the layout's ``normalized``.
 
         Raises:
             ConformanceError: They are not finite, not of the layout's D, or too few for its positions.
@@ -231,21 +221,6 @@ class BackboneSubject:
         return found
 
 
-def state_of(network: nn.Module) -> State:
-    """Which modules a network has, their modes, what else is set on each, its weights, and hooks."""
-    named = dict(network.named_modules())
-    set_on = {f"{name}.{word}": value for name, module in named.items() for word, value in vars(module).items()}
-    settings = {name: value for name, value in set_on.items() if not name.rpartition(".")[2].startswith("_")}
-    weights = {
-        name: (tensor.data_ptr(), float(tensor.double().sum()) if tensor.is_floating_point() else 0.0)
-        for name, tensor in network.state_dict().items()
-    }
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
-    hooks = {name: sum(len(getattr(module, kind)) for kind in kinds) for name, module in named.items()}
-    modes = {name: module.training for name, module in named.items()}
-    return State(named, modes, settings, weights, hooks)
-
-
 def backbone_subject_of(
     name: str | BackboneEntry,
     model: str | None = None,
@@ -259,16 +234,16 @@ def backbone_subject_of(
 
     Args:
         name: ``"NAME"``, ``"NAME:MODEL"`` or an entry.
-        model: The model's name, where ``name`` is an entry or has none.
-        options: What the model is built with besides.
-        input_shape: One sample of its input, without the batch; what its tokens module states when None.
+        model: The model's name, if ``name`` is an entry or names none.
+        options: Options that the model is built with.
+        input_shape: The shape of one sample of its input; the one that its tokens module states when None.
         registry: Where names are looked up; the installed plugins when None.
-        progress: Called with what a long check does.
+        progress: Called with the steps of a long check.
 
     Raises:
         NameLookupError: No backbone has this name.
-        SpecError: The model is unknown to it, carries no registers, or an option does not fit.
-        PluginError: It does not build, or its plugin gives something else than was asked.
+        SpecError: The backbone does not know the model, the model has no registers, or an option does not fit.
+        PluginError: The model cannot be built, or its plugin gives something else than was asked for.
     """
     registry = registry or default_registry()
     entry, named = (name, None) if isinstance(name, BackboneEntry) else named_backbone(name, registry)
@@ -278,5 +253,5 @@ def backbone_subject_of(
     if shape is not None and not (shape and all(map(is_positive_int, shape))):
         raise SpecError(f"input_shape: expected positive integers, as (3, 224, 224), got {input_shape!r}.")
     subject = BackboneSubject(entry, named or model, dict(options or {}), shape, registry, progress)
-    _ = subject.layout  # what cannot be built is one error, not a failure of every check
+    _ = subject.layout  # a model that cannot be built is one error, not a failure of every check
     return subject

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regplug.backends.inductor_folder import private_inductor_folder
 from regplug.bundle.nonfinite import with_infinity, with_nan
 from regplug.conformance.check import Check
-from regplug.conformance.numbers import compare
+from regplug.conformance.extreme_inputs import compare
 from regplug.conformance.subject import BATCHES, Subject, close
 from regplug.errors import ConformanceError, one_line
 from regplug.torch_private import mark_dynamic_batch, torchscript_without_warnings

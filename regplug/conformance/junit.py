@@ -1,4 +1,7 @@
-"""The rows as JUnit XML, which Jenkins, GitLab and others read."""
+"""The results as JUnit XML, which Jenkins, GitLab and others read.
+
+pytest's own writer needs pytest's test reports, and pytest is no dependency; the standard library is enough.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from regplug.conformance.check import PASSED
 if TYPE_CHECKING:
     from regplug.conformance.check import CheckResult
 
-# what XML 1.0 has no way to write, not even escaped
+# characters that XML 1.0 cannot hold, not even escaped
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_xml(results: Sequence[CheckResult]) -> bytes:
-    """One test suite, one test case a row; what neither passed nor failed counts as skipped, with its detail."""
+    """One test suite with a test case for each result; neither passed nor failed counts as skipped, with its detail."""
     failures = [result for result in results if not result.ok]
     skipped = [result for result in results if result.ok and result.verdict != PASSED]
     counts = {

@@ -1,4 +1,4 @@
-"""Finds a network's register tokens by experiment: a mark in each parameter's row, and where it comes out."""
+"""Finds a network's register tokens by experiment: marks a parameter's row and looks where the mark comes out."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from regplug.conformance.subject import SEED, seeded
 
-MAX_ROWS = 64  # of one parameter: registers are few, and each row costs a forward
+MAX_ROWS = 64  # of one parameter: a network has few registers, and each row costs a forward
 MAX_PARAMETERS = 256  # outside the blocks; each costs a forward
-# a row's position is known when its token changes this many times as much as any other
+# a row's position is known if its token changes this many times as much as any other
 CONTRAST = 2.0
-# how large a mark is, next to the tokens: what blocks normalise bounds what a large one does to other tokens, what they
-# do not normalise mixes a small one linearly
+# sizes of a mark, relative to the tokens: in blocks that normalise, a large one changes other tokens by a bounded
+# amount; in blocks that do not, a small one is mixed linearly
 SCALES = (1.0, 30.0, 0.03)
 
 
 @dataclass(frozen=True)
-class Marked:
+class MarkedParameter:
     """A parameter (or buffer) whose rows are tokens that do not depend on the input.
 
     Args:
         name: Its name in the tokens module.
         shape: Its shape.
-        positions: For each row, in order, the position of its token in the output; None where no row's token is there.
+        positions: For each row, in order, the position of its token in the output; None if it was not found.
     """
 
     name: str
@@ -37,31 +37,31 @@ class Marked:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What marks tell of a tokens module.
+class FoundMarks:
+    """Where the marks come out of a tokens module.
 
     Args:
         num_tokens: T.
-        of_the_input: Positions whose tokens are made of the input, before tokens are mixed.
-        parameters: The parameters whose rows are tokens of their own.
-        unclear: Rows, as ``name[row]``, whose mark reached no one position more than the others.
+        of_the_input: Positions whose tokens depend on the input, before tokens are mixed.
+        parameters: The parameters whose rows are tokens.
+        unclear: Rows, as ``name[row]``, whose mark changed no position clearly more than the others.
     """
 
     num_tokens: int
     of_the_input: tuple[int, ...]
-    parameters: tuple[Marked, ...]
+    parameters: tuple[MarkedParameter, ...]
     unclear: tuple[str, ...]
 
 
-def find_marks(tokens: nn.Module, inputs: Tensor, progress: Callable[[str], None] = lambda step: None) -> Findings:
+def find_marks(tokens: nn.Module, inputs: Tensor, progress: Callable[[str], None] = lambda step: None) -> FoundMarks:
     """Find every parameter whose rows are tokens, and the position of each row's token in the output.
 
-    Two steps. With every module that maps ``[B, T, D]`` to the same shape made the identity, tokens are not mixed: a
-    register's row changes one position, and that position is the same for every input. (Where tokens are mixed all the
-    same, because the blocks' code is in one forward, the layers with weights among these modules give zero instead:
-    nothing is added to the residual.) Then each such row is marked in the network as it is, blocks and all; its token
-    changes more than any other. Parameters come back to the bit. It takes two forwards for each row found, and one for
-    each parameter outside the blocks.
+    There are two steps. First, every module that maps ``[B, T, D]`` to the same shape is replaced by the identity, so
+    that tokens are not mixed: a mark in a register's row changes one position, which is the same for every input. (If
+    tokens are still mixed, because the blocks' code is in one forward, the layers with weights among these modules give
+    zero instead, so that nothing is added to the residual.) Second, each such row is marked in the unchanged network;
+    its token changes more than any other. Parameters are restored to the bit. It takes two forwards for each row
+    found, and one for each parameter outside the blocks.
 
     Args:
         tokens: From inputs to ``[B, T, D]``, in eval mode.
@@ -93,15 +93,15 @@ def find_marks(tokens: nn.Module, inputs: Tensor, progress: Callable[[str], None
                 positions[row] = _position(tokens, inputs, tensor, row, base)
                 if positions[row] is None:
                     unclear.append(f"{name}[{row}]")
-            parameters.append(Marked(name, tuple(tensor.shape), tuple(positions)))
-        return Findings(base.shape[1], tuple(of_the_input), tuple(parameters), tuple(unclear))
+            parameters.append(MarkedParameter(name, tuple(tensor.shape), tuple(positions)))
+        return FoundMarks(base.shape[1], tuple(of_the_input), tuple(parameters), tuple(unclear))
 
 
 @contextmanager
 def _without_mixing(root: nn.Module, bypassed: dict[nn.Module, None], silence: bool) -> Iterator[None]:
-    """Make every module that maps tokens to tokens of the same shape the identity; ``bypassed`` gets these modules.
+    """Replace every module that maps tokens to the same shape by the identity; ``bypassed`` collects these modules.
 
-    With ``silence`` it is those among them that are layers with weights, and they give zero.
+    With ``silence``, only layers with weights among them are replaced, and they give zero.
     """
 
     def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -128,16 +128,16 @@ def _tensors(root: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def _candidates(root: nn.Module, bypassed: Iterable[nn.Module]) -> list[tuple[str, Tensor]]:
-    """What may hold registers: few rows, not in a module that is bypassed, no weight of torch's own layers."""
+    """Tensors that may hold registers: with few rows, outside of bypassed modules, no weight of torch's own layers."""
     inside = {id(part) for module in bypassed for part in module.modules()}
     found = []
     for name, tensor in _tensors(root):
         owner = root.get_submodule(name.rpartition(".")[0])
-        weights = type(owner).__module__.startswith("torch.nn.") and not isinstance(
+        is_layer_weight = type(owner).__module__.startswith("torch.nn.") and not isinstance(
             owner, (nn.Embedding, nn.ParameterList, nn.ParameterDict)
         )
-        few = tensor.is_floating_point() and 0 < _num_rows(tensor) <= MAX_ROWS
-        if few and not weights and id(owner) not in inside:
+        has_few_rows = tensor.is_floating_point() and 0 < _num_rows(tensor) <= MAX_ROWS
+        if has_few_rows and not is_layer_weight and id(owner) not in inside:
             found.append((name, tensor))
     return found[:MAX_PARAMETERS]
 
@@ -145,7 +145,7 @@ def _candidates(root: nn.Module, bypassed: Iterable[nn.Module]) -> list[tuple[st
 def _rows_that_are_tokens(
     tokens: nn.Module, inputs: Tensor, tensor: Tensor, quiet: Tensor, of_the_input: list[int]
 ) -> list[int]:
-    """The rows whose mark changes one position, of a parameter that changes nothing that the input makes."""
+    """The rows whose mark changes one position; none if the parameter changes a position that depends on the input."""
     with _marked(tensor, None, quiet):
         reached = _changed(_run(tokens, inputs), quiet)
     if not reached or set(reached) & set(of_the_input):
@@ -170,14 +170,14 @@ def _position(tokens: nn.Module, inputs: Tensor, tensor: Tensor, row: int, base:
 
 @contextmanager
 def _marked(tensor: Tensor, row: int | None, like: Tensor, scale: float = 1.0) -> Iterator[None]:
-    """Add a mark to one row, or a different one to all; the old numbers come back to the bit."""
+    """Add a mark to one row, or a different mark to each row; afterwards restore the tensor to the bit."""
     flat = tensor.data.reshape(_num_rows(tensor), -1)
     chosen = slice(None) if row is None else slice(row, row + 1)
     kept = tensor.data.clone()
     size = max(float(like.float().square().mean().sqrt()), float(flat.float().square().mean().sqrt()), 1e-3)
     generator = torch.Generator().manual_seed(SEED + (row or 0))
     mark = torch.randn(flat[chosen].shape, generator=generator)
-    mark = mark - mark.mean(-1, keepdim=True) if mark.shape[-1] > 1 else mark + 1  # which no LayerNorm takes away
+    mark = mark - mark.mean(-1, keepdim=True) if mark.shape[-1] > 1 else mark + 1  # a LayerNorm must not remove it
     changed = flat.clone()
     changed[chosen] += (scale * size * mark).to(flat)
     try:

@@ -1,4 +1,4 @@
-"""Where tokens come by in a model's own forward."""
+"""Looks for given tokens in a model's own forward."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Call:
     Args:
         name: The module's name.
         is_block: Whether it is a member of a list or sequence, has several layers, and maps tokens ``[B, T, D]`` to the
-            same shape. A part of a block is none: a network may read its registers in the middle of its last one.
-        before: How far the wanted tokens are from the nearest ones that it is given, as a part of the largest number.
-        after: Likewise, from those that it gives.
+            same shape. A part of a block does not count: a network may read its registers inside its last block.
+        before: How far the wanted tokens are from the nearest ones in its input, as a fraction of the largest number.
+        after: Likewise, for its output.
     """
 
     name: str
@@ -32,8 +32,8 @@ class Call:
     after: float
 
 
-def watch_own_forward(network: nn.Module, inputs: Tensor, wanted: Tensor) -> list[Call] | None:
-    """The calls of a forward that are given or give tokens of the wanted ones' width; None if the forward fails.
+def calls_in_own_forward(network: nn.Module, inputs: Tensor, wanted: Tensor) -> list[Call] | None:
+    """The calls in a forward with tokens of the wanted width as input or output; None if the forward fails.
 
     Args:
         network: The model.
@@ -66,7 +66,7 @@ def watch_own_forward(network: nn.Module, inputs: Tensor, wanted: Tensor) -> lis
         try:
             with torch.no_grad(), seeded():
                 network(inputs)
-        except Exception:  # it takes a mapping, or labels too
+        except Exception:  # it takes other inputs, such as a mapping or labels
             return None
     return calls
 

@@ -1,9 +1,8 @@
-"""The checks as pytest's tests: one test a check, for a test file of one's own and for ``--readout``."""
+"""The checks as pytest tests, one test for each check: for an author's test file and for ``--readout``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +16,7 @@ from regplug.conformance.subject import Subject
 from regplug.errors import ConformanceError, SpecError
 from regplug.registry.entries import BackboneEntry
 from regplug.registry.spec import ReadoutSpec
+from regplug.registry.tracebacks import show_traceback
 
 
 class CheckTest:
@@ -24,7 +24,7 @@ class CheckTest:
 
     Args:
         check: The check.
-        expected: Why it is known to fail on this subject; None where it is to pass.
+        expected: Why it is known to fail on this subject; None if it must pass.
     """
 
     def __init__(self, check: Check[Any], expected: str | None = None) -> None:
@@ -34,23 +34,16 @@ class CheckTest:
     def __call__(self, subject: Subject | BackboneSubject) -> None:
         """Run the check, and end the test as the verdict says.
 
-        A failure that was expected or is advisory is pytest's xfail, what does not apply is skipped.
+        An expected or advisory failure is pytest's xfail; a check that does not apply is skipped.
 
         Raises:
-            ConformanceError: The check failed, or passed though it is declared to fail; what the readout raised is
+            ConformanceError: The check failed, or passed though it is declared to fail; the subject's exception is
                 chained.
         """
         __tracebackhide__ = True
-        raised: list[Exception] = []
-
-        def function(subject: Subject | BackboneSubject) -> None:
-            try:
-                self.check.function(subject)
-            except Exception as error:
-                raised.append(error)
-                raise
-
-        result = run_check(replace(self.check, function=function), subject, self.expected)
+        result = run_check(self.check, subject, self.expected)
+        if result.error is not None:
+            show_traceback(result.error)
         if result.verdict == NOT_APPLICABLE:
             pytest.skip(result.detail)
         if result.verdict == ADVISORY:
@@ -59,7 +52,7 @@ class CheckTest:
             pytest.xfail(result.detail)
         if not result.ok:
             message = f"{subject.name}: {self.check.name}: {result.detail}"
-            raise ConformanceError(message) from next(filter(None, (_inside(subject, one) for one in raised)), None)
+            raise ConformanceError(message) from _in_its_package(subject, result.error)
 
 
 def parametrize_with_checks(
@@ -68,16 +61,16 @@ def parametrize_with_checks(
     expected_failures: Mapping[str, str | Mapping[str, str]] | None = None,
     **subject_options: Any,
 ) -> pytest.MarkDecorator:
-    """Make one test a check of a test function, for every readout.
+    """Turn a test function into one test for each check and readout.
 
     Args:
-        specs: What ``regplug.resolve`` gave, one or more.
-        expected_failures: Checks that are known to fail, each with the reason; one that passes is a failure. For one
-            of several readouts: its strategy, ``distribution:name``, with such a mapping.
-        **subject_options: As ``subject_of`` takes.
+        specs: Specs from ``regplug.resolve``, one or more.
+        expected_failures: Checks that are known to fail, each with the reason; one that passes is a failure. To declare
+            them for one of several readouts, map its strategy, ``distribution:name``, to such a mapping.
+        **subject_options: Arguments of ``subject_of``.
 
     Raises:
-        SpecError: There is no spec, something else than a spec, or an expected failure of an unknown check or strategy.
+        SpecError: No spec or something else is given, or an expected failure names an unknown check or strategy.
 
     Example:
         >>> import regplug
@@ -99,16 +92,16 @@ def parametrize_with_backbone_checks(
     expected_failures: Mapping[str, str] | None = None,
     **subject_options: Any,
 ) -> pytest.MarkDecorator:
-    """Make one test a check of a test function, for every backbone; each is built once, as its tests are collected.
+    """Turn a test function into one test for each check and backbone; a backbone is built once, at collection.
 
     Args:
         names: ``"NAME"``, ``"NAME:MODEL"`` or entries, one or more.
         expected_failures: Checks that are known to fail, each with the reason; one that passes is a failure.
-        **subject_options: As ``backbone_subject_of`` takes: ``options``, ``input_shape``, ``registry``.
+        **subject_options: Arguments of ``backbone_subject_of``: ``options``, ``input_shape``, ``registry``.
 
     Raises:
         NameLookupError: No backbone has this name.
-        SpecError: There is no name, a model or an option is refused, or an expected failure is of an unknown check.
+        SpecError: There is no name, a model or an option is refused, or an expected failure names an unknown check.
 
     Example:
         >>> @parametrize_with_backbone_checks(["acme-vit:small"], options={"depth": 1})  # doctest: +SKIP
@@ -124,7 +117,7 @@ def parametrize_with_backbone_checks(
 
 
 def params_of(subject: Subject | BackboneSubject, expected: Mapping[str, str] | None = None) -> list[Any]:
-    """Every check of a subject, as the parameters ``subject, check`` of one test each; ids are ``strategy-check``.
+    """The parameters ``subject, check`` of one test for each check of a subject; ids are ``strategy-check``.
 
     Raises:
         SpecError: ``expected`` names no check.
@@ -143,19 +136,20 @@ def params_of(subject: Subject | BackboneSubject, expected: Mapping[str, str] | 
     ]
 
 
-def _inside(subject: Subject | BackboneSubject, error: Exception) -> Exception | None:
-    """What the subject raised, with the frames of its own package alone; None where it was raised elsewhere."""
+def _in_its_package(subject: Subject | BackboneSubject, error: BaseException | None) -> BaseException | None:
+    """The exception with only the frames of the subject's package; None if it was raised elsewhere."""
+    if error is None or isinstance(error, ConformanceError):  # a check's own message is enough
+        return None
     owner = type(subject.built) if isinstance(subject, BackboneSubject) else subject.spec.readout_class
     package = getattr(owner, "__module__", "").partition(".")[0]
-    kept, frames, walked = None, [], error.__traceback__
-    while walked is not None:
-        frames.append(walked)
-        walked = walked.tb_next
+    kept, frames, trace = None, [], error.__traceback__
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
     for frame in reversed(frames):
         if frame.tb_frame.f_globals.get("__name__", "").partition(".")[0] == package:
             kept = TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
-    # a check's own words say all
-    return error.with_traceback(kept) if kept and not isinstance(error, ConformanceError) else None
+    return error.with_traceback(kept) if kept else None
 
 
 def _checked(specs: Sequence[ReadoutSpec]) -> list[ReadoutSpec]:
@@ -165,7 +159,7 @@ def _checked(specs: Sequence[ReadoutSpec]) -> list[ReadoutSpec]:
             raise SpecError(
                 f"parametrize_with_checks: expected a list of ReadoutSpec, got {spec!r}; use regplug.resolve."
             )
-    if not found:  # pytest would skip the test, and the kit have checked nothing without a word
+    if not found:  # pytest would skip the test, and nothing would be checked, silently
         raise SpecError("parametrize_with_checks: expected at least one ReadoutSpec, got none.")
     return found
 
@@ -173,7 +167,7 @@ def _checked(specs: Sequence[ReadoutSpec]) -> list[ReadoutSpec]:
 def _by_strategy(
     strategies: Sequence[str], expected: Mapping[str, str | Mapping[str, str]]
 ) -> dict[str, dict[str, str]]:
-    """The expected failures of each strategy: those that are declared for all, and its own."""
+    """The expected failures of each strategy: those declared for all strategies, and its own."""
     if not isinstance(expected, Mapping):
         raise SpecError(
             f"parametrize_with_checks: expected_failures: expected check names, each with its reason, got {expected!r}."

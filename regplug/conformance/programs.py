@@ -1,11 +1,10 @@
-"""What a readout becomes: programs of every export backend, equal to eager and guarded against wrong input."""
+"""A readout's exported programs: one of each export backend, equal to eager, and refusing wrong input."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -24,24 +23,16 @@ from regplug.format.manifest import InputSpec
 from regplug.format.read_bundle import read_bundle
 from regplug.registry.missing import missing_package, wants
 from regplug.registry.references import load_reference, reference_of
-from regplug.registry.tracebacks import show_traceback
 
 THREADS, CALLS = 4, 8
 
-
-@dataclass(frozen=True)
-class NotApplicable:
-    """Why a backend cannot be tried here, which is no fault of the readout."""
-
-    reason: str
-
-
-# the program of each backend, or why there is none: it is asked for by several checks, and takes up to half a minute
-_made: WeakKeyDictionary[Subject, dict[str, LoadedProgram | str | NotApplicable]] = WeakKeyDictionary()
+# by backend, the program or why there is none: several checks ask for it, and making it takes up to half a minute.
+# A failure is kept as text, because the traceback of an exception would keep the subject, its own key, forever
+_programs: WeakKeyDictionary[Subject, dict[str, LoadedProgram | str]] = WeakKeyDictionary()
 
 
 def checks(backends: Sequence[str]) -> tuple[Check[Subject], ...]:
-    """The checks of the programs, two rows for each export backend."""
+    """The checks of the programs: two for each export backend, and ``threads``."""
     rows = [Check(f"program[{name}]", _equality_of(name)) for name in backends]
     rows += [Check(f"program-refuses[{name}]", _refusals_of(name)) for name in backends]
     return (*rows, Check("threads", threads))
@@ -49,14 +40,12 @@ def checks(backends: Sequence[str]) -> tuple[Check[Subject], ...]:
 
 def _equality_of(backend: str) -> Callable[[Subject], None]:
     def program(subject: Subject) -> None:
-        """It ships: exported to a bundle, the loaded program answers as eager in every golden case, the data too.
+        """The bundle that it is exported to works: its program and its data answer as eager in every golden case.
 
-        Export holds the program to its tolerance with the trained weights and with others, so that none is baked in;
-        the bundle's data alone must give the same class and the same bits.
+        Export holds the program to its tolerance with the trained weights and with others, so that no weight is baked
+        in as a constant. The bundle's data alone must give the same class and the same bits.
         """
-        made = program_of(subject, backend)
-        if isinstance(made, str):
-            raise ConformanceError(made)
+        _make_program(subject, backend)
 
     return program
 
@@ -65,12 +54,10 @@ def _refusals_of(backend: str) -> Callable[[Subject], None]:
     def program_refuses(subject: Subject) -> None:
         """The loaded program refuses registers of a wrong R, D, rank or dtype.
 
-        Compiled code does not look: it reads beyond the end, or answers wrong numbers, without a word.
+        Compiled code does not check: it reads past the end, or silently gives wrong numbers.
         """
-        made = program_of(subject, backend)
-        if isinstance(made, str):
-            raise DoesNotApplyError(f"there is no program, see program[{backend}]")
-        refuse_wrong_inputs(made, made.manifest.input)
+        program = program_of(subject, backend)
+        refuse_wrong_inputs(program, program.manifest.input)
 
     return program_refuses
 
@@ -78,28 +65,25 @@ def _refusals_of(backend: str) -> Callable[[Subject], None]:
 def threads(subject: Subject) -> None:
     """Several threads that call one readout, or its program, each get the answer for their own registers.
 
-    A server shares one module among its threads. A readout that keeps something in itself between two steps then gives
+    A server shares one module among its threads. A readout that stores something on itself between two steps then gives
     one user the answer for another's input.
     """
     readout = subject.trained()
     run_in_threads("eager", readout, subject)
-    if subject.spec.entry.provenance is None:
-        return
     for backend in subject.backends:
         try:
-            made = program_of(subject, backend)
+            program = program_of(subject, backend)
         except DoesNotApplyError:
             continue
-        if isinstance(made, LoadedProgram):
-            run_in_threads(f"program {backend!r}", made, subject)
-            return
+        run_in_threads(f"program {backend!r}", program, subject)
+        return
 
 
 def refuse_wrong_inputs(run: Callable[[Tensor], object], signature: InputSpec) -> None:
-    """Refuse a program that takes what it must not.
+    """Refuse a program that accepts wrong input.
 
     Raises:
-        ConformanceError: It took some of ``wrong_inputs``; says which.
+        ConformanceError: It accepted some of ``wrong_inputs``; says which.
     """
     taken = []
     for name, given in wrong_inputs(signature):
@@ -113,10 +97,10 @@ def refuse_wrong_inputs(run: Callable[[Tensor], object], signature: InputSpec) -
 
 
 def run_in_threads(what: str, run: Callable[[Tensor], object], subject: Subject) -> None:
-    """Call ``run`` from several threads with different registers, and hold each answer to that of a call alone.
+    """Call ``run`` from several threads with different registers, and compare each answer with that of a single call.
 
     Raises:
-        ConformanceError: An answer is another.
+        ConformanceError: An answer differs.
     """
 
     def call(given: Tensor) -> object:
@@ -132,10 +116,10 @@ def run_in_threads(what: str, run: Callable[[Tensor], object], subject: Subject)
 
 
 def compare_data(loaded: nn.Module, readout: nn.Module, subject: Subject) -> None:
-    """Hold the module that a bundle's data gave to the one that was exported: the same class, the same bits.
+    """Compare the module loaded from a bundle's data with the one that was exported: the same class, the same bits.
 
     Raises:
-        ConformanceError: It is another.
+        ConformanceError: They differ.
     """
     if type(loaded) is not type(readout):
         raise ConformanceError(
@@ -145,54 +129,69 @@ def compare_data(loaded: nn.Module, readout: nn.Module, subject: Subject) -> Non
         close("the bundle's data", loaded(subject.registers(3)), readout(subject.registers(3)), tolerance=0)
 
 
-def program_of(subject: Subject, backend: str) -> LoadedProgram | str:
-    """The backend's program, made once for a subject; or why there is none.
+def program_of(subject: Subject, backend: str) -> LoadedProgram:
+    """The backend's program, made once for each subject.
 
     Raises:
+        DoesNotApplyError: There is none; another check reports why.
+    """
+    try:
+        return _make_program(subject, backend)
+    except DoesNotApplyError:
+        raise
+    except Exception as error:
+        raise DoesNotApplyError(f"there is no program, see program[{backend}]") from error
+
+
+def _make_program(subject: Subject, backend: str) -> LoadedProgram:
+    """The backend's program; a failure is raised as it happened the first time, later with its message alone.
+
+    Raises:
+        ConformanceError: The program is wrong, or could not be made the last time. A readout may raise anything else.
         DoesNotApplyError: The readout is of no plugin, so no bundle can name it; or the backend's package is not
             installed.
     """
     if subject.spec.entry.provenance is None:
         raise DoesNotApplyError("a bundle names its strategy, and this entry is of no plugin")
-    made = _made.setdefault(subject, {})
-    if backend not in made:
-        made[backend] = _attempt(subject, backend)
-    found = made[backend]
-    if isinstance(found, NotApplicable):
-        raise DoesNotApplyError(found.reason)
-    return found
+    programs = _programs.setdefault(subject, {})
+    if backend not in programs:
+        _check_backend(subject, backend)
+        try:
+            programs[backend] = _export_and_load(subject, backend)
+        except ConformanceError as error:
+            programs[backend] = str(error)
+            raise
+        except Exception as error:  # a readout may raise anything as it is exported
+            programs[backend] = f"{class_name(error)}: {one_line(error)}"
+            raise
+    program = programs[backend]
+    if isinstance(program, str):
+        raise ConformanceError(program)
+    return program
 
 
-def _attempt(subject: Subject, backend: str) -> LoadedProgram | str | NotApplicable:
+def _check_backend(subject: Subject, backend: str) -> None:
     build = registry_for(subject.spec, subject.registry, backend).export_backend_entry(backend).build
     try:
         load_reference(f"export backend {backend!r}", build)
     except PluginError as error:
         if package := missing_package(error, {reference_of(build).partition(":")[0].partition(".")[0]}):
-            return NotApplicable(f"export backend {backend!r} {wants(package)}")
-        return str(error)
-    try:
-        return _make(subject, backend)
-    # kept as text: the traceback of an exception would keep the subject, and so itself, forever
-    except ConformanceError as error:
-        return str(error)
-    except Exception as error:  # a readout may raise anything as it is exported
-        show_traceback(error)
-        return f"{class_name(error)}: {one_line(error)}"
+            raise DoesNotApplyError(f"export backend {backend!r} {wants(package)}") from error
+        raise ConformanceError(str(error)) from error
 
 
-def _make(subject: Subject, backend: str) -> LoadedProgram:
+def _export_and_load(subject: Subject, backend: str) -> LoadedProgram:
     readout, registry = subject.trained(), registry_for(subject.spec, subject.registry, backend)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         export(subject.spec, readout, bundle, backends=[backend], registry=registry)
         program: LoadedProgram = load(bundle, program=backend, registry=registry)
-        _compare(program, bundle)
+        _check_golden_cases(program, bundle)
         compare_data(load(bundle, registry=registry), readout, subject)
     return program
 
 
-def _compare(program: LoadedProgram, bundle: Path) -> None:
+def _check_golden_cases(program: LoadedProgram, bundle: Path) -> None:
     for result in BundleContents(read_bundle(bundle)).run_cases(program.run_flat):
         if not result.ok:
             raise ConformanceError(

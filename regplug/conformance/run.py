@@ -1,4 +1,4 @@
-"""Runs the checks on one readout, one row each."""
+"""Runs all checks on one readout, with one result for each check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from regplug.conformance import compiled, light_import, numbers, outputs, programs, rejections, storage, training
+from regplug.conformance import compiled, extreme_inputs, light_import, outputs, programs, rejections, storage, training
 from regplug.conformance.check import COMPILERS, Check, CheckResult, refuse_expectations, run_check
 from regplug.conformance.subject import Subject, own_plugins, registry_for
 from regplug.errors import SpecError
@@ -20,7 +20,7 @@ from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 
 ANY_BACKEND = "any"
-OF_BACKEND = re.compile(rf"([^\[\]]+)\[{NAME_PATTERN.pattern}\]")  # program[onnx]
+CHECK_OF_BACKEND = re.compile(rf"([^\[\]]+)\[{NAME_PATTERN.pattern}\]")  # program[onnx]
 FILM = "regplug.nn.film:KernelFiLMGenerator"
 FILM_OPTIONS = {"kernel_hidden_dim": 8, "num_film_layers": 2}
 
@@ -38,12 +38,12 @@ def subject_of(
     """A readout, ready to be checked.
 
     Args:
-        spec: What ``resolve`` gave.
-        layout: Where the registers sit; behind one other token when None.
+        spec: A spec from ``regplug.resolve``.
+        layout: Where the registers are; after one other token when None.
         film: The FiLM generator to pair it with, a class or ``module:Class``; regplug's own when None.
-        film_options: Its constructor's keywords, the width apart; regplug's own has defaults for all.
+        film_options: Its constructor's keywords, except the width; regplug's own generator needs none.
         backends: The export backends to try; regplug's own and those of the readout's distribution when None.
-        compiler: ``torch.compile``'s backend: ``inductor``, or ``eager``, which traces only and is cheap.
+        compiler: ``torch.compile``'s backend: ``inductor``, or ``eager``, which only traces and is fast.
         registry: Where names are looked up; the installed plugins when None.
 
     Raises:
@@ -72,20 +72,21 @@ def subject_of(
     if film is None:
         film, film_options = FILM, {**FILM_OPTIONS, **(film_options or {})}
     subject = Subject(spec, layout, film, dict(film_options or {}), tuple(backends), compiler, registry)
-    _refuse_lazy(subject.name, subject.fresh())  # what cannot be built is one error, not a failure of every check
+    # a readout that cannot be built is one error, not a failure of every check
+    _refuse_lazy(subject.name, subject.fresh())
     return subject
 
 
-def _refuse_lazy(owner: str, readout: nn.Module) -> None:
+def _refuse_lazy(label: str, readout: nn.Module) -> None:
     for name, tensor in (*readout.named_parameters(), *readout.named_buffers()):
         if is_lazy(tensor):
             raise SpecError(
-                f"{owner}: expected weights that have shapes once built, got a lazy {name!r}; state its sizes."
+                f"{label}: expected weights that have shapes once built, got a lazy {name!r}; state its sizes."
             )
 
 
 def all_checks(backends: Sequence[str]) -> list[Check[Subject]]:
-    """Every check, in the order in which they run; ``backends`` are the export backends to try."""
+    """All checks in the order in which they run; ``backends`` are the export backends to try."""
     return [
         *outputs.CHECKS,
         *rejections.CHECKS,
@@ -94,7 +95,7 @@ def all_checks(backends: Sequence[str]) -> list[Check[Subject]]:
         *storage.CHECKS,
         *compiled.CHECKS,
         *programs.checks(backends),
-        *numbers.checks(backends),
+        *extreme_inputs.checks(backends),
     ]
 
 
@@ -108,10 +109,10 @@ def check_readout(
     """Run every check on a readout.
 
     Args:
-        spec: What ``resolve`` gave.
+        spec: A spec from ``regplug.resolve``.
         expected_failures: Checks that are known to fail on it, each with the reason; one that passes is a failure.
         progress: Called with each check's name.
-        **subject: As ``subject_of`` takes.
+        **subject: Arguments of ``subject_of``.
 
     Raises:
         SpecError: ``expected_failures`` names no check; the layout does not fit.
@@ -128,7 +129,7 @@ def check_readout(
 def check_subject(
     subject: Subject, expected_failures: Mapping[str, str], progress: Callable[[str], None] = lambda step: None
 ) -> list[CheckResult]:
-    """``check_readout``, of what ``subject_of`` made."""
+    """As ``check_readout``, on a subject from ``subject_of``."""
     refuse_unknown_checks(subject.name, expected_failures)
     results = []
     for check in all_checks(subject.backends):
@@ -137,16 +138,16 @@ def check_subject(
     return results
 
 
-def refuse_unknown_checks(owner: str, expected: Mapping[str, str]) -> None:
+def refuse_unknown_checks(label: str, expected: Mapping[str, str]) -> None:
     """Refuse an expected failure of a check that does not exist, or without a reason.
 
-    A program's check may be of an export backend that is not installed here.
+    A program's check may name an export backend that is not installed here.
     """
     known = [check.name for check in all_checks([ANY_BACKEND])]
     of_programs = {name.partition("[")[0] for name in known if name.endswith(f"[{ANY_BACKEND}]")}
 
     def is_known(name: str) -> bool:
-        program = OF_BACKEND.fullmatch(name)
+        program = CHECK_OF_BACKEND.fullmatch(name)
         return name in known or (program is not None and program[1] in of_programs)
 
-    refuse_expectations(owner, expected, is_known, [one.replace(f"[{ANY_BACKEND}]", "[BACKEND]") for one in known])
+    refuse_expectations(label, expected, is_known, [one.replace(f"[{ANY_BACKEND}]", "[BACKEND]") for one in known])

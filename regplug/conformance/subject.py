@@ -1,4 +1,4 @@
-"""What is checked: a readout's spec, where its registers sit, and what it is tried with."""
+"""A readout under check: its spec, the positions of its registers, and the inputs it is tried with."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 SEED = 0
 BATCHES = (0, 1, 2, 7)
-AROUND = 5  # tokens beside the registers where the layout leaves their number open
-# how far an answer may be from the truth, as a part of the largest number in it
+OTHER_TOKENS = 5  # next to the registers, where the layout leaves their number open
+# how far an answer may be from the truth, as a fraction of the largest number in it
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -37,9 +37,9 @@ class Subject:
 
     Args:
         spec: What was chosen.
-        layout: Where the registers sit in the tokens.
+        layout: Where the registers are among the tokens.
         film: The FiLM generator that it is paired with: a class or ``module:Class``.
-        film_options: Its constructor's keywords, the width apart.
+        film_options: Its constructor's keywords, except the width.
         backends: The export backends to try.
         compiler: ``torch.compile``'s backend, ``eager`` or ``inductor``.
         registry: Where names are looked up.
@@ -55,48 +55,48 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The strategy as rows call it."""
+        """The strategy's full name, as results show it."""
         return self.spec.strategy
 
     @property
     def entry(self) -> ReadoutEntry:
-        """What its plugin says of it."""
+        """The entry that registers it."""
         return self.spec.entry
 
     @property
     def is_own(self) -> bool:
-        """Whether regplug itself brings the readout, and owes more of it."""
+        """Whether regplug itself provides the readout; such a readout must do more."""
         provenance = self.entry.provenance
         return provenance is not None and provenance.distribution == OWN
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype of the readout's weights; torch's default where it has none."""
+        """The dtype of the readout's weights; torch's default if it has none."""
         floating = (p.dtype for p in self.fresh().parameters() if p.is_floating_point())
         return next(floating, torch.get_default_dtype())
 
     @property
     def tolerance(self) -> float:
-        """How far two answers in the weights' dtype may be apart, for ``close``."""
+        """How far two answers in the weights' dtype may differ, for ``close``."""
         return TOLERANCES.get(self.dtype, 1e-5)
 
     def fresh(self, seed: int = SEED) -> nn.Module:
-        """The readout as built: in train mode, with initial weights of a fixed seed; the global generator stays."""
+        """A new readout in train mode, with initial weights of a fixed seed; global random numbers are not used up."""
         with seeded(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.spec.build()
 
     def trained(self, seed: int = SEED) -> nn.Module:
-        """The readout in eval mode, its weights moved away from their initial values, which may hide a fault."""
+        """A new readout in eval mode, its weights moved away from their initial values, which may hide a fault."""
         readout = self.fresh(seed).eval()
-        move(readout, seed)
+        move_weights(readout, seed)
         return readout
 
     def answer(self, readout: nn.Module, registers: Tensor) -> Tensor:
-        """What a readout gives, without gradients. What it draws at random, it draws the same every time.
+        """The output of a readout, without gradients; random numbers that it draws are the same every time.
 
         Raises:
-            ConformanceError: It is no tensor.
+            ConformanceError: It is not a tensor.
         """
         with torch.no_grad():
             return seeded_answer(readout, registers)
@@ -109,34 +109,34 @@ class Subject:
 
     def tokens(self, batch: int) -> Tensor:
         """Tokens ``[batch, T, D]`` that fit the layout, the same every time."""
-        length = self.layout.num_tokens or self.layout.min_tokens + AROUND
+        length = self.layout.num_tokens or self.layout.min_tokens + OTHER_TOKENS
         generator = torch.Generator().manual_seed(batch)
         shape = (batch, length, self.layout.hidden_dim)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
 
 
 def own_plugins(spec: ReadoutSpec, registry: Registry) -> Registry:
-    """regplug and the readout's own distribution: what no other plugin can spoil."""
+    """A registry of regplug and the readout's own distribution, which no other plugin can break."""
     provenance = spec.entry.provenance
     return registry.only(OWN, *([provenance.distribution] if provenance is not None else []))
 
 
 def registry_for(spec: ReadoutSpec, registry: Registry, backend: str) -> Registry:
-    """Where an export backend's name is looked up: among ``own_plugins`` first."""
+    """The registry to look an export backend up in: ``own_plugins`` if they offer it, else ``registry``."""
     own = own_plugins(spec, registry)
     return own if any(one.name == backend for one in own.export_backend_entries()) else registry
 
 
 @contextmanager
 def seeded(seed: int = SEED) -> Iterator[None]:
-    """The CPU's random numbers start at ``seed`` here, and go on outside as if nothing had happened."""
+    """Start the CPU's random numbers at ``seed`` inside the block; outside they continue undisturbed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def seeded_answer(readout: nn.Module, registers: Tensor) -> Tensor:
-    """As ``Subject.answer``, with gradients where they are enabled."""
+    """As ``Subject.answer``, with gradients if they are enabled."""
     with seeded():
         output = readout(registers)
     if not isinstance(output, Tensor):
@@ -144,7 +144,7 @@ def seeded_answer(readout: nn.Module, registers: Tensor) -> Tensor:
     return output
 
 
-def move(module: nn.Module, seed: int = SEED) -> None:
+def move_weights(module: nn.Module, seed: int = SEED) -> None:
     """Move weights away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def move(module: nn.Module, seed: int = SEED) -> None:
 
 
 def same_bits(got: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors are the same in dtype, shape and every bit; a NaN is then equal to itself."""
+    """Whether two tensors have the same dtype, shape and bits; so a NaN is equal to itself."""
     if got.dtype != wanted.dtype or got.shape != wanted.shape:
         return False
     flat = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in (got, wanted)]
@@ -163,10 +163,10 @@ def same_bits(got: Tensor, wanted: Tensor) -> bool:
 
 
 def close(what: str, got: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    """Refuse outputs that differ by more than ``tolerance`` of the largest number that is wanted.
+    """Refuse an output that differs from ``wanted`` by more than ``tolerance`` times the largest number in ``wanted``.
 
     Raises:
-        ConformanceError: They do, or have other shapes or dtypes, or are not finite.
+        ConformanceError: It does, or has another shape or dtype, or is not finite.
     """
     if not isinstance(got, Tensor):
         raise ConformanceError(f"{what}: expected a tensor, got {type(got).__name__}.")

@@ -1,4 +1,4 @@
-"""What training asks of a readout: a FiLM generator that fits, gradients, and an honest count of FLOPs."""
+"""Checks of training: a readout pairs with a FiLM generator, has gradients, and counts its FLOPs correctly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.outputs import Narrowing
-from regplug.conformance.subject import SEED, Subject, close, move, seeded, seeded_answer
+from regplug.conformance.subject import SEED, Subject, close, move_weights, seeded, seeded_answer
 from regplug.errors import ConformanceError
 from regplug.nn.conditioner import Conditioner
 from regplug.nn.pairing import Convention, convention_of, film_family, pair
@@ -21,14 +21,14 @@ from regplug.registry.integers import is_int
 from regplug.torch_private import OperationWatch
 
 BATCH = 4
-# a start at 1 or 0 is that, or as near as a tiny random weight leaves it
+# how far from 1 or 0 a start may be: some generators start with tiny random weights
 NEAR_START = 0.05
-# the most FLOPs for each number that an operation reads or gives, beside those that torch counts
-MOST_BY_ELEMENT = 16
+# FLOPs for each number that an operation reads or gives, on top of those that torch counts
+MAX_FLOPS_PER_ELEMENT = 16
 COUNTED = {str(operation) for operation in flop_registry}
 STEP = 1e-6
 
-# what a pair that starts at these two numbers is the identity for
+# the conventions for which a pair that starts at these two numbers is the identity
 IDENTITIES: dict[tuple[int | None, int | None], list[Convention]] = {
     (1, 0): [Convention("gamma", "gamma-first")],
     (0, 1): [Convention("gamma", "shift-first")],
@@ -39,10 +39,10 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def film(subject: Subject) -> None:
-    """It pairs with the FiLM generator, whose pairs mean what form and order say; a conditioner gives gamma first.
+    """It pairs with the FiLM generator, whose form and order are as declared; a conditioner gives gamma first.
 
-    A swapped pair passes every shape check, and so does ``1 + gamma`` for ``gamma``; how a generator starts tells them
-    apart.
+    A swapped pair passes every shape check, and so does ``1 + gamma`` in place of ``gamma``; the initial pairs of a
+    generator show which it is.
     """
     with seeded():
         generator = pair(subject.spec, subject.film, registry=subject.registry, **subject.film_options)
@@ -53,7 +53,7 @@ def film(subject: Subject) -> None:
     convention = convention_of(generator, registry=subject.registry)
     conditioning = torch.randn(BATCH, subject.spec.cond_dim, generator=torch.Generator().manual_seed(SEED))
     _check_start(convention, _pairs_of(generator, conditioning.to(subject.dtype)))
-    move(generator)  # most start with pairs that no conditioning changes
+    move_weights(generator)  # most start with pairs that do not depend on the conditioning
     readout, tokens = subject.trained(), subject.tokens(BATCH)
     conditioner = Conditioner(subject.layout, readout, generator, registry=subject.registry).eval()
     got = _pairs_of(conditioner, tokens)
@@ -69,7 +69,7 @@ def film(subject: Subject) -> None:
 
 
 def _pairs_of(module: nn.Module, given: Tensor) -> Pairs:
-    """The pairs that a generator or a conditioner gives, if they are pairs."""
+    """The pairs that a generator or a conditioner gives; refuses anything else."""
     with seeded(), torch.no_grad():
         pairs: Any = module(given)
     owner = type(module).__name__
@@ -86,12 +86,12 @@ def _pairs_of(module: nn.Module, given: Tensor) -> Pairs:
 
 
 def _check_start(declared: Convention, pairs: Pairs) -> None:
-    """Refuse a start that means something under another convention only; a random one means nothing."""
+    """Refuse initial pairs that are the identity under another convention only; random ones show nothing."""
     for layer, (first, second) in enumerate(pairs):
         start = (_constant(first), _constant(second))
-        fitting = IDENTITIES.get(start, [declared])
-        if declared not in fitting:
-            fits = " or ".join(f"form={one.form!r}, order={one.order!r}" for one in fitting)
+        matching = IDENTITIES.get(start, [declared])
+        if declared not in matching:
+            fits = " or ".join(f"form={one.form!r}, order={one.order!r}" for one in matching)
             raise ConformanceError(
                 f"FiLM: pair {layer} starts at {start}: expected form={declared.form!r}, order={declared.order!r} as "
                 f"declared, got what {fits} would be the identity for."
@@ -99,21 +99,21 @@ def _check_start(declared: Convention, pairs: Pairs) -> None:
 
 
 def _constant(part: Tensor) -> int | None:
-    """0 or 1 where a tensor is that all over."""
+    """0 or 1, if all of the tensor is near that number."""
     return next((value for value in (0, 1) if bool(((part - value).abs() <= NEAR_START).all())), None)
 
 
 def gradients(subject: Subject) -> None:
-    """Every parameter and every sample's registers get a gradient, and it is that of finite differences.
+    """Every parameter and every sample's registers get a gradient, and it agrees with finite differences.
 
-    A detached or forgotten parameter trains for weeks without a word. Finite differences are taken in float64, where
-    a forward in it exists.
+    A detached or forgotten parameter stays untrained for weeks, silently. Finite differences are taken in float64, if
+    the readout has a forward in it.
     """
     readout = subject.trained().train()
     leaf = subject.registers(BATCH).requires_grad_()
-    output = seeded_answer(readout, leaf.clone())  # a copy: writing into its input is another check's concern
+    output = seeded_answer(readout, leaf.clone())  # a copy: another check looks for writes into the input
     if not output.requires_grad:
-        raise ConformanceError("output: expected one that gradients flow through, got one that is cut off.")
+        raise ConformanceError("output: expected one that gradients flow through, got a detached one.")
     cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED))
     output.backward(cotangent.to(output))
     for name, parameter in readout.named_parameters():
@@ -126,7 +126,10 @@ def gradients(subject: Subject) -> None:
 
 
 def _check_gradient(owner: str, gradient: Tensor | None, constant: bool = False) -> None:
-    """Refuse a gradient that is missing, not finite, or zero; attention over one register is ``constant``."""
+    """Refuse a gradient that is missing, not finite, or zero; zero is right if the output is ``constant`` in it.
+
+    Attention over one register is such a constant.
+    """
     if gradient is None:
         raise ConformanceError(f"{owner}: expected a gradient, got none.")
     if not gradient.isfinite().all():
@@ -143,7 +146,7 @@ def _check_differences(subject: Subject) -> None:
         with narrowing.watching():
             answer = subject.answer(readout, registers)
         narrowing.refuse(answer)
-    except (Exception, SystemExit):  # no forward in float64 all the way: `dtype` tells what there is to tell
+    except (Exception, SystemExit):  # no float64 forward: the check dtype reports what is wrong
         return
     if answer.dtype != torch.float64:
         return
@@ -163,7 +166,7 @@ def _check_differences(subject: Subject) -> None:
 def _compare(run: Callable[[str, Tensor], Tensor], name: str, value: Tensor) -> None:
     """Compare the gradient of a parameter, or of the registers (no name), with finite differences, along one direction.
 
-    ``torch.autograd.gradcheck`` does the same, but builds whole Jacobians to say what is wrong, which takes minutes.
+    ``torch.autograd.gradcheck`` does the same, but computes whole Jacobians for its message, which takes minutes.
     """
     direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(SEED), dtype=value.dtype)
     leaf = value.clone().requires_grad_()
@@ -184,16 +187,16 @@ def _compare(run: Callable[[str, Tensor], Tensor], name: str, value: Tensor) -> 
 def flop_count(subject: Subject) -> None:
     """``flop_count(hidden_dim)`` is what torch counts for one sample, 2 for each multiply-add, and a little more.
 
-    The little is operations by element, which torch does not count: at most 16 FLOPs for each number that one reads or
-    gives. Half or twice the truth misleads whoever compares readouts.
+    The little is for elementwise operations, which torch does not count: at most 16 FLOPs for each number that one
+    reads or gives. Half or twice the true count misleads anyone who compares readouts.
     """
     readout = subject.trained()
     count = getattr(readout, "flop_count", None)
     if not callable(count):
         raise DoesNotApplyError("it has no flop_count.")
-    told_count = count(subject.spec.hidden_dim)
-    if not is_int(told_count):
-        raise ConformanceError(f"flop_count: expected an integer, got {told_count!r}.")
+    stated_count = count(subject.spec.hidden_dim)
+    if not is_int(stated_count):
+        raise ConformanceError(f"flop_count: expected an integer, got {stated_count!r}.")
     registers = subject.registers(1)
     elements = 0
 
@@ -205,18 +208,18 @@ def flop_count(subject: Subject) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, OperationWatch(add):
         subject.answer(readout, registers)
     least = counter.get_total_flops()
-    most = least + MOST_BY_ELEMENT * elements
-    if not least <= told_count <= most:
-        raise ConformanceError(f"flop_count: expected {least} to {most} for one sample, got {told_count}.")
+    most = least + MAX_FLOPS_PER_ELEMENT * elements
+    if not least <= stated_count <= most:
+        raise ConformanceError(f"flop_count: expected {least} to {most} for one sample, got {stated_count}.")
 
 
 def _elements(operation: str, inputs: tuple[object, ...], output: object) -> int:
-    """The numbers that an operation works on, one by one; none for a view."""
+    """How many numbers an elementwise operation works on; none for a view."""
     given = [one for one in inputs if isinstance(one, Tensor)]
     outputs = [one for one in (output if isinstance(output, (tuple, list)) else (output,)) if isinstance(one, Tensor)]
     held = {one.untyped_storage().data_ptr() for one in given}
     made = sum(one.numel() for one in outputs if one.untyped_storage().data_ptr() not in held)
-    if not made or operation.rpartition(".")[0] in COUNTED:  # of a product torch counts all but what is added to it
+    if not made or operation.rpartition(".")[0] in COUNTED:  # torch counts a product, but not a bias added to it
         return made
     return max(made, *(one.numel() for one in given), 0)
 

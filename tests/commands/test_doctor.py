@@ -20,12 +20,12 @@ import regplug
 from regplug.backends.child_process import run_bounded, until
 from regplug.commands.doctor import environment
 from regplug.commands.doctor.command import doctor_command
+from regplug.commands.doctor.diagnostics import OK, PROBLEM, WARNING, clip, shorten, worst
 from regplug.commands.doctor.environment import check_cache, check_cmake, check_compiler, check_headers, check_json
-from regplug.commands.doctor.findings import OK, PROBLEM, WARNING, clip, shorten, worst
 from regplug.commands.doctor.metadata import check_metadata, malformed
 from regplug.commands.doctor.monkeypatches import replaced, snapshot
-from regplug.commands.doctor.plugin import examine
-from regplug.registry import staging
+from regplug.commands.doctor.plugin import examine_plugin
+from regplug.registry import references, staging
 from regplug.registry.discovery import Found
 
 Installer = Callable[..., Path]
@@ -72,7 +72,7 @@ while True:
 """
 PATCHING = """
 import regplug.registry.entries, regplug.registry.staging
-import regplug.formula
+import regplug.registry.width_formula
 def stage(*arguments):
     return {}
 regplug.registry.entries.Entry.label = property(lambda self: "mine")
@@ -528,9 +528,9 @@ def test_an_editable_version_is_compared_as_installers_spell_it(tmp_path: Path) 
 
 @pytest.fixture
 def regplug_as_it_was() -> Iterator[None]:
-    stage, post_init, code = staging.stage, regplug.ReadoutEntry.__post_init__, staging.import_plugin.__code__
+    stage, post_init, code = staging.stage, regplug.ReadoutEntry.__post_init__, references.import_plugin.__code__
     yield
-    staging.stage, regplug.ReadoutEntry.__post_init__, staging.import_plugin.__code__ = stage, post_init, code
+    staging.stage, regplug.ReadoutEntry.__post_init__, references.import_plugin.__code__ = stage, post_init, code
 
 
 def test_the_detector_of_patches_sees_what_is_replaced_and_nothing_else(regplug_as_it_was: None) -> None:
@@ -540,10 +540,10 @@ def test_the_detector_of_patches_sees_what_is_replaced_and_nothing_else(regplug_
     assert replaced(before, {"acme"}) == []
     staging.stage = print
     regplug.ReadoutEntry.__post_init__ = lambda self: None
-    staging.import_plugin.__code__ = (lambda distribution, reference: None).__code__
+    references.import_plugin.__code__ = (lambda distribution, reference: None).__code__
     assert replaced(before, {"acme"}) == [
         "regplug.registry.entries.ReadoutEntry.__post_init__",
-        "regplug.registry.staging.import_plugin",
+        "regplug.registry.references.import_plugin",
         "regplug.registry.staging.stage",
     ]
 
@@ -562,14 +562,14 @@ def test_heavy_modules_that_hang_are_told_apart_from_light_ones(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(300)\n")
     (tmp_path / "stopped.py").write_text("import os, signal, faulthandler\nos.kill(os.getpid(), signal.SIGSTOP)\n")
-    slow = examine(Found("slow", None, readouts=[("sleepy", "slow:Sleepy")]), False, 0.1, lambda: False)
-    assert [finding.message for finding in slow.findings] == [
+    slow = examine_plugin(Found("slow", None, readouts=[("sleepy", "slow:Sleepy")]), False, 0.1, lambda: False)
+    assert [finding.message for finding in slow.diagnostics] == [
         "plugin 'slow': strategy 'sleepy': importing 'slow:Sleepy': got no end within 1.2 s (slow.py, line 2); "
         "what comes after it was not looked at."
     ]
     # one that cannot even end itself
-    stopped = examine(Found("stopped", None, modules=["stopped"]), False, 0.1, lambda: False)
-    assert "got no end within 0.1 s" in stopped.findings[0].message
+    stopped = examine_plugin(Found("stopped", None, modules=["stopped"]), False, 0.1, lambda: False)
+    assert "got no end within 0.1 s" in stopped.diagnostics[0].message
 
 
 def test_an_interrupt_ends_the_doctor_and_its_children(broken: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.wrong_programs import WRONG, registry_of_the_wrong
 from regplug import ReadoutEntry, Registry, export, hookimpl, load
 from regplug.backends.torchscript import TorchScriptBackend
 from regplug.bundle.nonfinite import near_the_largest, with_infinity, with_nan
-from regplug.conformance import compiled, light_import, numbers, programs, storage
+from regplug.conformance import compiled, extreme_inputs, light_import, programs, storage
 from regplug.conformance.check import NOT_APPLICABLE, PASSED, DoesNotApplyError, run_check
 from regplug.conformance.run import all_checks, subject_of
 from regplug.errors import ConformanceError
@@ -33,7 +33,7 @@ def subject_named(registry, name, backends=("torchscript",)):
 
 def verdicts(subject):
     checks = (*light_import.CHECKS, *storage.CHECKS, *compiled.CHECKS, *programs.checks(subject.backends))
-    checks += numbers.checks(subject.backends)
+    checks += extreme_inputs.checks(subject.backends)
     return {check.name: run_check(check, subject) for check in checks}
 
 
@@ -151,7 +151,7 @@ def test_data_of_another_class_or_other_numbers_is_refused(registry):
 
 def test_one_strategy_passes_through_the_aotinductor_backend():
     subject = subject_of(spec_of("regplug:pool"), backends=["aotinductor"], compiler="eager")
-    checks = (*programs.checks(subject.backends), *numbers.checks(subject.backends))
+    checks = (*programs.checks(subject.backends), *extreme_inputs.checks(subject.backends))
     assert [run_check(check, subject).detail for check in checks] == [""] * 5
 
 
@@ -182,9 +182,9 @@ def saturates(given):
 def test_a_program_that_makes_another_number_of_what_is_none_is_seen(wrong, kind, said):
     subject = subject_of(spec_of("regplug:mean"), backends=[], compiler="eager")
     readout = subject.trained()
-    numbers.compare("program", lambda given: [readout(given)], subject, kind)
+    extreme_inputs.compare("program", lambda given: [readout(given)], subject, kind)
     with pytest.raises(ConformanceError, match=said):
-        numbers.compare("program", lambda given: [readout(wrong(given))], subject, kind)
+        extreme_inputs.compare("program", lambda given: [readout(wrong(given))], subject, kind)
 
 
 def test_a_readout_that_refuses_nan_is_not_asked():
@@ -198,7 +198,7 @@ def test_a_readout_that_refuses_nan_is_not_asked():
 
     object.__setattr__(subject, "trained", Refuses)
     with pytest.raises(DoesNotApplyError, match="refuses a NaN: ValueError: expected numbers"):
-        numbers.compare("program", lambda given: [given.mean(1)], subject, with_nan)
+        extreme_inputs.compare("program", lambda given: [given.mean(1)], subject, with_nan)
 
 
 class Spectrum(torch.nn.Module):
@@ -232,7 +232,7 @@ def test_a_readout_whose_operation_refuses_nan_is_exported(tmp_path):
 @pytest.mark.parametrize("strategy", [name for name in EVERY if name != "regplug:mean"])
 def test_every_strategys_archive_keeps_what_is_no_number(strategy):
     subject = subject_of(spec_of(strategy), backends=["torchscript"], compiler="eager")
-    assert [run_check(check, subject).detail for check in numbers.checks(subject.backends)] == ["", ""]
+    assert [run_check(check, subject).detail for check in extreme_inputs.checks(subject.backends)] == ["", ""]
 
 
 # ---- the plugin's module
@@ -286,7 +286,7 @@ def test_a_plugin_whose_module_does_not_import_in_a_fresh_process_is_told_how(tm
     monkeypatch.syspath_prepend(tmp_path)
     if "sleep" in source:
         monkeypatch.setattr(light_import, "TIME_LIMIT", 1)
-    assert light_import.fault_of((name,)) == fault
+    assert light_import.import_fault((name,)) == fault
 
 
 def test_a_plugin_of_readouts_only_has_no_module_to_import(tmp_path, monkeypatch):

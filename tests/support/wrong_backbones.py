@@ -572,7 +572,7 @@ WRONG = {
     "says neither": (entry_of(layout=laid_out(normalized=None)), "normalized", "expected True or False of a backbone"),
     "always normed": (entry_of(tokens=AlwaysNorms), "normalized", "got the same tokens"),
     "normed the other way": (entry_of(tokens=NormsTheOtherWay), "normalized", "got it with False"),
-    "normed by something else": (entry_of(tokens=NormsOtherwise), "normalized", "no norm that makes the one"),
+    "normed by something else": (entry_of(tokens=NormsOtherwise), "normalized", "no norm that gives one"),
     "others in the batch": (entry_of(tokens=LooksAtOthers), "batch", "tokens of 1 samples: expected outputs within"),
     "another T for two": (entry_of(tokens=PadsTheBatch), "batch", "[2, 8, 16], got torch.float32 [2, 9, 16]"),
     "random": (entry_of(tokens=DropsOut), "deterministic", "expected the same bits"),

@@ -1,6 +1,6 @@
 """``python -m regplug.commands.doctor.child FOLDER``: imports one plugin, in a process that may hang or die.
 
-``examination`` starts it. What it finds goes into files of the folder, which no print disturbs.
+``plugin`` starts it. It writes its results into files in the folder, because the plugin may print anything.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import regplug.registry.default
-import regplug.registry.spec  # noqa: F401  # neither is used: what hosts have loaded, so that one sees what a plugin does to it
-from regplug.commands.doctor.findings import PROBLEM, WARNING, clip, shorten
+import regplug.registry.spec  # noqa: F401  # not used here: hosts have loaded them, and a plugin may change them
+from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip, shorten
 from regplug.commands.doctor.monkeypatches import Snapshot, replaced, replaced_functions, snapshot, watched_functions
 from regplug.commands.doctor.process_state import Change, ExitHooks, ProcessState
 from regplug.errors import PluginError, one_line
@@ -32,10 +32,10 @@ from regplug.registry.references import import_plugin, import_reference
 from regplug.registry.staging import stage
 
 JOB, LIGHT, REFERENCES, AT, TRACE = "job.json", "light.json", "references.json", "at", "trace"
-STARTED = "regplug doctor: started\n"  # what was printed before it is no plugin's doing
-MOST_FAULTS = 10  # of one plugin; the others are counted
-# what a section's entries are called, one and many
-WORDS = {
+STARTED = "regplug doctor: started\n"  # printed first; anything before it is not from the plugin
+MAX_FAULTS = 10  # shown of one plugin; the others are counted
+# nouns for the entries of a hook, singular and plural
+NOUNS = {
     "regplug_readouts": ("strategy", "strategies"),
     "regplug_films": ("FiLM generator", "FiLM generators"),
     "regplug_backbones": ("backbone", "backbones"),
@@ -45,17 +45,17 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One plugin, as the parent found it.
+    """The plugin to examine.
 
     Args:
         distribution: Its name.
         version: Its version.
         readouts: Names and references of its readouts.
         modules: References of its light modules.
-        own: Top-level modules that its files tell of.
+        own: Top-level modules among its files.
         requires: Distributions that it requires, optional ones too.
-        light_limit: Seconds for the light phase.
-        references_limit: Seconds for the references.
+        light_limit: Seconds for the import of its light modules.
+        references_limit: Seconds for the import of what its entries name.
     """
 
     distribution: str
@@ -69,21 +69,21 @@ class Job:
 
     @property
     def roots(self) -> set[str]:
-        """Its top-level modules, as files and references tell."""
+        """Its top-level modules, from its files and references."""
         return {*self.own, *map(root_of, self.modules)}
 
 
 @dataclass
 class Fault:
-    """References that fail for one reason."""
+    """A reason why references cannot be imported, and the entries that it concerns."""
 
     level: str
-    owners: list[str]
+    entries: list[str]
     message: str
 
 
 class TorchWatch:
-    """Notes who imports torch first; finds nothing itself."""
+    """An import finder that finds nothing, but notes who imports torch first."""
 
     def __init__(self, roots: Iterable[str]) -> None:
         self._roots = set(roots)
@@ -104,7 +104,7 @@ class TorchWatch:
 
 
 class Surroundings:
-    """The process as it is before an import, outside of regplug.
+    """The process as it is before an import, apart from regplug's own modules.
 
     Args:
         roots: The plugin's top-level modules.
@@ -116,7 +116,7 @@ class Surroundings:
         self._state = ProcessState()
 
     def changes(self) -> list[Change]:
-        """What the import changed; what the rest of the examination needs is put back."""
+        """What the import changed; restores what the rest of the examination needs."""
         self._hooks.stop()
         functions = replaced_functions(self._functions)
         found = [*self._state.changes(), *self._hooks.found]
@@ -125,36 +125,38 @@ class Surroundings:
 
 
 def main(folder: str) -> None:
-    """Examine the plugin of the folder's job, and end without running what it left for the end."""
-    place = Path(folder)
-    raw = json.loads((place / JOB).read_text())
+    """Examine the plugin of the job in the folder, then exit without running its exit hooks."""
+    exchange = Path(folder)
+    raw = json.loads((exchange / JOB).read_text())
     job = Job(**{**raw, "readouts": [tuple(one) for one in raw["readouts"]]})
     pid = os.getpid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    trace = (place / TRACE).open("w")
+    watch = TorchWatch(job.roots)
+    sys.meta_path.insert(0, watch)
+    surroundings = Surroundings(job.roots)  # before the plugin's time begins, because it imports modules itself
+    trace = (exchange / TRACE).open("w")
     faulthandler.enable(trace)
     os.write(1, STARTED.encode())
     os.write(2, STARTED.encode())
 
-    faulthandler.dump_traceback_later(job.light_limit, exit=True, file=trace)  # it ends, even if nobody waits for it
-    found, entries = light_phase(job)
+    faulthandler.dump_traceback_later(job.light_limit, exit=True, file=trace)  # it exits even if its parent is gone
+    found, entries = light_phase(job, watch, surroundings)
     if os.getpid() != pid:  # the plugin forked, and this is the copy
         os._exit(0)
     faulthandler.dump_traceback_later(job.references_limit, exit=True, file=trace)
-    _write(place / LIGHT, found)
+    _write(exchange / LIGHT, found)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what heavy modules print disturbs nobody
+    os.dup2(nowhere, 1)  # heavy modules may print
     os.dup2(nowhere, 2)
     if found["error"] is None:
-        _write(place / REFERENCES, references_phase(job, entries, place / AT))
+        _write(exchange / REFERENCES, references_phase(job, entries, exchange / AT))
     os._exit(0)
 
 
-def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...]]]:
-    """What every host does with the plugin: import its light modules and call their hooks."""
-    watch = TorchWatch(job.roots)
-    sys.meta_path.insert(0, watch)
-    surroundings = Surroundings(job.roots)
+def light_phase(
+    job: Job, watch: TorchWatch, surroundings: Surroundings
+) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...]]]:
+    """Import the plugin's light modules and call their hooks, as every host does."""
     before = snapshot()
     error = None
     entries: Mapping[str, tuple[Entry, ...]] = dict.fromkeys(HOOKS, ())
@@ -162,8 +164,8 @@ def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...
     try:
         modules = [import_plugin(job.distribution, reference) for reference in job.modules]
         entries = stage(Provenance(job.distribution, job.version), job.readouts, modules)
-    except BaseException as raised:  # what is not even an Exception ends a host, so it is the worst of all
-        error = _format(job, raised)
+    except BaseException as raised:  # one that is no Exception ends a host, which is worst
+        error = _light_message(job, raised)
     seconds = time.perf_counter() - begin
     changes = surroundings.changes()
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not watch]
@@ -171,37 +173,36 @@ def light_phase(job: Job) -> tuple[dict[str, Any], Mapping[str, tuple[Entry, ...
         "error": error,
         "seconds": seconds,
         "registered": {hook: [entry.name for entry in some] for hook, some in entries.items()},
-        "torch": watch.where if "torch" in sys.modules else None,  # who only asks whether there is one, imports none
+        "torch": watch.where if "torch" in sys.modules else None,  # looking for its spec is no import
         "patched": replaced(before, job.roots - {"regplug"}),
         "changes": [(one.level, one.text) for one in changes],
     }, entries
 
 
 def references_phase(job: Job, entries: Mapping[str, tuple[Entry, ...]], at: Path) -> dict[str, Any]:
-    """Import what the entries name; ``at`` says which one while that lasts."""
+    """Import what the entries name; the file ``at`` says which one is being imported."""
     surroundings = Surroundings(job.roots)
     before = snapshot()
     faults: dict[str, Fault] = {}
-    for owner, reference in _references(entries):
+    for entry, reference in _references(entries):
         module = reference.partition(":")[0]
         if module in faults:
-            faults[module].owners.append(owner)
+            faults[module].entries.append(entry)
             continue
         if module not in sys.modules:
-            at.write_text(f"{owner}: importing {reference!r}")
+            at.write_text(f"{entry}: importing {reference!r}")
         try:
-            import_reference(owner, reference)
+            import_reference(entry, reference)
         except BaseException as error:
-            level, message = _judge(job, owner, reference, error)
-            # a module that cannot be imported is the same fault for all that is in it
+            level, message = _classify(job, entry, reference, error)
+            # a module that cannot be imported is one fault for everything in it
             key = reference if module in sys.modules else module
-            faults.setdefault(key, Fault(level, [], message)).owners.append(owner)
+            faults.setdefault(key, Fault(level, [], message)).entries.append(entry)
     ordered = sorted(faults.values(), key=lambda fault: fault.level != PROBLEM)
-    listed = [_summary(fault) for fault in ordered[:MOST_FAULTS]]
     changes = surroundings.changes()
     return {
-        "faults": listed,
-        "more": [fault.level for fault in ordered[MOST_FAULTS:]],
+        "faults": [_summary(fault) for fault in ordered[:MAX_FAULTS]],
+        "more": [fault.level for fault in ordered[MAX_FAULTS:]],
         "patched": replaced(before, job.roots - {"regplug"}),
         "changes": [(one.level, one.text) for one in changes if not one.is_ordinary],
     }
@@ -213,7 +214,7 @@ def root_of(name: str) -> str:
 
 
 def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str, str]]:
-    """Who names what. FiLM families are known by name and need not be installed."""
+    """Each entry with each of its references. FiLM families are known by name and need not be installed."""
     for hook, some in entries.items():
         if hook == "regplug_films":
             continue
@@ -226,33 +227,33 @@ def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str,
                 references += [reference for reference in more if reference is not None]
             for reference in references:
                 if isinstance(reference, str):
-                    yield f"{WORDS[hook][0]} {entry.name!r}", reference
+                    yield f"{NOUNS[hook][0]} {entry.name!r}", reference
 
 
-def _judge(job: Job, owner: str, reference: str, error: BaseException) -> tuple[str, str]:
-    # a reference whose own module is missing is a typo, unless it names what the plugin says it requires
+def _classify(job: Job, entry: str, reference: str, error: BaseException) -> tuple[str, str]:
+    # a missing module is a typo in the reference, unless it belongs to a distribution that the plugin requires
     named = root_of(reference)
     if package := missing_package(error, job.roots | ({named} if normalise(named) not in job.requires else set())):
         return WARNING, f"{wants(package)}."
     said = str(error) if isinstance(error, PluginError) else f"expected to import {reference!r}, got {error!r}."
-    return PROBLEM, clip(said.removeprefix(f"{owner}: "))
+    return PROBLEM, clip(said.removeprefix(f"{entry}: "))
 
 
 def _summary(fault: Fault) -> dict[str, str]:
-    owners = list(dict.fromkeys(fault.owners))
-    return {"level": fault.level, "message": f"{shorten(owners)}: {fault.message}"}
+    return {"level": fault.level, "message": f"{shorten([*dict.fromkeys(fault.entries)])}: {fault.message}"}
 
 
-def _format(job: Job, error: BaseException) -> str:
+def _light_message(job: Job, error: BaseException) -> str:
     if not isinstance(error, PluginError):
         modules = ", ".join(map(repr, job.modules))
-        return f"expected to import {modules}, got {type(error).__name__}: {clip(one_line(error))}"
+        owner = f"plugin {job.distribution!r}"
+        return clip(f"{owner}: expected to import {modules}, got {type(error).__name__}: {one_line(error)}").rstrip(".")
     place = _place(error.__cause__.__traceback__ if error.__cause__ else None, job.roots)
     return clip(str(error).rstrip("."), 300) + (f" ({place})" if place else "")
 
 
 def _place(traceback: TracebackType | None, roots: set[str]) -> str:
-    """The innermost line of the plugin's own."""
+    """The innermost line in the plugin's own modules."""
     place = ""
     while traceback is not None:
         frame = traceback.tb_frame
@@ -263,9 +264,9 @@ def _place(traceback: TracebackType | None, roots: set[str]) -> str:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps(values))
-    beside.replace(path)
+    unfinished = path.with_suffix(".writing")
+    unfinished.write_text(json.dumps(values))
+    unfinished.replace(path)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,23 @@ from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, pr
 from regplug.commands.shared_options import json_option
 
 if TYPE_CHECKING:
-    from regplug.commands.doctor.plugin import Examination
-    from regplug.commands.doctor.run import Diagnosis
+    from regplug.commands.doctor.plugin import PluginReport
+    from regplug.commands.doctor.run import Report
 
-LONGEST_LIMIT = 3600  # seconds; timers take no number without end
+MAX_TIME_LIMIT = 3600  # seconds; timers take no infinity
 HEADS = ("plugin", "version", "protocol", "status", "import", "registered")
 
 
 def _refuse_nan(context: click.Context, option: click.Parameter, seconds: float) -> float:
-    if math.isnan(seconds):  # it is neither below nor above a range's ends
-        raise click.BadParameter(f"expected a number of seconds up to {LONGEST_LIMIT}, got nan.", context, option)
+    if math.isnan(seconds):  # it is neither below nor above the limits of a range
+        raise click.BadParameter(f"expected a number of seconds up to {MAX_TIME_LIMIT}, got nan.", context, option)
     return seconds
 
 
 @click.command("doctor")
 @click.option(
     "--time-limit",
-    type=click.FloatRange(0, LONGEST_LIMIT, min_open=True),
+    type=click.FloatRange(0, MAX_TIME_LIMIT, min_open=True),
     callback=_refuse_nan,
     default=10,
     show_default=True,
@@ -37,29 +37,29 @@ def _refuse_nan(context: click.Context, option: click.Parameter, seconds: float)
 )
 @json_option
 def doctor_command(time_limit: float, as_json: bool) -> None:
-    """Find what is wrong with the installed plugins, and with what regplug stands on.
+    """Find what is wrong with the installed plugins, and with what regplug needs.
 
-    Imports each plugin in a child process of its own, so that one that hangs, prints or crashes harms nobody, then the
-    modules that its entries name. Exit code 1 where there is a problem; warnings are none.
+    Imports each plugin in its own child process, so that one that hangs, prints or crashes does no harm, then the
+    modules that its entries name. Exit code 1 if there is a problem; warnings do not count.
     """
-    from regplug.commands.doctor.run import diagnose
+    from regplug.commands.doctor.run import examine_all
 
     with progress("examining") as step:
-        diagnosis = diagnose(time_limit, step)
+        report = examine_all(time_limit, step)
     if as_json:
-        print_json("doctor", _as_dict(diagnosis))
+        print_json("doctor", _as_dict(report))
     else:
-        _print(diagnosis)
-    if diagnosis.level == "problem":
+        _print(report)
+    if report.level == "problem":
         click.get_current_context().exit(EXIT_FAILED)
 
 
-def _as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
-    from regplug.commands.doctor.findings import SHOWN
+def _as_dict(report: Report) -> dict[str, Any]:
+    from regplug.commands.doctor.diagnostics import MAX_SHOWN
     from regplug.commands.doctor.plugin import section_of
 
     return {
-        "level": diagnosis.level,
+        "level": report.level,
         "plugins": [
             {
                 "distribution": one.distribution,
@@ -68,18 +68,18 @@ def _as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
                 "status": one.status,
                 "import_seconds": one.import_seconds,
                 "registered": {
-                    section_of(hook): {"count": len(names), "names": names[:SHOWN]}
+                    section_of(hook): {"count": len(names), "names": names[:MAX_SHOWN]}
                     for hook, names in one.registered.items()
                 },
             }
-            for one in diagnosis.plugins
+            for one in report.plugins
         ],
-        "findings": [asdict(finding) for finding in diagnosis.all_findings],
-        "environment": [asdict(check) for check in diagnosis.environment],
+        "findings": [asdict(one) for one in report.all_diagnostics],
+        "environment": [asdict(check) for check in report.environment],
     }
 
 
-def _print(diagnosis: Diagnosis) -> None:
+def _print(report: Report) -> None:
     rows = [
         (
             one.distribution,
@@ -89,23 +89,23 @@ def _print(diagnosis: Diagnosis) -> None:
             "" if one.import_seconds is None else f"{1000 * one.import_seconds:.0f} ms",
             _format(one),
         )
-        for one in diagnosis.plugins
+        for one in report.plugins
     ]
     print_columns(HEADS, rows)
     say()
-    for finding in diagnosis.all_findings:
-        say(f"{finding.level}: {finding.message}")
-    if diagnosis.all_findings:
+    for one in report.all_diagnostics:
+        say(f"{one.level}: {one.message}")
+    if report.all_diagnostics:
         say()
-    checks = [(check.name, check.level, check.found, check.message) for check in diagnosis.environment]
+    checks = [(check.name, check.level, check.found, check.message) for check in report.environment]
     print_columns(("environment", "status", "found", ""), checks)
-    say(f"\n{_count(diagnosis.levels, 'problem')}, {_count(diagnosis.levels, 'warning')}")
+    say(f"\n{_count(report.levels, 'problem')}, {_count(report.levels, 'warning')}")
 
 
-def _format(one: Examination) -> str:
-    from regplug.commands.doctor.child import WORDS
+def _format(one: PluginReport) -> str:
+    from regplug.commands.doctor.child import NOUNS
 
-    counted = [(len(names), *WORDS[hook]) for hook, names in one.registered.items() if names]
+    counted = [(len(names), *NOUNS[hook]) for hook, names in one.registered.items() if names]
     return ", ".join(f"{count:,} {word if count == 1 else words}" for count, word, words in counted)
 
 

@@ -1,4 +1,4 @@
-"""Checks what regplug stands on: Python, torch, what C++ needs, and the cache folder. Imports none of it."""
+"""Checks what regplug needs: Python, torch, C++ tools and the cache folder. Imports none of it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 from regplug.backends.child_process import Ended, format_exit, run_bounded, run_elsewhere, until
 from regplug.backends.compiler import compiler_words
 from regplug.backends.python_child import python_code
-from regplug.commands.doctor.findings import OK, PROBLEM, WARNING, clip
+from regplug.commands.doctor.diagnostics import OK, PROBLEM, WARNING, clip
 from regplug.registry.discovery import NO_METADATA
 from regplug.registry.distributions import UNKNOWN, version_of
 from regplug.registry.names import OWN
 from regplug.registry.version import own_version
 
-OLDEST_PYTHON, OLDEST_TORCH, OLDEST_CMAKE = (3, 10), (2, 10), (3, 23)
+MIN_PYTHON, MIN_TORCH, MIN_CMAKE = (3, 10), (2, 10), (3, 23)
 TORCH_LIMIT, TOOL_LIMIT = 120.0, 30.0
 TORCH = """
 import time
@@ -39,13 +39,13 @@ Stop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Requirement:
-    """One thing that regplug stands on.
+    """One thing that regplug needs.
 
     Args:
         name: What it is.
-        found: What is there, such as its version.
+        found: What was found, such as its version.
         level: ``ok``, ``warning`` or ``problem``.
-        message: What one cannot do, and what to do about it.
+        message: What does not work without it, and what to do.
     """
 
     name: str
@@ -57,25 +57,25 @@ class Requirement:
 def check_python(stop: Stop) -> Requirement:
     """The interpreter."""
     found = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        return Requirement("Python", found, PROBLEM, f"expected {_dotted(OLDEST_PYTHON)} or newer.")
+    if sys.version_info[:2] < MIN_PYTHON:
+        return Requirement("Python", found, PROBLEM, f"expected {_dotted(MIN_PYTHON)} or newer.")
     return Requirement("Python", found)
 
 
 def check_torch(stop: Stop) -> Requirement:
-    """torch, imported in a child, for a damaged one may take its process along."""
+    """torch, imported in a child process, because a damaged one may crash it."""
     ended = run_elsewhere(python_code(TORCH), until(TORCH_LIMIT, stop))
     match = re.search(r"^found (\S+) ([\d.e+-]+)$", ended.out, re.MULTILINE)
-    install = f"install torch>={_dotted(OLDEST_TORCH)}."
+    install = f"install torch>={_dotted(MIN_TORCH)}."
     if match is None:
         if "No module named 'torch'" in ended.out:
             return Requirement("torch", "none", PROBLEM, f"nothing can be built; {install}")
         failed = re.search(r"^failed (.+)$", ended.out, re.MULTILINE)
-        said = clip(failed[1]) if failed else _format(ended, TORCH_LIMIT)
-        return Requirement("torch", "does not import", PROBLEM, f"{said.rstrip('.')}; {install}")
+        reason = clip(failed[1]) if failed else _format(ended, TORCH_LIMIT)
+        return Requirement("torch", "does not import", PROBLEM, f"{reason.rstrip('.')}; {install}")
     found = f"{match[1]}, imported in {float(match[2]):.1f} s"
-    if _numbers(match[1]) < OLDEST_TORCH:
-        return Requirement("torch", found, PROBLEM, f"expected {_dotted(OLDEST_TORCH)} or newer; {install}")
+    if _numbers(match[1]) < MIN_TORCH:
+        return Requirement("torch", found, PROBLEM, f"expected {_dotted(MIN_TORCH)} or newer; {install}")
     return Requirement("torch", found)
 
 
@@ -90,15 +90,15 @@ def check_compiler(stop: Stop) -> Requirement:
             WARNING,
             f"{without}; install one, as `apt-get install g++` does.",
         )
-    told = _run([*words, "--version"], TOOL_LIMIT, stop).out.strip().partition("\n")[0]
-    found = f"{clip(told, 60) or 'no version'} ({' '.join(words)})"
+    version = _run([*words, "--version"], TOOL_LIMIT, stop).out.strip().partition("\n")[0]
+    found = f"{clip(version, 60) or 'no version'} ({' '.join(words)})"
     script = 'text="$1"; shift; printf %s "$text" | "$@" -std=c++17 -fsyntax-only -x c++ -'
     command = ["/bin/sh", "-c", script, "sh", PROGRAM, *words]
     tried = _run(command, TOOL_LIMIT, stop)
     if tried.code != 0:
-        said = next((line for line in tried.err.splitlines() if "error" in line), _format(tried, TOOL_LIMIT))
+        reason = next((line for line in tried.err.splitlines() if "error" in line), _format(tried, TOOL_LIMIT))
         return Requirement(
-            "C++ compiler", found, WARNING, f"{without}: a program of two lines fails: {clip(said, 200)}"
+            "C++ compiler", found, WARNING, f"{without}: a program of two lines fails: {clip(reason, 200)}"
         )
     return Requirement("C++ compiler", found)
 
@@ -109,33 +109,33 @@ def check_cmake(stop: Stop) -> Requirement:
     path = _tool("cmake")
     if path is None:
         return Requirement("CMake", "none", WARNING, f"{without}; pip install 'regplug[cpp]'.")
-    told = _run([path, "--version"], TOOL_LIMIT, stop)
-    match = re.search(r"version (\d[\d.]*)", told.out)
-    if told.code != 0 or match is None:
-        return Requirement("CMake", path, WARNING, f"{without}: `cmake --version`: {_format(told, TOOL_LIMIT)}.")
+    ended = _run([path, "--version"], TOOL_LIMIT, stop)
+    match = re.search(r"version (\d[\d.]*)", ended.out)
+    if ended.code != 0 or match is None:
+        return Requirement("CMake", path, WARNING, f"{without}: `cmake --version`: {_format(ended, TOOL_LIMIT)}.")
     found = f"{match[1]} ({path})"
-    if _numbers(match[1]) < OLDEST_CMAKE:
-        return Requirement("CMake", found, WARNING, f"{without}: expected {_dotted(OLDEST_CMAKE)} or newer.")
+    if _numbers(match[1]) < MIN_CMAKE:
+        return Requirement("CMake", found, WARNING, f"{without}: expected {_dotted(MIN_CMAKE)} or newer.")
     return Requirement("CMake", found)
 
 
 def check_ninja(stop: Stop) -> Requirement:
-    """ninja, or make in its stead."""
+    """ninja, or make instead."""
     path = _tool("ninja")
     if path is not None:
-        told = _run([path, "--version"], TOOL_LIMIT, stop)
-        if told.code == 0:
-            return Requirement("ninja", f"{clip(told.out, 40)} ({path})")
-    instead = _tool("make")
-    if instead is not None:
-        return Requirement("ninja", f"none; CMake takes make ({instead})")
+        ended = _run([path, "--version"], TOOL_LIMIT, stop)
+        if ended.code == 0:
+            return Requirement("ninja", f"{clip(ended.out, 40)} ({path})")
+    make = _tool("make")
+    if make is not None:
+        return Requirement("ninja", f"none; CMake uses make ({make})")
     return Requirement(
-        "ninja", "none", WARNING, "no build of C++ programs, for there is no make either; pip install ninja."
+        "ninja", "none", WARNING, "no build of C++ programs, because there is no make either; pip install ninja."
     )
 
 
 def check_json(stop: Stop) -> Requirement:
-    """nlohmann/json, which the C++ headers include; where the CMake configuration looks."""
+    """nlohmann/json, which the C++ headers include, in the places where the CMake configuration looks."""
     prefixes = [*os.environ.get("CMAKE_PREFIX_PATH", "").replace(";", os.pathsep).split(os.pathsep), *sys.path]
     folders = [Path(prefix) / inner for prefix in prefixes if prefix for inner in ("nlohmann_json/include", "include")]
     folders += [Path("/usr/local/include"), Path("/usr/include")]
@@ -148,11 +148,11 @@ def check_json(stop: Stop) -> Requirement:
 
 
 def check_headers(stop: Stop) -> Requirement:
-    """The C++ headers in this package, and the metadata of the package that brought them."""
+    """The C++ headers in this package, and whether they are of the package's version."""
     folder = Path(__file__).parents[2] / "include" / "regplug"
     found = own_version()
     if not (folder / "version.h").is_file():
-        message = "no C++ programs can be built: regplug is in an archive; unpack it or install it for that."
+        message = "no C++ programs can be built: regplug is in an archive; unpack or install it."
         return Requirement("C++ headers", f"{found} ({folder})", WARNING, message)
     package = version_of(OWN)
     if package == UNKNOWN:
@@ -164,10 +164,10 @@ def check_headers(stop: Stop) -> Requirement:
 
 
 def check_cache(stop: Stop) -> Requirement:
-    """The folder of compiled programs: there and this user's alone, or to be made."""
+    """The folder of compiled programs: it exists and only this user can write to it, or it can be created."""
     from regplug.registry.cache_folder import cache_folder, check_ours
 
-    without = "every export to aotinductor compiles again; use another REGPLUG_CACHE_DIR."
+    consequence = "every export to aotinductor compiles again; use another REGPLUG_CACHE_DIR."
     folder = None
     try:
         folder = cache_folder()
@@ -177,8 +177,8 @@ def check_cache(stop: Stop) -> Requirement:
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
             raise PermissionError(None, "not writable")
     except OSError as error:
-        return Requirement("cache folder", str(folder or "none"), WARNING, f"{error.strerror or error}: {without}")
-    return Requirement("cache folder", f"{folder}" if folder.exists() else f"{folder} (made at first use)")
+        return Requirement("cache folder", str(folder or "none"), WARNING, f"{error.strerror or error}: {consequence}")
+    return Requirement("cache folder", f"{folder}" if folder.exists() else f"{folder} (created at first use)")
 
 
 CHECKS: tuple[Callable[[Stop], Requirement], ...] = (
@@ -196,7 +196,7 @@ CHECKS: tuple[Callable[[Stop], Requirement], ...] = (
 def _run(command: list[str], limit: float, stop: Stop) -> Ended:
     try:
         return run_bounded(command, until(limit, stop))
-    except OSError as error:  # it is there, and no program for this machine
+    except OSError as error:  # a file that this machine cannot run
         return Ended(127, err=f"error: {error.strerror}")
 
 

@@ -1,4 +1,4 @@
-"""Finds what a plugin replaced inside regplug and what it stands on, by comparing namespaces around its import."""
+"""Finds what a plugin replaced inside regplug and inside modules that regplug needs, by comparing namespaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import regplug
 
 # "regplug.registry.staging" or "regplug.registry.entries.Entry" -> name -> the object, and for a function its insides
 Snapshot = dict[str, dict[str, tuple[object, ...]]]
-# whose functions regplug and everybody else count on
+# modules whose functions regplug and other programs rely on
 WATCHED = frozenset(
     {
         *("builtins", "hashlib", "io", "os", "pathlib", "pickle", "posixpath", "shutil", "socket", "struct"),
@@ -27,14 +27,14 @@ def snapshot() -> Snapshot:
 
 
 def watched_functions() -> Snapshot:
-    """The namespaces of the modules that are watched, whose functions and classes stay what they are."""
+    """The namespaces of the watched modules."""
     for name in WATCHED:
         importlib.import_module(name)
     return _namespaces(WATCHED.__contains__)
 
 
 def replaced_functions(before: Snapshot) -> list[str]:
-    """What is no longer what it was among the functions and classes that are watched, as dotted names; puts it back."""
+    """Dotted names of the watched functions and classes that were replaced; restores them."""
     now = _namespaces(WATCHED.__contains__)
     found = []
     for owner, inside in before.items():
@@ -42,12 +42,12 @@ def replaced_functions(before: Snapshot) -> list[str]:
             new = now.get(owner, {}).get(word)
             if callable(old[0]) and _differs(old, new):
                 found.append(_name(owner, word, old, new))
-                _put_back(owner, word, old)
+                _restore(owner, word, old)
     return sorted(set(found))
 
 
-def _put_back(owner: str, word: str, old: tuple[object, ...]) -> None:
-    """So that what is done next works; of a method, and of a module that was replaced whole, naming it is enough."""
+def _restore(owner: str, word: str, old: tuple[object, ...]) -> None:
+    """Restore a function or class of a module, because the next steps need it; a method is only reported."""
     value = old[0]
     if isinstance(value, FunctionType):
         value.__code__, value.__defaults__, value.__kwdefaults__ = old[1:]  # type: ignore[assignment]
@@ -56,26 +56,25 @@ def _put_back(owner: str, word: str, old: tuple[object, ...]) -> None:
         setattr(module, word, value)
 
 
-def _namespaces(is_meant: Callable[[str], bool]) -> Snapshot:
+def _namespaces(is_wanted: Callable[[str], bool]) -> Snapshot:
     taken: Snapshot = {}
     for name, module in list(sys.modules.items()):
-        if is_meant(name):
+        if is_wanted(name):
             namespace = dict(getattr(module, "__dict__", {}))
-            taken[name] = {word: _fixed(value) for word, value in namespace.items()}
+            taken[name] = {word: _identity(value) for word, value in namespace.items()}
             for value in namespace.values():
                 if isinstance(value, type) and value.__module__ == name:
-                    inside = {word: _fixed(one) for word, one in vars(value).items()}
+                    inside = {word: _identity(one) for word, one in vars(value).items()}
                     taken[f"{name}.{value.__qualname__}"] = inside
     return taken
 
 
 def replaced(before: Snapshot, roots: Collection[str]) -> list[str]:
-    """What is no longer what it was, as dotted names.
+    """Dotted names of what was replaced inside regplug.
 
     Args:
         before: A snapshot from before.
-        roots: Names of the plugin's top-level modules: in a module of regplug that was loaded since, what comes from
-            one of these was put there.
+        roots: The plugin's top-level modules: an object of one of these in a module of regplug was put there.
     """
     now = snapshot()
     found = {owner for owner in before if owner not in now}
@@ -89,12 +88,12 @@ def replaced(before: Snapshot, roots: Collection[str]) -> list[str]:
         for word in inside.keys() - known.keys():
             if _is_foreign(inside[word][0], roots) or (owner in before and _is_new(owner, word, inside[word][0])):
                 found.add(f"{owner}.{word}")
-    # of a replaced class, what is in it says nothing more
+    # a replaced class is enough, without its attributes
     return sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found))
 
 
-def _fixed(value: object) -> tuple[object, ...]:
-    """What stays the same while nobody meddles; the objects themselves, so that no address is used twice."""
+def _identity(value: object) -> tuple[object, ...]:
+    """The objects that stay the same unless someone replaces them or, for a function, its insides."""
     if isinstance(value, FunctionType):
         return value, value.__code__, value.__defaults__, value.__kwdefaults__
     return (value,)
@@ -103,14 +102,16 @@ def _fixed(value: object) -> tuple[object, ...]:
 def _differs(old: tuple[object, ...], new: tuple[object, ...] | None) -> bool:
     if new is None:
         return True
-    if old[0] is None:  # state of ours that waited for its first use
+    if old[0] is None:  # our own state, set at first use
         return False
     return len(old) != len(new) or any(one is not other for one, other in zip(old, new, strict=True))
 
 
 def _name(owner: str, word: str, old: tuple[object, ...], new: tuple[object, ...] | None) -> str:
     value = old[0]
-    if new is not None and value is new[0] and isinstance(value, FunctionType):  # changed inside, wherever it is seen
+    if (
+        new is not None and value is new[0] and isinstance(value, FunctionType)
+    ):  # changed inside: name it where it is defined
         return f"{value.__module__}.{value.__qualname__}"
     return f"{owner}.{word}"
 
@@ -118,8 +119,8 @@ def _name(owner: str, word: str, old: tuple[object, ...], new: tuple[object, ...
 def _is_new(owner: str, word: str, value: object) -> bool:
     """Whether a name appeared that importing and first use do not make."""
     is_dunder = word.startswith("__") and word.endswith("__")
-    is_door = owner == "regplug" and word in regplug.__all__
-    return not (is_dunder or is_door or isinstance(value, ModuleType))
+    is_public = owner == "regplug" and word in regplug.__all__
+    return not (is_dunder or is_public or isinstance(value, ModuleType))
 
 
 def _is_foreign(value: object, roots: Collection[str]) -> bool:

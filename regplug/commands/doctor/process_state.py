@@ -1,4 +1,4 @@
-"""Finds what an import changed in the process that everybody in it shares; see ``patches`` for regplug itself."""
+"""Finds what an import changed in the state that a whole process shares; ``monkeypatches`` looks at regplug itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from regplug.commands.doctor.findings import PROBLEM, WARNING, clip, shorten
+from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip, shorten
 from regplug.registry.kept_host import put_back_path
 
 HOOKS = (
@@ -28,18 +28,18 @@ HOOKS = (
 )
 STREAMS = ("stdin", "stdout", "stderr")
 LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
-# decide what other programs, or this one's children, load
-LOADING = ("LD_", "DYLD_", "PYTHON")
+# environment variables that decide what child processes load
+LOADER_PREFIXES = ("LD_", "DYLD_", "PYTHON")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is no longer as it was.
+    """One change of the process.
 
     Args:
-        level: ``warning`` or ``problem``, where a light module does it.
-        text: What was done, after "its import".
-        is_ordinary: Whether imports of large libraries do it too, so that it is nothing to speak of there.
+        level: ``warning`` or ``problem``, if a light module does it.
+        text: What was done, to follow "its import".
+        is_ordinary: Whether large libraries do it at import too, so that it is not reported for heavy modules.
     """
 
     level: str
@@ -48,7 +48,7 @@ class Change:
 
 
 class ProcessState:
-    """What is as it was when this was made; the objects themselves, so that no address is used twice."""
+    """The process when this was made. It keeps the objects, because a freed object's address is used again."""
 
     def __init__(self) -> None:
         self.folder = _folder()
@@ -69,7 +69,7 @@ class ProcessState:
         self.limits = {name: resource.getrlimit(which) for name, which in LIMITS.items()}
 
     def changes(self) -> Iterator[Change]:
-        """What is different now."""
+        """What has changed since."""
         now = ProcessState()
         if now.folder != self.folder:
             yield Change(PROBLEM, f"changes the working folder to {now.folder!r}")
@@ -100,7 +100,7 @@ class ProcessState:
                 yield Change(PROBLEM, f"replaces or closes descriptor {number}")
         for thread in now.threads:
             if not _contains(self.threads, [thread]):
-                level = WARNING if thread.daemon else PROBLEM  # a host waits at its end for one that is no daemon
+                level = WARNING if thread.daemon else PROBLEM  # a host cannot exit before one that is no daemon
                 yield Change(level, f"leaves the thread {thread.name!r} running", is_ordinary=thread.daemon)
         yield from self._variable_changes(now)
         if now.recursion != self.recursion:
@@ -113,7 +113,7 @@ class ProcessState:
             yield Change(PROBLEM, f"lowers the limits {shorten(lowered)}")
 
     def restore(self) -> None:
-        """Put back what would keep the child from saying what it found, or fail all that comes after."""
+        """Restore what the child needs to report its results and to go on."""
         for name, limits in self.limits.items():
             with suppress(OSError, ValueError):
                 if resource.getrlimit(LIMITS[name]) != limits:
@@ -143,7 +143,7 @@ class ProcessState:
     def _variable_changes(self, now: ProcessState) -> Iterator[Change]:
         names = {*self.variables, *now.variables}
         changed = sorted(one for one in names if now.variables.get(one) != self.variables.get(one))
-        loading = [one for one in changed if one.startswith(LOADING) or one == "PATH"]
+        loading = [one for one in changed if one.startswith(LOADER_PREFIXES) or one == "PATH"]
         if loading:
             yield Change(PROBLEM, f"changes the environment variables {shorten(loading)}")
         if others := [one for one in changed if one not in loading]:
@@ -151,7 +151,7 @@ class ProcessState:
 
 
 class ExitHooks:
-    """Notes which exit hooks a plugin's own modules register; Python lists none."""
+    """Notes which exit hooks a plugin's own modules register, because Python cannot list them."""
 
     def __init__(self, roots: Collection[str]) -> None:
         self._roots, self._register = roots, atexit.register
@@ -159,7 +159,7 @@ class ExitHooks:
         atexit.register = self._note  # type: ignore[assignment]
 
     def stop(self) -> None:
-        """Let the others register theirs as they like."""
+        """Stop noting."""
         atexit.register = self._register
 
     def _note(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[..., Any]:
@@ -174,7 +174,7 @@ class ExitHooks:
 
 def _folder() -> str | None:
     try:
-        return os.getcwd()  # noqa: PTH109  # a text, as it is
+        return os.getcwd()  # noqa: PTH109  # as text, unchanged
     except OSError:
         return None
 
@@ -194,7 +194,7 @@ def _identity(descriptor: int) -> tuple[int, int] | None:
 
 
 def _contains(now: Collection[Any], before: Collection[Any]) -> bool:
-    """Whether all objects are still there; asked of the objects themselves, not of what they say they equal."""
+    """Whether all objects are still there, by identity: objects may define any equality."""
     known = {id(one) for one in now}
     return all(id(one) in known for one in before)
 

@@ -1,4 +1,4 @@
-"""What a backbone's entry says of a model is so: how it is built, named, found again, and what goes with it."""
+"""Checks of what a backbone's entry states: how a model is built, described and recognised, and what fits it."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ from regplug.registry.options import json_options
 from regplug.torch_private import OperationWatch
 
 UNKNOWN = "no-such-name"
-ROUNDING = 1e-4  # of the largest number: other kernels may be taken
-SMALL = 2**20  # bytes: what a constructor may compute outside the meta device, as rates of drop path
+ROUNDING = 1e-4  # of the largest number: torch may use other kernels
+MAX_ALLOCATED = 2**20  # bytes that a constructor may compute outside the meta device, such as rates of drop path
 
 
 def meta(subject: BackboneSubject) -> None:
-    """On the meta device the model builds, allocates nothing, and has the same weights' names, layout and FiLM sites.
+    """The model can be built on the meta device: no memory is allocated; weights, layout and FiLM sites are the same.
 
-    ``regplug info`` and ``cond-dim`` ask for sizes there. A tensor on a device of its own, or a number read from a
-    weight, makes a question about a large model cost its memory, or fail.
+    ``regplug info`` and ``cond-dim`` get sizes there. With a tensor on a fixed device, or a number read from a weight,
+    they need as much memory as the model, or fail.
     """
     allocated = 0
 
-    def seen(name: str, given: tuple[object, ...], output: object) -> None:
+    def count(name: str, given: tuple[object, ...], output: object) -> None:
         nonlocal allocated
-        made = output if isinstance(output, (tuple, list)) else (output,)
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
         owned = {one.untyped_storage().data_ptr() for one in given if isinstance(one, Tensor) and not one.is_meta}
-        for one in made:
+        for one in outputs:
             if isinstance(one, Tensor) and not one.is_meta and one.untyped_storage().data_ptr() not in owned:
                 allocated += one.untyped_storage().nbytes()
 
-    with torch.device("meta"), OperationWatch(seen):
+    with torch.device("meta"), OperationWatch(count):
         built = build_backbone(subject.entry, subject.model, **subject.options)
     if isinstance(built, nn.Module):
         for name, tensor in (*built.named_parameters(), *built.named_buffers()):
             if not tensor.is_meta:
                 raise ConformanceError(f"build on the meta device: expected {name} there, got it on {tensor.device}.")
-    if allocated > SMALL:
+    if allocated > MAX_ALLOCATED:
         raise ConformanceError(
             f"build on the meta device: expected no tensors elsewhere, got {allocated / 2**20:.3g} MiB of them."
         )
-    _same_model("build on the meta device", subject, built)
+    _refuse_other_model("build on the meta device", subject, built)
 
 
 def describe(subject: BackboneSubject) -> str:
-    """Name and options that ``describe`` gives are JSON values, of which ``build`` makes the same model again.
+    """``describe`` gives a name and options as JSON values, and ``build`` makes the same model from them.
 
-    A bundle with the backbone inside holds no more than these. What ``describe`` forgets is another network when the
-    bundle is loaded: other shapes, or tokens in other places.
+    A bundle with the backbone inside holds nothing else. An option that ``describe`` leaves out gives another network
+    when the bundle is loaded: other shapes, or tokens at other positions.
     """
     if subject.entry.describe is None:
         raise DoesNotApplyError("its entry has no describe=, so no bundle can hold its models")
@@ -74,24 +74,24 @@ def describe(subject: BackboneSubject) -> str:
     if name is not None and not (isinstance(name, str) and FILE_NAME.fullmatch(name)):
         raise ConformanceError(f"describe: expected a name without '/' and spaces, or None, got {name!r}.")
     stored = json_options(f"backbone {subject.entry.name!r}", options)
-    way = f"build of what describe gave ({name}, {json.dumps(stored)})"
+    step = f"build of what describe gave ({name}, {json.dumps(stored)})"
     with torch.device("meta"):
         built = build_backbone(subject.entry, name, **stored)
-    _same_model(way, subject, built)
-    _same_tokens(way, subject, built, name, stored)
+    _refuse_other_model(step, subject, built)
+    _refuse_other_tokens(step, subject, built, name, stored)
     return f"{name}, {json.dumps(stored)}"
 
 
 def refusals(subject: BackboneSubject) -> None:
     """A model and an option that do not exist are refused.
 
-    A misspelt option that is swallowed silently builds another network than was asked for.
+    A misspelt option that is silently ignored builds another network than the user asked for.
     """
-    asked: list[tuple[str, str | None, dict[str, Any]]] = [
+    requests: list[tuple[str, str | None, dict[str, Any]]] = [
         (f"model {UNKNOWN!r}", UNKNOWN, {}),
         (f"option {UNKNOWN.replace('-', '_')}=1", subject.model, {**subject.options, UNKNOWN.replace("-", "_"): 1}),
     ]
-    for what, model, options in asked:
+    for what, model, options in requests:
         with torch.device("meta"):
             try:
                 build_backbone(subject.entry, model, **options)
@@ -101,9 +101,9 @@ def refusals(subject: BackboneSubject) -> None:
 
 
 def recognised(subject: BackboneSubject) -> None:
-    """The model is known by its class as this backbone's, and no other's.
+    """The model's class identifies this backbone, and no other.
 
-    ``layout_of(model)``, ``read_registers`` and ``attach`` look for its class's name, and those of its bases, among
+    ``layout_of(model)``, ``read_registers`` and ``attach`` look for the names of its class and base classes in
     ``classes``.
     """
     if not subject.entry.classes:
@@ -116,9 +116,9 @@ def recognised(subject: BackboneSubject) -> None:
 
 
 def strategies(subject: BackboneSubject) -> str:
-    """Every strategy in ``readouts`` is registered; the default one builds at this R and D with the ``options``.
+    """Every strategy in ``readouts`` is registered; the default one can be built at this R and D with ``options``.
 
-    ``regplug cond-dim --backbone NAME`` and ``attach(model)`` take the default without asking.
+    ``regplug cond-dim --backbone NAME`` and ``attach(model)`` use the default.
     """
     entry, layout = subject.entry, subject.layout
     if not entry.readouts:
@@ -139,9 +139,9 @@ def strategies(subject: BackboneSubject) -> str:
 
 
 def film_sites(subject: BackboneSubject) -> str:
-    """Each FiLM site is a module of the model, named once, with so many layers of so many features.
+    """Each FiLM site is a module of the model, is named once, and has as many layers and features as stated.
 
-    FiLM pairs of another width, or more of them than there are layers, fail in a forward far away.
+    FiLM pairs of another width, or more pairs than layers, fail much later, in a forward.
     """
     if subject.entry.film_sites is None:
         raise DoesNotApplyError("its entry has no film_sites=")
@@ -165,7 +165,7 @@ def film_sites(subject: BackboneSubject) -> str:
 
 
 def _check_widths(owner: str, module: nn.Module, features: int, num_layers: int, subject: BackboneSubject) -> None:
-    """Compare with a FiLM generator inside the site that says its widths; else with the site's own weights."""
+    """Compare with the sizes of a FiLM generator inside the site; without one, with the site's own weights."""
     for path, part in module.named_modules():
         if film_family(part, subject.registry) is None:
             continue
@@ -174,44 +174,45 @@ def _check_widths(owner: str, module: nn.Module, features: int, num_layers: int,
             if found != stated:
                 raise ConformanceError(f"{owner}: expected {word}={found}, as {path} has, got {stated}.")
     layers = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
-    fitting = [part for part in layers if any(features in one.shape for one in part.parameters(recurse=False))]
-    if layers and len(fitting) < num_layers:
+    matching = [part for part in layers if any(features in one.shape for one in part.parameters(recurse=False))]
+    if layers and len(matching) < num_layers:
         raise ConformanceError(
-            f"{owner}: expected {num_layers} layers of {features} features, as stated, got {len(fitting)} layers with "
+            f"{owner}: expected {num_layers} layers of {features} features, as stated, got {len(matching)} layers with "
             "a weight of that size there."
         )
 
 
-def _same_model(way: str, subject: BackboneSubject, built: Any) -> None:
+def _refuse_other_model(step: str, subject: BackboneSubject, built: Any) -> None:
     """Refuse a model with another layout, other FiLM sites, or other names and shapes in its state dict."""
     layout = ask_layout(subject.entry, built)
     if layout != subject.layout:
-        raise ConformanceError(f"{way}: expected the same layout, got {_difference(subject.layout, layout)}.")
+        raise ConformanceError(f"{step}: expected the same layout, got {_difference(subject.layout, layout)}.")
     if ask_film_sites(subject.entry, built) != subject.film_sites:
-        raise ConformanceError(f"{way}: expected the same FiLM sites, got others.")
+        raise ConformanceError(f"{step}: expected the same FiLM sites, got others.")
     if isinstance(subject.built, nn.Module):
         wanted, got = _weights(subject.built), _weights(built) if isinstance(built, nn.Module) else set()
         if wanted != got:
             name, shape, dtype = min(wanted ^ got)
             word = "missing" if (name, shape, dtype) in wanted else "not among them"
             raise ConformanceError(
-                f"{way}: expected the names, shapes and dtypes of the model's weights, got others: {name} "
+                f"{step}: expected the names, shapes and dtypes of the model's weights, got others: {name} "
                 f"{list(shape)} {dtype} is {word}."
             )
 
 
-def _same_tokens(way: str, subject: BackboneSubject, built: Any, name: str | None, options: dict[str, Any]) -> None:
-    """Refuse a model that computes something else with the same weights: many an option changes no shape."""
+def _refuse_other_tokens(
+    step: str, subject: BackboneSubject, built: Any, name: str | None, options: dict[str, Any]
+) -> None:
+    """Refuse a model that computes something else with the same weights: some options change no shape."""
     if subject.entry.tokens is None or not isinstance(built, nn.Module):
         return
     inputs = subject.checked_inputs(1)
     built.load_state_dict(subject.network.state_dict(), strict=False, assign=True)
-    if any(one.is_meta for one in (*built.parameters(), *built.buffers())):  # a table that is in no state dict
+    if any(one.is_meta for one in (*built.parameters(), *built.buffers())):  # such as a table outside the state dict
         built = build_backbone(subject.entry, name, **options)
         built.load_state_dict(subject.network.state_dict(), strict=False, assign=True)
-    way_of_reading = bool(subject.layout.normalized)
-    got = subject.read(ask_tokens(subject.entry, built.eval(), way_of_reading), inputs)
-    close(f"{way}, with the model's weights: tokens", got, subject.read(subject.stated_tokens, inputs), ROUNDING)
+    got = subject.read(ask_tokens(subject.entry, built.eval(), bool(subject.layout.normalized)), inputs)
+    close(f"{step}, with the model's weights: tokens", got, subject.read(subject.stated_tokens, inputs), ROUNDING)
 
 
 def _weights(model: nn.Module) -> set[tuple[str, tuple[int, ...], str]]:
@@ -219,8 +220,9 @@ def _weights(model: nn.Module) -> set[tuple[str, tuple[int, ...], str]]:
 
 
 def _difference(wanted: Any, got: Any) -> str:
-    ours, theirs = wanted.as_dict(), got.as_dict()
-    return ", ".join(f"{word}={theirs[word]!r} for {ours[word]!r}" for word in ours if ours[word] != theirs[word])
+    before, after = wanted.as_dict(), got.as_dict()
+    changed = [word for word in before if before[word] != after[word]]
+    return ", ".join(f"{word}={after[word]!r} instead of {before[word]!r}" for word in changed)
 
 
 CHECKS: tuple[Check[BackboneSubject], ...] = (

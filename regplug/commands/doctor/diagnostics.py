@@ -1,4 +1,4 @@
-"""What the doctor says of one thing: ``ok``, a ``warning``, or a ``problem``."""
+"""What the doctor reports: diagnostics, and their levels ``ok``, ``warning`` and ``problem``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from regplug import errors
 
 OK, WARNING, PROBLEM = LEVELS = ("ok", "warning", "problem")
-SHOWN = 5  # of many alike, how many are named
-LONGEST = 400  # characters of a message; what plugins raise and print has no bound
+MAX_SHOWN = 5  # names in a list of many
+MAX_MESSAGE = 400  # characters; what plugins raise and print has no bound
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line for people.
+class Diagnostic:
+    """One line of the report.
 
     Args:
         level: ``warning`` or ``problem``.
-        distribution: The plugin that it is about; None for what belongs to none alone.
+        distribution: The plugin that it is about; None if it is about no plugin or about several.
         message: What is wrong and what to do.
     """
 
@@ -32,12 +32,12 @@ def worst(levels: Iterable[str]) -> str:
     return max(levels, key=LEVELS.index, default=OK)
 
 
-def clip(text: str, longest: int = LONGEST) -> str:
-    """One printable line, no longer than a message may be."""
+def clip(text: str, longest: int = MAX_MESSAGE) -> str:
+    """The text on one printable line, cut to the length of a message."""
     return errors.clip(text, longest)
 
 
 def shorten(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - MAX_SHOWN
+    return ", ".join(names[:MAX_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

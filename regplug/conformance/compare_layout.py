@@ -1,4 +1,4 @@
-"""Whether the positions that a layout names are those where marks came out. Imports no torch."""
+"""Compares the register positions of a layout with those where marks came out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from typing import TYPE_CHECKING
 from regplug.errors import ConformanceError
 
 if TYPE_CHECKING:
-    from regplug.conformance.marks import Findings, Marked
+    from regplug.conformance.marks import FoundMarks, MarkedParameter
 
-SHOWN = 4  # parameters in a message
+MAX_SHOWN = 4  # parameters in a message
 CLASS_TOKEN = re.compile(r"cls|class|dist_token|summary", re.IGNORECASE)
 REGISTER = re.compile(r"reg", re.IGNORECASE)
 NUMBER = re.compile(r"\d+")
 
 
-def judge(found: Findings, positions: Sequence[int]) -> str:
-    """Where the registers are, for people, if they are where the layout says.
+def check_positions(found: FoundMarks, positions: Sequence[int]) -> str:
+    """Refuse a layout whose positions are not those of the registers; returns which parameter is at which position.
 
-    The layout's positions must be those of one parameter's rows, in order, or of several parameters of one shape, and
-    all of them: a row elsewhere is a register that is left out. Rows in front may be class tokens if the parameter's
-    name says so, as in ``cls_register_token``. A parameter that is named a class token holds no registers where
-    another is named after registers.
+    The layout's positions must be those of all rows of one parameter, in order, or of several parameters of one shape:
+    a row at another position is a register that is left out. The first rows may be class tokens if the parameter's
+    name says so, as ``cls_register_token`` does. A parameter named after a class token holds no registers if another
+    is named after registers.
 
     Args:
-        found: What marks tell.
+        found: Where the marks came out.
         positions: The layout's positions, in order.
 
     Raises:
-        ConformanceError: They are elsewhere.
+        ConformanceError: The registers are elsewhere.
     """
     fault = _fault(found, positions)
     if fault is None:
         parts = _parts(found, positions)
-        return ", ".join(f"{one.name} at {listed(_known(one))}" for one in parts)
-    shown = [f"{one.name} at {listed(_known(one))}" for one in found.parameters if _known(one)]
-    seen = "; ".join(shown[:SHOWN]) or f"none; {len(found.of_the_input)} of {found.num_tokens} tokens depend on inputs"
-    raise ConformanceError(f"layout: expected registers at {listed(positions)}, got {fault}. Marks: {seen}.")
+        return ", ".join(f"{one.name} at {format_positions(_known(one))}" for one in parts)
+    shown = [f"{one.name} at {format_positions(_known(one))}" for one in found.parameters if _known(one)]
+    seen = (
+        "; ".join(shown[:MAX_SHOWN]) or f"none; {len(found.of_the_input)} of {found.num_tokens} tokens depend on inputs"
+    )
+    raise ConformanceError(f"layout: expected registers at {format_positions(positions)}, got {fault}. Marks: {seen}.")
 
 
-def listed(positions: Sequence[int]) -> str:
-    """Positions as people write them: ``1-4`` or ``15, 31, 47``.
+def format_positions(positions: Sequence[int]) -> str:
+    """Positions as text: ``1-4`` or ``15, 31, 47``.
 
     Example:
-        >>> listed((1, 2, 3)), listed((3,)), listed((15, 31))
+        >>> format_positions((1, 2, 3)), format_positions((3,)), format_positions((15, 31))
         ('1-3', '3', '15, 31')
     """
     if len(positions) > 1 and {after - before for before, after in pairwise(positions)} == {1}:
@@ -54,12 +56,12 @@ def listed(positions: Sequence[int]) -> str:
     return ", ".join(map(str, positions))
 
 
-def _fault(found: Findings, positions: Sequence[int]) -> str | None:
-    landed = {place for one in found.parameters for place in _known(one)}
+def _fault(found: FoundMarks, positions: Sequence[int]) -> str | None:
+    marked = {place for one in found.parameters for place in _known(one)}
     for place in positions:
         if place in found.of_the_input:
             return f"a token at {place} that depends on the input"
-        if place not in landed:
+        if place not in marked:
             hint = f" ({found.unclear[0]} changes no one token most)" if found.unclear else ""
             return f"a token at {place} that is no parameter's row{hint}"
     parts = _parts(found, positions)
@@ -84,28 +86,28 @@ def _fault(found: Findings, positions: Sequence[int]) -> str | None:
     return None if order == list(positions) else f"them in another order than in {parts[0].name}"
 
 
-def _named_registers_elsewhere(found: Findings, positions: Sequence[int]) -> Marked | None:
-    """A parameter that is named after registers, where none that is so named is at a position: prompts are others."""
+def _named_registers_elsewhere(found: FoundMarks, positions: Sequence[int]) -> MarkedParameter | None:
+    """A parameter named after registers, if no parameter of such a name is at one of the positions."""
     named = [one for one in found.parameters if REGISTER.search(one.name) and _known(one)]
     return None if any(place in positions for one in named for place in _known(one)) else next(iter(named), None)
 
 
-def _parts(found: Findings, positions: Sequence[int]) -> list[Marked]:
-    """The parameter whose rows are at the positions, and nowhere else; without one, all that have rows there."""
+def _parts(found: FoundMarks, positions: Sequence[int]) -> list[MarkedParameter]:
+    """The parameter whose rows are exactly at the positions; if there is none, all that have rows there."""
     exact = [one for one in found.parameters if one.positions == tuple(positions)]
     if exact:
         return exact[:1]
-    owners: dict[int, Marked] = {}
+    owners: dict[int, MarkedParameter] = {}
     for one in found.parameters:
         for place in _known(one):
             owners.setdefault(place, one)
     return list({owners[place].name: owners[place] for place in positions}.values())
 
 
-def _known(one: Marked) -> list[int]:
+def _known(one: MarkedParameter) -> list[int]:
     return [place for place in one.positions if place is not None]
 
 
-def _kind(one: Marked) -> str:
-    """Its name without numbers, which several parameters of a list share."""
+def _kind(one: MarkedParameter) -> str:
+    """Its name without numbers; the parameters of a list have it in common."""
     return NUMBER.sub("#", one.name)

@@ -1,8 +1,7 @@
-"""How a backbone's tokens are read: where its registers are in them, whether they come normalised, whose weights."""
+"""Checks of a backbone's tokens: registers are at the layout's positions, norm and weights are the model's own."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,69 +9,71 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from regplug.conformance.backbone_subject import BackboneSubject, State, state_of
+from regplug.conformance.backbone_subject import BackboneSubject
 from regplug.conformance.check import Check, DoesNotApplyError
-from regplug.conformance.own_forward import watch_own_forward
-from regplug.conformance.placement import judge, listed
+from regplug.conformance.compare_layout import check_positions, format_positions
+from regplug.conformance.model_state import ModelState, model_state
+from regplug.conformance.own_forward import calls_in_own_forward
 from regplug.conformance.subject import TOLERANCES, close, same_bits, seeded
 from regplug.errors import ConformanceError, ShapeError, SpecError
 
 BATCH = 3
-ROUNDING = 1e-4  # of the largest number: other batch sizes take other kernels
-STATES = ("modules", "weights", "modes", "hooks")
+ROUNDING = 1e-4  # of the largest number: torch uses other kernels for other batch sizes
+STATE_FIELDS = ("modules", "weights", "modes", "hooks")
 
 
 def tokens(subject: BackboneSubject) -> str:
     """The tokens module gives finite tokens ``[B, T, D]``, of the layout's D, and T holds the layout's positions.
 
-    A layout is a statement about these tokens: a T of another model, or a D before a projection, reads past them.
+    A layout with another model's T, or a D from before a projection, reads past the tokens.
     """
     found = subject.read_checked()
     positions = subject.layout.positions(found.shape[1])
     sizes = ", ".join(map(str, subject.input_shape))
-    return f"inputs [B, {sizes}], T = {found.shape[1]}, registers at {listed(positions)}"
+    return f"inputs [B, {sizes}], T = {found.shape[1]}, registers at {format_positions(positions)}"
 
 
 def marks(subject: BackboneSubject) -> str:
-    """A mark in each of the model's register parameters is found at the layout's position, in order, and none is left.
+    """Marks in the model's register parameters come out at the layout's positions, in order, and at no others.
 
-    A layout that is off by one reads a class token or a patch, silently: every shape is right, training goes on, and
+    A layout that is off by one silently reads a class token or a patch: every shape is right, training goes on, and
     programs agree with eager. See docs/backbones.md for how registers are found.
     """
-    found = subject.findings
-    where = judge(found, subject.layout.positions(found.num_tokens))
-    larger = subject.findings_of_larger
+    found, layout = subject.marks, subject.layout
+    registers = check_positions(found, layout.positions(found.num_tokens))
+    larger = subject.marks_of_larger_inputs
     if larger is None:
-        return where
+        return registers
     try:
-        return f"{where}; of {larger.num_tokens} tokens, {judge(larger, subject.layout.positions(larger.num_tokens))}"
+        more = check_positions(larger, layout.positions(larger.num_tokens))
+        return f"{registers}; of {larger.num_tokens} tokens, {more}"
     except ShapeError as error:
         raise ConformanceError(f"layout: inputs twice as large: {error}") from error
 
 
 def normalized(subject: BackboneSubject) -> str:
-    """``tokens(model, True)`` is a norm of the model on ``tokens(model, False)``; the layout says how registers come.
+    """``tokens(model, True)`` is one of the model's norms applied to ``tokens(model, False)``.
 
-    The layout's ``normalized`` is what the model's own forward does to its registers. A readout that was trained on
-    normalised registers and gets others answers with plausible numbers.
+    The layout's ``normalized`` says whether the model's own forward applies it to its registers. A readout that was
+    trained on normalised registers and gets others gives plausible numbers.
     """
     stated = subject.layout.normalized
     inputs = subject.checked_inputs(1)
     if stated is None:
         raise ConformanceError("layout: normalized: expected True or False of a backbone with tokens=, got None.")
-    ways: dict[bool, nn.Module | None] = {}
-    for way in (False, True):
+    modules: dict[bool, nn.Module | None] = {}
+    for choice in (False, True):
         try:
-            ways[way] = subject.tokens_module(way)
+            modules[choice] = subject.tokens_module(choice)
         except SpecError:
-            if way == stated:
+            if choice == stated:
                 raise
-            ways[way] = None
-    raw_module, normed_module = ways[False], ways[True]
+            modules[choice] = None
+    raw_module, normed_module = modules[False], modules[True]
     if raw_module is None or normed_module is None:
         return f"{stated}; the plugin refuses {not stated}"
     network = subject.network
-    with _norms_moved(network) as norms:
+    with _norms_changed(network) as norms:
         raw, normed = subject.read(raw_module, inputs), subject.read(normed_module, inputs)
         if same_bits(raw, normed):
             raise ConformanceError("tokens: expected the final norm with normalized=True alone, got the same tokens.")
@@ -83,35 +84,35 @@ def normalized(subject: BackboneSubject) -> str:
         if name is None:
             raise ConformanceError(
                 "tokens: expected those of normalized=True to be one norm module of the model on those of False, got "
-                "no norm that makes the one of the other."
+                "no norm that gives one from the other."
             )
         registers = raw[:, list(subject.layout.positions(raw.shape[1]))]
-        calls = watch_own_forward(network, inputs, registers) if name in norms else None
+        calls = calls_in_own_forward(network, inputs, registers) if name in norms else None
         own = None if calls is None else any(call.name == name and call.before <= ROUNDING for call in calls)
     if own is not None and own != stated:
-        said = "applies" if own else "does not apply"
+        verb = "applies" if own else "does not apply"
         raise ConformanceError(
-            f"layout: normalized: expected {own}, because the model's forward {said} {name} to its registers, got "
+            f"layout: normalized: expected {own}, because the model's forward {verb} {name} to its registers, got "
             f"{stated}."
         )
     return (
         f"{stated}, by {name}"
         if own is not None
-        else f"{stated}, by {name}; the model's own forward could not be asked"
+        else f"{stated}, by {name}; the model's own forward takes other inputs"
     )
 
 
 def own_forward(subject: BackboneSubject) -> str:
-    """The registers that are read are those that the model's own forward has after its last block.
+    """The registers are those that the model's own forward has after its last block.
 
-    Tokens of an earlier block, or of a forward that leaves out a part of the model such as its positions, have the
-    right shapes and plausible numbers.
+    Tokens of an earlier block, or of a forward that skips a part of the model such as its positions, have the right
+    shapes and plausible numbers.
     """
     module, inputs = subject.raw_tokens()[0], subject.checked_inputs(1)
     found = subject.read(module, inputs)
     if not same_bits(found, subject.read(module, inputs, 1)):
-        raise DoesNotApplyError("its tokens are random, as the check deterministic says")
-    calls = watch_own_forward(subject.network, inputs, found[:, list(subject.layout.positions(found.shape[1]))])
+        raise DoesNotApplyError("its tokens are random, see the check deterministic")
+    calls = calls_in_own_forward(subject.network, inputs, found[:, list(subject.layout.positions(found.shape[1]))])
     if calls is None:
         raise DoesNotApplyError("the model's own forward takes other inputs than its tokens module")
     for call in calls:
@@ -132,9 +133,9 @@ def own_forward(subject: BackboneSubject) -> str:
 
 
 def batch(subject: BackboneSubject) -> None:
-    """One, two and three samples give the same T, and each sample's tokens do not depend on the others.
+    """One, two and three samples give the same T, and a sample's tokens do not depend on the other samples.
 
-    Else what a server answers depends on who else asks.
+    Otherwise a server's answer to one user depends on the requests of others.
     """
     module, inputs = subject.stated_tokens, subject.checked_inputs(BATCH)
     together = subject.read(module, inputs)
@@ -144,7 +145,7 @@ def batch(subject: BackboneSubject) -> None:
 
 
 def deterministic(subject: BackboneSubject) -> None:
-    """In eval mode the same input gives the same tokens to the bit, whatever the random numbers.
+    """In eval mode the same input gives the same bits, with any random seed.
 
     Dropout or drop path that stays on makes every conditioning vector noisy.
     """
@@ -154,10 +155,10 @@ def deterministic(subject: BackboneSubject) -> None:
 
 
 def shared_weights(subject: BackboneSubject) -> None:
-    """Every weight of the tokens module is the model's own, under one name, and gradients reach the registers'.
+    """Every weight of the tokens module is the model's own, has one name, and registers get gradients.
 
-    A copy stays as it was when the model is trained or loaded; detached tokens train the readout alone; a weight under
-    two names has no place in a bundle.
+    A copy does not change when the model is trained or loaded; detached tokens train only the readout; a bundle cannot
+    hold a weight with two names.
     """
     module, inputs = subject.stated_tokens, subject.checked_inputs(1)
     own = {id(one) for one in subject.network.parameters()}
@@ -175,70 +176,68 @@ def shared_weights(subject: BackboneSubject) -> None:
             raise ConformanceError("tokens: expected gradients to reach the model's weights, got tokens without any.")
         reached = torch.autograd.grad(found.float().square().sum(), list(parameters.values()), allow_unused=True)
     without = {name for name, gradient in zip(parameters, reached, strict=True) if gradient is None}
-    for marked in subject.findings.parameters:
+    for marked in subject.marks.parameters:
         if marked.name in without:
             raise ConformanceError(f"tokens: expected gradients to reach {marked.name}, got none.")
 
 
 def untouched(subject: BackboneSubject) -> None:
-    """Asking for tokens and reading them leaves the model as it was: modules, settings, weights, modes and hooks.
+    """Making the tokens module and reading tokens changes no module, setting, weight, mode or hook of the model.
 
-    The model goes on being trained or served by its owner, with a readout attached or without.
+    Its owner goes on training or serving the model, with or without a readout attached.
     """
     network, modules = subject.network, []
-    # settings as they are now: an earlier forward may have kept sizes and tables in some
-    before = replace(subject.state_as_built, settings=state_of(network).settings)
-    for way in (True, False):
+    # the settings of now: an earlier forward may have stored sizes and tables in some
+    before = replace(subject.state_as_built, settings=model_state(network).settings)
+    for choice in (True, False):
         try:
-            modules.append(subject.tokens_module(way))
-        except SpecError:  # the other check says whether it may refuse
+            modules.append(subject.tokens_module(choice))
+        except SpecError:  # the check normalized says whether it may refuse
             continue
-    _refuse_changes("asked for", before, network, (*STATES, "settings"))
+    _refuse_changes("asked for", before, network, (*STATE_FIELDS, "settings"))
     inputs = subject.checked_inputs(1)
     for module in modules:
         subject.read(module, inputs)
-    _refuse_changes("read", before, network, STATES)
+    _refuse_changes("read", before, network, STATE_FIELDS)
 
 
-def _refuse_changes(what: str, before: State, network: nn.Module, words: Sequence[str]) -> None:
-    after = state_of(network)
-    for word in words:
-        old, new = getattr(before, word), getattr(after, word)
-        same = operator.is_ if word in ("modules", "settings") else operator.eq
-        if differing := sorted(name or "itself" for name in {*old, *new} if not same(old.get(name), new.get(name))):
+def _refuse_changes(step: str, before: ModelState, network: nn.Module, fields: Sequence[str]) -> None:
+    after = model_state(network)
+    for field in fields:
+        if changed := before.changes(after, field):
             raise ConformanceError(
-                f"model: expected it unchanged after its tokens were {what}, got other {word}: "
-                f"{', '.join(differing[:3])}."
+                f"model: expected it unchanged after its tokens were {step}, got other {field}: "
+                f"{', '.join(changed[:3])}."
             )
 
 
 @contextmanager
-def _norms_moved(network: nn.Module) -> Iterator[dict[str, nn.Module]]:
-    """The model's norm modules, each with weights of its own for a while: as built they are all alike."""
+def _norms_changed(network: nn.Module) -> Iterator[dict[str, nn.Module]]:
+    """The model's norm modules, with different weights inside the block: as built they are all the same."""
     norms = {
         name: module
         for name, module in network.named_modules()
         if "norm" in type(module).__name__.lower() and not [*module.children()]
     }
-    kept = {one: one.detach().clone() for module in norms.values() for one in module.parameters()}
+    old = {one: one.detach().clone() for module in norms.values() for one in module.parameters()}
     generator = torch.Generator().manual_seed(0)
     try:
-        for one in kept:
+        for one in old:
             one.data.add_(0.2 * torch.randn(one.shape, generator=generator).to(one))
         yield norms
     finally:
-        for one, values in kept.items():
+        for one, values in old.items():
             one.data.copy_(values)
 
 
 def _mapping_norm(norms: dict[str, nn.Module], given: Tensor, wanted: Tensor) -> str | None:
-    """The name of the norm that makes ``wanted`` of ``given``."""
+    """The name of the norm that turns ``given`` into ``wanted``; None if there is none."""
     with torch.no_grad():
         for name, norm in norms.items():
             try:
                 close(name, norm(given), wanted, ROUNDING)
                 return name
-            except Exception:  # a norm of another width, of images, or of another kind of input
+            except Exception:  # a norm for another width or another kind of input
                 continue
     return None
 
