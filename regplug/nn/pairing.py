@@ -40,6 +40,14 @@ APPLIES_ITSELF = (
 )
 
 
+class FilmWidthError(SpecError):
+    """A FiLM generator wants another width of conditioning than it gets; ``film`` is the name of its class."""
+
+    def __init__(self, message: str, film: str = "") -> None:
+        super().__init__(message)
+        self.film = film
+
+
 @dataclass(frozen=True)
 class Convention:
     """What a generator's pairs mean: ``form`` and ``order`` as in ``FiLMEntry``."""
@@ -146,7 +154,8 @@ def check_film_width(
             f"{owner}: expected an integer attribute {' or '.join(places)}, got none; use width= to name it."
         )
     if wanted != cond_dim:
-        raise SpecError(f"{owner}: expected conditioning of width {wanted}, got {cond_dim} from {giver}.")
+        message = f"{owner}: expected conditioning of width {wanted}, got {cond_dim} from {giver}."
+        raise FilmWidthError(message, type(unwrapped(film)).__name__)
 
 
 def wanted_width(film: nn.Module, width: str | None = None, registry: Registry | None = None) -> int | None:

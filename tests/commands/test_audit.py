@@ -28,7 +28,7 @@ from regplug import SpecError
 from regplug.commands.audit import Audit, audit_network
 from regplug.commands.audit.command import audit_command
 from regplug.commands.audit.inputs import parse_inputs
-from regplug.commands.audit.verdict import Finding
+from regplug.commands.audit.verdict import FiLMInputFinding
 from regplug.commands.main import exit_code
 
 HIDDEN_DIM = 384  # as a configuration file has it, beside a network that is built at other sizes
@@ -47,7 +47,7 @@ def known_inputs(build: Any) -> Any:
 
 DIT = ["latent=B,16,8", "step=B", "label=B:int64"]
 INPUTS: dict[Any, list[str]] = {
-    planted.Policy: ["planted_widths:policy_inputs"],
+    planted.Policy: ["support.planted_widths:policy_inputs"],
     planted.OfVectors: ["state=B,7", "registers=B,R,D"],
     planted.Maps: ["image=B,3,8,8", "registers=B,R,D"],
     planted.Added: DIT,
@@ -55,7 +55,7 @@ INPUTS: dict[Any, list[str]] = {
 }
 
 
-def only(found: Audit) -> Finding:
+def only(found: Audit) -> FiLMInputFinding:
     [finding] = found.findings
     return finding
 
@@ -329,9 +329,7 @@ def test_a_forward_that_depends_on_values_is_unknown_with_the_reason() -> None:
     found = audit_network("network x", Asks, {}, {}, inputs=parse_inputs(["B,R,D", "B,5,32"], lambda text: None))
     assert not found.ok
     assert found.passes(allow_unknown=True)
-    assert only(found).reason.startswith(
-        "the forward ended before it: it asks for values of its tensors, which have none"
-    )
+    assert only(found).reason.startswith("the forward ended before it: it reads values of its tensors, which have none")
 
 
 class Direct(nn.Module):
@@ -459,7 +457,7 @@ def test_a_constructors_own_word_for_a_size_is_given() -> None:
     for right in (False, True):
         found = audit_network("network x", build, {}, {"right": right}, words=words)
         assert found.ok is right
-    with pytest.raises(SpecError, match="--size: expected a word of its constructor with one of"):
+    with pytest.raises(SpecError, match="--size: expected a parameter of its constructor with one of"):
         audit_network("network x", build, {}, {}, words={"width": "hidden_dim"})
 
 
@@ -499,7 +497,7 @@ def test_a_width_that_does_not_follow_is_printed_with_exit_code_one() -> None:
 
 
 def test_a_wrong_width_is_waived_by_name_and_an_expectation_that_nothing_needs_fails() -> None:
-    of = ["planted_widths:OneWrongBlock"]
+    of = ["support.planted_widths:OneWrongBlock"]
     assert run(*of).exit_code == 1
     done = run(*of, "--expect", "films.1=trained so; never resized")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (
@@ -509,8 +507,10 @@ def test_a_wrong_width_is_waived_by_name_and_an_expectation_that_nothing_needs_f
     assert "films.1: wrong: wants 48, is given R*c by readouts.1 (expected: trained so; never resized)" in done.stdout
     done = run(*of, "--expect", "films.1=so", "--expect", "films.2=so", "--expect", "film=so")
     assert done.exit_code == 1
-    assert "--expect films.2: expected what does not follow, got none: it follows" in done.stdout
-    assert "--expect film: expected what does not follow, got none: no FiLM input of this name" in done.stdout
+    assert "--expect films.2: expected a FiLM input that does not follow, got none: it follows" in done.stdout
+    assert (
+        "--expect film: expected a FiLM input that does not follow, got none: no FiLM input of this name" in done.stdout
+    )
     assert run(*of, "--expect", "films.1").exit_code == 2
     assert run(*of, "--expect", "films.1=a", "--expect", "films.1=b").exit_code == 2
 
@@ -520,15 +520,15 @@ def test_what_is_unknown_fails_unless_it_is_allowed() -> None:
     assert (run(*of).exit_code, run(*of, "--allow-unknown").exit_code) == (1, 0)
     values = json.loads(run(*of).stdout)
     assert (values["ok"], values["counts"]) == (False, {"follows": 0, "wrong": 0, "unknown": 1})
-    assert run("planted_widths:OfALayer", "--allow-unknown").exit_code == 1
+    assert run("support.planted_widths:OfALayer", "--allow-unknown").exit_code == 1
 
 
 def test_inputs_and_a_constructors_words_are_given_on_the_command_line() -> None:
-    of = ["planted_widths:Policy", "--input", "planted_widths:policy_inputs"]
+    of = ["support.planted_widths:Policy", "--input", "support.planted_widths:policy_inputs"]
     assert (run(*of).exit_code, run(*of, "-O", "right=true").exit_code) == (1, 0)
     done = run("test_audit:in_other_words", "--size", "dim=hidden_dim", "--input", "tokens=B,20,D")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "1 FiLM inputs: 1 follow, 0 wrong, 0 unknown")
-    done = run("planted_widths:OfAWording", "-O", "right=true", "--input", "tokens=B,3,7")
+    done = run("support.planted_widths:OfAWording", "-O", "right=true", "--input", "tokens=B,3,7")
     assert done.exit_code == 1
     assert "its forward ended early: " in done.stdout
 

@@ -1,6 +1,7 @@
-"""Audits a network: does the width of what reaches each FiLM input follow the network's sizes?"""
+"""`regplug audit`: does the width of the conditioning at each FiLM input follow the network's sizes?"""
 
-from regplug.commands.audit.network import Audit, Refusal, audit_network
-from regplug.commands.audit.verdict import Finding
+from regplug.commands.audit.network import Audit, audit_network
+from regplug.commands.audit.runs import Refusal
+from regplug.commands.audit.verdict import FiLMInputFinding
 
-__all__ = ["Audit", "Finding", "Refusal", "audit_network"]
+__all__ = ["Audit", "FiLMInputFinding", "Refusal", "audit_network"]

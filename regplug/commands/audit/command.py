@@ -18,24 +18,39 @@ if TYPE_CHECKING:
     from regplug.commands.audit import Audit
     from regplug.registry.entries import BackboneEntry
 
-REFUSALS_SHOWN = 4
+MAX_REFUSALS = 4
 
 
 @click.command("audit")
 @click.argument("what", metavar="BACKBONE[:MODEL]|MODULE:CLASS", shell_complete=complete_backbone)
-@click.option("--num-registers", type=int, metavar="R", help="Registers to start from; else the constructor's default.")
-@click.option("--hidden-dim", type=int, metavar="D", help="Token width to start from; else the constructor's default.")
-@click.option("-O", "options", type=KeyValue(), multiple=True, help="An argument of the constructor; JSON, else text.")
-@click.option("--size", type=KeyValue(), multiple=True, help="The constructor's own word for a size: dim=hidden_dim.")
+@click.option(
+    "--num-registers", type=int, metavar="R", help="Number of registers to start from; default: the constructor's own."
+)
+@click.option("--hidden-dim", type=int, metavar="D", help="Token width to start from; default: the constructor's own.")
+@click.option(
+    "-O",
+    "options",
+    type=KeyValue(),
+    multiple=True,
+    help="An argument of the constructor: JSON, or else text. Repeatable.",
+)
+@click.option(
+    "--size", type=KeyValue(), multiple=True, help="The constructor's own name for a size: dim=hidden_dim. Repeatable."
+)
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     metavar="[NAME=]SHAPE[:DTYPE]|MODULE:FUNCTION",
-    help="What the forward takes, such as tokens=B,R+16,D or step=B:int64; else what is found by trying. Repeatable.",
+    help="An argument of the forward, such as tokens=B,R+16,D or step=B:int64; found by trying by default. Repeatable.",
 )
-@click.option("--expect", multiple=True, metavar="NAME=REASON", help="A FiLM input that need not follow. Repeatable.")
-@click.option("--allow-unknown", is_flag=True, help="Unknown, or no FiLM input at all, is no failure.")
+@click.option(
+    "--expect",
+    multiple=True,
+    metavar="NAME=REASON",
+    help="A FiLM input whose width need not follow, and why. Repeatable.",
+)
+@click.option("--allow-unknown", is_flag=True, help="Accept FiLM inputs of unknown width, and networks without any.")
 @json_option
 def audit_command(
     what: str,
@@ -48,11 +63,12 @@ def audit_command(
     allow_unknown: bool,
     as_json: bool,
 ) -> None:
-    """Find FiLM widths that do not follow the sizes of a network.
+    """Find hard-coded FiLM widths: conditioning widths that do not follow a network's sizes.
 
-    Builds it at its own sizes and at five others, runs a forward of each on the meta device, where nothing is computed
-    and nothing takes memory, and follows what reaches each FiLM input: does the width that comes fit the weight that
-    takes it? Exit code 1 if one is wrong or unknown, if there is none, or if --expect names one that follows.
+    Builds the network at its own sizes and at five others, and runs a forward pass of each on the meta device, which
+    computes nothing and takes no memory. At each FiLM input it compares the width of the conditioning with the width
+    that the layer takes. Exit code 1 if a width is wrong or unknown, if there is no FiLM input, or if --expect names
+    one that follows.
     """
     given = dict(options)
     sizes = {
@@ -103,7 +119,7 @@ def _expectations(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _target(what: str) -> tuple[str, Callable[..., Any], dict[str, Any], Sequence[int] | None]:
-    """What is audited, its constructor, the sizes that it is known to have, and the shape of its images."""
+    """The network, for messages; its constructor, its known sizes, and the shape of its images."""
     try:
         entry, own = chosen_backbone(what)
     except NameLookupError:
@@ -112,14 +128,14 @@ def _target(what: str) -> tuple[str, Callable[..., Any], dict[str, Any], Sequenc
         return f"network {what}", import_named_by_user("audit", what), {}, None
     owner = f"backbone {entry.name!r}"
     build = load_reference(owner, entry.build)
-    spelling = entry.full_name if what.startswith(entry.full_name) else entry.name
-    model = what[len(spelling) + 1 :] or None
+    name = entry.full_name if what.startswith(entry.full_name) else entry.name
+    model = what[len(name) + 1 :] or None
     sizes = {"num_registers": own.layout.num_registers, "hidden_dim": own.layout.hidden_dim}
     return owner, partial(build, model) if model else build, sizes, _image_shape(entry, model)
 
 
 def _image_shape(entry: BackboneEntry, model: str | None) -> Sequence[int] | None:
-    """``(C, H, W)`` where the backbone's plugin states it."""
+    """``(C, H, W)`` if the backbone's plugin states it."""
     import torch
 
     from regplug.nn.backbone import ask_tokens, build_backbone
@@ -127,7 +143,7 @@ def _image_shape(entry: BackboneEntry, model: str | None) -> Sequence[int] | Non
     try:
         with torch.device("meta"):
             return getattr(ask_tokens(entry, build_backbone(entry, model), False), "input_shape", None)
-    except RegplugError:  # it has no tokens to read, or only normalised ones
+    except RegplugError:  # it has no tokens to read, or only normalized ones
         return None
 
 
@@ -161,7 +177,7 @@ def _print(found: Audit) -> None:
         )
     if found.error:
         say(f"its forward ended early: {found.error}")
-    alike: dict[str, list[str]] = {}  # a network of many blocks has one mistake many times
+    alike: dict[str, list[str]] = {}  # a network of many blocks repeats one mistake
     for one in found.findings:
         if one.verdict != FOLLOWS:
             text = f"{one.verdict}: {one.reason}" + (f" (expected: {one.expected})" if one.expected else "")
@@ -171,15 +187,15 @@ def _print(found: Audit) -> None:
     for name in found.unused:
         known = {one.module for one in found.findings}
         reason = "it follows" if name in known else f"no FiLM input of this name; known: {', '.join(known) or 'none'}"
-        say(f"--expect {name}: expected what does not follow, got none: {reason}")
+        say(f"--expect {name}: expected a FiLM input that does not follow, got none: {reason}")
     for word in found.fixed:
         say(f"{word}: kept its value: the constructor does not name it, or nothing else builds and runs")
     for note in found.notes:
         say(note)
-    for refusal in found.refused[:REFUSALS_SHOWN]:
+    for refusal in found.refused[:MAX_REFUSALS]:
         say(f"does not run at {format_sizes(refusal.sizes)}: {refusal.error}")
-    if len(found.refused) > REFUSALS_SHOWN:
-        say(f"does not run at {len(found.refused) - REFUSALS_SHOWN} other sizes")
+    if len(found.refused) > MAX_REFUSALS:
+        say(f"does not run at {len(found.refused) - MAX_REFUSALS} other sizes")
     say(found.summary)
 
 

@@ -1,110 +1,38 @@
-"""Follows tensors through a forward on the meta device: from registers and inputs to the weights that take them."""
+"""Follows tensors through a forward pass on the meta device, from registers and inputs to the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from regplug.commands.audit.pieces import Pieces
+from regplug.commands.audit.origins import Application, Break, Origin, Taken, is_inside, merged, union
 from regplug.commands.audit.projections import Projection, find_projection
 from regplug.commands.audit.tensor_trees import is_vector, on_one_device, tensors_in
+from regplug.commands.audit.vector_pieces import VectorPieces
 from regplug.errors import SpecError
 
-MOST_CALLS = 200_000  # of torch functions in one forward
+MAX_CALLS = 200_000  # of torch functions in one forward pass
 SLICES = {"__getitem__", "narrow"}
 MULTIPLIES = {"mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__", "addcmul", "lerp", "einsum"}
 MODULATES = MULTIPLIES | {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__"}
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
 
-@dataclass(frozen=True)
-class Break:
-    """A weight that takes another width than the conditioning vector has that reaches it.
-
-    Args:
-        where: Path of the module that has the weight.
-        wanted: The width that it takes.
-        given: The width that came.
-        of_registers: Whether what came was read from registers.
-    """
-
-    where: str
-    wanted: int
-    given: int
-    of_registers: bool = False
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a tensor was computed from.
-
-    Args:
-        readouts: Paths of the readouts whose output it carries, or where registers were averaged without one.
-        inputs: The network's own inputs of one vector for each sample: a time step, a class, a state.
-        generators: Paths of the modules whose weights made it out of a conditioning vector.
-        arguments: FiLM inputs, each with the position of the argument, that no weight has taken since.
-        broken: What did not fit on the way.
-        is_registers: Whether it holds the R registers.
-    """
-
-    readouts: frozenset[str] = frozenset()
-    inputs: frozenset[str] = frozenset()
-    generators: frozenset[str] = frozenset()
-    arguments: frozenset[tuple[str, int]] = frozenset()
-    broken: frozenset[Break] = frozenset()
-    is_registers: bool = False
-
-    def __or__(self, other: Origin) -> Origin:
-        return Origin(
-            self.readouts | other.readouts,
-            self.inputs | other.inputs,
-            self.generators | other.generators,
-            self.arguments | other.arguments,
-            self.broken | other.broken,
-        )
-
-
-@dataclass(frozen=True)
-class Application:
-    """Features that were multiplied or shifted.
-
-    Args:
-        generator: Path of the module whose weight made the scale or the shift; of a module that did not run (its
-            weight was used by another's forward), or of the network itself, the weight's own name.
-        where: Path of the module in whose forward it happened.
-    """
-
-    generator: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A weight that took what a FiLM input was called with: the widths, and the weight's name where it has one."""
-
-    film: str
-    argument: int
-    wanted: int
-    given: int
-    weight: str | None
-    axis: int
-
-
 class Flow(TorchFunctionMode):
-    """Notes for each tensor what it was computed from, while a forward runs.
+    """Records for each tensor what it was computed from, while a forward pass runs.
 
-    A layer that a conditioning vector does not fit is noted as a break, and the forward goes on as if it had fitted:
-    one forward finds all of them. What fits nowhere else raises as it would without.
+    A layer that a conditioning vector does not fit is recorded as a break, and the forward continues as if it had
+    fitted, so that one pass finds all such layers. Any other error is raised as usual.
 
     Args:
-        network: Whose weights are named.
+        network: The network; its weights are named.
         num_registers: R.
         hidden_dim: D.
-        whole: Slices of conditioning vectors that took all of it at the network's own sizes.
+        whole: Slices that took all of a conditioning vector at the network's own sizes.
     """
 
     def __init__(
@@ -117,39 +45,39 @@ class Flow(TorchFunctionMode):
         self.applications: set[Application] = set()
         self.taken: list[Taken] = []
         self.breaks: list[Break] = []
-        self.modulating: set[Break] = set()  # what did not fit and then scaled or shifted features
+        self.modulating: set[Break] = set()  # layers that did not fit and then scaled or shifted features
         self.whole = whole
         self.slices: dict[tuple[str, int], bool] = {}  # module and number -> whether it took all
-        self.pieces = Pieces()
+        self.pieces = VectorPieces()
         self.weights: list[tuple[str, Projection, Origin]] = []  # projections of vectors, by the weight's name
         self.calls = 0
-        self.fits: int | None = None  # how many calls came before an input did not fit
-        self.failed: Origin | None = None  # of what the call that raised was given
-        self._origins: dict[int, tuple[Tensor, Origin]] = {}  # holds the tensors, so that no id comes twice
+        self.fits: int | None = None  # the number of calls before an input did not fit
+        self.failed: Origin | None = None  # of the arguments of the call that raised
+        self._origins: dict[int, tuple[Tensor, Origin]] = {}  # holds the tensors, so that no id is used again
         self._names: dict[int, tuple[Tensor, str]] = {}
 
     def origin(self, tensor: Tensor) -> Origin | None:
-        """What a tensor was computed from; None for one that no input reaches."""
+        """What a tensor was computed from; None if no input reaches it."""
         found = self._origins.get(id(tensor))
         return None if found is None else found[1]
 
     def set_origin(self, tensor: Tensor, origin: Origin) -> None:
-        """Note what a tensor was computed from."""
+        """Record what a tensor was computed from."""
         self._origins[id(tensor)] = (tensor, origin)
 
     def join(self, tensors: Sequence[Tensor], result: object) -> None:
-        """Give what came out of a module, and is not known yet, the origin of what went in."""
+        """Give a module's output, where it is not known yet, the origin of the module's input."""
         live = [origin for one in tensors if (origin := self.origin(one)) is not None]
         for one in tensors_in(result):
             if live and self.origin(one) is None:
-                self.set_origin(one, _merged(live, one))
+                self.set_origin(one, merged(live, one))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         self.calls += 1
-        if self.calls > MOST_CALLS:
-            raise SpecError(f"forward: expected at most {MOST_CALLS} calls of torch, got more.")
+        if self.calls > MAX_CALLS:
+            raise SpecError(f"forward: expected at most {MAX_CALLS} calls of torch, got more.")
         args, kwargs = on_one_device(args), on_one_device(kwargs or {})
         operands = list(tensors_in((args, kwargs)))
         live = [one for one in operands if id(one) in self._origins]
@@ -164,7 +92,7 @@ class Flow(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
         except Exception:
-            self.failed = _union([origin for one in live if (origin := self.origin(one)) is not None])
+            self.failed = union([origin for one in live if (origin := self.origin(one)) is not None])
             if projection is None or not self._may_repair(projection):
                 raise
             origin = self.origin(projection.tensor) or Origin()
@@ -178,7 +106,7 @@ class Flow(TorchFunctionMode):
         if projection is not None:
             self._take(projection, misfit, result)
         elif name == "__setitem__":
-            self.set_origin(args[0], _merged([o for one in live if (o := self.origin(one)) is not None], args[0]))
+            self.set_origin(args[0], merged([o for one in live if (o := self.origin(one)) is not None], args[0]))
         else:
             self._compute(name, operands, live, result)
         return result
@@ -186,7 +114,7 @@ class Flow(TorchFunctionMode):
     # ---- weights
 
     def _name_views(self, operands: Sequence[Tensor], result: object) -> None:
-        """A view or a transpose of a weight is known by the weight's name."""
+        """A view or a transpose of a weight has the weight's name."""
         if len(operands) == 1 and isinstance(result, Tensor) and (name := self._name(operands[0])):
             self._names.setdefault(id(result), (result, name))
 
@@ -198,7 +126,7 @@ class Flow(TorchFunctionMode):
         return None if found is None else found[1]
 
     def _owner(self, projection: Projection) -> str:
-        """The module that has the weight; of one that is the network's own, the weight's name."""
+        """The module that has the weight; the weight's name if that is the network itself."""
         name = None if projection.weight is None else self._name(projection.weight)
         return self.stack[-1] if name is None else name.rpartition(".")[0] or name
 
@@ -237,7 +165,7 @@ class Flow(TorchFunctionMode):
             if any(one is operand for operand in live) and len(live) == 1:
                 continue  # in place, or a view that is the tensor itself
             if name in MODULATES and self._modulates(name, operands, one):
-                arguments = _union(origins).arguments
+                arguments = union(origins).arguments
                 kept = Origin(arguments=arguments, is_registers=any(o.is_registers for o in origins))
                 self.set_origin(one, kept)
             else:
@@ -247,7 +175,7 @@ class Flow(TorchFunctionMode):
                 self.set_origin(one, origin)
 
     def _slice(self, vector: Tensor, part: Tensor, origin: Origin) -> Origin:
-        """A slice with typed bounds takes all of a vector at the network's own sizes, and a part of it at others."""
+        """Find a slice with hard-coded bounds: it takes all of a vector at the own sizes, and a part at others."""
         where = self.stack[-1]
         key = (where, sum(one[0] == where for one in self.slices))
         self.slices[key] = part.numel() == vector.numel()
@@ -279,41 +207,22 @@ class Flow(TorchFunctionMode):
                 return False
             if not is_vector(result):
                 return True
-            # two vectors are added to join two conditions, and multiplied to modulate features: then shifted, too
+            # vectors are added to join two conditions, multiplied to modulate features, which may be shifted after that
             scales = origin.generators & {one.generator for one in self.applications}
             return other is not None and (name in MULTIPLIES or bool(scales))
         sources = other is not None and bool(other.readouts or other.inputs)
         return bool(origin.inputs) and is_vector(vector) and not is_vector(result) and not sources
 
     def _with_registers(self, origins: Sequence[Origin], result: Tensor, name: str) -> Origin:
-        """The merged origin, with a note where registers are taken out of tokens and where they become one vector."""
-        merged = _merged(origins, result)
+        """The merged origin; records where registers are taken out of tokens and where they become one vector."""
+        origin = merged(origins, result)
         had = any(origin.is_registers for origin in origins)
         registers, hidden = self.num_registers, self.hidden_dim
         if had and name not in JOINS and not is_vector(result) and registers in result.shape[1:]:
-            return replace(merged, is_registers=True)
+            return replace(origin, is_registers=True)
         if result.dim() == 3 and tuple(result.shape[1:]) == (registers, hidden):
-            return replace(merged, is_registers=True)
-        if had and is_vector(result) and result.dim() == 2 and not merged.readouts:
+            return replace(origin, is_registers=True)
+        if had and is_vector(result) and result.dim() == 2 and not origin.readouts:
             where = self.stack[-1]
-            return replace(merged, readouts=frozenset({f"registers read in {where or 'forward'}"}))
-        return replace(merged, is_registers=False)
-
-
-def is_inside(path: str, scope: str) -> bool:
-    """Whether ``path`` is ``scope`` or inside it; everything is inside the network itself, ``""``."""
-    return not scope or path == scope or path.startswith(f"{scope}.")
-
-
-def _merged(origins: Sequence[Origin], result: Tensor) -> Origin:
-    """Vectors that are joined keep all that they come from; features that a vector meets are features."""
-    if len(origins) > 1 and not is_vector(result) and not all(origin.readouts for origin in origins):
-        return Origin(arguments=_union(origins).arguments)
-    return origins[0] if len(origins) == 1 else _union(origins)
-
-
-def _union(origins: Sequence[Origin]) -> Origin:
-    found = Origin()
-    for origin in origins:
-        found |= origin
-    return found
+            return replace(origin, readouts=frozenset({f"registers read in {where or 'forward'}"}))
+        return replace(origin, is_registers=False)

@@ -1,4 +1,4 @@
-"""What a network's forward is called with in an audit: what the user says, or what is found by trying."""
+"""The arguments of a network's forward in an audit: as the user gives them, or found by trying."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from regplug.registry.integers import is_int
 from regplug.registry.options import parameters_of
 from regplug.registry.references import REFERENCE_PATTERN
 
-BATCH = 2  # one sample would hide a batch that is taken for something else
+BATCH = 2  # with one sample, a batch that is mistaken for another axis would not show
 OTHER_TOKENS = 16  # next to the registers, in a sequence that is tried
-OTHER_STEPS = 16  # of a sequence that is no tokens
-MOST_WIDTHS = 8
+OTHER_STEPS = 16  # in a sequence that is not of tokens
+MAX_WIDTHS = 8
 ROUNDS = 3
 IMAGE_SIZES = (224, 64, 32, 28, 16, 8)
 SHAPE = re.compile(r"[\w+*/() -]+(,[\w+*/() -]+)*,?")
@@ -44,9 +44,9 @@ class InputSpec:
     """One ``--input``: ``[NAME=]SHAPE[:DTYPE]``.
 
     Args:
-        name: The forward's argument; ``batch.image`` is a key of a dict. Empty for the next one in order.
-        shape: Sizes as text, in ``B``, ``R``, ``D``, ``c`` and numbers.
-        dtype: Of torch, by name.
+        name: The forward's argument; ``batch.image`` is a key of a dict. Empty for the next argument in order.
+        shape: Each size as text, in ``B``, ``R``, ``D``, ``c`` and numbers.
+        dtype: Name of a dtype of torch.
     """
 
     name: str
@@ -64,7 +64,7 @@ class InputSpec:
 
 
 def parse_inputs(texts: Sequence[str], load: Callable[[str], Callable[..., Any]]) -> Inputs | None:
-    """What the user says of the inputs; None if nothing.
+    """The inputs as the user gives them; None if not given.
 
     Args:
         texts: Each ``[NAME=]SHAPE[:DTYPE]``, or one ``module:function``.
@@ -98,13 +98,13 @@ def find_inputs(
     shape: Sequence[int] | None,
     attempt: Callable[[Inputs], int | None],
 ) -> None:
-    """Try inputs where the user says nothing, the likeliest first, one argument of the forward after the other.
+    """Try inputs if the user gives none: the likeliest first, one argument of the forward after the other.
 
     Args:
         module: The network.
-        sizes: Those that it has; no input is in others.
-        shape: ``(C, H, W)`` of its images, where its plugin states it.
-        attempt: Runs a forward; how far it came, or None for inputs that fit, which ends the search.
+        sizes: The sizes that it has; inputs are in these sizes only.
+        shape: ``(C, H, W)`` of its images, if its plugin states it.
+        attempt: Runs a forward pass; gives how far it came, or None for inputs that fit, which ends the search.
     """
     example = getattr(module, "example_input_array", None)  # as Lightning calls it
     if example is not None:
@@ -136,7 +136,7 @@ def find_inputs(
 
 
 def describe_parameters(module: nn.Module) -> str:
-    """What a forward must be given, for messages: ``images, step``; empty for nothing, or no forward."""
+    """The required arguments of a forward, for messages: ``images, step``; empty if there are none, or no forward."""
     return ", ".join(one.name for one in _required(module))
 
 
@@ -162,7 +162,7 @@ def _required(module: nn.Module) -> list[inspect.Parameter]:
 
 
 def _kinds(name: str, module: nn.Module, sizes: Mapping[str, int], shape: Sequence[int] | None) -> Iterator[Kind]:
-    """What an argument of a forward may be, by its name and by what the network says of its images."""
+    """What an argument of a forward may be, judging by its name and by the network's images."""
     word = name.lower()
     steps, classes = _tensor(lambda s: (BATCH,)), _tensor(lambda s: (BATCH,), torch.int64)
     tokens = [_tensor(lambda s: (BATCH, s.get("num_registers", 0) + OTHER_TOKENS, s["hidden_dim"]))]
@@ -187,10 +187,10 @@ def _kinds(name: str, module: nn.Module, sizes: Mapping[str, int], shape: Sequen
 
 
 def _of_layers(module: nn.Module, sizes: Mapping[str, int]) -> Iterator[Kind]:
-    """Sequences and vectors that one of the network's layers takes."""
+    """Sequences and vectors of a width that one of the network's layers takes."""
     linear = {one.in_features: None for one in module.modules() if isinstance(one, nn.Linear)}
     channels = {one.in_channels: None for one in module.modules() if isinstance(one, nn.Conv1d)}
-    for width in list({**linear, **channels})[:MOST_WIDTHS]:
+    for width in list({**linear, **channels})[:MAX_WIDTHS]:
         if width and width != sizes.get("hidden_dim"):
             yield _fixed(BATCH, OTHER_STEPS, width)
             yield _fixed(BATCH, width)
@@ -264,7 +264,7 @@ def _arguments(tensors: Sequence[tuple[str, torch.Tensor]]) -> tuple[tuple[Any, 
 
 
 def _number(text: str, known: Mapping[str, int], check: bool = True) -> int:
-    """A size such as ``R*c+16``, computed from the sizes."""
+    """The value of a size such as ``R*c+16``."""
     wrong = SpecError(f"--input: expected sizes of numbers and {', '.join(known)}, got {text!r}.")
 
     def value(node: ast.AST) -> int:

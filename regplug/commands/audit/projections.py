@@ -1,4 +1,4 @@
-"""Recognises calls of layers: which tensor a weight projects, and which width it takes."""
+"""Recognises calls of layers: which tensor a weight projects, and which width the weight takes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Projection:
     """One call of a layer.
 
     Args:
-        argument: Position or word of the tensor that is projected.
-        tensor: That tensor.
-        weight: What projects it; None for a norm without one.
-        axis: Of the tensor: where the width is.
+        argument: Position or name of the argument that is projected.
+        tensor: The tensor that is projected.
+        weight: The weight that projects it; None for a norm without one.
+        axis: The tensor's axis of the width.
         wanted: The width that the weight takes.
-        weight_axis: Of the weight: where it has that width.
-        makes_features: False for a norm, whose output is its input in another scale.
+        weight_axis: The weight's axis of that width.
+        makes_features: False for a norm, which only rescales its input.
     """
 
     argument: int | str
@@ -39,11 +39,11 @@ class Projection:
 
     @property
     def given(self) -> int:
-        """The width that came."""
+        """The width of the tensor."""
         return int(self.tensor.shape[self.axis])
 
     def repaired(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call, with the projected tensor in the width that is wanted."""
+        """The arguments of the call, with the tensor changed to the width that the weight takes."""
         fitting = of_width(self.tensor, self.axis, self.wanted)
         if isinstance(self.argument, str):
             return args, {**kwargs, self.argument: fitting}
@@ -53,13 +53,13 @@ class Projection:
 def find_projection(
     name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_live: Callable[[Tensor], bool]
 ) -> Projection | None:
-    """The projection that a torch function of this name computes; None where it is none.
+    """The projection that a torch function computes; None if it is none.
 
     Args:
-        name: Of the torch function.
+        name: The function's name.
         args: Its arguments.
-        kwargs: Its arguments by word.
-        is_live: Whether a tensor was computed from the network's inputs: weights are not.
+        kwargs: Its keyword arguments.
+        is_live: Whether a tensor was computed from the network's inputs; a weight was not.
     """
 
     def given(position: int, word: str) -> Any:
@@ -103,7 +103,7 @@ def find_projection(
 
 
 def _einsum(equation: str, tensor: Tensor, weight: Tensor, argument: int, of_weight: int) -> Projection | None:
-    """The projection of ``bc,oc->bo``: the one letter that both have and the result has not is the width's."""
+    """The projection of ``bc,oc->bo``: the one letter that both operands have and the result lacks is the width."""
     words, arrow, result = equation.replace(" ", "").partition("->")
     both = words.split(",")
     if not arrow or len(both) != 2 or "." in equation:

@@ -1,4 +1,4 @@
-"""Which sizes an audit starts from, and which others it tries."""
+"""The sizes that an audit starts from, and the others that it tries."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from regplug.registry.integers import is_positive_int
 from regplug.registry.options import parameters_of
 
 LETTERS = {"num_registers": "R", "hidden_dim": "D", "compressed_dim": "c"}
-MOST_TRIES = 24  # of sizes changed together; a constructor may refuse most of them
+MAX_TRIES = 24  # of sizes changed together; a constructor may refuse most of them
 
 
 def start_sizes(
     owner: str, build: Callable[..., Any], sizes: Mapping[str, Any], words: Mapping[str, str]
 ) -> tuple[dict[str, int], list[str]]:
-    """The sizes to start from, and those of them that the constructor takes.
+    """The sizes to start from, and which of them the constructor takes.
 
     Args:
         owner: The network, for messages.
         build: Its constructor.
-        sizes: What the user says; None for the constructor's default.
-        words: The constructor's own words for sizes, each with ours.
+        sizes: As the user gave them; None for the constructor's default.
+        words: The constructor's own names for sizes, each with ours.
 
     Raises:
-        SpecError: A size is no positive integer, or is not known, or a word is not one of the constructor.
+        SpecError: A size is not a positive integer or is unknown, or the constructor has no parameter of a given name.
     """
     parameters = parameters_of(owner, build)
     for word, size in words.items():
         if not isinstance(size, str) or size not in LETTERS or word not in parameters:
             raise SpecError(
-                f"{owner}: --size: expected a word of its constructor with one of {', '.join(LETTERS)}, got "
+                f"{owner}: --size: expected a parameter of its constructor with one of {', '.join(LETTERS)}, got "
                 f"{word}={size}."
             )
     own = {size: size for size in LETTERS if size in parameters} | {size: word for word, size in words.items()}
@@ -53,8 +53,8 @@ def start_sizes(
     return start, [size for size in own if size in start]
 
 
-def refuse_without_sizes(owner: str, build: Callable[..., Any]) -> SpecError:
-    """The error about a constructor that names no size, so that nothing can be changed."""
+def no_size_error(owner: str, build: Callable[..., Any]) -> SpecError:
+    """The error about a constructor that names no size, so that no size can be changed."""
     return SpecError(
         f"{owner}: expected a constructor that names {' or '.join(LETTERS)}, got "
         f"({', '.join(parameters_of(owner, build))}); use --size word=hidden_dim, or a function module:build that "
@@ -63,23 +63,26 @@ def refuse_without_sizes(owner: str, build: Callable[..., Any]) -> SpecError:
 
 
 def alone(start: Mapping[str, int], word: str, device: str) -> list[dict[str, int]]:
-    """Sizes to try that differ in one; ``device`` is where constructors run: weights take memory on the CPU."""
+    """Sizes to try that differ in one of them.
+
+    ``device`` is where constructors run: on the CPU, weights take memory.
+    """
     return [{**start, word: value} for value in _others(word, start[word], device)]
 
 
 def together(start: Mapping[str, int], words: Sequence[str], device: str) -> list[dict[str, int]]:
-    """Sizes to try that differ in all of these, then in each of them."""
+    """Sizes to try that differ in all of these, then in each alone."""
     others = {word: list(_others(word, start[word], device)) for word in words}
     found = []
-    for turn in range(MOST_TRIES if len(words) > 1 else 0):
-        shift = turn // max(map(len, others.values()))  # other pairs of values in each round
+    for turn in range(MAX_TRIES if len(words) > 1 else 0):
+        shift = turn // max(map(len, others.values()))  # pairs the values differently in each round
         picked = {w: v[(1 + turn + k * shift) % len(v)] for k, (w, v) in enumerate(others.items())}
         found.append({**start, **picked})
     return found + [one for word in words for one in alone(start, word, device)]
 
 
 def format_sizes(sizes: Mapping[str, int]) -> str:
-    """The sizes as people read them.
+    """The sizes in the short form that messages use.
 
     Example:
         >>> format_sizes({"num_registers": 4, "hidden_dim": 384})

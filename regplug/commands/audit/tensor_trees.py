@@ -1,4 +1,4 @@
-"""Tensors in nested arguments, and what kind of tensor they are."""
+"""Tensors in nested arguments, and their shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The value with each tensor in its lists, tuples and dicts changed; anything else is left as it is."""
+    """The value with each tensor in its lists, tuples and dicts changed; everything else stays."""
     if isinstance(value, Tensor):
         return change(value)
     if type(value) is dict:
@@ -32,7 +32,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def on_one_device(value: Any) -> Any:
-    """Constants on the CPU, moved to the meta device where they meet tensors there."""
+    """The value, with tensors on the CPU moved to the meta device if others are there."""
     devices = {one.device.type for one in tensors_in(value)}
     if len(devices) < 2 or "meta" not in devices:
         return value
@@ -40,18 +40,18 @@ def on_one_device(value: Any) -> Any:
 
 
 def is_vector(tensor: Tensor) -> bool:
-    """Whether there is one vector for each sample: at most one size but the first is above 1."""
+    """Whether it is one vector per sample: at most one size after the first is above 1."""
     return sum(size > 1 for size in tensor.shape[1:]) <= 1
 
 
 def width_axis(tensor: Tensor) -> int:
-    """Where a conditioning tensor has its width: ``[B, n]``, ``[B, 1, n]`` and ``[B, n, 1]``, else the last axis."""
+    """The axis of a conditioning tensor's width n: in ``[B, n]``, ``[B, 1, n]``, ``[B, n, 1]``; else the last axis."""
     wide = [axis for axis in range(1, tensor.dim()) if tensor.shape[axis] > 1]
     return wide[0] if len(wide) == 1 else tensor.dim() - 1
 
 
 def of_width(tensor: Tensor, axis: int, width: int) -> Tensor:
-    """An empty tensor of the same shape but for one size."""
+    """An empty tensor of the same shape except for one size."""
     shape = list(tensor.shape)
     shape[axis] = width
     return tensor.new_empty(shape)

@@ -1,15 +1,15 @@
-"""What an audit says of one FiLM input: its width follows the network's sizes, is wrong, or is unknown."""
+"""The verdict on one FiLM input: its width follows the network's sizes, is wrong, or is unknown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from regplug.commands.audit.inputs import BATCH
-from regplug.commands.audit.pieces import Cut
+from regplug.commands.audit.runs import Refusal, Run
 from regplug.commands.audit.sizes import LETTERS, format_sizes
-from regplug.commands.audit.wiring import Plan, Trace
+from regplug.commands.audit.trace import Plan, Sources, Trace
+from regplug.commands.audit.vector_pieces import Cut
 from regplug.registry.width_formula import UNKNOWN as NO_FORMULA
 from regplug.registry.width_formula import fit
 
@@ -17,41 +17,21 @@ HELD_OUT = 2
 FOLLOWS, WRONG, UNKNOWN = "follows", "wrong", "unknown"
 
 
-class Refused(Protocol):
-    """Sizes that a network refused, and what it said."""
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The sizes."""
-
-    @property
-    def error(self) -> str:
-        """What it said."""
-
-
 @dataclass(frozen=True)
-class Run:
-    """A forward at some sizes."""
-
-    sizes: Mapping[str, int]
-    trace: Trace
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One FiLM input: the width it wants and the width it is given, at each size (None where not known).
+class FiLMInputFinding:
+    """One FiLM input: the width that it wants and the width that it gets, at each size; None if unknown.
 
     Args:
         module: Its path inside the network.
-        generator: Its class, and its family where it is of a known one.
-        readout: What it is given comes from: readouts by their paths, and inputs; None where that is not known.
-        wanted: At each of the audit's sizes.
-        given: At each of the audit's sizes.
-        wanted_formula: In the sizes that vary.
-        given_formula: In the sizes that vary.
+        generator: Its class, and its family if that is a known one.
+        readout: Where its conditioning comes from: paths of readouts, and inputs of the network; None if unknown.
+        wanted: The width that it wants, at each of the audit's sizes.
+        given: The width that it gets, at each of the audit's sizes.
+        wanted_formula: ``wanted`` as a formula in the sizes that vary.
+        given_formula: ``given`` as a formula in the sizes that vary.
         verdict: ``"follows"``, ``"wrong"`` or ``"unknown"``.
-        reason: Why, where it does not follow.
-        expected: Why it need not follow, as the user says.
+        reason: Why it does not follow.
+        expected: Why it need not follow, in the user's words.
     """
 
     module: str
@@ -72,20 +52,20 @@ def judge(
     plan: Plan,
     runs: Sequence[Run],
     varied: Sequence[str],
-    refusal: Refused | None,
+    refusal: Refusal | None,
     fixed: Sequence[str],
     guessed: bool,
-) -> Finding:
+) -> FiLMInputFinding:
     """The finding about one FiLM input.
 
     Args:
         film: Its path.
         label: Its class and family.
         plan: What was followed.
-        runs: The forwards, that at the network's own sizes first.
-        varied: The sizes that differ among them.
-        refusal: Sizes that were refused because of this input, where all like them were.
-        fixed: Sizes that could not be changed.
+        runs: The forward passes, the one at the network's own sizes first.
+        varied: Names of the sizes that differ among them.
+        refusal: Sizes that were refused because of this FiLM input, if every change of such a size was.
+        fixed: Names of the sizes that could not be changed.
         guessed: Whether inputs were found by trying, so that their widths prove nothing.
     """
     widths = [_widths(film, run.trace) for run in runs]
@@ -93,18 +73,18 @@ def judge(
     points = [tuple(run.sizes[word] for word in varied) for run in runs]
     letters = [LETTERS[word] for word in varied]
     formulas = [_formula(letters, points, one) for one in (wanted, given)]
-    sources = sorted(plan.sources.get(film, ()))
+    sources = plan.sources.get(film, Sources())
     verdict, reason = _verdict(
         film, runs, list(zip(wanted, given, strict=True)), formulas, sources, refusal, fixed, guessed
     )
-    readout = ", ".join(sources) or None
-    return Finding(film, label, readout, wanted, given, formulas[0], formulas[1], verdict, reason)
+    readout = ", ".join(sources.names()) or None
+    return FiLMInputFinding(film, label, readout, wanted, given, formulas[0], formulas[1], verdict, reason)
 
 
-def unfit(module: str, label: str, runs: int, reason: str) -> Finding:
-    """The finding about a layer that makes a scale or a shift of no conditioning vector, and does not fit."""
+def unfit(module: str, label: str, runs: int, reason: str) -> FiLMInputFinding:
+    """The finding about a layer that does not fit, and makes a scale or a shift out of no conditioning vector."""
     unknown = (None,) * runs
-    return Finding(module, label, None, unknown, unknown, NO_FORMULA, NO_FORMULA, WRONG, reason)
+    return FiLMInputFinding(module, label, None, unknown, unknown, NO_FORMULA, NO_FORMULA, WRONG, reason)
 
 
 def _verdict(
@@ -112,19 +92,19 @@ def _verdict(
     runs: Sequence[Run],
     widths: Sequence[tuple[int | None, int | None]],
     formulas: Sequence[str],
-    sources: Sequence[str],
-    refusal: Refused | None,
+    sources: Sources,
+    refusal: Refusal | None,
     fixed: Sequence[str],
     guessed: bool,
 ) -> tuple[str, str]:
-    by = f" by {', '.join(sources)}" if sources else ""
+    by = f" by {', '.join(names)}" if (names := sources.names()) else ""
     if any(None not in pair and pair[0] != pair[1] for pair in widths):
         wants, gives = (
             str(list(numbers)) if formula == NO_FORMULA else formula
             for numbers, formula in zip(zip(*widths, strict=True), formulas, strict=True)
         )
         reason = f"wants {wants}, is given {gives}{by}"
-        if guessed and sources and all(one.startswith("input ") for one in sources):
+        if guessed and sources.inputs and not sources.readouts:
             return UNKNOWN, f"{reason}, whose width was guessed: use --input"
         return WRONG, reason
     for run in runs:
@@ -169,7 +149,7 @@ def _verdict(
 
 
 def _lost(first: Trace, trace: Trace, film: str) -> Cut | None:
-    """A vector of which all was used at the network's own sizes, in pieces, and is not at others."""
+    """A vector whose pieces make up all of it at the network's own sizes, and only a part of it here."""
     readouts = {path for arrival in trace.arrivals.get(film, ()) for path in arrival.origin.readouts}
     for own, one in zip(first.cuts, trace.cuts, strict=False):
         if own.where == one.where and own.is_whole and not one.is_whole and one.readouts & readouts:
@@ -178,7 +158,7 @@ def _lost(first: Trace, trace: Trace, film: str) -> Cut | None:
 
 
 def _widths(film: str, trace: Trace) -> tuple[int | None, int | None]:
-    """Wanted and given: of the first weight that does not fit, else of the first weight."""
+    """The widths wanted and given: of the first weight that does not fit, else of the first weight."""
     pairs = [(one.wanted, one.given) for one in trace.taken if one.film == film]
     misfits = [pair for pair in pairs if pair[0] != pair[1]]
     arrivals = trace.arrivals.get(film, ())

@@ -1,4 +1,4 @@
-"""Pieces of conditioning vectors: whether those that a forward uses make up all of the vector."""
+"""Pieces of conditioning vectors: whether the pieces that a forward uses make up the whole vector."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CUTTING = {"__getitem__", "narrow", "split", "chunk", "tensor_split", "split_wit
 
 @dataclass(frozen=True)
 class Cut:
-    """A conditioning vector of which pieces were used.
+    """A conditioning vector that was used in pieces.
 
     Args:
         where: Path of the module in whose forward it was cut.
         width: Its width.
-        used: How much of it the pieces make up that were used.
-        pieces: How many were used; a rest that is smaller is one of rounding.
+        used: How many of its numbers the used pieces hold.
+        pieces: How many pieces were used; an unused rest smaller than this comes from rounding.
         readouts: Paths of the readouts that it comes from.
     """
 
@@ -43,15 +43,15 @@ class _Vector:
     pieces: set[range] = field(default_factory=set)
 
 
-class Pieces:
-    """Notes the pieces that are cut off vectors along their width, and which of them are used."""
+class VectorPieces:
+    """Records the pieces that vectors are cut into along their width, and which of them are used."""
 
     def __init__(self) -> None:
         self._vectors: dict[int, _Vector] = {}
-        self._pieces: dict[int, tuple[Tensor, _Vector, range]] = {}  # holds the tensors, so that no id comes twice
+        self._pieces: dict[int, tuple[Tensor, _Vector, range]] = {}  # holds the tensors, so that no id is used again
 
     def cut(self, name: str, where: str, vector: Tensor, pieces: Sequence[Tensor], readouts: frozenset[str]) -> None:
-        """Note what a torch function of this name cuts off a vector ``[B, n]`` of a readout, if it cuts."""
+        """Record the pieces, if a torch function of this name cuts a readout's vector ``[B, n]``."""
         if name not in CUTTING or not readouts or vector.dim() != 2 or not vector.is_contiguous():
             return
         known = self._vectors.setdefault(id(vector), _Vector(where, vector, readouts))
@@ -62,7 +62,7 @@ class Pieces:
                 self._pieces[id(one)] = one, known, range(start, start + int(one.shape[1]))
 
     def use(self, tensors: Sequence[Tensor]) -> None:
-        """Note that these tensors are computed with."""
+        """Record that these tensors are used in a computation."""
         for one in tensors:
             if id(one) in self._pieces:
                 _, vector, span = self._pieces[id(one)]
@@ -70,7 +70,7 @@ class Pieces:
                 vector.pieces.add(span)
 
     def cuts(self) -> list[Cut]:
-        """The vectors in the order in which they were cut, without those whose pieces nothing used."""
+        """The vectors that had a piece used, in the order in which they were cut."""
         return [
             Cut(one.where, int(one.tensor.shape[1]), len(one.used), len(one.pieces), one.readouts)
             for one in self._vectors.values()

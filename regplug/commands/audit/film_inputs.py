@@ -1,4 +1,4 @@
-"""Finds the FiLM inputs and the readouts of a network: those that say so, and those that a forward shows."""
+"""Finds the FiLM inputs and the readouts of a network: by their classes, and by what a forward pass shows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from regplug.commands.audit.dataflow import Application, is_inside
-from regplug.commands.audit.wiring import Plan, Trace
+from regplug.commands.audit.origins import Application, is_inside
+from regplug.commands.audit.trace import Plan, Trace
 from regplug.nn.pairing import WIDTH_WORDS, film_family
 
 
 def declared_films(module: nn.Module) -> dict[str, str]:
-    """The modules that say that they take conditioning: of a known family, or with a known word in the constructor.
+    """The modules whose class takes conditioning: of a known family, or with a known name in the constructor.
 
-    One with another inside hands the conditioning on, and does not count.
+    A module with another one inside only passes the conditioning on, and is not counted.
     """
     labels: dict[type, str | None] = {}
     found: dict[str, str] = {}
@@ -28,7 +28,7 @@ def declared_films(module: nn.Module) -> dict[str, str]:
 
 
 def plan_of(module: nn.Module, trace: Trace) -> Plan:
-    """What a first forward shows: the readouts, and the FiLM inputs, those that nothing declares too."""
+    """What a first forward pass shows: the readouts and the FiLM inputs, also those that no class declares."""
     declared = declared_films(module)
     readouts = _readouts(module, trace, declared)
     films = {path: label for path, label in declared.items() if not any(is_inside(path, one) for one in readouts)}
@@ -63,7 +63,7 @@ def _label(cls: type) -> str | None:
 
 
 def _readouts(module: nn.Module, trace: Trace, films: Mapping[str, str]) -> list[str]:
-    """The outermost modules that read registers; not one that modulates features with what another inside it reads."""
+    """The outermost modules that read registers, except one that modulates features with an inner one's output."""
     found = list(trace.readouts)
     kept = []
     for path in found:
@@ -78,7 +78,7 @@ def _readouts(module: nn.Module, trace: Trace, films: Mapping[str, str]) -> list
 
 
 def _film_around(module: nn.Module, application: Application, readouts: Sequence[str], called: set[str]) -> str | None:
-    """The module that takes the conditioning vector: where it is applied, or the part of it that makes the scale."""
+    """The module that takes the conditioning vector: the one that applies it, or its part that makes the scale."""
     generator, path = application.generator, application.where
     if not _is_module(module, generator):
         return generator  # a weight's own name
@@ -98,7 +98,7 @@ def _is_covered(path: str, films: Mapping[str, str], readouts: Sequence[str]) ->
 
 
 def _holds(module: nn.Module, scope: str, path: str) -> bool:
-    """Whether a module is or has another, which has its path elsewhere where it is shared."""
+    """Whether a module is or contains another, which may have another path where it is shared."""
     inner = module.get_submodule(path)
     return any(one is inner for one in module.get_submodule(scope).modules())
 
@@ -108,12 +108,12 @@ def _is_module(module: nn.Module, path: str) -> bool:
 
 
 def class_at(module: nn.Module, path: str) -> str:
-    """The name of the class at a path, which may be a parameter's."""
+    """The name of the class at a path, which may be the path of a parameter."""
     return type(module.get_submodule(path)).__name__ if _is_module(module, path) else "Parameter"
 
 
 def _step(path: str, target: str) -> str:
-    """One module further down from ``path`` to ``target``."""
+    """The next module on the way down from ``path`` to ``target``."""
     below = target[len(path) + 1 if path else 0 :]
     first = below.split(".")[0]
     return f"{path}.{first}" if path else first

@@ -1,4 +1,4 @@
-"""Finds in any network its FiLM inputs, and follows one forward to them."""
+"""Follows one forward pass of a network, by hooks, to its FiLM inputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-from regplug.commands.audit.dataflow import Application, Break, Flow, Origin, Taken, is_inside
-from regplug.commands.audit.pieces import Cut
+from regplug.commands.audit.dataflow import Flow
+from regplug.commands.audit.origins import Origin, Taken, is_inside
 from regplug.commands.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
+from regplug.commands.audit.trace import Arrival, Network, Plan, Sources, Trace
 from regplug.errors import one_line
 from regplug.nn.pairing import film_family, wanted_width
 from regplug.registry.default import default_registry
@@ -25,105 +25,17 @@ from regplug.registry.references import reference_of
 from regplug.torch_private import as_written
 
 VALUES = re.compile(r"\bmeta tensors?\b|\bregister_meta\b|meta device")  # how torch says that a tensor has no values
-NO_SIZE = -1  # of what a network has none of: no tensor has it
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network that was built, and its sizes.
-
-    Args:
-        module: The network, on the meta device.
-        sizes: ``num_registers``, ``hidden_dim`` and what else varies.
-        args: What its forward is called with.
-        kwargs: Likewise, by keyword.
-    """
-
-    module: nn.Module
-    sizes: Mapping[str, int]
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What a FiLM input was called with: the conditioning's width, its first size, and where it comes from."""
-
-    width: int
-    rows: int
-    origin: Origin
-
-
-@dataclass
-class Plan:
-    """What is followed, as the forward at the network's own sizes showed it.
-
-    Args:
-        films: Paths of the FiLM inputs, each with its class and family.
-        readouts: Paths of the readouts.
-        declared: Paths of the modules that say that they are FiLM inputs.
-        conditioning: Which of a FiLM input's tensors are the conditioning; filled in by the first forward.
-        weights: The weights that take an argument of a FiLM input as it is, each with the axis of the width.
-        sources: Readouts and inputs that what reaches a FiLM input comes from.
-        whole: Slices of conditioning vectors that take all of it.
-    """
-
-    films: Mapping[str, str]
-    readouts: Sequence[str]
-    declared: Sequence[str]
-    conditioning: dict[str, list[int]] = field(default_factory=dict)
-    weights: dict[tuple[str, int], list[tuple[str, int]]] = field(default_factory=dict)
-    sources: dict[str, set[str]] = field(default_factory=dict)
-    whole: frozenset[tuple[str, int]] = frozenset()
-
-
-@dataclass
-class Trace:
-    """What one forward showed.
-
-    Args:
-        error: Why it ended early; None if it did not.
-        failed_in: Paths of the modules that were running then, the innermost last.
-        failed: What the call that raised was given came from, where it was torch's.
-        readouts: Paths of the modules that made ``[B, n]`` of registers ``[B, R, D]``.
-        called: Paths of the modules that ran.
-        scripted: Paths of scripted modules that took what a readout gave, each with the name of its class.
-        arrivals: What reached each FiLM input.
-        applications: Features that were multiplied or shifted.
-        taken: What the weights inside the FiLM inputs took.
-        breaks: Layers that a conditioning vector did not fit.
-        modulating: Those of them whose output scaled or shifted features.
-        slices: Slices of conditioning vectors, each with whether it takes all.
-        cuts: Conditioning vectors of which pieces were used.
-        calls: How many torch functions ran.
-        fits: How many of them ran before a vector of the network's inputs did not fit.
-    """
-
-    error: str | None = None
-    failed_in: tuple[str, ...] = ()
-    failed: Origin | None = None
-    readouts: dict[str, None] = field(default_factory=dict)
-    called: set[str] = field(default_factory=set)
-    scripted: dict[str, str] = field(default_factory=dict)
-    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
-    applications: frozenset[Application] = frozenset()
-    taken: list[Taken] = field(default_factory=list)
-    breaks: Sequence[Break] = ()
-    modulating: frozenset[Break] = frozenset()
-    slices: Mapping[tuple[str, int], bool] = field(default_factory=dict)
-    cuts: Sequence[Cut] = ()
-    calls: int = 0
-    fits: int = 0
+NO_SIZE = -1  # for a size that the network does not have: no tensor has it
 
 
 def follow(network: Network, plan: Plan) -> Trace:
-    """Run one forward in eval mode, and note what reaches the plan's FiLM inputs. Never raises."""
+    """Run one forward pass in eval mode, and record what reaches the plan's FiLM inputs. Never raises."""
     walk = _Walk(network, plan)
     handles: list[Any] = []
     scripted: dict[int, str] = {}
     for path, module in network.module.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            scripted[id(module)] = path  # takes no hooks of its own
+            scripted[id(module)] = path  # it takes no hooks itself
             continue
         handles.append(module.register_forward_pre_hook(partial(walk.enter, path), with_kwargs=True))
         handles.append(module.register_forward_hook(partial(walk.leave, path), with_kwargs=True))
@@ -132,7 +44,7 @@ def follow(network: Network, plan: Plan) -> Trace:
     try:
         network.module.eval()
         with torch.no_grad(), warnings.catch_warnings(), as_written(), walk.flow:
-            warnings.simplefilter("ignore")  # inputs that are only tried draw some
+            warnings.simplefilter("ignore")  # inputs that are only tried may draw some
             network.module(*network.args, **network.kwargs)
     except KeyboardInterrupt:
         raise
@@ -153,7 +65,7 @@ def follow(network: Network, plan: Plan) -> Trace:
 
 
 class _Walk:
-    """The hooks of one forward."""
+    """The hooks of one forward pass."""
 
     def __init__(self, network: Network, plan: Plan) -> None:
         self.network, self.plan = network, plan
@@ -167,8 +79,8 @@ class _Walk:
         for name, value in named:
             for tensor in tensors_in(value):
                 is_registers = tuple(tensor.shape[1:]) == self.registers
-                word = frozenset({f"input {self._word(name)}"}) if is_vector(tensor) else frozenset()
-                self.flow.set_origin(tensor, Origin(inputs=word, is_registers=is_registers))
+                inputs = frozenset({self._word(name)}) if is_vector(tensor) else frozenset()
+                self.flow.set_origin(tensor, Origin(inputs=inputs, is_registers=is_registers))
 
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if path:
@@ -180,7 +92,7 @@ class _Walk:
         return args, kwargs
 
     def hook_all(self, paths: Mapping[int, str]) -> list[Any]:
-        """Hooks on all modules of the process, which note those at these paths, by id."""
+        """Hooks on all modules of the process, which act on the modules with these ids."""
 
         def enter(module: nn.Module, args: Any) -> Any:
             return self.enter(paths[id(module)], module, args, {})[0] if id(module) in paths else None
@@ -208,16 +120,16 @@ class _Walk:
                 self.flow.set_origin(one, Origin())  # features, no conditioning
 
     def finish(self) -> None:
-        """Note what reached weights that no module of their own takes to the vector."""
+        """Record what reached weights of FiLM inputs whose own forward did not run."""
         self.trace.taken = list(self.flow.taken)
         for name, projection, origin in self.flow.weights:
             for film in self.plan.films:
                 if film in self.trace.called or not is_inside(name, film):
                     continue
                 if any(is_inside(one, film) for one in origin.generators):
-                    continue  # an inner layer of it
+                    continue  # a layer inside it
                 if self._learning:
-                    self.plan.sources.setdefault(film, set()).update(origin.readouts | origin.inputs)
+                    self.plan.sources.setdefault(film, Sources()).add(origin)
                 rows = int(projection.tensor.shape[0])
                 self.trace.arrivals.setdefault(film, []).append(Arrival(projection.given, rows, origin))
                 self.trace.taken.append(Taken(film, 0, projection.wanted, projection.given, None, 0))
@@ -236,13 +148,13 @@ class _Walk:
         if path in self.plan.readouts:
             return True
         reads = any(one.dim() == 3 and tuple(one.shape[1:]) == self.registers for one in given)
-        # nn.Flatten and the like are pieces of what is written out in a forward
+        # nn.Flatten and the like are steps of a readout that a forward writes out
         is_plain = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
         around_film = any(is_inside(film, path) for film in self._declared)
         return (reads and not is_plain and not around_film) or _is_registered(module)
 
     def _arrive(self, film: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Note the conditioning, and give a generator that would refuse it the width that it wants."""
+        """Record the conditioning; a generator that would refuse it gets the width that it wants."""
         tensors = list(tensors_in((args, kwargs)))
         if self._learning and film not in self.plan.conditioning:
             self.plan.conditioning[film] = self._choose(tensors)
@@ -255,7 +167,7 @@ class _Walk:
             width = int(tensor.shape[axis]) if tensor.dim() else 1
             origin = self.flow.origin(tensor) or Origin()
             if self._learning:
-                self.plan.sources.setdefault(film, set()).update(origin.readouts | origin.inputs)
+                self.plan.sources.setdefault(film, Sources()).add(origin)
             rows = int(tensor.shape[0]) if tensor.dim() else 1
             self.trace.arrivals.setdefault(film, []).append(Arrival(width, rows, origin))
             origin = origin | Origin(arguments=frozenset({(film, index)}))
@@ -270,7 +182,7 @@ class _Walk:
         return args, kwargs
 
     def _choose(self, tensors: Sequence[Tensor]) -> list[int]:
-        """Which tensors are the conditioning: those of a readout, else one vector for each sample, else steps."""
+        """Which tensors are the conditioning: a readout's output, else vectors of one sample each, else steps."""
         origins = [self.flow.origin(one) or Origin() for one in tensors]
         numbers = [index for index, one in enumerate(tensors) if one.is_floating_point()]
         of_readout = [index for index in numbers if origins[index].readouts]
@@ -280,7 +192,7 @@ class _Walk:
         return of_readout or of_inputs or vectors or steps or numbers
 
     def _wanted(self, film: str, index: int, module: nn.Module) -> int | None:
-        """The width that the generator's own weight has, or that one of its family says."""
+        """The width of the generator's own weight, else the width that its family states."""
         for name, axis in self.plan.weights.get((film, index), []):
             owner, _, word = name.rpartition(".")
             weight = getattr(self.network.module.get_submodule(owner), word, None)
@@ -293,7 +205,7 @@ class _Walk:
 def _reason(error: BaseException) -> str:
     text = one_line(error)
     if VALUES.search(text):
-        return f"it asks for values of its tensors, which have none here: {text}"
+        return f"it reads values of its tensors, which have none here: {text}"
     return text
 
 
