@@ -178,7 +178,7 @@ def test_the_report_says_what_matched_and_what_was_left(run, here):
     assert lines[1].split() == row.split()
     assert lines[3] == "read net.ckpt: PyTorch under 'state_dict'"
     assert lines[4] == "prefix taken off: network."
-    assert lines[5] == "taken out of names: what torch.compile puts in"
+    assert lines[5] == "taken out of names: the parts that torch.compile adds"
     assert lines[6].startswith(f"left {len(state()) - 10} tensors, ")
     assert lines[7].startswith("wrote w.block-0.safetensors: conditioner, ")
     assert sorted(path.name for path in here.iterdir()) == [

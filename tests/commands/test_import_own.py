@@ -14,6 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import regplug
 from regplug.commands.import_checkpoint.inferring import Constructor, infer_options
+from regplug.commands.import_checkpoint.option_inference import Constructor, infer_options
+from regplug.commands.main import answer
 from regplug.nn.backbone import build_backbone
 
 MODEL = "timm:vit_small_patch14_reg4_dinov2"
@@ -161,7 +163,10 @@ def test_options_that_no_shape_tells_are_said_and_may_be_given(run):
     ]
     code, out, _ = run(*command)
     assert code == 0
-    assert "block pooler: not told by names and shapes, so at the default; else use -O or --film: num_heads=8, " in out
+    assert (
+        "block pooler: not shown by names and shapes, so at the default; change it with -O or --film: num_heads=8, "
+        in out
+    )
     code, out, _ = run(*command, "-O", "num_heads=3", "-O", "gelu=exact", "--json")
     [said] = json.loads(out)["readouts"]
     assert (said["options"], said["assumed"]) == ({"num_heads": 3, "gelu": "exact", "num_queries": 2}, {})
@@ -198,7 +203,7 @@ def test_an_averaged_copy_is_chosen_by_key_by_prefix_or_by_name(run):
         return load_file("w")["compress.weight"]
 
     code, out, _ = run("import", "keys", *command)
-    assert (code, "not looked at: ema" in out, torch.equal(got(), plain[key])) == (0, True, True)
+    assert (code, "not read: ema" in out, torch.equal(got(), plain[key])) == (0, True, True)
     for choice in ("ema", "state_dicts.ema_model"):
         assert run("import", "keys", *command, "--state-key", choice)[0] == 0
         assert torch.equal(got(), averaged[key])
@@ -240,7 +245,7 @@ WRONG = {
     "lacks the readout's weight": ({"readout__compress__weight": None}, "policy:"),
     "one more": (
         {"readout__compress__bias": torch.ones(8)},
-        "of 'compress-concat' at num_registers=4, hidden_dim=384, got compress.bias besides.",
+        "of strategy 'compress-concat' at num_registers=4, hidden_dim=384, got compress.bias besides.",
     ),
     "of another width": ({"readout__compress__weight": torch.ones(8, 385)}, "got compress.weight [8, 385]."),
     "misshaped in the generator": (
@@ -274,7 +279,7 @@ def test_a_generator_that_is_asked_for_and_is_not_there_is_not_left_out_silently
     for asked in (["--film", "num_film_layers=2"], ["--film-generator", "kernel-film"]):
         code, _, err = run(*words, *asked)
         assert code == 1
-        assert "expected the weights of a FiLM generator behind the readout, as --film and --film-generator ask" in err
+        assert "expected the weights of a FiLM generator, as --film or --film-generator is given" in err
     assert run(*words)[0] == 0
 
 
@@ -465,7 +470,7 @@ def shapes_of(module):
 
 def test_numbers_that_shapes_tell_only_together_are_asked_for():
     constructor = Constructor("two", Two, {})
-    with pytest.raises(regplug.SpecError, match="expected option a or b, as the shapes tell only all of them together"):
+    with pytest.raises(regplug.SpecError, match="expected option a or b, as the shapes determine them only together"):
         infer_options(constructor, {}, shapes_of(Two(4, 3)))
     assert infer_options(constructor, {"b": 3}, shapes_of(Two(4, 3))).options == {"b": 3, "a": 4}
     assert infer_options(constructor, {"b": 5}, shapes_of(Two(4, 3))) is None
@@ -490,7 +495,7 @@ def test_what_was_imported_goes_on_with_a_backbone_but_is_not_a_whole(run):
     code, out, err = run("import", "net", "--backbone", MODEL, "--prefix", "policy.", "-o", "w")
     assert code == 0, err
     assert "prefix taken off: policy." in out
-    assert "what torch.compile puts in" not in out
+    assert "the parts that torch.compile adds" not in out
     model = ["--backbone", MODEL, "-M", "img_size=28", "-M", "depth=1"]
     code, _, err = run("export", "--weights", "w", *model, "--no-programs", "-o", "b")
     assert code == 0, err  # the file says which strategy it is of; the backbone's default is not asked

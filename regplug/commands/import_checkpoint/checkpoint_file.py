@@ -1,4 +1,7 @@
-"""Reads parts of a checkpoint's file, without mapping it: a mapped file that another process cuts ends this one."""
+"""Reads parts of a checkpoint's file without mapping it.
+
+A process crashes when another one truncates a file that it has mapped.
+"""
 
 from __future__ import annotations
 
@@ -21,29 +24,29 @@ from regplug.commands.import_checkpoint.pickle_nesting import DeepPickleError, c
 from regplug.errors import BundleError
 from regplug.torch_private import place_in_outline
 
-# safetensors' words, as far as torch has the dtype
+# safetensors' names of the dtypes that torch has
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
 }  # fmt: skip
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: its mark, and the lengths of what is before its bytes
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of the fields before its bytes
 MAX_RANK = 64
-SHOWN = 200  # letters of a message
+MAX_DETAIL = 200  # characters of a message
 PART = 1 << 30  # one call reads at most 2 GiB
 
 
 class DamagedError(Exception):
-    """What of a checkpoint's file is not as it must be."""
+    """A checkpoint's file is damaged; the message says how."""
 
 
 class OpenFile:
-    """A file's bytes, for as long as the object lives, whatever becomes of the path.
+    """A file's bytes, readable while the object lives, even if the path is removed or replaced.
 
     Args:
         owner: The checkpoint, for messages.
-        descriptor: The open file; the caller's own.
+        descriptor: The open file; it stays the caller's to close.
     """
 
     def __init__(self, owner: str, descriptor: int) -> None:
@@ -54,10 +57,10 @@ class OpenFile:
         self.size, _ = self._state
 
     def read(self, begin: int, nbytes: int) -> bytearray:
-        """So many bytes from a place on.
+        """``nbytes`` bytes from ``begin`` on.
 
         Raises:
-            BundleError: They are not all there, or the file has changed since it was opened.
+            BundleError: The file is shorter, or has changed since it was opened.
         """
         try:
             if not 0 <= begin <= begin + nbytes <= self.size:
@@ -77,7 +80,7 @@ class OpenFile:
         return data
 
     def stream(self) -> BinaryIO:
-        """The file for who reads one after another; to be closed."""
+        """The file as a stream; the caller closes it."""
         return os.fdopen(os.dup(self._descriptor), "rb")
 
     def _now(self) -> tuple[int, int]:
@@ -90,10 +93,10 @@ class Place:
     """Where a tensor's numbers are in a file.
 
     Args:
-        like: A tensor on the meta device, of the same dtype, sizes, strides and place in its storage.
+        like: A tensor on the meta device, with the same dtype, sizes, strides and storage offset.
         begin: Where its storage begins.
-        end: Where its storage ends, at the latest.
-        other_order: Whether its numbers have the byte order of another machine.
+        end: Where its storage ends, at most.
+        other_order: Whether its numbers have the other byte order than this machine's.
     """
 
     like: Tensor
@@ -102,10 +105,10 @@ class Place:
     other_order: bool = False
 
     def read(self, file: OpenFile) -> Tensor:
-        """The tensor; it shares memory with nothing.
+        """The tensor, in memory of its own.
 
         Raises:
-            BundleError: It is not within its storage, or cannot be read.
+            BundleError: It ends after its storage, or cannot be read.
         """
         like, item = self.like, self.like.element_size()
         if not like.numel():
@@ -127,15 +130,15 @@ class Place:
 
 
 def safetensors_places(file: OpenFile, max_header: int) -> dict[str, Place | tuple[int, ...]]:
-    """Where each tensor of a safetensors file is; its sizes alone where torch has no such dtype.
+    """Where each tensor of a safetensors file is; only its sizes if torch lacks the dtype.
 
     Args:
         file: The file.
-        max_header: Bytes that its header may have.
+        max_header: How many bytes its header may have.
 
     Raises:
         BundleError: The file cannot be read.
-        DamagedError: It is no safetensors file.
+        DamagedError: It is not a safetensors file.
     """
     length = int.from_bytes(file.read(0, 8), "little")
     if length > max_header:
@@ -165,14 +168,14 @@ def safetensors_places(file: OpenFile, max_header: int) -> dict[str, Place | tup
             found[name] = shape
             continue
         if prod(shape) * dtype.itemsize != last - first:
-            raise DamagedError(f"{last - first} bytes for a tensor of sizes {list(shape)}"[:SHOWN])
+            raise DamagedError(f"{last - first} bytes for a tensor of sizes {list(shape)}"[:MAX_DETAIL])
         like = torch.empty(shape, dtype=dtype, device="meta")
         found[name] = Place(like, begin + first, begin + last)
     return found
 
 
 def without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, as ``object_pairs_hook`` makes it; a name that is there twice is a ValueError."""
+    """A JSON object, for ``object_pairs_hook``; a duplicate name is a ValueError."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -186,7 +189,7 @@ def _span(name: str, entry: Any) -> tuple[int, int]:
     numbers = [entry["shape"], entry["data_offsets"]] if fits else [None]
     if not all(isinstance(one, list) and all(type(n) is int and n >= 0 for n in one) for one in numbers):
         raise DamagedError(f"an entry {name!r:.99} without dtype, shape and data_offsets")
-    # torch multiplies the sizes, those beside a 0 too
+    # torch multiplies the sizes, also those next to a 0
     if len(entry["shape"]) > MAX_RANK or prod(filter(None, entry["shape"])) >= 1 << 59:
         raise DamagedError(f"an entry {name!r:.99} of sizes that no tensor has")
     span = entry["data_offsets"]
@@ -200,11 +203,11 @@ class TorchArchive:
 
     Args:
         file: The file.
-        members: All of them, none compressed.
+        members: All its members, none compressed.
 
     Raises:
         BundleError: The file cannot be read.
-        DamagedError: A member is duplicate, or not where it is said to be.
+        DamagedError: A member is duplicate, or is not where the archive says.
     """
 
     def __init__(self, file: OpenFile, members: Iterable[zipfile.ZipInfo]) -> None:
@@ -219,14 +222,15 @@ class TorchArchive:
         self._other_order = order in (b"little", b"big") and order != sys.byteorder.encode()
 
     def outline(self) -> bytes:
-        """An archive with the same pickle, whose storages are empty.
+        """An archive with the same pickle and empty storages.
 
-        Loaded to the meta device, each tensor says where in it its storage is, which ``place_of`` takes: torch takes
-        that from the archive, or computes it by the rules of its own writer, which others do not keep.
+        After it is loaded to the meta device, each tensor says where its storage is in the outline, and ``place_of``
+        finds the storage in the file. Where a storage is in the file itself, torch may compute by the rules of its own
+        writer, which other writers do not follow.
 
         Raises:
             BundleError: The file cannot be read.
-            DamagedError: It has no pickle.
+            DamagedError: The file has no pickle.
         """
         pickled = self._bytes_of("data.pkl")
         if pickled is None:
@@ -248,11 +252,11 @@ class TorchArchive:
         return made.getvalue()
 
     def place_of(self, tensor: Tensor) -> Place:
-        """Where a tensor is that was loaded from the outline.
+        """Where a tensor that was loaded from the outline is in the file.
 
         Raises:
             BundleError: The file cannot be read.
-            DamagedError: Its storage is none of the file's, or larger.
+            DamagedError: Its storage is larger than the file's member.
         """
         member = self._at[place_in_outline(tensor) or 0]
         if tensor.untyped_storage().nbytes() > member.file_size:

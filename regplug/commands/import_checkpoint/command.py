@@ -30,39 +30,48 @@ if TYPE_CHECKING:
     "--backbone",
     metavar="NAME[:MODEL]",
     shell_complete=complete_backbone,
-    help="Whose checkpoint it is; with a model, its R and D must be that model's.",
+    help="The network's backbone; with MODEL, R and D must be that model's.",
 )
-@click.option("--num-registers", type=click.IntRange(min=1), metavar="R", help="R, where no --backbone tells it.")
-@click.option("--hidden-dim", type=click.IntRange(min=1), metavar="D", help="D, where no --backbone tells it.")
+@click.option("--num-registers", type=click.IntRange(min=1), metavar="R", help="R, without --backbone.")
+@click.option("--hidden-dim", type=click.IntRange(min=1), metavar="D", help="D, without --backbone.")
 @click.option(
-    "--state-key", metavar="KEY", help="Where in the file the weights are, such as ema; else the first found."
+    "--state-key",
+    metavar="KEY",
+    help="The file's key that has the weights, such as ema; default: the first known.",
 )
-@click.option("--prefix", metavar="TEXT", help="Look only at names that begin so, such as ema_model.; it is taken off.")
-@click.option(
-    "--block", metavar="I", help="Which readout, where there are several: a block, or the name of its module."
-)
-@click.option("--all", "every", is_flag=True, help="Every readout, each into its own FILE.block-I.safetensors.")
+@click.option("--prefix", metavar="TEXT", help="Read only names with this prefix, such as ema_model., and remove it.")
+@click.option("--block", metavar="I", help="Which readout, if there are several: a block, or the name of its module.")
+@click.option("--all", "every", is_flag=True, help="Import all readouts, each into its own FILE.block-I.safetensors.")
 @click.option(
     "--strategy",
     metavar="NAME",
     shell_complete=complete_strategy,
-    help="What the readout must be; else what names and shapes tell.",
+    help="The readout's strategy; default: inferred from names and shapes.",
 )
 @click.option(
-    "-O", "options", type=KeyValue(), multiple=True, help="An option that shapes do not tell; JSON, else text."
+    "-O",
+    "options",
+    type=KeyValue(),
+    multiple=True,
+    help="An option of the strategy that shapes do not show: JSON, or else text.",
 )
-@layout_option("Where the registers sit, if names and shapes do not tell, or wrongly")
+@layout_option("Where the registers are, if names and shapes do not show it, or show it wrongly")
 @film_generator_option
 @click.option(
     "--film",
     type=KeyValue(),
     multiple=True,
-    help="An option of the FiLM generator that shapes do not tell, num_film_layers=3; JSON, else text.",
+    help="An option of the FiLM generator that shapes do not show: JSON, or else text.",
 )
-@click.option("--readout-only", is_flag=True, help="Leave the FiLM generator.")
-@click.option("--force", is_flag=True, help="Replace a file that stands there.")
+@click.option("--readout-only", is_flag=True, help="Import the readout without its FiLM generator.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The safetensors to write."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The safetensors file to write.",
 )
 @json_option
 def import_command(
@@ -86,10 +95,10 @@ def import_command(
 ) -> None:
     """Take a trained readout, and its FiLM generator, out of a whole network's checkpoint.
 
-    CHECKPOINT is safetensors, the index.json of sharded safetensors, or a PyTorch file of plain weights: no pickled
-    code is run. Found are the readouts that the backbone's plugin knows, else those that regplug's own modules hold
-    (what attach and Conditioner give, or a readout alone), under any prefix. `regplug export
-    --weights` takes what is written, which says what it is.
+    CHECKPOINT is a safetensors file, the index.json of sharded safetensors, or a PyTorch file of plain weights; no
+    pickled code is run. The backbone's plugin finds the readouts of its networks. If it finds none, regplug's own
+    modules are looked for under any prefix: those that attach and Conditioner give, and bare readouts. The file that is
+    written names its strategy, sizes and options, so that `regplug export --weights FILE` needs no more.
     """
     from regplug.format.single_file import write_files
 
@@ -98,9 +107,9 @@ def import_command(
     if not every:
         _check_place(output, checkpoint, force)  # before torch is imported
     from regplug.commands.import_checkpoint.extract import import_readouts
-    from regplug.commands.import_checkpoint.readout_search import Wanted
+    from regplug.commands.import_checkpoint.readout_search import ImportRequest
 
-    wanted = Wanted(
+    request = ImportRequest(
         backbone=backbone,
         num_registers=num_registers,
         hidden_dim=hidden_dim,
@@ -116,8 +125,8 @@ def import_command(
         prefix=prefix,
     )
     with progress("import") as step:
-        with kept_host():  # a plugin's code may change the working folder
-            found = import_readouts(checkpoint, wanted, progress=step)
+        with kept_host():  # a plugin may change the working directory
+            found = import_readouts(checkpoint, request, progress=step)
         files = {_place(output, one, every): one.to_bytes() for one in found.readouts}
         for path in files:
             _check_place(path, checkpoint, force)
@@ -192,17 +201,17 @@ def _print(found: Import, sizes: dict[str, int], prefix: str | None) -> None:
     ]
     print_columns(heads, rows)
     place = f" under {checkpoint.state_key!r}" if checkpoint.state_key else ""
-    others = f" (not looked at: {', '.join(checkpoint.other_keys)})" if checkpoint.other_keys else ""
+    others = f" (not read: {', '.join(checkpoint.other_keys)})" if checkpoint.other_keys else ""
     say(f"read {checkpoint.path}: {checkpoint.kind}{place}{others}")
     if prefix or found.prefix:
         say(f"prefix taken off: {prefix or found.prefix}")
     if any(uncompiled_name(name) != name for name in checkpoint.names.values()):
-        say("taken out of names: what torch.compile puts in")
+        say("taken out of names: the parts that torch.compile adds")
     for one in found.readouts:
         if one.assumed:
             at = f"block {one.block}: " if one.block else ""
             taken = _format(dict(one.assumed))
-            say(f"{at}not told by names and shapes, so at the default; else use -O or --film: {taken}")
+            say(f"{at}not shown by names and shapes, so at the default; change it with -O or --film: {taken}")
     names = f": {listed(found.left)}" if found.left else ""
     say(f"left {len(found.left)} tensors, {found.left_bytes} bytes{names}")
     for one, (path, size) in zip(found.readouts, sizes.items(), strict=True):

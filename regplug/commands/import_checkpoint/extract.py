@@ -1,4 +1,4 @@
-"""Takes trained readouts, and the FiLM generators behind them, out of a whole network's checkpoint."""
+"""Takes trained readouts, and the FiLM generators that follow them, out of a whole network's checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from regplug.bundle.describe import describe_module
-from regplug.commands.import_checkpoint.checkpoint import Checkpoint, behind, open_checkpoint
-from regplug.commands.import_checkpoint.readout_search import Wanted, chosen, find_known, find_own_sites, known_layout
+from regplug.commands.import_checkpoint.checkpoint import Checkpoint, open_checkpoint, without_prefix
+from regplug.commands.import_checkpoint.readout_search import (
+    ImportRequest,
+    choose_sites,
+    find_known,
+    find_own_sites,
+    known_layout,
+)
 from regplug.commands.import_checkpoint.state_names import unwrapped
 from regplug.errors import BundleError, SpecError
 from regplug.format.weights import check_state, dtype_name, save_tensors, types_of
@@ -32,13 +38,13 @@ class Imported:
     """One trained readout, or conditioner, out of a checkpoint.
 
     Args:
-        block: Where in the network it stands; empty where there is one only.
-        spec: What builds the readout.
-        metadata: What its weights file says of itself.
-        dtype: Of its weights, ``float32``.
+        block: Its place in the network; empty if there is only one.
+        spec: The spec that builds the readout.
+        metadata: The metadata of its weights file.
+        dtype: The dtype of its weights, ``float32``.
         state: Its weights.
-        tensors: Their names, each with the one that the checkpoint has.
-        assumed: Options that neither names nor shapes tell and that nobody gave, at their defaults.
+        tensors: Their names, each with the name in the checkpoint.
+        assumed: Options that neither names nor shapes show and that were not given, at their defaults.
     """
 
     block: str
@@ -60,7 +66,7 @@ class Import:
 
     Args:
         checkpoint: The checkpoint.
-        prefix: What stood before the network's own names.
+        prefix: The prefix before the network's own names.
         readouts: What was taken, block by block.
         left: Names of the tensors that were left, as the checkpoint has them.
         left_bytes: Their bytes.
@@ -75,34 +81,34 @@ class Import:
 
 def import_readouts(
     path: str | os.PathLike[str],
-    wanted: Wanted,
+    request: ImportRequest,
     *,
     registry: Registry | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Import:
-    """Find trained readouts in a checkpoint, and check them against what regplug builds; writes nothing.
+    """Find trained readouts in a checkpoint, and check them against the modules that regplug builds; writes nothing.
 
-    The backbone's plugin knows those of its own networks. Where it finds none, those are taken that regplug's own
-    modules hold, behind any prefix.
+    The backbone's plugin finds the readouts of its own networks. If it finds none, the readouts in regplug's own
+    modules are taken, under any prefix.
 
     Args:
         path: A checkpoint of the whole network; see ``open_checkpoint``.
-        wanted: What is asked for.
-        registry: Where names are looked up; the installed plugins when None.
-        progress: Called with a word on each step.
+        request: What to take.
+        registry: The registry for names; the installed plugins when None.
+        progress: Called with a description of each step.
 
     Raises:
-        SpecError: What is asked for contradicts the checkpoint, or is not all that is needed.
-        NameLookupError: No such backbone, block or strategy.
-        BundleError: The file is no checkpoint, holds no readout that fits, or one that lacks a weight.
+        SpecError: The request contradicts the checkpoint, or is incomplete.
+        NameLookupError: There is no such backbone, block or strategy.
+        BundleError: The file is not a checkpoint, has no readout that fits, or one that lacks a weight.
         PluginError: The backbone's plugin is broken.
     """
     registry = registry or default_registry()
-    entry, known = known_layout(wanted, registry)
+    entry, known = known_layout(request, registry)
     progress("opening")
-    checkpoint = open_checkpoint(path, wanted.state_key)
-    if wanted.prefix is not None:
-        checkpoint = behind(checkpoint, wanted.prefix)
+    checkpoint = open_checkpoint(path, request.state_key)
+    if request.prefix is not None:
+        checkpoint = without_prefix(checkpoint, request.prefix)
     progress("looking for readouts")
     prefix = ""
     sites: Sequence[CheckpointSite] = ()
@@ -110,14 +116,14 @@ def import_readouts(
         prefix, sites = find_known(entry, checkpoint)
     assumed: dict[str, Mapping[str, Any]] = {}
     if not sites:
-        own = find_own_sites(entry, checkpoint, wanted, known, registry)
+        own = find_own_sites(entry, checkpoint, request, known, registry)
         sites = tuple(one.site for one in own)
         assumed = {one.site.where: one.assumed for one in own}
-    taker = _Taker(checkpoint, prefix, known, wanted, assumed, registry)
+    extractor = _Extractor(checkpoint, prefix, known, request, assumed, registry)
     readouts = []
-    for site in chosen(checkpoint, sites, wanted.block, wanted.every):
+    for site in choose_sites(checkpoint, sites, request.block, request.every):
         progress(f"block {site.where}" if site.where else "reading")
-        readouts.append(taker.take(site))
+        readouts.append(extractor.extract(site))
     taken = {name for one in readouts for name in one.tensors.values()}
     return Import(
         checkpoint,
@@ -129,21 +135,21 @@ def import_readouts(
 
 
 @dataclass(frozen=True)
-class _Taker:
-    """Takes sites out of one checkpoint."""
+class _Extractor:
+    """Takes readouts out of one checkpoint."""
 
     checkpoint: Checkpoint
     prefix: str
     known: TokenLayout | None
-    wanted: Wanted
+    request: ImportRequest
     assumed: Mapping[str, Mapping[str, Any]]
     registry: Registry
 
-    def take(self, site: CheckpointSite) -> Imported:
-        where = f" block {site.where}:" if site.where else ""
-        owner = f"checkpoint {self.checkpoint.path}:{where}"
+    def extract(self, site: CheckpointSite) -> Imported:
+        block = f": block {site.where}" if site.where else ""
+        owner = f"checkpoint {self.checkpoint.path}{block}"
         spec = self._spec(owner, site)
-        film = site.film is not None and not self.wanted.readout_only
+        film = site.film is not None and not self.request.readout_only
         self._check_film(owner, site)
         layout = self._layout(owner, site, demanded=film)
         names = {**site.readout}
@@ -151,13 +157,13 @@ class _Taker:
             names = {f"readout.{key}": name for key, name in site.readout.items()}
             names |= {f"film.{key}": name for key, name in site.film_weights.items()}
         names = {key: self.prefix + name for key, name in names.items()}
-        if site.where not in self.assumed:  # of regplug's own every one is a site, and one was chosen
+        if site.where not in self.assumed:  # of regplug's own modules, each copy is a site, and one was chosen
             self._check_single(owner, names)
         state = {key: self.checkpoint.read(name) for key, name in sorted(names.items())}
         dtype = _common_dtype(owner, names, state)
         with torch.device("meta" if spec.measured else "cpu"):
             module = self._build(site, spec, layout if film else None).to(torch_dtype(dtype))
-        check_state(owner.removesuffix(":"), types_of(module.state_dict()), state)
+        check_state(owner, types_of(module.state_dict()), state)
         _check_finite(owner, names, state)
         metadata = describe_module(spec, module, layout, self.registry).as_dict()
         original = {key: self.checkpoint.names[name] for key, name in names.items()}
@@ -165,15 +171,15 @@ class _Taker:
 
     def _spec(self, owner: str, site: CheckpointSite) -> ReadoutSpec:
         found = self.registry.readout_entry(site.strategy).full_name
-        if self.wanted.strategy is not None:
-            asked = self.registry.readout_entry(self.wanted.strategy).full_name
+        if self.request.strategy is not None:
+            asked = self.registry.readout_entry(self.request.strategy).full_name
             if asked != found:
-                raise SpecError(f"{owner} strategy: expected {found!r}, as names and shapes tell, got {asked!r}.")
-        told = json.loads(json.dumps(dict(site.options)))  # tuples are the lists that they are in JSON
-        for option, value in self.wanted.options.items():
-            if option in told and told[option] != value:
+                raise SpecError(f"{owner}: strategy: expected {found!r}, as names and shapes tell, got {asked!r}.")
+        shown = json.loads(json.dumps(dict(site.options)))  # with lists for tuples, as in JSON
+        for option, value in self.request.options.items():
+            if option in shown and shown[option] != value:
                 raise SpecError(
-                    f"{owner} option {option!r}: expected {told[option]!r}, as the shapes tell, got {value!r}."
+                    f"{owner}: option {option!r}: expected {shown[option]!r}, as the shapes tell, got {value!r}."
                 )
         sizes = {"num_registers": site.num_registers, "hidden_dim": site.hidden_dim}
         if self.known is not None:
@@ -181,63 +187,63 @@ class _Taker:
                 wanted = getattr(self.known, word)
                 if size != wanted:
                     raise SpecError(f"{owner} {word}: expected {wanted}, as the model has, got {size} by the shapes.")
-        clashes = sorted({"strategy", *sizes} & {*self.wanted.options})
+        clashes = sorted({"strategy", *sizes} & {*self.request.options})
         if clashes:
             raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")
-        return self.registry.resolve(found, **sizes, **{**site.options, **self.wanted.options})
+        return self.registry.resolve(found, **sizes, **{**site.options, **self.request.options})
 
     def _layout(self, owner: str, site: CheckpointSite, *, demanded: bool) -> TokenLayout | None:
         found = site.layout or self.known
-        if self.wanted.layout:
+        if self.request.layout:
             sizes = {"num_registers": site.num_registers, "hidden_dim": site.hidden_dim}
-            # names and shapes may tell less than the caller knows: of registers put first by an older network, say
-            found = TokenLayout.from_dict({**(found.as_dict() if found else sizes), **self.wanted.layout})
+            # the caller may know more than names and shapes show: that an older network has its registers first, say
+            found = TokenLayout.from_dict({**(found.as_dict() if found else sizes), **self.request.layout})
             if (found.num_registers, found.hidden_dim) != (site.num_registers, site.hidden_dim):
-                raise SpecError(f"{owner} layout: expected {sizes}, as the shapes tell, got {found}.")
+                raise SpecError(f"{owner}: layout: expected {sizes}, as the shapes tell, got {found}.")
         if found is None and demanded:
             raise SpecError(
-                f"{owner} layout: expected --layout start=N for the FiLM generator that was found, as the checkpoint "
+                f"{owner}: layout: expected --layout start=N for the FiLM generator that was found, as the checkpoint "
                 "does not tell it, got none; use --readout-only to leave the FiLM generator."
             )
         return found
 
     def _check_film(self, owner: str, site: CheckpointSite) -> None:
-        """Refuse to leave out silently the FiLM generator that is asked for."""
-        wanted = self.wanted
-        if wanted.readout_only or (wanted.film_generator is None and not wanted.film_options):
+        """Refuse to leave out a requested FiLM generator silently."""
+        request = self.request
+        if request.readout_only or (request.film_generator is None and not request.film_options):
             return
         if site.film is None:
             raise BundleError(
-                f"{owner} expected the weights of a FiLM generator behind the readout, as --film and --film-generator "
-                "ask for, got none; leave these options for the readout alone."
+                f"{owner}: expected the weights of a FiLM generator, as --film or --film-generator is given, got none; "
+                "leave these options out to import the readout alone."
             )
-        if wanted.film_generator is not None and (
-            self.registry.film_entry(wanted.film_generator) != self.registry.film_entry(site.film)
+        if request.film_generator is not None and (
+            self.registry.film_entry(request.film_generator) != self.registry.film_entry(site.film)
         ):
             raise SpecError(
-                f"{owner} --film-generator: expected {site.film!r}, as names and shapes tell, got "
-                f"{wanted.film_generator!r}."
+                f"{owner}: --film-generator: expected {site.film!r}, as names and shapes tell, got "
+                f"{request.film_generator!r}."
             )
 
     def _check_single(self, owner: str, names: Mapping[str, str]) -> None:
-        """Refuse a checkpoint that has a weight twice, behind two wrappers: nobody could tell which is meant."""
+        """Refuse a checkpoint that has a weight twice, under two wrappers: either could be meant."""
         wanted = {unwrapped(name): name for name in names.values()}
         for name in self.checkpoint.names:
             twin = wanted.get(unwrapped(name), name)
             if twin != name:
                 first, second = sorted(self.checkpoint.names[one] for one in (name, twin))
-                raise BundleError(f"{owner} expected one tensor {unwrapped(name)!r}, got {first!r} and {second!r}.")
+                raise BundleError(f"{owner}: expected one tensor {unwrapped(name)!r}, got {first!r} and {second!r}.")
 
     def _build(self, site: CheckpointSite, spec: ReadoutSpec, layout: TokenLayout | None) -> nn.Module:
         readout = spec.build()
         if site.film is None or layout is None:
             return readout
         family = self.registry.film_entry(site.film)
-        for option, value in self.wanted.film_options.items():
+        for option, value in self.request.film_options.items():
             if site.film_options.get(option, value) != value:
-                told = site.film_options[option]
-                raise SpecError(f"--film: {option}: expected {told!r}, as the shapes tell, got {value!r}.")
-        options = {**site.film_options, **self.wanted.film_options}
+                shown = site.film_options[option]
+                raise SpecError(f"--film: {option}: expected {shown!r}, as the shapes tell, got {value!r}.")
+        options = {**site.film_options, **self.request.film_options}
         film = pair(spec, family.build, width=family.width, registry=self.registry, **options)
         return Conditioner(layout, readout, film, family.form, family.order, self.registry)
 
@@ -247,10 +253,10 @@ def _common_dtype(owner: str, names: Mapping[str, str], state: Mapping[str, Tens
     floats = {dtype_name(tensor): names[key] for key, tensor in state.items() if tensor.is_floating_point()}
     if len(floats) > 1:
         got = " and ".join(f"{dtype} ({name!r})" for dtype, name in sorted(floats.items()))
-        raise BundleError(f"{owner} expected weights of one dtype, got {got}.")
+        raise BundleError(f"{owner}: expected weights of one dtype, got {got}.")
     for dtype, name in floats.items():
         if dtype not in DTYPES:
-            raise BundleError(f"{owner} tensor {name!r}: expected one of {', '.join(DTYPES)}, got {dtype}.")
+            raise BundleError(f"{owner}: tensor {name!r}: expected one of {', '.join(DTYPES)}, got {dtype}.")
         return dtype
     return "float32"
 
@@ -260,6 +266,6 @@ def _check_finite(owner: str, names: Mapping[str, str], state: Mapping[str, Tens
         nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
         if nans or infinities:
             raise BundleError(
-                f"{owner} tensor {names[key]!r}: expected finite values, got {nans} NaN and {infinities} infinite of "
+                f"{owner}: tensor {names[key]!r}: expected finite values, got {nans} NaN and {infinities} infinite of "
                 f"{tensor.numel()}."
             )

@@ -1,29 +1,29 @@
-"""Looks at a pickle before it is read: how deep its tuples are nested, which decides how long a key takes to hash."""
+"""Checks a pickle before it is loaded: deeply nested tuples may take forever to hash."""
 
 from __future__ import annotations
 
 import pickletools
 from typing import BinaryIO
 
-MOST_NESTED = 16  # torch's own go 4 deep
+MAX_NESTED = 16  # torch's own are nested 4 deep
 SAVED = {"PUT", "BINPUT", "LONG_BINPUT"}
 FETCHED = {"GET", "BINGET", "LONG_BINGET"}
 
 
 class DeepPickleError(Exception):
-    """A pickle whose tuples are nested too deep, or that is no pickle."""
+    """A pickle with tuples nested too deep, or not a pickle."""
 
 
 def check_nesting(stream: BinaryIO) -> None:
-    """Refuse one pickle of a stream, and read on to its end, if its tuples are nested deeper than 16.
+    """Read one pickle of a stream to its end, and refuse tuples nested deeper than 16.
 
-    A tuple may hold another twice, and that one another: as a key it is hashed in 2^depth steps, which a file of some
-    hundred bytes makes endless.
+    A tuple may hold another one twice, and so on: hashing it as a key takes 2^depth steps, which never ends for a file
+    of a few hundred bytes.
 
     Raises:
-        DeepPickleError: They are, or it is no pickle.
+        DeepPickleError: Tuples are nested deeper, or it is not a pickle.
     """
-    stack: list[int | None] = []  # how deep each value is; None for a mark
+    stack: list[int | None] = []  # the depth of each value; None for a mark
     memo: dict[object, int] = {}
     try:
         for opcode, argument, _ in pickletools.genops(stream):
@@ -37,8 +37,8 @@ def check_nesting(stream: BinaryIO) -> None:
                 stack.append(None)
             else:
                 deepest = max(_taken(stack, opcode), default=0) + opcode.name.startswith("TUPLE")
-                if deepest > MOST_NESTED:
-                    raise DeepPickleError(f"tuples nested deeper than {MOST_NESTED}")
+                if deepest > MAX_NESTED:
+                    raise DeepPickleError(f"tuples nested deeper than {MAX_NESTED}")
                 stack += [deepest] * len(opcode.stack_after)
     except (ValueError, LookupError, TypeError) as error:
         raise DeepPickleError("a damaged pickle") from error
@@ -49,7 +49,7 @@ def _top(stack: list[int | None]) -> int:
 
 
 def _taken(stack: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int]:
-    """What an opcode takes from the stack: all after a mark where it wants one, and so many before."""
+    """The depths of what an opcode takes from the stack: a number of values, or all values after a mark."""
     wanted = opcode.stack_before
     taken: list[int] = []
     if pickletools.markobject in wanted:

@@ -1,4 +1,4 @@
-"""Reads the index of sharded safetensors: which file of its own folder has which tensor."""
+"""Reads the index of sharded safetensors: which tensors each file next to it has."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 from regplug.commands.import_checkpoint.checkpoint_file import DamagedError, OpenFile, without_duplicates
 
 MAX_INDEX = 16 << 20  # bytes
-MOST_SHARDS = 256  # each stays open
-SHARD = re.compile(r"(?!\.)[\w.-]{1,200}\.safetensors")  # a name and no path
+MAX_SHARDS = 256  # each stays open
+SHARD = re.compile(r"(?!\.)[\w.-]{1,200}\.safetensors")  # a file name, not a path
 
 
 def read_index(file: OpenFile) -> dict[str, set[str]]:
     """The files that an index names, each with the tensors that it must have.
 
     Raises:
-        DamagedError: It is no index, or names something that is no safetensors file of its own folder.
+        DamagedError: It is not an index, or names a file that is not safetensors or is in another folder.
         BundleError: It cannot be read.
     """
     if file.size > MAX_INDEX:
@@ -33,6 +33,6 @@ def read_index(file: OpenFile) -> dict[str, set[str]]:
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             raise DamagedError(f"a file {shard!r:.80}, where a name that ends in .safetensors was expected")
         shards.setdefault(shard, set()).add(name)
-    if len(shards) > MOST_SHARDS:
-        raise DamagedError(f"{len(shards)} files, of at most {MOST_SHARDS}")
+    if len(shards) > MAX_SHARDS:
+        raise DamagedError(f"{len(shards)} files, of at most {MAX_SHARDS}")
     return shards

@@ -1,4 +1,4 @@
-"""The names of a state dict: what wrappers put before them and into them, and how messages list them."""
+"""The names of a state dict: what wrappers add to them, and how messages list them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from regplug.errors import BundleError
 from regplug.torch_private import uncompiled_name
 
-# prefixes of a network's own names: DistributedDataParallel's, then those of Lightning modules
+# what wrappers put before a network's own names: DistributedDataParallel, then Lightning modules
 WRAPPERS = ("module.", "network.", "model.")
-MOST_WRAPPERS = 4
-MOST_PREFIXES = 500
-SHOWN, LONGEST = 5, 120
+MAX_WRAPPERS = 4
+MAX_PREFIXES = 500
+MAX_LISTED, MAX_NAME = 5, 120
 
 
 def wrapper_prefixes(names: Iterable[str]) -> Iterator[str]:
@@ -25,13 +25,13 @@ def wrapper_prefixes(names: Iterable[str]) -> Iterator[str]:
     prefixes = [("", 0)]
     for prefix, depth in prefixes:  # grows as it is walked
         yield prefix
-        if depth < MOST_WRAPPERS:
+        if depth < MAX_WRAPPERS:
             longer = [prefix + wrapper for wrapper in WRAPPERS]
             prefixes += [(one, depth + 1) for one in longer if any(name.startswith(one) for name in names)]
 
 
 def unwrapped(name: str) -> str:
-    """A name without all that wrappers may have put before it.
+    """A name without the prefixes that wrappers may have put before it.
 
     Example:
         >>> unwrapped("module.network.blocks.0.mlp.weight")
@@ -43,10 +43,10 @@ def unwrapped(name: str) -> str:
 
 
 def own_names(owner: str, names: Iterable[str]) -> dict[str, str]:
-    """Each name without what ``torch.compile`` put in, with the one that it was.
+    """Each name without the parts that ``torch.compile`` adds, with the original name.
 
     Raises:
-        BundleError: Two names become one.
+        BundleError: Two names become the same.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -58,10 +58,10 @@ def own_names(owner: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """A few names, on one line whatever they hold, and how many more there are."""
+    """A few names on one line, escaped, and how many more there are."""
     names = sorted(names)
-    few = [name[:LONGEST] if name.isprintable() else ascii(name[:LONGEST]) for name in names[:SHOWN]]
-    more = len(names) - SHOWN
+    few = [name[:MAX_NAME] if name.isprintable() else ascii(name[:MAX_NAME]) for name in names[:MAX_LISTED]]
+    more = len(names) - MAX_LISTED
     return ", ".join(few) + (f", and {more} more" if more > 0 else "")
 
 

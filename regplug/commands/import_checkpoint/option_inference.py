@@ -1,4 +1,4 @@
-"""Finds the options of a constructor by which its weights get given names and shapes."""
+"""Infers a constructor's options from the names and shapes of its weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from regplug.registry.cond_dim import construct
 from regplug.registry.options import bind, parameters_of
 
 Shapes = Mapping[str, tuple[int, ...]]
-MOST_SWITCHES = 3
+MAX_SWITCHES = 3
 TRIALS = (1, 2, 4, 8, 16)
-LARGEST_SOUGHT = 128  # of an integer that sizes do not follow in a straight line, such as a ratio
+MAX_TRIED = 128  # of an integer that shapes do not depend on linearly, such as a ratio
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """What names and shapes tell of a constructor's options.
+    """What names and shapes show about a constructor's options.
 
     Args:
-        options: Those that were given, and those that shapes tell and that are not the default.
-        assumed: Those that no shape depends on, at their defaults.
+        options: The given options, and the inferred ones that differ from the default.
+        assumed: The options that no shape depends on, at their defaults.
     """
 
     options: Mapping[str, Any]
@@ -35,13 +35,13 @@ class Inferred:
 
 
 class Constructor:
-    """A class whose weights' names and shapes follow from its options; nothing is allocated.
+    """A class, and the names and shapes of its weights for any options; nothing is allocated.
 
     Args:
-        owner: Whose it is, for messages.
+        owner: The strategy or FiLM generator, for messages.
         build: The class.
         sizes: The arguments that are known.
-        words: The constructor's own words for sizes, as ``bind`` takes them.
+        words: The constructor's own names for sizes, as ``bind`` takes them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Constructor:
         }
 
     def shapes(self, options: Mapping[str, Any]) -> Shapes | None:
-        """Of its weights with these options; None where it refuses them."""
+        """The shapes of its weights with these options; None if it refuses them."""
         try:
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
@@ -68,9 +68,9 @@ class Constructor:
         return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
     def outlines(self, given: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Shapes]]:
-        """Options, with any number for those that are needed and not given, and the shapes that they make.
+        """Options, with arbitrary numbers for required ones that are not given, and the shapes that result.
 
-        One for each setting of its switches, as far as it takes them: they decide which weights there are.
+        One for each setting of its switches that it accepts, because switches decide which weights exist.
         """
         needed = [
             name
@@ -79,7 +79,7 @@ class Constructor:
         ]
         switches = [
             name for name, one in self.parameters.items() if isinstance(one.default, bool) and name not in given
-        ][:MOST_SWITCHES]
+        ][:MAX_SWITCHES]
         own = tuple(self.parameters[name].default for name in switches)
         settings = sorted(itertools.product((True, False), repeat=len(switches)), key=lambda one: one != own)
         for setting in settings:
@@ -91,10 +91,10 @@ class Constructor:
 
 
 def infer_options(constructor: Constructor, given: Mapping[str, Any], wanted: Shapes) -> Inferred | None:
-    """The options with which a constructor's weights have the names and shapes that are wanted; None for none.
+    """The options that give a constructor's weights the wanted names and shapes; None if there are none.
 
     Raises:
-        SpecError: Several would do: the message says which options to give.
+        SpecError: Several would; the message says which options to give.
     """
     for outline, shapes in constructor.outlines(given):
         if set(shapes) != set(wanted):
@@ -102,36 +102,36 @@ def infer_options(constructor: Constructor, given: Mapping[str, Any], wanted: Sh
         fixed = frozenset(given)
         found = _solve(constructor, outline, fixed, wanted)
         if found is None:
-            found = _seek(constructor, outline, fixed, wanted)
+            found = _search(constructor, outline, fixed, wanted)
         if found is None:
             continue
         _refuse_several(constructor, given, found, wanted)
-        return _told(constructor, given, found)
+        return _inferred(constructor, given, found)
     return None
 
 
 def _solve(
     constructor: Constructor, outline: Mapping[str, Any], fixed: frozenset[str], wanted: Shapes
 ) -> dict[str, Any] | None:
-    """The numbers with which the shapes are right, each found by the size that follows it in a straight line."""
+    """The numbers that give the wanted shapes, each computed from a size that depends on it linearly."""
     options = dict(outline)
     numbers = _numbers(constructor, options, fixed)
-    for _ in range(2):  # the second time with the others found
+    for _ in range(2):  # the second round knows the other numbers
         for name in numbers:
             if constructor.shapes(options) == wanted:
                 return options
-            number = _by_straight_line(constructor, options, name, wanted)
+            number = _solve_linear(constructor, options, name, wanted)
             if number is not None:
                 options[name] = number
     return options if constructor.shapes(options) == wanted else None
 
 
-def _seek(
+def _search(
     constructor: Constructor, outline: Mapping[str, Any], fixed: frozenset[str], wanted: Shapes
 ) -> dict[str, Any] | None:
-    """As ``_solve``, one number by trying."""
+    """As ``_solve``, but by trying values of one number."""
     for name in _numbers(constructor, outline, fixed):
-        for number in range(1, LARGEST_SOUGHT + 1):
+        for number in range(1, MAX_TRIED + 1):
             if constructor.shapes({**outline, name: number}) == wanted:
                 return {**outline, name: number}
     return None
@@ -146,7 +146,7 @@ def _is_number(constructor: Constructor, options: Mapping[str, Any], name: str) 
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _by_straight_line(
+def _solve_linear(
     constructor: Constructor, options: Mapping[str, Any], name: str, wanted: Shapes
 ) -> int | float | None:
     for first, second, before, after in _two_outlines(constructor, options, name):
@@ -167,7 +167,7 @@ def _by_straight_line(
 def _two_outlines(
     constructor: Constructor, options: Mapping[str, Any], name: str
 ) -> Iterator[tuple[Any, Any, Shapes, Shapes]]:
-    """Two values of an option that the constructor takes, and the shapes that they make."""
+    """Two values of an option that the constructor accepts, and the shapes that result."""
     value = options.get(name, constructor.parameters[name].default)
     for first, second in ((value, 2 * value), (value, value + 1), *itertools.pairwise(TRIALS)):
         before = constructor.shapes({**options, name: first})
@@ -179,25 +179,25 @@ def _two_outlines(
 def _refuse_several(
     constructor: Constructor, given: Mapping[str, Any], found: Mapping[str, Any], wanted: Shapes
 ) -> None:
-    """Refuse what shapes tell of two numbers only together: a product may be made of any two factors."""
-    told = [
+    """Refuse numbers that shapes determine only together, such as the two factors of a product."""
+    determined = [
         name
         for name, one in constructor.parameters.items()
         if name not in given and _is_number(constructor, found, name) and found.get(name, one.default) is not None
     ]
-    told = [name for name in told if _depends(constructor, found, name)]
-    if len(told) < 2:
+    determined = [name for name in determined if _depends(constructor, found, name)]
+    if len(determined) < 2:
         return
-    for name in told:
+    for name in determined:
         value = found.get(name, constructor.parameters[name].default)
         for other in (1, 2, value + 1, 2 * value):
             if other == value or isinstance(value, float):
                 continue
             changed = _solve(constructor, {**found, name: other}, frozenset({*given, name}), wanted)
             if changed is not None:
-                differing = [one for one in told if changed.get(one) != found.get(one)]
+                differing = [one for one in determined if changed.get(one) != found.get(one)]
                 raise SpecError(
-                    f"expected option {' or '.join(differing)}, as the shapes tell only all of them together, got none."
+                    f"expected option {' or '.join(differing)}, as the shapes determine them only together, got none."
                 )
 
 
@@ -205,18 +205,18 @@ def _depends(constructor: Constructor, options: Mapping[str, Any], name: str) ->
     return any(before != after for _, _, before, after in _two_outlines(constructor, options, name))
 
 
-def _told(constructor: Constructor, given: Mapping[str, Any], found: Mapping[str, Any]) -> Inferred:
+def _inferred(constructor: Constructor, given: Mapping[str, Any], found: Mapping[str, Any]) -> Inferred:
     options, assumed = dict(given), {}
     for name, parameter in constructor.parameters.items():
         if name in given:
             continue
         value = found.get(name, parameter.default)
         if isinstance(value, bool):
-            told = constructor.shapes({**found, name: not value}) != constructor.shapes(found)
+            determined = constructor.shapes({**found, name: not value}) != constructor.shapes(found)
         else:
-            told = _is_number(constructor, found, name) and _depends(constructor, found, name)
-        if told and value != parameter.default:
+            determined = _is_number(constructor, found, name) and _depends(constructor, found, name)
+        if determined and value != parameter.default:
             options[name] = value
-        elif not told and parameter.default is not inspect.Parameter.empty:
+        elif not determined and parameter.default is not inspect.Parameter.empty:
             assumed[name] = parameter.default
     return Inferred(options, assumed)
