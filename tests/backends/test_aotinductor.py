@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from support.damage import edit_manifest, repin
+from support.plugins import installed_with
 from support.readouts import SIZES, trained
 from torch import nn
 
 import regplug
 from regplug.backends import aotinductor, cache, compiling
 from regplug.backends.cpu import CpuFlags, cpu_flags
-from regplug.registry.discovery import discover
-from regplug.registry.hookspecs import hookimpl
 
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 LIBRARY = "program.aotinductor.x86-64-v3.so"
@@ -58,21 +57,13 @@ class LooksAtValues(AddsNumbers):
         return registers.mean(1) * self.scale if registers.sum() > 0 else registers.sum(1)
 
 
-class Plugin:
-    @hookimpl
-    def regplug_readouts(self):
-        return [
-            regplug.ReadoutEntry("adds-numbers", AddsNumbers),
-            regplug.ReadoutEntry("gives-its-weight", GivesItsWeight),
-            regplug.ReadoutEntry("looks-at-values", LooksAtValues),
-        ]
-
-
 @pytest.fixture
 def registry():
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "test-plugin", "1.0")
-    return registry
+    return installed_with(
+        regplug.ReadoutEntry("adds-numbers", AddsNumbers),
+        regplug.ReadoutEntry("gives-its-weight", GivesItsWeight),
+        regplug.ReadoutEntry("looks-at-values", LooksAtValues),
+    )
 
 
 @pytest.fixture

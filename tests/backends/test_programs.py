@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.consumer import built, readout, run
 from support.damage import repin
+from support.plugins import installed_with
 from support.readouts import SIZES
 from torch import nn
 
@@ -24,7 +25,6 @@ from regplug.backends.torchscript import check_archive
 from regplug.bundle.machine_paths import check_traces
 from regplug.errors import BundleError, ExportError
 from regplug.format.weights import save_tensors
-from regplug.registry.discovery import discover
 
 SCRIPT, LIBRARY = "program.torchscript.pt", "program.aotinductor.x86-64-v3.so"
 BOTH = ["torchscript", "aotinductor"]
@@ -79,21 +79,9 @@ class Panic(BaseException):
     """What extensions written in Rust raise."""
 
 
-class Plugin:
-    @regplug.hookimpl
-    def regplug_readouts(self):
-        return [regplug.ReadoutEntry("scaled", Scaled)]
-
-    @regplug.hookimpl
-    def regplug_export_backends(self):
-        return [regplug.ExportBackendEntry("throwing", Throwing)]
-
-
 @pytest.fixture(scope="module")
 def registry():
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "test-plugin", "1.0")
-    return registry
+    return installed_with(regplug.ReadoutEntry("scaled", Scaled), regplug.ExportBackendEntry("throwing", Throwing))
 
 
 @pytest.fixture(scope="module")

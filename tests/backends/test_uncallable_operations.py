@@ -4,6 +4,7 @@ import stat
 
 import pytest
 import torch
+from support.plugins import registered
 from torch import nn
 
 import regplug
@@ -41,20 +42,10 @@ class Fourier(_Readout):
 
 
 def export(cls, folder, backend):
-    registry = regplug.default_registry()
     name = cls.__name__.lower()
-
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_readouts(self):
-            return [regplug.ReadoutEntry(name, build=cls)]
-
-    registry.register(Plugin(), f"operations-{name}")
-    try:
-        spec = registry.resolve(name, **SIZES)
+    with registered(regplug.ReadoutEntry(name, build=cls)):
+        spec = regplug.resolve(name, **SIZES)
         return regplug.export(spec, spec.build(), folder, backends=[backend])
-    finally:
-        registry.unregister(f"operations-{name}")
 
 
 @pytest.mark.parametrize(

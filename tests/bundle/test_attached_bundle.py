@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from support.consumer import built, check_golden, run
+from support.plugins import installed_with
 from support.readouts import moved
 from torch import nn
 
@@ -22,8 +23,6 @@ from regplug.bundle.weights_file import fill
 from regplug.commands.info.describe import describe
 from regplug.format.manifest import TensorSpec
 from regplug.format.weights import load_tensors, read_metadata, save_tensors
-from regplug.registry.discovery import discover
-from regplug.registry.hookspecs import hookimpl
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
 VIT, EVA = "timm:vit_small_patch14_reg4_dinov2", "timm:vit_small_patch16_dinov3"
@@ -236,28 +235,18 @@ class Tokens(nn.Module):
         return self.project(images.mean((2, 3))).reshape(-1, 8, 6)
 
 
-class Plugin:
-    def __init__(self, hidden_dim=6, **fields):
-        layout = regplug.TokenLayout(num_registers=2, hidden_dim=hidden_dim, start=1, normalized=False)
-        self.fields = {"layout": lambda model: layout, "tokens": lambda model, normalized: Tokens(model), **fields}
-
-    @hookimpl
-    def regplug_backbones(self):
-        return [regplug.BackboneEntry("patches", Patches, **self.fields)]
-
-
 def nothing_today(model, normalized):
     raise regplug.SpecError("nothing today.")
 
 
-def registry_of(plugin):
-    registry = regplug.Registry(discover())
-    registry.register(plugin, "acme", "1.0")
-    return registry
+def registry_of(hidden_dim=6, **fields):
+    layout = regplug.TokenLayout(num_registers=2, hidden_dim=hidden_dim, start=1, normalized=False)
+    given = {"layout": lambda model: layout, "tokens": lambda model, normalized: Tokens(model), **fields}
+    return installed_with(regplug.BackboneEntry("patches", Patches, **given))
 
 
 def test_a_bundle_loads_wherever_the_backbone_is_installed_and_nowhere_else(tmp_path):
-    registry = registry_of(Plugin())
+    registry = registry_of()
     module = regplug.attach("patches", "mean", registry=registry)
     done = regplug.export(module.spec, module, tmp_path / "b", registry=registry)
     assert done.manifest.backbone.name == "acme:patches"
@@ -267,21 +256,21 @@ def test_a_bundle_loads_wherever_the_backbone_is_installed_and_nowhere_else(tmp_
         regplug.load(tmp_path / "b")
     assert regplug.load(tmp_path / "b", program="torchscript")(images).shape == (2, 6)
     with pytest.raises(regplug.BundleError, match=r"b: the installed acme:patches: nothing today\."):
-        regplug.load(tmp_path / "b", registry=registry_of(Plugin(tokens=nothing_today)))
+        regplug.load(tmp_path / "b", registry=registry_of(tokens=nothing_today))
     shifted = regplug.TokenLayout(num_registers=2, hidden_dim=6, start=3, normalized=False)
     with pytest.raises(regplug.BundleError, match=r"layout: expected TokenLayout\(.*start=1.* from the installed acme"):
-        regplug.load(tmp_path / "b", registry=registry_of(Plugin(layout=lambda model: shifted)))
+        regplug.load(tmp_path / "b", registry=registry_of(layout=lambda model: shifted))
 
 
 def test_a_backbone_that_says_no_input_size_is_not_exported_whole(tmp_path):
-    registry = registry_of(Plugin())
+    registry = registry_of()
     module = regplug.attach("patches", "mean", model_options={"told": False}, registry=registry)
     with pytest.raises(regplug.ExportError, match="'mean': Tokens: expected a backbone that states"):
         regplug.export(module.spec, module, tmp_path / "b", registry=registry)
 
 
 def test_a_model_that_its_plugin_cannot_describe_is_not_exported_whole(tmp_path):
-    registry = registry_of(Plugin(classes=[f"{Patches.__module__}:Patches"]))
+    registry = registry_of(classes=[f"{Patches.__module__}:Patches"])
     module = regplug.attach(Patches(), "mean", registry=registry)
     with pytest.raises(regplug.ExportError, match="expected a backbone that a bundle can name, got: backbone"):
         regplug.export(module.spec, module, tmp_path / "b", registry=registry)
@@ -289,7 +278,7 @@ def test_a_model_that_its_plugin_cannot_describe_is_not_exported_whole(tmp_path)
 
 def test_a_model_that_its_plugin_describes_wrongly_is_not_exported_whole(tmp_path):
     fields = {"classes": [f"{Patches.__module__}:Patches"], "describe": lambda model: (None, {"size": 9})}
-    registry = registry_of(Plugin(**fields))
+    registry = registry_of(**fields)
     model = Patches()
     model.project = nn.Linear(3, 48, bias=False)
     module = regplug.attach(model, "mean", registry=registry)
@@ -298,7 +287,7 @@ def test_a_model_that_its_plugin_describes_wrongly_is_not_exported_whole(tmp_pat
 
 
 def test_large_images_keep_the_cases_that_every_loader_needs_and_no_more(tmp_path):
-    registry = registry_of(Plugin())
+    registry = registry_of()
     module = regplug.attach("patches", "mean", model_options={"size": 518}, registry=registry)
     done = regplug.export(module.spec, module, tmp_path / "b", backends=[], registry=registry)
     assert [case.case for case in done.manifest.golden.cases] == ["batch_0", "batch_1", "batch_2", "slice"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.damage import repin
+from support.plugins import installed_with
 from support.readouts import SIZES, trained
 from torch import nn
 
@@ -18,8 +19,6 @@ import regplug
 from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.bundle.golden import CaseError, largest_error
 from regplug.format.weights import load_tensors, save_tensors
-from regplug.registry.discovery import discover
-from regplug.registry.hookspecs import hookimpl
 
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 
@@ -158,30 +157,20 @@ NAMES = {
 }
 
 
-class Plugin:
-    @hookimpl
-    def regplug_readouts(self):
-        return [
-            regplug.ReadoutEntry("scaled", ScaledMean),
-            regplug.ReadoutEntry("unscriptable", Unscriptable),
-            regplug.ReadoutEntry("random", Random),
-            regplug.ReadoutEntry("writes-into-its-input", WritesIntoItsInput),
-            regplug.ReadoutEntry("asserting", Asserting),
-            regplug.ReadoutEntry("fails-in-script", FailsInScript),
-            regplug.ReadoutEntry("gives-its-weight", GivesItsWeight),
-            regplug.ReadoutEntry("takes-anything", TakesAnything),
-        ]
-
-    @hookimpl
-    def regplug_export_backends(self):
-        return [regplug.ExportBackendEntry(name, cls) for cls, name in NAMES.items()]
-
-
 @pytest.fixture
 def registry():
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "test-plugin", "1.0")
-    return registry
+    return installed_with(
+        regplug.ReadoutEntry("scaled", ScaledMean),
+        regplug.ReadoutEntry("unscriptable", Unscriptable),
+        regplug.ReadoutEntry("random", Random),
+        regplug.ReadoutEntry("writes-into-its-input", WritesIntoItsInput),
+        regplug.ReadoutEntry("asserting", Asserting),
+        regplug.ReadoutEntry("fails-in-script", FailsInScript),
+        regplug.ReadoutEntry("gives-its-weight", GivesItsWeight),
+        regplug.ReadoutEntry("takes-anything", TakesAnything),
+        *(regplug.ExportBackendEntry(name, cls) for cls, name in NAMES.items()),
+        distribution="test-plugin",
+    )
 
 
 def conditioner_of(spec, layout, seed=0):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support.damage import edit_manifest
+from support.plugins import installed_with
 from support.strategies import EVERY, spec_of
 from torture.options import load_measured, memory
 
@@ -260,21 +261,10 @@ class ReadsNumbers(torch.nn.Module):
         return [(given * self.bias[0], given + self.bias[1])]
 
 
-class Odd:
-    @regplug.hookimpl
-    def regplug_readouts(self):
-        return [regplug.ReadoutEntry("metaphor", Meta)]
-
-    @regplug.hookimpl
-    def regplug_films(self):
-        return [regplug.FiLMEntry("reads-numbers", ReadsNumbers, form="gamma", order="gamma-first")]
-
-
 @pytest.fixture
 def odd_registry():
-    registry = regplug.Registry.installed()
-    registry.register(Odd(), "odd", "1.0")
-    return registry
+    film = regplug.FiLMEntry("reads-numbers", ReadsNumbers, form="gamma", order="gamma-first")
+    return installed_with(regplug.ReadoutEntry("metaphor", Meta), film, distribution="odd")
 
 
 def test_a_strategy_whose_name_and_errors_say_meta_keeps_its_bounds(odd_registry, tmp_path):

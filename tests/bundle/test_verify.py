@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support.damage import edit_manifest, rename_strategy, repin, replace_weights
+from support.plugins import installed_with
 from support.readouts import SIZES
 
 import regplug
@@ -252,15 +253,7 @@ class Chatty(torch.nn.Module):
 
 
 def test_a_graph_break_is_a_failed_row_with_its_reason_beside_the_other_programs(tmp_path):
-    from regplug.registry.discovery import discover
-
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_readouts(self):
-            return [regplug.ReadoutEntry("chatty", Chatty)]
-
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "test-plugin")
+    registry = installed_with(regplug.ReadoutEntry("chatty", Chatty))
     spec = registry.resolve("chatty", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", backends=[], registry=registry)
     found = regplug.verify(tmp_path / "b", programs=True, registry=registry)

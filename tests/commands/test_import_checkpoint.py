@@ -1,6 +1,7 @@
 """Trained weights out of a whole network's checkpoint: what is read, what is refused, what is written."""
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvsubquadratic.lazy_config import instantiate
 from safetensors.torch import load_file, save_file
+from support.plugins import registered
 from support.readouts import moved
 from torch import nn
 
@@ -62,18 +64,13 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def acme():
     """Backbones of a plugin of our own, whose finder is given."""
-    registry = regplug.default_registry()
+    with contextlib.ExitStack() as stack:
 
-    def register(weights):
-        class Plugin:
-            @regplug.hookimpl
-            def regplug_backbones(self):
-                return [regplug.BackboneEntry("acme-net", build=dict, layout=dict, readouts=("pool",), weights=weights)]
+        def register(weights):
+            entry = regplug.BackboneEntry("acme-net", build=dict, layout=dict, readouts=("pool",), weights=weights)
+            stack.enter_context(registered(entry))
 
-        registry.register(Plugin(), "acme-import")
-
-    yield register
-    registry.unregister("acme-import")
+        yield register
 
 
 def site(**changed):

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from support.commands import run_command
-from support.wrong_backbones import IMAGE, RIGHT, WRONG, Offer, entry_of, registry_of
+from support.plugins import installed_with, registered
+from support.wrong_backbones import IMAGE, RIGHT, WRONG, entry_of
 
 import regplug
 from regplug.conformance import all_backbone_checks, check_backbone, parametrize_with_backbone_checks
@@ -22,7 +23,7 @@ NAMES = [check.name for check in all_backbone_checks()]
 
 
 def rows_of(entry, **subject):
-    return {row.check: row for row in check_backbone("acme-vit", registry=registry_of(entry), **subject)}
+    return {row.check: row for row in check_backbone("acme-vit", registry=installed_with(entry), **subject)}
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -66,7 +67,7 @@ def test_marks_leave_every_weight_as_it_was_to_the_bit():
 
 
 def test_a_failure_may_be_expected_and_a_pass_may_not():
-    registry = registry_of(WRONG["one too early"][0])
+    registry = installed_with(WRONG["one too early"][0])
     expected = {"marks": "the layout is that of the next release", "batch": "not so"}
     rows = {row.check: row for row in check_backbone("acme-vit", registry=registry, expected_failures=expected)}
     assert (rows["marks"].verdict, rows["batch"].verdict) == (EXPECTED_FAILURE, UNEXPECTED_PASS)
@@ -82,7 +83,7 @@ def test_a_backbone_of_sizes_only_has_rows_that_say_why_they_do_not_apply():
 
 
 def test_what_cannot_be_built_is_one_error():
-    registry = registry_of(entry_of())
+    registry = installed_with(entry_of())
     with pytest.raises(regplug.NameLookupError, match="model 'large': not known"):
         check_backbone("acme-vit:large", registry=registry)
     with pytest.raises(regplug.SpecError, match="input_shape: expected positive integers"):
@@ -99,24 +100,14 @@ def test_an_author_gets_one_test_for_each_check(subject, check):
 
 @pytest.fixture
 def run():
-    """Run ``regplug check``, with two plugins more."""
-    registry = regplug.default_registry()
-    registry.register(Offer(entry_of(), replace(WRONG["one too late"][0], name="acme-wrong", classes=())), "acme")
-    registry.register(Both(), "acme-both")
-    yield functools.partial(run_command, "check")
-    registry.unregister("acme")
-    registry.unregister("acme-both")
-
-
-class Both(Offer):
-    """A strategy and a backbone of one name."""
-
-    def __init__(self):
-        super().__init__(replace(entry_of(classes=()), name="both"))
-
-    @regplug.hookimpl
-    def regplug_readouts(self):
-        return [regplug.ReadoutEntry("both", "regplug.nn.readouts.averages:RegisterMean")]
+    """Run ``regplug check``, with two backbones more, one of them named as a strategy is."""
+    acme = [entry_of(), replace(WRONG["one too late"][0], name="acme-wrong", classes=())]
+    both = [
+        replace(entry_of(classes=()), name="both"),
+        regplug.ReadoutEntry("both", "regplug.nn.readouts.averages:RegisterMean"),
+    ]
+    with registered(*acme), registered(*both, distribution="acme-both"):
+        yield functools.partial(run_command, "check")
 
 
 def test_the_command_checks_a_backbone_by_its_name_with_a_models_options(run, tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.plugins import installed_with
 
 import regplug
 from regplug.conformance import check_readout
@@ -138,13 +139,7 @@ def test_a_readout_that_needs_a_missing_package_as_it_is_exported_still_fails(
         def __init__(self) -> None:
             import no_such_runtime  # noqa: F401
 
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_export_backends(self) -> list[ExportBackendEntry]:
-            return [ExportBackendEntry("lazy-programs", Backend)]
-
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "lazy")
+    registry = installed_with(ExportBackendEntry("lazy-programs", Backend))
     results = check_readout(
         registry.resolve("mean", **SIZES), registry=registry, backends=["lazy-programs"], compiler="eager"
     )

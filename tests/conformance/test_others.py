@@ -1,11 +1,11 @@
 """The checks on readouts that other packages published, registered unchanged: what they fail is known, and why."""
 
 import pytest
+from support.plugins import installed_with
 from support.strategies import D, R
 
 import regplug
 from regplug.conformance import check_readout
-from regplug.registry.discovery import discover
 
 NOT_SCRIPTABLE = "transformers' GELUTanh keeps a functools.partial, which TorchScript cannot hold"
 
@@ -20,18 +20,6 @@ def siglip_head(hidden_dim: int):
     )
 
 
-class Others:
-    """What a plugin that adopts them would say."""
-
-    @regplug.hookimpl
-    def regplug_readouts(self):
-        latent = "timm.layers:AttentionPoolLatent"
-        return [
-            regplug.ReadoutEntry("timm-latent", latent, sizes={"in_features": "hidden_dim"}),
-            regplug.ReadoutEntry("siglip", siglip_head),
-        ]
-
-
 # strategy -> its options, what it takes though no readout should, what it fails, and what there is not to check
 OTHERS = {
     "timm-latent": ({"num_heads": 4}, {"refuses-num-registers"}, {}),
@@ -44,8 +32,10 @@ OTHERS = {
 @pytest.mark.parametrize("strategy", OTHERS)
 def test_a_readout_of_another_package_fails_what_is_known_of_it_and_nothing_else(strategy):
     options, takes, fails = OTHERS[strategy]
-    registry = regplug.Registry(discover())
-    registry.register(Others(), "others")
+    registry = installed_with(
+        regplug.ReadoutEntry("timm-latent", "timm.layers:AttentionPoolLatent", sizes={"in_features": "hidden_dim"}),
+        regplug.ReadoutEntry("siglip", siglip_head),
+    )
     spec = registry.resolve(strategy, num_registers=R, hidden_dim=D, **options)
     results = check_readout(
         spec, registry=registry, backends=["torchscript"], compiler="eager", expected_failures=fails

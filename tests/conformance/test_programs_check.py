@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.plugins import installed_with
 from support.strategies import EVERY, D, R, spec_of
 from support.wrong_programs import WRONG, registry_of_the_wrong
 
-from regplug import ReadoutEntry, Registry, export, hookimpl, load
+from regplug import ReadoutEntry, Registry, export, load
 from regplug.backends.torchscript import TorchScriptBackend
 from regplug.bundle.nonfinite import near_the_largest, with_infinity, with_nan
 from regplug.conformance import compiled, extreme_inputs, light_import, programs, storage
@@ -212,14 +213,7 @@ class Spectrum(torch.nn.Module):
 
 
 def test_a_readout_whose_operation_refuses_nan_is_exported(tmp_path):
-    registry = Registry(discover())
-
-    class Plugin:
-        @hookimpl
-        def regplug_readouts(self):
-            return [ReadoutEntry("spectrum", build=Spectrum)]
-
-    registry.register(Plugin(), "spectra")
+    registry = installed_with(ReadoutEntry("spectrum", build=Spectrum))
     spec = registry.resolve("spectrum", num_registers=R, hidden_dim=D)
     with pytest.raises(RuntimeError, match="non-finite"):
         spec.build()(torch.full((1, R, D), float("nan")))

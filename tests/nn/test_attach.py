@@ -14,6 +14,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file, load_model, save_file, save_model
+from support.plugins import installed_with
 from support.readouts import moved
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -22,7 +23,6 @@ from torch.optim.swa_utils import AveragedModel
 import regplug
 from regplug.nn.attach import AttachedConditioner, AttachedReadout
 from regplug.nn.shared_tensors import Origin, share_tensors
-from regplug.registry.discovery import discover
 
 PAIRS = {"kernel_hidden_dim": 3, "num_film_layers": 2}
 IMAGES = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -200,27 +200,18 @@ class NormedTokens(nn.Module):
         return self.model.drop(self.model.again(tokens))
 
 
-class Plugin:
-    @regplug.hookimpl
-    def regplug_backbones(self) -> list[regplug.BackboneEntry]:
-        layout = regplug.TokenLayout(num_registers=2, hidden_dim=8, start=1, normalized=False)
-        classes = [f"{__name__}:Normed"]
-        return [
-            regplug.BackboneEntry(
-                "normed",
-                Normed,
-                layout=lambda model: layout,
-                tokens=lambda model, normalized: NormedTokens(model),
-                classes=classes,
-            )
-        ]
-
-
 @pytest.fixture
 def normed() -> Any:
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "acme", "1.0")
-    return registry
+    layout = regplug.TokenLayout(num_registers=2, hidden_dim=8, start=1, normalized=False)
+    return installed_with(
+        regplug.BackboneEntry(
+            "normed",
+            Normed,
+            layout=lambda model: layout,
+            tokens=lambda model, normalized: NormedTokens(model),
+            classes=[f"{__name__}:Normed"],
+        )
+    )
 
 
 def test_a_norm_in_eval_mode_on_purpose_stays_so_and_statistics_go_to_the_model(normed: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from support.plugins import builtin_with
 from torch import Tensor, nn
 
 import regplug
@@ -22,8 +23,6 @@ from regplug import (
 )
 from regplug.commands.bench.beside_backbone import conditioning_cost
 from regplug.nn.attach import AttachedConditioner, AttachedReadout
-from regplug.registry.discovery import Found
-from regplug.registry.hookspecs import hookimpl
 
 
 class Tiny(nn.Module):
@@ -81,29 +80,13 @@ TINY = BackboneEntry(
 )
 
 
-class Plugin:
-    def __init__(self, *entries: BackboneEntry) -> None:
-        self.entries = entries
-
-    @hookimpl
-    def regplug_backbones(self) -> tuple[BackboneEntry, ...]:
-        return self.entries
-
-
-def registry_of(**plugins: BackboneEntry) -> Registry:
-    registry = Registry({"regplug": Found("regplug", None, modules=["regplug.registry.builtin"])})
-    for name, entry in plugins.items():
-        registry.register(Plugin(entry), name)
-    return registry
-
-
 def changed(**fields: Any) -> BackboneEntry:
     return BackboneEntry(**{**vars(TINY), **fields})
 
 
 @pytest.fixture
 def registry() -> Registry:
-    return registry_of(acme=TINY)
+    return builtin_with(acme=TINY)
 
 
 @pytest.mark.parametrize("cls", [Tiny, Derived])
@@ -119,11 +102,11 @@ def test_a_model_that_nobody_knows_is_refused_and_the_backbones_that_recognise_m
     with pytest.raises(
         NameLookupError, match=r"model Linear: carries no registers that an installed.*: acme:tiny; use"
     ):
-        regplug.layout_of(nn.Linear(1, 1), registry=registry_of(acme=TINY))
+        regplug.layout_of(nn.Linear(1, 1), registry=builtin_with(acme=TINY))
 
 
 def test_two_plugins_that_know_a_model_are_both_named_and_one_may_be_chosen() -> None:
-    registry = registry_of(acme=TINY, other=changed(name="small", classes=(f"{__name__}:Derived",)))
+    registry = builtin_with(acme=TINY, other=changed(name="small", classes=(f"{__name__}:Derived",)))
     with pytest.raises(
         NameLookupError, match=r"Derived: recognised by acme:tiny and other:small; use backbone='acme:ti"
     ):
@@ -139,19 +122,19 @@ def test_a_model_without_registers_is_refused_in_the_plugins_own_words(registry:
 
 
 def test_what_fails_inside_a_plugin_is_said_to_be_the_plugins() -> None:
-    registry = registry_of(acme=changed(layout=lambda model: model.nothing))
+    registry = builtin_with(acme=changed(layout=lambda model: model.nothing))
     with pytest.raises(PluginError, match="backbone 'tiny': expected layout to answer, got AttributeError"):
         regplug.layout_of(Tiny(), registry=registry)
-    registry = registry_of(acme=changed(layout=lambda model: 4))
+    registry = builtin_with(acme=changed(layout=lambda model: 4))
     with pytest.raises(PluginError, match="backbone 'tiny': layout: expected a TokenLayout, got int"):
         regplug.layout_of(Tiny(), registry=registry)
-    registry = registry_of(acme=changed(tokens=lambda model, normalized: model.prefix))
+    registry = builtin_with(acme=changed(tokens=lambda model, normalized: model.prefix))
     with pytest.raises(PluginError, match=r"backbone 'tiny': tokens: expected an nn\.Module, got Parameter"):
         regplug.read_registers(Tiny(), torch.zeros(1, 3, 4, 4), registry=registry)
-    registry = registry_of(acme=changed(tokens=lambda model, normalized: nn.Sequential(nn.Flatten(), nn.Identity())))
+    registry = builtin_with(acme=changed(tokens=lambda model, normalized: nn.Sequential(nn.Flatten(), nn.Identity())))
     with pytest.raises(ShapeError, match=r"expected tokens \[B, T, 8\] with T >= 3, got \[1, 48\]"):
         regplug.read_registers(Tiny(), torch.zeros(1, 3, 4, 4), registry=registry)
-    registry = registry_of(acme=changed(tokens=None))
+    registry = builtin_with(acme=changed(tokens=None))
     with pytest.raises(SpecError, match="backbone 'tiny': expected a backbone that says how its tokens are read"):
         regplug.read_registers(Tiny(), torch.zeros(1, 3, 4, 4), registry=registry)
 
@@ -252,7 +235,7 @@ def build_typed(size: str = "two", /, *, depth: int = 1, norm: Literal["pre", "p
 )
 @pytest.mark.parametrize("name", ["tiny", "tiny:two"])
 def test_the_options_of_a_backbone_are_checked_against_what_makes_it(name, options, said) -> None:
-    registry = registry_of(acme=changed(build=build_typed))
+    registry = builtin_with(acme=changed(build=build_typed))
     assert regplug.layout_of(name, registry=registry).num_registers == 1
     with pytest.raises(SpecError, match=re.escape(said)):
         regplug.attach(name, "mean", model_options=options, registry=registry)
@@ -279,13 +262,13 @@ def test_what_is_no_model_and_no_mapping_is_refused(registry: Registry) -> None:
 
 
 def test_a_model_whose_description_fails_is_attached_and_says_why() -> None:
-    registry = registry_of(acme=changed(describe=lambda model: model.nothing))
+    registry = builtin_with(acme=changed(describe=lambda model: model.nothing))
     source = regplug.attach(Tiny(), "mean", registry=registry).source
     assert "expected describe to answer, got AttributeError" in str(source)
 
 
 def test_a_backbone_without_default_wants_a_strategy() -> None:
-    registry = registry_of(acme=changed(readouts=(), default=None, options={}))
+    registry = builtin_with(acme=changed(readouts=(), default=None, options={}))
     with pytest.raises(SpecError, match="backbone 'tiny': expected a strategy, got none, and it has no default"):
         regplug.attach(Tiny(), registry=registry)
     assert regplug.attach(Tiny(), "mean", registry=registry).spec.cond_dim == 8

@@ -10,6 +10,7 @@ import pytest
 import torch
 from nvsubquadratic.modules.film import KernelFiLMGenerator as UpstreamGenerator
 from support.errors import message_of
+from support.plugins import registered, registry_of
 from torch import Tensor, nn
 
 import regplug
@@ -197,17 +198,8 @@ def test_the_nearest_family_wins() -> None:
     near = FiLMEntry("near", Derived, form="1+gamma", order="shift-first")
     far = FiLMEntry("far", KernelFiLMGenerator)
 
-    class Plugin:
-        def __init__(self, entries: list[FiLMEntry]) -> None:
-            self.entries = entries
-
-        @regplug.hookimpl
-        def regplug_films(self) -> list[FiLMEntry]:
-            return self.entries
-
     for entries in ([near, far], [far, near]):
-        registry = regplug.Registry({})
-        registry.register(Plugin(entries), "acme")
+        registry = registry_of(*entries)
         assert film_family(Derived, registry).name == "near"
         assert film_family(KernelFiLMGenerator, registry).name == "far"
 
@@ -243,14 +235,6 @@ def test_a_form_or_order_that_is_none_of_the_two_is_refused(form: str, order: st
         FiLMEntry("f", Stranger, form=form, order=order)
 
 
-class ThirdPartyFamily:
-    """A plugin whose generator has its own word for the width, and a first layer that takes something else."""
-
-    @regplug.hookimpl
-    def regplug_films(self) -> list[FiLMEntry]:
-        return [FiLMEntry("style", Styled, width="style_dim", form="1+gamma", order="shift-first")]
-
-
 class Styled(nn.Module):
     def __init__(self, style_dim: int) -> None:
         super().__init__()
@@ -260,10 +244,9 @@ class Styled(nn.Module):
 
 @pytest.fixture
 def with_third_party_family() -> Any:
-    registry = regplug.default_registry()
-    registry.register(ThirdPartyFamily(), "styled-films")
-    yield
-    registry.unregister("styled-films")
+    """A plugin with its own word for the width, and a generator whose first layer takes something else."""
+    with registered(FiLMEntry("style", Styled, width="style_dim", form="1+gamma", order="shift-first")):
+        yield
 
 
 @pytest.mark.usefixtures("with_third_party_family")
@@ -299,13 +282,7 @@ def test_families_are_looked_up_in_the_registry_that_is_given() -> None:
             super().__init__()
             self.breadth = breadth
 
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_films(self) -> list[regplug.FiLMEntry]:
-            return [regplug.FiLMEntry("wide", Wide, width="breadth", order="shift-first")]
-
-    registry = regplug.Registry({})
-    registry.register(Plugin(), "acme")
+    registry = registry_of(regplug.FiLMEntry("wide", Wide, width="breadth", order="shift-first"))
     spec = regplug.resolve("mean", num_registers=2, hidden_dim=6)
     assert regplug.pair(spec, Wide, registry=registry).breadth == 6
     assert regplug.pair(spec, Wide(6), registry=registry).breadth == 6
@@ -342,18 +319,6 @@ class Applies(nn.Module):
         return h * conditioning
 
 
-def _with_films(*entries: FiLMEntry, distribution: str = "acme") -> regplug.Registry:
-    registry = regplug.Registry({})
-
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_films(self):
-            return list(entries)
-
-    registry.register(Plugin(), distribution)
-    return registry
-
-
 @pytest.mark.parametrize("name", ["kernel-film", "regplug:kernel-film"])
 def test_a_registered_generator_is_built_by_its_name(spec, name):
     film = regplug.pair(spec, name, **SIZES)
@@ -363,7 +328,7 @@ def test_a_registered_generator_is_built_by_its_name(spec, name):
 
 @pytest.mark.parametrize("name", ["nudge", "acme:nudge"])
 def test_a_plugins_generator_is_built_by_its_name_with_its_own_word(spec, name):
-    registry = _with_films(FiLMEntry("nudge", Nudge, width="style", form="1+gamma", order="shift-first"))
+    registry = registry_of(FiLMEntry("nudge", Nudge, width="style", form="1+gamma", order="shift-first"))
     film = regplug.pair(spec, name, registry=registry, features=5)
     assert type(film) is Nudge
     assert film.style == 12
@@ -372,7 +337,7 @@ def test_a_plugins_generator_is_built_by_its_name_with_its_own_word(spec, name):
 def test_a_text_that_is_both_a_familys_name_and_a_class_means_the_family(spec):
     text = "regplug.nn.film:KernelFiLMGenerator"
     assert type(regplug.pair(spec, text, **SIZES)) is KernelFiLMGenerator
-    registry = _with_films(FiLMEntry("KernelFiLMGenerator", Nudge, width="style"), distribution="regplug.nn.film")
+    registry = registry_of(FiLMEntry("KernelFiLMGenerator", Nudge, width="style"), distribution="regplug.nn.film")
     assert type(regplug.pair(spec, "regplug.nn.film:KernelFiLMGenerator", registry=registry, features=5)) is Nudge
 
 
@@ -388,7 +353,7 @@ def test_a_misspelled_name_gets_the_closest(spec):
 
 
 def test_a_name_as_width_word_overrules_the_family(spec):
-    registry = _with_films(FiLMEntry("nudge", Nudge, width="style"))
+    registry = registry_of(FiLMEntry("nudge", Nudge, width="style"))
     with pytest.raises(SpecError, match=r"'nudge': expected a constructor that names 'no_such', got \(style, features"):
         regplug.pair(spec, "nudge", registry=registry, width="no_such", features=5)
 

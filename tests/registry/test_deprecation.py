@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.plugins import Plugin, builtin_with, registry_of
 from torch import Tensor, nn
 
 import regplug
@@ -23,7 +24,6 @@ from regplug import (
     ReadoutEntry,
     Registry,
     SpecError,
-    hookimpl,
 )
 from regplug.bundle.weights_file import fill, read_note
 from regplug.commands.main import _show_warning
@@ -53,28 +53,10 @@ class CompressAsItWas(nn.Module):
         return self.linear(registers).flatten(1)
 
 
-class Offers:
-    """A plugin object with these strategies."""
-
-    def __init__(self, *entries: ReadoutEntry) -> None:
-        self.entries = entries
-
-    @hookimpl
-    def regplug_readouts(self) -> list[ReadoutEntry]:
-        return list(self.entries)
-
-
 @pytest.fixture(autouse=True)
 def _a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as what was told is concerned."""
     monkeypatch.setattr(deprecation, "_told", set())
-
-
-def registry_of(**offered: ReadoutEntry) -> Registry:
-    registry = Registry({"regplug": BUILTIN})
-    for distribution, entry in offered.items():
-        registry.register(Offers(entry), distribution)
-    return registry
 
 
 def renamed(name: str = "squeeze", *old: str, options: Mapping[str, str] | None = None) -> ReadoutEntry:
@@ -143,7 +125,7 @@ def test_of_two_protocols_the_one_we_speak_is_used_and_a_newer_alone_is_listed_a
 
 @pytest.mark.parametrize("old", ["shrink", "acme:shrink", "ACME:shrink"])
 def test_an_old_name_works_and_is_told_of_once_with_the_new_one_where_it_is_used(old: str) -> None:
-    registry = registry_of(acme=renamed("squeeze", "shrink", "press"))
+    registry = builtin_with(acme=renamed("squeeze", "shrink", "press"))
     with pytest.warns(FutureWarning) as told:
         spec = registry.resolve(old, **SIZES)
     assert [str(one.message) for one in told] == [f"strategy {old!r} is now named 'acme:squeeze'; use that."]
@@ -156,7 +138,7 @@ def test_an_old_name_works_and_is_told_of_once_with_the_new_one_where_it_is_used
 
 
 def test_where_warnings_are_errors_each_use_of_an_old_name_is_one() -> None:
-    registry = registry_of(acme=renamed("squeeze", "shrink"))
+    registry = builtin_with(acme=renamed("squeeze", "shrink"))
     for _ in range(2):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -165,7 +147,7 @@ def test_where_warnings_are_errors_each_use_of_an_old_name_is_one() -> None:
 
 
 def test_a_current_name_wins_over_the_old_name_of_another() -> None:
-    registry = registry_of(acme=renamed("squeeze", "shrink", "pool"), zoo=renamed("shrink"))
+    registry = builtin_with(acme=renamed("squeeze", "shrink", "pool"), zoo=renamed("shrink"))
     assert registry.readout_entry("shrink").full_name == "zoo:shrink"
     assert registry.readout_entry("pool").full_name == "regplug:pool"
     with pytest.warns(FutureWarning, match=r"^strategy 'acme:shrink' is now named 'acme:squeeze'; use that\.$"):
@@ -173,7 +155,7 @@ def test_a_current_name_wins_over_the_old_name_of_another() -> None:
 
 
 def test_an_old_name_of_two_distributions_is_an_error_that_names_both() -> None:
-    registry = registry_of(acme=renamed("squeeze", "shrink"), zoo=renamed("press", "shrink"))
+    registry = builtin_with(acme=renamed("squeeze", "shrink"), zoo=renamed("press", "shrink"))
     with pytest.raises(NameLookupError) as caught:
         registry.readout_entry("shrink")
     assert str(caught.value) == ("strategy 'shrink': offered by acme and zoo; use 'acme:squeeze' or 'zoo:press'.")
@@ -183,7 +165,7 @@ def test_an_old_name_that_is_in_use_in_its_own_distribution_is_refused() -> None
     registry = Registry({})
     for other in (renamed("shrink"), renamed("press", "shrink")):
         with pytest.raises(PluginError, match="expected each name once, got 'shrink' 2 times"):
-            registry.register(Offers(renamed("squeeze", "shrink"), other), "acme")
+            registry.register(Plugin(renamed("squeeze", "shrink"), other), "acme")
     assert registry.strategies() == []
 
 
@@ -194,21 +176,11 @@ def test_old_names_that_can_be_none_are_refused(old: Any) -> None:
 
 
 def test_whatever_has_a_name_can_have_had_another() -> None:
-    class Everything:
-        @hookimpl
-        def regplug_films(self) -> list[FiLMEntry]:
-            return [FiLMEntry("film", Compress, old_names=["old-film"])]
-
-        @hookimpl
-        def regplug_backbones(self) -> list[BackboneEntry]:
-            return [BackboneEntry("vit", Compress, layout=Compress, old_names=["old-vit"])]
-
-        @hookimpl
-        def regplug_export_backends(self) -> list[ExportBackendEntry]:
-            return [ExportBackendEntry("backend", Compress, old_names=["old-backend"])]
-
-    registry = Registry({})
-    registry.register(Everything(), "acme")
+    registry = registry_of(
+        FiLMEntry("film", Compress, old_names=["old-film"]),
+        BackboneEntry("vit", Compress, layout=Compress, old_names=["old-vit"]),
+        ExportBackendEntry("backend", Compress, old_names=["old-backend"]),
+    )
     with pytest.warns(FutureWarning) as told:
         found = [
             registry.film_entry("old-film"),
@@ -223,7 +195,7 @@ def test_whatever_has_a_name_can_have_had_another() -> None:
 
 
 def test_an_old_option_is_taken_for_the_new_one_and_told_of_once() -> None:
-    registry = registry_of(acme=renamed(options={"dim": "compressed_dim"}))
+    registry = builtin_with(acme=renamed(options={"dim": "compressed_dim"}))
     with pytest.warns(FutureWarning) as told:
         spec = registry.resolve("squeeze", **SIZES, dim=3)
     assert [str(one.message) for one in told] == [
@@ -237,14 +209,14 @@ def test_an_old_option_is_taken_for_the_new_one_and_told_of_once() -> None:
 
 
 def test_an_option_under_both_names_is_refused() -> None:
-    registry = registry_of(acme=renamed(options={"dim": "compressed_dim"}))
+    registry = builtin_with(acme=renamed(options={"dim": "compressed_dim"}))
     message = r"^strategy 'squeeze': option 'dim': expected 'compressed_dim' alone, whose old name it is, got both\.$"
     with pytest.raises(SpecError, match=message):
         registry.resolve("squeeze", **SIZES, dim=3, compressed_dim=3)
 
 
 def test_two_old_names_of_one_option_are_refused_together() -> None:
-    registry = registry_of(acme=renamed(options={"dim": "compressed_dim", "width": "compressed_dim"}))
+    registry = builtin_with(acme=renamed(options={"dim": "compressed_dim", "width": "compressed_dim"}))
     with pytest.warns(FutureWarning), pytest.raises(SpecError, match="option 'width': expected 'compressed_dim' alone"):
         registry.resolve("squeeze", **SIZES, dim=3, width=5)
 
@@ -256,7 +228,7 @@ def test_two_old_names_of_one_option_are_refused_together() -> None:
 def test_a_backbones_options_are_of_its_default_strategy_in_every_spelling(
     strategy: str, own: str, default: str
 ) -> None:
-    registry = registry_of(acme=renamed("squeeze", "narrow", options={"dim": "compressed_dim"}))
+    registry = builtin_with(acme=renamed("squeeze", "narrow", options={"dim": "compressed_dim"}))
     vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=(default,), default=default, options={own: 5})
     chosen = registry.readout_entry(strategy)
     assert with_defaults(vit, chosen, {}, registry) == {"compressed_dim": 5}
@@ -267,7 +239,7 @@ def test_a_backbones_options_are_of_its_default_strategy_in_every_spelling(
 
 def test_a_default_that_is_not_installed_keeps_nobody_from_another_strategy() -> None:
     vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=("gone",), default="gone", options={"a": 5})
-    assert with_defaults(vit, registry_of().readout_entry("mean"), {}, registry_of()) == {}
+    assert with_defaults(vit, builtin_with().readout_entry("mean"), {}, builtin_with()) == {}
 
 
 def test_the_command_line_tells_of_an_old_name_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +248,7 @@ def test_the_command_line_tells_of_an_old_name_on_one_line(capsys: pytest.Captur
 
 
 def test_an_old_option_of_a_wrong_type_is_refused_under_its_new_name() -> None:
-    registry = registry_of(acme=renamed(options={"dim": "compressed_dim"}))
+    registry = builtin_with(acme=renamed(options={"dim": "compressed_dim"}))
     with pytest.warns(FutureWarning), pytest.raises(SpecError, match="option 'compressed_dim': expected int, got 'x'"):
         registry.resolve("squeeze", **SIZES, dim="x")
 
@@ -296,13 +268,12 @@ def test_old_options_that_can_be_none_are_refused(old: Any) -> None:
 @pytest.fixture
 def before_and_after(tmp_path: Path) -> tuple[Path, nn.Module, Registry]:
     """A bundle from before a renaming, what it was made of, and the registry of afterwards."""
-    before = Registry({"regplug": BUILTIN})
-    before.register(Offers(ReadoutEntry("shrink", CompressAsItWas)), "acme")
+    before = builtin_with(acme=ReadoutEntry("shrink", CompressAsItWas))
     spec = before.resolve("shrink", **SIZES, dim=3)
     module = spec.build()
     regplug.export(spec, module, tmp_path / "bundle", backends=[], registry=before)
     entry = ReadoutEntry("squeeze", Compress, old_names=["shrink"], old_options={"dim": "compressed_dim"})
-    return tmp_path / "bundle", module, registry_of(acme=entry)
+    return tmp_path / "bundle", module, builtin_with(acme=entry)
 
 
 def test_a_bundle_from_before_a_renaming_still_loads(before_and_after: tuple[Path, nn.Module, Registry]) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from support.plugins import registry_of
 from torch import nn
 
 import regplug
@@ -25,15 +26,7 @@ class Choosing(nn.Module):
 
 @pytest.fixture
 def registry() -> regplug.Registry:
-    registry = regplug.Registry({})
-
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_readouts(self):
-            return [ReadoutEntry("choosing", Choosing, sizes={"tokens": "num_registers"}, summary="maps the mean")]
-
-    registry.register(Plugin(), "acme")
-    return registry
+    return registry_of(ReadoutEntry("choosing", Choosing, sizes={"tokens": "num_registers"}, summary="maps the mean"))
 
 
 def test_a_strategy_is_described_as_data() -> None:

@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from omegaconf import OmegaConf
+from support.plugins import registry_of
 from torch import nn
 
 import regplug
@@ -398,18 +399,11 @@ class Generates(nn.Module):
 
 @pytest.fixture
 def registry() -> regplug.Registry:
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_readouts(self):
-            return [regplug.ReadoutEntry("joins", Joins), regplug.ReadoutEntry("joins-open", JoinsOpen)]
-
-        @regplug.hookimpl
-        def regplug_films(self):
-            return [regplug.FiLMEntry("generates", Generates, width="cond_dim", form="gamma", order="gamma-first")]
-
-    found = regplug.Registry({})
-    found.register(Plugin(), "acme")
-    return found
+    return registry_of(
+        regplug.ReadoutEntry("joins", Joins),
+        regplug.ReadoutEntry("joins-open", JoinsOpen),
+        regplug.FiLMEntry("generates", Generates, width="cond_dim", form="gamma", order="gamma-first"),
+    )
 
 
 @pytest.mark.parametrize(

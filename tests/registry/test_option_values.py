@@ -14,6 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from support.errors import message_of
+from support.plugins import registry_of
 from torch import nn
 
 import regplug
@@ -270,14 +271,7 @@ class Unannotated(nn.Module):
 
 
 def unannotated(**options: Any) -> Any:
-    registry = regplug.Registry({})
-
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_readouts(self):
-            return [regplug.ReadoutEntry("mine", Unannotated)]
-
-    registry.register(Plugin(), "acme")
+    registry = registry_of(regplug.ReadoutEntry("mine", Unannotated))
     return registry.resolve("mine", num_registers=4, hidden_dim=8, **options)
 
 

@@ -1,12 +1,14 @@
 """Plugins in memory."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import regplug
-from regplug.registry.discovery import Found, discover
+from regplug.registry.discovery import Found
 from regplug.registry.hookspecs import hookimpl
 
-BUILT_IN = Found("regplug", None, modules=["regplug.registry.builtin"])
+BUILTIN = Found("regplug", None, modules=["regplug.registry.builtin"])
 E = TypeVar("E")
 
 
@@ -36,15 +38,34 @@ class Plugin:
         return self._of(regplug.ExportBackendEntry)
 
 
-def registry_with(*entries: Any, distribution: str = "acme") -> regplug.Registry:
+def registry_of(*entries: Any, distribution: str = "acme") -> regplug.Registry:
     """A registry of these entries alone."""
     registry = regplug.Registry({})
     registry.register(Plugin(*entries), distribution)
     return registry
 
 
-def installed_with(*entries: Any, distribution: str = "acme") -> regplug.Registry:
-    """A registry of what is installed, and these entries."""
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(*entries), distribution)
+def builtin_with(**offered: Any) -> regplug.Registry:
+    """A registry of what is built in, and of one entry for each distribution that is named."""
+    registry = regplug.Registry({"regplug": BUILTIN})
+    for distribution, entry in offered.items():
+        registry.register(Plugin(entry), distribution)
     return registry
+
+
+def installed_with(*entries: Any, distribution: str = "acme") -> regplug.Registry:
+    """A registry of what is installed, and of these entries."""
+    registry = regplug.Registry.installed()
+    registry.register(Plugin(*entries), distribution, "1.0")
+    return registry
+
+
+@contextlib.contextmanager
+def registered(*entries: Any, distribution: str = "acme") -> Iterator[None]:
+    """Register these entries in the process's own registry, for the length of a block."""
+    registry = regplug.default_registry()
+    registry.register(Plugin(*entries), distribution)
+    try:
+        yield
+    finally:
+        registry.unregister(distribution)

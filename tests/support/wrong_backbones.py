@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug import BackboneEntry, FiLMSite, NameLookupError, Registry, SpecError, TokenLayout
-from regplug.registry.hookspecs import hookimpl
+from regplug import BackboneEntry, FiLMSite, NameLookupError, SpecError, TokenLayout
 from regplug.registry.references import reference_of
 
 R, D = 3, 16
@@ -113,24 +112,6 @@ def entry_of(net: Any = Net, **fields: Any) -> BackboneEntry:
         "options": {"compressed_dim": 4},
     }
     return BackboneEntry("acme-vit", **{**given, **fields})
-
-
-class Offer:
-    """A plugin of the running program."""
-
-    def __init__(self, *entries: BackboneEntry) -> None:
-        self.entries = list(entries)
-
-    @hookimpl
-    def regplug_backbones(self) -> list[BackboneEntry]:
-        return self.entries
-
-
-def registry_of(*entries: BackboneEntry) -> Registry:
-    """The installed plugins and these backbones."""
-    registry = Registry.installed()
-    registry.register(Offer(*entries), "acme")
-    return registry
 
 
 def laid_out(**layout: Any) -> Any:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 import regplug
 from regplug.backends.torchscript import TorchScriptBackend
-from regplug.registry.discovery import discover
-from regplug.registry.hookspecs import hookimpl
+from support.plugins import installed_with
 
 
 class Scales(nn.Module):
@@ -280,20 +279,8 @@ class Racing(TorchScriptBackend):
         return racing
 
 
-class Plugin:
-    """Offers them all, and the good ones."""
-
-    @hookimpl
-    def regplug_readouts(self):
-        return [regplug.ReadoutEntry(one.__name__, one) for one in (Scales, RefusesNoSamples, IsHalf, *WRONG)]
-
-    @hookimpl
-    def regplug_export_backends(self):
-        return [regplug.ExportBackendEntry("forgetful", Forgetful), regplug.ExportBackendEntry("racing", Racing)]
-
-
 def registry_of_the_wrong():
     """The installed plugins, and these."""
-    registry = regplug.Registry(discover())
-    registry.register(Plugin(), "wrong", "1.0")
-    return registry
+    readouts = [regplug.ReadoutEntry(one.__name__, one) for one in (Scales, RefusesNoSamples, IsHalf, *WRONG)]
+    backends = [regplug.ExportBackendEntry("forgetful", Forgetful), regplug.ExportBackendEntry("racing", Racing)]
+    return installed_with(*readouts, *backends, distribution="wrong")

@@ -10,37 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug import FiLMEntry, ReadoutEntry, Registry, ShapeError
+from regplug import ReadoutEntry, Registry, ShapeError
 from regplug.conformance import Subject, subject_of
 from regplug.conformance.check import FAILED, run_check
 from regplug.nn.film import KernelFiLMGenerator
 from regplug.nn.readouts.checks import check_registers, in_dtype_of
-from regplug.registry.hookspecs import hookimpl
+from support.plugins import Plugin
 from support.strategies import D, R
 
 WIDTH = 6
 
 
-class Offer:
-    """A plugin of the running program: one readout, and families of FiLM generators."""
-
-    def __init__(self, build: Any, films: Any = (), sizes: Any = None) -> None:
-        self.entries = [ReadoutEntry("wrong", build, sizes=sizes or {})]
-        self.films = list(films)
-
-    @hookimpl
-    def regplug_readouts(self) -> list[ReadoutEntry]:
-        return self.entries
-
-    @hookimpl
-    def regplug_films(self) -> list[FiLMEntry]:
-        return self.films
-
-
 def registry_of(build: Any, *, own: bool = True, films: Any = (), sizes: Any = None) -> tuple[Registry, str]:
     """A registry with one readout, and its full name; ``own`` says whether it is taken for regplug's."""
     registry, distribution = Registry({}), "regplug" if own else "acme"
-    registry.register(Offer(build, films, sizes), distribution)
+    registry.register(Plugin(ReadoutEntry("wrong", build, sizes=sizes or {}), *films), distribution)
     return registry, f"{distribution}:wrong"
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support.plugins import registered
 
 import regplug
 from regplug.conformance import check_backbone
@@ -72,17 +73,8 @@ def test_film_widths_follow_a_strategy_that_somebody_else_registered() -> None:
         def forward(self, registers: torch.Tensor) -> torch.Tensor:
             return torch.cat([registers[:, 0], registers[:, -1, :5]], dim=1)
 
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_readouts(self) -> list[regplug.ReadoutEntry]:
-            return [regplug.ReadoutEntry("ends", build=Ends)]
-
-    registry = regplug.default_registry()
-    registry.register(Plugin(), "acme-ends", "2.0")
-    try:
+    with registered(regplug.ReadoutEntry("ends", build=Ends)):
         model = DigitsViT("ends")
-    finally:
-        registry.unregister("acme-ends")
     assert model.cond_dim == 53
     assert model(torch.zeros(2, 8, 8)).shape == (2, 10)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
+from support.plugins import registered
 from torch import nn
 
 import regplug
@@ -30,22 +33,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def offer() -> Iterator[Callable[..., regplug.ReadoutSpec]]:
     """Register a class as somebody's readout, and resolve it for 4 registers of width 24."""
-    registry = regplug.default_registry()
-    names: list[str] = []
+    with contextlib.ExitStack() as stack:
+        count = itertools.count()
 
-    def register(cls: type[nn.Module]) -> regplug.ReadoutSpec:
-        class Plugin:
-            @regplug.hookimpl
-            def regplug_readouts(self) -> list[regplug.ReadoutEntry]:
-                return [regplug.ReadoutEntry(cls.__name__, build=cls)]
+        def register(cls: type[nn.Module]) -> regplug.ReadoutSpec:
+            entry = regplug.ReadoutEntry(cls.__name__, build=cls)
+            stack.enter_context(registered(entry, distribution=f"somebody-{next(count)}"))
+            return regplug.resolve(cls.__name__, num_registers=4, hidden_dim=24)
 
-        names.append(f"somebody-{len(names)}")
-        registry.register(Plugin(), names[-1], "1.0")
-        return regplug.resolve(cls.__name__, num_registers=4, hidden_dim=24)
-
-    yield register
-    for name in names:
-        registry.unregister(name)
+        yield register
 
 
 @pytest.fixture(scope="session")

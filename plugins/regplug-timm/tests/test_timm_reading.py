@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
+from support.plugins import registered
 from support.readouts import moved
 from torch import nn
 
@@ -153,22 +154,9 @@ def test_a_sequence_shorter_than_the_layout_is_refused() -> None:
     layout = regplug.TokenLayout(num_registers=4, hidden_dim=384, start=1, normalized=True)
     model.pos_embed = nn.Parameter(model.pos_embed[:, :4])
 
-    class Plugin:
-        @regplug.hookimpl
-        def regplug_backbones(self) -> list[regplug.BackboneEntry]:
-            return [
-                regplug.BackboneEntry(
-                    "short", build=build, layout=lambda _: layout, tokens="regplug_timm.reading:tokens"
-                )
-            ]
-
-    registry = regplug.default_registry()
-    registry.register(Plugin(), "acme-short")
-    try:
-        with pytest.raises(regplug.ShapeError, match=r"with T >= 5, got \[3, 4, 384\]"):
-            regplug.read_registers(model, images("vit_small_patch14_reg4_dinov2"), backbone="short")
-    finally:
-        registry.unregister("acme-short")
+    short = regplug.BackboneEntry("short", build=build, layout=lambda _: layout, tokens="regplug_timm.reading:tokens")
+    with registered(short), pytest.raises(regplug.ShapeError, match=r"with T >= 5, got \[3, 4, 384\]"):
+        regplug.read_registers(model, images("vit_small_patch14_reg4_dinov2"), backbone="short")
 
 
 @pytest.mark.parametrize("name", SCRIPTABLE)
