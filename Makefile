@@ -1,45 +1,58 @@
-# `make demo` and `make test` start from a bare machine with Python, make and a C++ compiler; they ask nothing.
+# Every target works on a new machine with Python, make and a C++ compiler: it creates a virtual environment, installs
+# what it needs, and asks nothing. Run `make check` while you work and `make test`, as CI does, before you push.
 PYTHON ?= python3
 VENV ?= .venv
-# installed first: a range that is resolved without it may bring gigabytes of another build
+# installed first: if pip chose it while resolving a range, it could download gigabytes of another build
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-.PHONY: test demo bench scale matrix torture lint clean compiler tracer fuzzer
+.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer
 .DELETE_ON_ERROR:
 
+# the tests that need no C++ compiler and build no package: a few minutes
+check: $(VENV)/tested-tools $(VENV)/installed
+	$(PYTEST) -m "not compiler and not packaging and not slow and not torture" tests plugins
+
+# all tests except those of `make torture`
 test: $(VENV)/tested-tools $(VENV)/installed tracer lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests plugins
+	$(PYTEST) -m "not torture" tests plugins
 
-demo: $(VENV)/installed
-	$(BIN)/python plugins/regplug-digits/demo/demo.py
-
-# times in C++, beside raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
-bench: $(VENV)/installed
-	$(BIN)/python tests/bench.py $(LARGE)
-
-# what a thousand plugins cost `regplug list`, beside stevedore's and pluggy's own loaders
-scale: $(VENV)/tested-tools $(VENV)/installed
-	$(BIN)/python tests/scale.py
-
-# every check on every readout, with every compiler; `make matrix TORCH=torch==2.10.0 VENV=.venv-2.10` for another torch
-matrix: $(VENV)/tested-tools $(VENV)/installed
-	$(BIN)/python tests/matrix.py
-
-# what a loader and a writer must stand, by the thousand and million; `make torture PARTS="damaged soak"` for some of it,
-# `make torture PAGE=docs/SECURITY.md` to publish the figures
+# damaged files, failing system calls, crashes and fuzzed inputs, by the thousand and million: about an hour
+#   make torture PARTS="damaged soak"        some parts of it
+#   make torture PAGE=docs/SECURITY.md       publish the figures
 torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer
+	$(if $(PARTS),,$(PYTEST) -m torture tests plugins)
 	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json \
 	  $(if $(PAGE),--page $(abspath $(PAGE)))
 
+# what .pre-commit-config.yaml runs, too
 lint: $(VENV)/tested-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheels, as a user gets them; reinstalled whenever a source changed, for the version stays the same meanwhile.
+# train on scikit-learn's digits, export, and run the bundle in C++
+demo: $(VENV)/installed
+	$(BIN)/python plugins/regplug-digits/demo/demo.py
+
+# times in C++, compared with raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
+bench: $(VENV)/installed
+	$(BIN)/python tests/bench.py $(LARGE)
+
+# the time of `regplug list` with a thousand plugins, compared with stevedore's and pluggy's own loaders
+scale: $(VENV)/tested-tools $(VENV)/installed
+	$(BIN)/python tests/scale.py
+
+# every check on every readout with every compiler; for another torch: make matrix TORCH=torch==2.10.0 VENV=.venv-2.10
+matrix: $(VENV)/tested-tools $(VENV)/installed
+	$(BIN)/python tests/matrix.py
+
+# ---- what the targets above need
+
+# The wheels, as users get them. The version does not change with each edit, so pip must be told to reinstall.
 $(VENV)/installed: $(SOURCES) $(VENV)/tools
 	rm -rf $(WHEELS)
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w $(WHEELS) . $(wildcard plugins/*)
@@ -53,7 +66,7 @@ $(VENV)/tools: | compiler
 	$(BIN)/pip install --quiet --disable-pip-version-check 'hatchling>=1.25' cmake ninja nlohmann-json numpy
 	touch $@
 
-# Oracles of the tests: what they ask for besides, and another torch, is not needed for what is compared.
+# Linters, and packages that tests compare with; without those packages' own dependencies, which tests do not use.
 $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1 \
 	  model-signing==1.1.1 pyopenssl==26.4.0 cosmic-ray==8.7.0
@@ -66,7 +79,7 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@
 
-# Debian's packages, where they are missing: strace fails and kills single system calls, clang brings libFuzzer
+# Debian packages, if missing: strace, which fails system calls and kills processes at them; clang, for libFuzzer.
 debian = command -v $(1) >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
   echo "error: expected $(1), got none; install it, as 'apt-get install $(2)' does." >&2; exit 1; }
 

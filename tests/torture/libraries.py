@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,11 +27,11 @@ STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compres
 DISTINCT = 1100  # more than a process may have descriptors, by default
 
 
-def bundles(work: Path) -> dict[str, Path]:
+def bundles(work: Path, strategies: Iterable[str] = STRATEGIES) -> dict[str, Path]:
     """A bundle of each strategy, and the frozen one."""
     made = {}
-    for strategy, options in STRATEGIES.items():
-        spec = regplug.resolve(strategy, num_registers=4, hidden_dim=24, **options)
+    for strategy in strategies:
+        spec = regplug.resolve(strategy, num_registers=4, hidden_dim=24, **STRATEGIES[strategy])
         regplug.export(spec, spec.build(), work / strategy, backends=["aotinductor"])
         made[strategy] = work / strategy
     return {**made, "frozen": FROZEN}

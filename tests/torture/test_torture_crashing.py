@@ -9,6 +9,7 @@ from torture.bundles import in_memory
 from torture.disk import Change, Disk, Node, crashes
 
 
+@pytest.mark.torture
 def test_a_machine_that_crashes_at_any_call_leaves_the_old_or_the_new(tmp_path):
     figures = crashing.run(tmp_path, 0.15, 0, lambda word: None)
     assert len(figures) == 5
@@ -17,6 +18,7 @@ def test_a_machine_that_crashes_at_any_call_leaves_the_old_or_the_new(tmp_path):
         assert figure.tried >= 3
 
 
+@pytest.mark.slow
 def test_a_writer_that_syncs_no_folder_is_seen_to_lose_bundles(tmp_path):
     with in_memory(tmp_path) as work:
         new, replaced, files, _ = failing.scenarios(work)

@@ -9,7 +9,6 @@ import regplug
 from torture import damaged
 from torture.damaged import APART, DEATH, HANG, UNTIDY, WRONG, Loader, damage, figures, loaders, try_all
 
-BACKENDS = ["torchscript", "aotinductor"]
 # opens as the Python loader does, but looks at no digest and runs no golden case
 CARELESS = """
 import sys
@@ -25,7 +24,7 @@ ANSWERS = "import sys\nfor line in sys.stdin: print({answer!r}, flush=True)"
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
-    return damaged.originals(tmp_path_factory.mktemp("bundles"), BACKENDS)
+    return damaged.originals(tmp_path_factory.mktemp("bundles"), ["torchscript"])
 
 
 def verdicts(bundles, folder, count, make):
@@ -33,7 +32,9 @@ def verdicts(bundles, folder, count, make):
     return {figure.what.partition(", ")[2]: figure for figure in figures(counts, told, seed=3)}
 
 
-def test_no_loader_dies_hangs_or_takes_a_wrong_number_for_a_right_one(bundles, tmp_path):
+@pytest.mark.torture
+def test_no_loader_dies_hangs_or_takes_a_wrong_number_for_a_right_one(tmp_path):
+    bundles = damaged.originals(tmp_path, ["torchscript", "aotinductor"])
     found = verdicts(bundles, tmp_path, 36, lambda original: loaders(built(), original, tmp_path))
     assert {"Python data", "Python verify", "C++ bundle", "C++ aotinductor", "regplug-run"} <= found.keys()
     assert {name: figure for name, figure in found.items() if not figure.ok} == {}

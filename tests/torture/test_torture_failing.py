@@ -13,6 +13,7 @@ from torture import failing
 from torture.tracing import CALLS, tool, traced
 
 
+@pytest.mark.torture
 def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_path):
     figures = failing.run(tmp_path, 0.03, 0, lambda word: None)
     assert [figure.what for figure in figures] == [
@@ -37,6 +38,7 @@ def calls_on(folder, log):
     return [CALL.match(line)[1] for line in lines if CALL.match(line)]
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_calls_that_the_battery_fails_and_before_them_only_looks(tmp_path):
     """The battery fails the calls of the writer alone; importing torch for each of them would take an hour."""
     command = [str(Path(sys.executable).with_name("regplug")), "export", "mean", "--num-registers", "4"]
@@ -63,6 +65,7 @@ def replaced(tmp_path_factory):
     return work, failing.scenarios(work)[1]
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_lost_mixed_or_left_behind_is_counted(replaced):
     work, scenario = replaced
     for seen, word in (("refused", failing.LOST), ("nothing", failing.LOST), ("mixture", failing.CORRUPT)):
@@ -75,6 +78,7 @@ def test_a_bundle_that_is_lost_mixed_or_left_behind_is_counted(replaced):
     assert failing.one(lazy, work / "try", calls, last, "killed") == [failing.LEFT]
 
 
+@pytest.mark.slow
 def test_a_call_that_was_not_hit_is_counted(replaced):
     work, scenario = replaced
     calls = failing.record(scenario, work / "recorded")

@@ -36,12 +36,14 @@ def careless(tmp_path):
     return headers
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("reader", fuzzing.CASES)
 def test_every_named_case_is_read_without_a_fault_and_what_is_accepted_is_as_it_must(tmp_path, reader):
     program = corpus_reader(reader, tmp_path / "reader")
     assert read_all(reader, program, tmp_path / "corpus") == (0, True, "")
 
 
+@pytest.mark.compiler
 def test_a_reader_that_lets_a_tensor_end_beyond_the_file_is_found_by_the_named_cases(tmp_path, careless):
     program = corpus_reader("safetensors", tmp_path / "reader", careless)
     code, whole, said = read_all("safetensors", program, tmp_path / "corpus")

@@ -16,6 +16,7 @@ from torture.large import GRAIN, figure, run
 from torture.options import Outcome, memory
 
 
+@pytest.mark.torture
 def test_large_files_take_little_memory_and_end_in_a_line(tmp_path):
     found = run(tmp_path, 1.0, 0, lambda word: None)
     assert [one.tried > 1 for one in found] == [True] * 4
@@ -38,6 +39,7 @@ def test_the_judge_sees_each_thing_that_must_not_happen(outcome, seen):
     assert figure("x", [Outcome("read", GRAIN, 0.9)]).ok
 
 
+@pytest.mark.slow
 def test_a_file_over_two_gibibytes_takes_its_size_once(tmp_path):
     """One call of the system reads at most 2 GiB; joining what two of them gave took the size twice."""
     size = (2 << 30) + (64 << 20)

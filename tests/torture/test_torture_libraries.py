@@ -9,18 +9,16 @@ from support.damage import replace_weights
 from torture.libraries import LIBRARY, bundles, figures, right_pairs
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return bundles(tmp_path_factory.mktemp("libraries"))
-
-
-def test_every_library_runs_its_own_code_and_is_gone_with_its_last_user(made, tmp_path):
-    found = figures(tmp_path, made, built() / "regplug_aoti_golden", 0.02, lambda word: None)
+@pytest.mark.torture
+def test_every_library_runs_its_own_code_and_is_gone_with_its_last_user(tmp_path):
+    found = figures(tmp_path, bundles(tmp_path), built() / "regplug_aoti_golden", 0.02, lambda word: None)
     assert [one.tried for one in found] == [20, 40, 22]
     assert {one.what: one.bad for one in found if not one.ok} == {}
 
 
-def test_a_pair_that_is_wrong_is_not_counted(made, tmp_path):
+@pytest.mark.compiler
+def test_a_pair_that_is_wrong_is_not_counted(tmp_path):
+    made = bundles(tmp_path, ["mean", "pool"])
     folder = shutil.copytree(made["pool"], tmp_path / "b")
     assert right_pairs([(made["mean"], folder), (made["mean"], made["pool"])]) == 2
     replace_weights(folder, lambda state: {name: tensor + 1000 * (tensor == tensor) for name, tensor in state.items()})

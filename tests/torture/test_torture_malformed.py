@@ -45,12 +45,14 @@ def test_every_rule_of_the_specification_is_broken_by_a_case():
     assert rules == {said.partition(":")[0] for _, said in malformed_files.cases().values() if said is not None}
 
 
+@pytest.mark.compiler
 def test_both_languages_say_of_each_case_what_its_rule_demands(tmp_path):
     figures = malformed.run(tmp_path, 1, 0, lambda word: None)
     assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
     assert [figure.tried for figure in figures] == [len(malformed_files.cases()), len(malformed_manifests.cases())]
 
 
+@pytest.mark.compiler
 def test_a_cpp_reader_that_leaves_a_check_out_is_seen_and_so_is_one_that_is_looser_than_the_reference(loose):
     found = malformed.faults(FILE, malformed.files(), loose)
     assert found["different messages"]
@@ -59,6 +61,7 @@ def test_a_cpp_reader_that_leaves_a_check_out_is_seen_and_so_is_one_that_is_loos
     assert any("no such key" in said for said in found["different messages"])
 
 
+@pytest.mark.compiler
 def test_a_verdict_that_is_not_the_one_demanded_is_seen(verdict):
     name = "offsets: 2 bytes of data"
     data = malformed.files()[name][0]
@@ -70,6 +73,7 @@ def test_a_verdict_that_is_not_the_one_demanded_is_seen(verdict):
     }
 
 
+@pytest.mark.compiler
 def test_a_reader_that_takes_what_the_reference_refuses_is_seen(verdict, monkeypatch):
     data = malformed_files.one(malformed_files.entry("F16", "[2]", "[0,2]"))
     monkeypatch.setattr(malformed, "in_python", lambda kind, data: "accepted")

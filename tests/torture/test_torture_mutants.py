@@ -12,6 +12,7 @@ from torture.verdicts import FILE, HEADERS, compare, compiled
 CHECK = "span.first % dtype->size != 0"
 
 
+@pytest.mark.torture
 def test_a_share_of_the_mutants_gets_one_verdict_in_both_languages(tmp_path):
     figures = mutants.run(tmp_path, 0.01, 0, lambda word: None)
     assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
@@ -36,6 +37,7 @@ def loose(tmp_path):
     return compiled("verdict.cpp", tmp_path / "verdict", "-O0", headers=headers)
 
 
+@pytest.mark.compiler
 def test_two_readers_that_differ_are_seen(loose):
     """The mutants here are few, so they begin near what only the missing check refuses."""
     near = [data for data, said in malformed_files.cases().values() if said is not None and "alignment" in said]

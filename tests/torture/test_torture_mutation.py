@@ -24,6 +24,7 @@ def judged(copy, expected):
     return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
 
 
+@pytest.mark.compiler
 def test_the_oracle_takes_the_package_as_it_is(tmp_path, expected):
     assert judged(mutation.copy_of(tmp_path), expected) == 0
 
@@ -36,6 +37,7 @@ WRONG = {
 }
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("case", WRONG)
 def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
     copy = mutation.copy_of(tmp_path)
@@ -46,6 +48,7 @@ def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
     assert judged(copy, expected) == 1
 
 
+@pytest.mark.torture
 def test_a_few_mutants_are_made_in_a_copy_and_die_and_the_sources_stay_as_they_are(tmp_path):
     sources = {path: path.read_bytes() for path in mutation.PACKAGE.rglob("*.py")}
     figures = mutation.run(tmp_path, 0.005, 0, lambda word: None)

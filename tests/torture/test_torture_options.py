@@ -5,6 +5,7 @@ import pytest
 from torture.options import Loader, Outcome, judge, run
 
 
+@pytest.mark.torture
 def test_hostile_options_end_no_process_and_take_no_memory(tmp_path):
     found = run(tmp_path, 0.06, 1, lambda word: None)
     assert {one.what.rpartition(": ")[2] for one in found} == {"core", "plugins", "FiLM", "timm", "transformers"}

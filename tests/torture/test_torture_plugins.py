@@ -1,8 +1,11 @@
 """A share of the plugins that misbehave, and the judge of what they do to others."""
 
+import pytest
+
 from torture.plugins import bad_of, run
 
 
+@pytest.mark.torture
 def test_no_plugin_takes_another_one_along(tmp_path):
     [found] = run(tmp_path, 0.1, 0, lambda word: None)
     assert found.tried >= 12

@@ -1,5 +1,7 @@
 """What readers see beside writers, on a sample, and that a writer that writes in place is seen."""
 
+import pytest
+
 from torture import replacing
 from torture.bundles import in_memory
 
@@ -8,6 +10,7 @@ IN_PLACE = replacing.WRITER.replace(
 )
 
 
+@pytest.mark.torture
 def test_a_reader_beside_four_writers_sees_one_bundle_whole(tmp_path):
     python, cpp, first = replacing.run(tmp_path, 0.1, 0, lambda word: None)
     assert (python.ok, cpp.ok, first.ok) == (True, True, True), (python, cpp, first)

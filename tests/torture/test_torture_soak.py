@@ -8,6 +8,7 @@ from support.consumer import built
 from torture.soak import MOST, SAMPLES, Sample, figure, growth, samples_of, soak
 
 
+@pytest.mark.torture
 def test_memory_descriptors_and_threads_stay_over_the_rounds(tmp_path):
     found = soak(tmp_path, built() / "regplug_soak", 0.05, lambda word: None)
     assert {one.what.rpartition(": ")[2] for one in found} == {
