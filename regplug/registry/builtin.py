@@ -21,48 +21,65 @@ def regplug_readouts() -> list[ReadoutEntry]:
             "regplug.nn.readouts.averages:RegisterMean",
             cond_dim="regplug.nn.readouts.sizes:mean_width",
             summary="mean over the registers",
+            equation="c = (1 / R) sum_r x_r",
         ),
         ReadoutEntry(
             "pool",
             "regplug.nn.readouts.averages:RegisterPooling",
             cond_dim="regplug.nn.readouts.sizes:pool_width",
             summary="learned average",
+            equation="c = sum_r softmax(w)_r x_r",
+            source="nvSubquadratic, modules/film.py",
         ),
         ReadoutEntry(
             "concat",
             "regplug.nn.readouts.concatenations:RegisterConcat",
             cond_dim="regplug.nn.readouts.sizes:concat_width",
             summary="all registers, flat",
+            equation="c = [x_1 || ... || x_R]",
         ),
         ReadoutEntry(
             "compress-concat",
             "regplug.nn.readouts.concatenations:RegisterCompressConcat",
             cond_dim="regplug.nn.readouts.sizes:compress_concat_width",
             summary="each register through one shared projection, then flat",
+            equation="c = [W x_1 || ... || W x_R]",
+            source="nvSubquadratic, modules/film.py",
         ),
         ReadoutEntry(
             "select-concat",
             "regplug.nn.readouts.concatenations:RegisterSelectConcat",
             cond_dim="regplug.nn.readouts.sizes:select_concat_width",
             summary="chosen registers, flat",
+            equation="c = [x_i1 || ... || x_ik]",
+            source=(
+                "RADIO's summary (Ranzinger et al., 2024, arXiv:2312.06709), which reads the class tokens "
+                "of chosen teachers"
+            ),
         ),
         ReadoutEntry(
             "mamba-reg",
             "regplug.nn.readouts.concatenations:MambaRegReadout",
             cond_dim="regplug.nn.readouts.sizes:mamba_reg_width",
             summary="compressed, flat, normalised, as Mamba-Reg reads its registers",
+            equation="c = RMSNorm([W x_1 || ... || W x_R])",
+            source="Mamba-Reg (Wang et al., 2024, arXiv:2405.14858), models_mamba.py",
         ),
         ReadoutEntry(
             "gated-abmil",
             "regplug.nn.readouts.attentions:RegisterGatedABMIL",
             cond_dim="regplug.nn.readouts.sizes:gated_abmil_width",
             summary="weighted sum by a small gated network",
+            equation="a = softmax_r(w (tanh(V x_r) * sigm(U x_r))), c = sum_r a_r x_r",
+            source="Ilse et al., 2018 (arXiv:1802.04712), equation 9",
         ),
         ReadoutEntry(
             "attention",
             "regplug.nn.readouts.attentions:RegisterAttention",
             cond_dim="regplug.nn.readouts.sizes:attention_width",
             summary="learned queries attend over the registers (MAP head)",
+            equation="z_i = W_o MHA(q_i; W_k X, W_v X), y_i = z_i + MLP(LayerNorm(z_i)), c = [y_1 || ... || y_q]",
+            source="SigLIP (Zhai et al., 2023, arXiv:2303.15343)",
         ),
     ]
 

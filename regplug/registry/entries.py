@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SIZES = ("num_registers", "hidden_dim")
-MAX_SUMMARY = 400  # characters of a summary
+MAX_LINE = 400  # characters of a summary, an equation, a source
 FILM_FORMS = ("gamma", "1+gamma")
 FILM_ORDERS = ("gamma-first", "shift-first")
 
@@ -65,8 +65,8 @@ class Entry:
             )
         check_reference(self.label, "build", self.build)
         is_line = isinstance(self.summary, str) and len(self.summary.splitlines()) <= 1
-        if not is_line or len(self.summary) > MAX_SUMMARY:
-            wanted = f"one line of at most {MAX_SUMMARY} characters"
+        if not is_line or len(self.summary) > MAX_LINE:
+            wanted = f"one line of at most {MAX_LINE} characters"
             raise SpecError(f"{self.label}: summary: expected {wanted}, got {repr_of(self.summary)}.")
         if self.old_names != ():
             self._check_old_names()
@@ -106,17 +106,27 @@ class ReadoutEntry(Entry):
         old_options: Options that were renamed, ``{"dim": "compressed_dim"}``: the old word still works, in bundles
             too, with one warning that says the new one.
         cond_dim: What gives ``cond_dim`` without torch: a callable that takes what the constructor takes, by keyword,
-            and refuses what it refuses. ``regplug cond-dim`` asks it and imports no torch then; whatever builds the
-            readout measures the width all the same, and refuses an entry that says another. None for no such.
+            and refuses what it refuses. ``regplug cond-dim`` calls it and then imports no torch. Building the
+            readout still measures the width, and an entry that states another one is refused.
+        equation: What the readout computes, on one line: ``"c = (1 / R) sum_r x_r"``. ``regplug info`` shows it.
+        source: The paper or code that it is from, on one line.
     """
 
     sizes: Mapping[str, str] = field(default_factory=dict, hash=False)
     old_options: Mapping[str, str] = field(default_factory=dict, hash=False, kw_only=True)
     cond_dim: Reference | None = field(default=None, kw_only=True)
+    equation: str | None = field(default=None, kw_only=True)
+    source: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._make_exact("cond_dim")
+        for word in ("cond_dim", "equation", "source"):
+            self._make_exact(word)
+        for word in ("equation", "source"):
+            text = getattr(self, word)
+            if text is not None and not (isinstance(text, str) and text.isprintable() and len(text) <= MAX_LINE):
+                wanted = f"one printable line of at most {MAX_LINE} characters"
+                raise SpecError(f"{self.label}: {word}: expected {wanted}, got {repr_of(text)}.")
         if self.cond_dim is not None:
             check_reference(self.label, "cond_dim", self.cond_dim)
         wanted = f"{self.label}: sizes: expected constructor words that mean 'num_registers' or 'hidden_dim'"

@@ -498,7 +498,7 @@ def test_info_of_a_strategy_gives_options_width_parameters_and_flops(run):
     assert (values["formula"], values["conditions"]) == ("6*R", [])
     assert values["signature"] == "RegisterCompressConcat(num_registers: int, hidden_dim: int, compressed_dim: int)"
     assert values["equation"] == "c = [W x_1 || ... || W x_R]"
-    assert values["source"].startswith("nvSubquadratic, modules/film.py, ")
+    assert values["source"] == "nvSubquadratic, modules/film.py"
     assert values["provenance"] == {"distribution": "regplug", "version": regplug.__version__}
     assert values["class"] == "regplug.nn.readouts.concatenations:RegisterCompressConcat"
     assert values["description"].startswith("Compress each register")

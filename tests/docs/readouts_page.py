@@ -32,10 +32,9 @@ def table(strategies):
             said = describe(strategy, num_registers=R, hidden_dim=D, backbone=None, options=options, follow_links=False)
             given = "".join(f", {word}={value}" for word, value in options.items())
             width = f"{said['formula']}" + "".join(f"; {condition}" for condition in said["conditions"])
-            source = re.split(r"[.;] (?=[A-Z])|; | whose ", said["source"] or "")[0].rstrip(".,")
             equation = said["equation"].replace("||", "‖").replace("|", r"\|")  # a bar would end the cell
             cells = (f"`{name}`{given}", f"`{equation}`", f"`{width}`", said["cond_dim"], said["parameters"])
-            lines.append("| " + " | ".join(map(str, (*cells, said["flops_per_sample"], source))) + " |")
+            lines.append("| " + " | ".join(map(str, (*cells, said["flops_per_sample"], said["source"] or ""))) + " |")
         lines.append("")
     return "\n".join(lines)
 

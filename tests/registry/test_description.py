@@ -11,6 +11,7 @@ from torch import nn
 
 import regplug
 from regplug import NameLookupError, ReadoutEntry, SpecError
+from regplug.registry.references import load_reference
 
 
 class Choosing(nn.Module):
@@ -71,3 +72,10 @@ def test_a_wrong_name_and_a_wrong_option_are_refused(registry) -> None:
         regplug.describe("nosuch")
     with pytest.raises(SpecError, match="option 'width': expected int, got 'x'"):
         regplug.describe("choosing", registry=registry, width="x")
+
+
+def test_the_equation_and_source_of_each_built_in_strategy_are_those_of_its_docstring():
+    for entry in regplug.default_registry().only("regplug").readout_entries():
+        described = " ".join(load_reference(entry.label, entry.build).__doc__.replace("``", "").split())
+        assert entry.equation in described
+        assert (entry.source or "") in described

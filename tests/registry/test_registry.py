@@ -749,6 +749,10 @@ def test_a_strict_registry_with_a_broken_plugin_answers_nobody_not_even_for_a_bu
             lambda: regplug.ReadoutEntry("a", "m:A", summary="one\ntwo"),
             "summary: expected one line of at most 400 characters",
         ),
+        (lambda: regplug.ReadoutEntry("a", "m:A", equation=["c = x_1"]), "equation: expected one printable line of at"),
+        (lambda: regplug.ReadoutEntry("a", "m:A", source="one\ntwo"), "source: expected one printable line of at most"),
+        (lambda: regplug.ReadoutEntry("a", "m:A", source="\x1b[2J"), r"source: .*, got '\\x1b\[2J'"),
+        (lambda: regplug.ReadoutEntry("a", "m:A", equation="x" * 401), "equation: expected one printable line of at"),
         (
             lambda: regplug.BackboneEntry("a", "m:A", layout="m:l", readouts="pool"),
             "readouts: expected a list of texts",

@@ -17,6 +17,8 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             build="regplug_digits.gate:DigitsGate",
             cond_dim="regplug_digits.sizes:gate_width",
             summary="average of registers, each gated feature by feature by what it holds",
+            equation="c = (1 / R) sum_r sigmoid(W x_r + b_r) * x_r",
+            source="the gated linear unit (Dauphin et al., 2017), with the register itself as the linear branch",
         )
     ]
 

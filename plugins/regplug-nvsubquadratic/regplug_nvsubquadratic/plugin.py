@@ -13,11 +13,15 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             "nvsubquadratic-pool",
             "nvsubquadratic.modules.film:RegisterPooling",
             summary="nvSubquadratic's own learned average, which takes any D",
+            equation="c = sum_r softmax(w)_r x_r",
+            source="nvSubquadratic, modules/film.py",
         ),
         regplug.ReadoutEntry(
             "nvsubquadratic-compress-concat",
             "nvsubquadratic.modules.film:RegisterCompressConcat",
             summary="nvSubquadratic's own shared projection, then flat, which takes any R",
+            equation="c = [W x_1 || ... || W x_R]",
+            source="nvSubquadratic, modules/film.py",
         ),
     ]
 

@@ -4,42 +4,124 @@ from __future__ import annotations
 
 import regplug
 
-# strategy -> class, what a list of strategies says of it
-READOUTS = {
-    "sum": ("moments:RegisterSum", "sum over the registers"),
-    "max": ("moments:RegisterMax", "largest value of each channel"),
-    "avgmax": ("moments:RegisterAvgMax", "half of mean plus maximum"),
-    "mean-std": ("moments:RegisterMeanStd", "mean and standard deviation side by side"),
-    "gem": ("weighted:RegisterGeM", "sign-safe generalised mean with a learned exponent"),
-    "channel-pool": ("weighted:RegisterChannelPooling", "learned average with a weight for each register and channel"),
-    "per-register-compress-concat": (
-        "concatenations:PerRegisterCompressConcat",
-        "each register through a projection of its own, then flat",
-    ),
-    "concat-linear": ("concatenations:RegisterConcatLinear", "all registers, flat, through one linear layer"),
-    "abmil": ("attention:RegisterABMIL", "average weighted by what each register holds"),
-    "simpool": ("attention:RegisterSimPool", "the mean register attends over the registers"),
-    "class-attention": (
-        "attention:RegisterClassAttention",
-        "a learned class token attends over itself and the registers",
-    ),
-    "pma": ("queries:RegisterPMA", "learned seeds attend over the registers, side by side"),
-    "efficient-probing": (
-        "queries:RegisterEfficientProbing",
-        "many learned queries, each with its share of the channels",
-    ),
-}
-
 
 @regplug.hookimpl
 def regplug_readouts() -> list[regplug.ReadoutEntry]:
     """Offer every readout of this package."""
     return [
         regplug.ReadoutEntry(
-            name,
-            f"regplug_zoo.{build}",
-            cond_dim=f"regplug_zoo.sizes:{name.replace('-', '_')}_width",
-            summary=summary,
-        )
-        for name, (build, summary) in READOUTS.items()
+            "sum",
+            "regplug_zoo.moments:RegisterSum",
+            cond_dim="regplug_zoo.sizes:sum_width",
+            summary="sum over the registers",
+            equation="c = sum_r x_r",
+            source="Deep Sets (Zaheer et al., 2017), with the identity inside and outside",
+        ),
+        regplug.ReadoutEntry(
+            "max",
+            "regplug_zoo.moments:RegisterMax",
+            cond_dim="regplug_zoo.sizes:max_width",
+            summary="largest value of each channel",
+            equation="c = max_r x_r",
+            source="PointNet (Qi et al., 2017)",
+        ),
+        regplug.ReadoutEntry(
+            "avgmax",
+            "regplug_zoo.moments:RegisterAvgMax",
+            cond_dim="regplug_zoo.sizes:avgmax_width",
+            summary="half of mean plus maximum",
+            equation="c = (mean_r x_r + max_r x_r) / 2",
+            source='timm, layers/pool1d.py, global_pool_nlc with pool_type="avgmax"',
+        ),
+        regplug.ReadoutEntry(
+            "mean-std",
+            "regplug_zoo.moments:RegisterMeanStd",
+            cond_dim="regplug_zoo.sizes:mean_std_width",
+            summary="mean and standard deviation side by side",
+            equation="c = [m || sqrt(mean_r (x_r - m)^2 + eps)], m = mean_r x_r",
+            source="x-vectors' statistics pooling (Snyder et al., 2018)",
+        ),
+        regplug.ReadoutEntry(
+            "gem",
+            "regplug_zoo.weighted:RegisterGeM",
+            cond_dim="regplug_zoo.sizes:gem_width",
+            summary="sign-safe generalised mean with a learned exponent",
+            equation="c = sign(m) (|m| + eps)^(1/p), m = mean_r sign(x_r) |x_r|^p",
+            source=(
+                'GeM (Radenovic et al., 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation"), '
+                "made sign-safe"
+            ),
+        ),
+        regplug.ReadoutEntry(
+            "channel-pool",
+            "regplug_zoo.weighted:RegisterChannelPooling",
+            cond_dim="regplug_zoo.sizes:channel_pool_width",
+            summary="learned average with a weight for each register and channel",
+            equation="c = sum_r softmax_r(w)_r * x_r",
+            source="nvSubquadratic, modules/film.py, RegisterPooling, made per channel",
+        ),
+        regplug.ReadoutEntry(
+            "per-register-compress-concat",
+            "regplug_zoo.concatenations:PerRegisterCompressConcat",
+            cond_dim="regplug_zoo.sizes:per_register_compress_concat_width",
+            summary="each register through its own projection, then flat",
+            equation="c = [W_1 x_1 || ... || W_R x_R]",
+            source="nvSubquadratic, modules/film.py, RegisterCompressConcat, with its projection not shared",
+        ),
+        regplug.ReadoutEntry(
+            "concat-linear",
+            "regplug_zoo.concatenations:RegisterConcatLinear",
+            cond_dim="regplug_zoo.sizes:concat_linear_width",
+            summary="all registers, flat, through one linear layer",
+            equation="c = W [x_1 || ... || x_R] + b",
+            source=(
+                "DINO (Caron et al., 2021), eval_linear.py, which reads the concatenated class tokens of "
+                "several blocks so"
+            ),
+        ),
+        regplug.ReadoutEntry(
+            "abmil",
+            "regplug_zoo.attention:RegisterABMIL",
+            cond_dim="regplug_zoo.sizes:abmil_width",
+            summary="average weighted by what each register holds",
+            equation="c = sum_r softmax_r(w^T tanh(V x_r)) x_r",
+            source="Ilse et al., 2018 (arXiv:1802.04712), equation 8",
+        ),
+        regplug.ReadoutEntry(
+            "simpool",
+            "regplug_zoo.attention:RegisterSimPool",
+            cond_dim="regplug_zoo.sizes:simpool_width",
+            summary="the mean register attends over the registers",
+            equation="c = sum_r softmax_r((W_q m)^T W_k n_r / sqrt(D)) n_r, n_r = LayerNorm(x_r), m = mean_r x_r",
+            source='SimPool (Psomas et al., 2023, "Keep It SimPool")',
+        ),
+        regplug.ReadoutEntry(
+            "class-attention",
+            "regplug_zoo.attention:RegisterClassAttention",
+            cond_dim="regplug_zoo.sizes:class_attention_width",
+            summary="a learned class token attends over itself and the registers",
+            equation="c = P [o_1 || ... || o_H] + b, o_h = sum_j softmax_j((Q_h t)^T K_h u_j / sqrt(D / H)) V_h u_j",
+            source="CaiT (Touvron et al., 2021)",
+        ),
+        regplug.ReadoutEntry(
+            "pma",
+            "regplug_zoo.queries:RegisterPMA",
+            cond_dim="regplug_zoo.sizes:pma_width",
+            summary="learned seeds attend over the registers, side by side",
+            equation=(
+                "c = [y_1 || ... || y_k], y_i = o_i + relu(W_o o_i), o_i = q_i + sum_r softmax_r(q_i^T W_k "
+                "x_r / sqrt(D)) W_v x_r, q_i = W_q s_i"
+            ),
+            source="Set Transformer (Lee et al., 2019)",
+        ),
+        regplug.ReadoutEntry(
+            "efficient-probing",
+            "regplug_zoo.queries:RegisterEfficientProbing",
+            cond_dim="regplug_zoo.sizes:efficient_probing_width",
+            summary="many learned queries, each with its share of the channels",
+            equation="c = [c_1 || ... || c_M], c_i = sum_r softmax_r(q_i^T x_r / sqrt(D)) V_i x_r",
+            source=(
+                'Psomas et al., 2025, "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency"'
+            ),
+        ),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_every_class_of_the_package_is_offered() -> None:
         for name, value in vars(module).items()
         if inspect.isclass(value) and value.__module__ == module.__name__
     }
-    assert found == {build for build, _ in plugin.READOUTS.values()}
+    assert found == {str(entry.build).removeprefix("regplug_zoo.") for entry in plugin.regplug_readouts()}
     assert {path.stem for path in Path(regplug_zoo.__file__).parent.glob("*.py")} == {
         *MODULES,
         "plugin",
@@ -99,3 +100,10 @@ def test_an_attention_of_a_plugin_becomes_an_aotinductor_program(tmp_path: Path)
         torch.testing.assert_close(program(registers), readout(registers).detach(), rtol=1e-5, atol=1e-6)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(program(registers), readout(registers * 1.01).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_equation_and_source_of_each_strategy_are_those_of_its_docstring() -> None:
+    for entry in plugin.regplug_readouts():
+        described = " ".join(str(pkgutil.resolve_name(str(entry.build)).__doc__).replace("``", "").split())
+        assert str(entry.equation) in described
+        assert str(entry.source) in described

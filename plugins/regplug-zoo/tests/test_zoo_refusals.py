@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from typing import Any
 
@@ -43,8 +43,8 @@ REFUSED = [
 
 
 def class_of(strategy: str) -> type[torch.nn.Module]:
-    module, _, name = plugin.READOUTS[strategy][0].partition(":")
-    found: type[torch.nn.Module] = getattr(importlib.import_module(f"regplug_zoo.{module}"), name)
+    [build] = [str(entry.build) for entry in plugin.regplug_readouts() if entry.name == strategy]
+    found: type[torch.nn.Module] = pkgutil.resolve_name(build)
     return found
 
 

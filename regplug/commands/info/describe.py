@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +25,6 @@ from regplug.registry.options import describe_signature
 from regplug.registry.references import load_reference, reference_of
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
-
-# what our docstrings have: ``c = ...``, after what it is made of, and a line, to the paragraph's end, with Source:
-EQUATION = re.compile(r"((?:``[^`=]+ = [^`]+``,\s+)*``c = [^`]+``)")
-SOURCE = re.compile(r"^Sources?: (.+?)(?:\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def describe(
@@ -152,8 +147,8 @@ def _inform_strategy(
         "class": reference_of(entry.build),
         "signature": describe_signature(build),
         "options": [{"option": name, **asdict(one)} for name, one in describe_options(entry).items()],
-        "equation": _found(EQUATION, description),
-        "source": _found(SOURCE, description),
+        "equation": entry.equation,
+        "source": entry.source,
     }
     if sizes == (None, None, None):
         spec = spec_at_any_size(entry, dict(options))
@@ -175,8 +170,3 @@ def _costs(spec: ReadoutSpec) -> dict[str, int]:
     with suppress(Exception):  # not every class has one, and another's may count something else
         costs["flops_per_sample"] = int(module.flop_count(spec.hidden_dim))  # type: ignore[operator]
     return costs
-
-
-def _found(pattern: re.Pattern[str], description: str) -> str | None:
-    match = pattern.search(description)
-    return " ".join(match[1].replace("``", "").split()) if match else None
