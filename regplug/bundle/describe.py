@@ -113,10 +113,10 @@ def describe_bundle(
 
 
 def _describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
-    """The conditioner's FiLM generator by registered name, with the options that its attributes tell.
+    """The conditioner's FiLM generator, by registered name; its options are read from its attributes.
 
     Raises:
-        ExportError: Its class is not registered, or does not keep an option that it was built with.
+        ExportError: Its class is not registered, or does not keep an option as an attribute.
     """
     film = conditioner.film
     owner = f"FiLM generator {type(film).__name__}"
@@ -136,16 +136,16 @@ def _describe_film(conditioner: Conditioner, registry: Registry) -> FiLMRecord:
         elif parameter.default is inspect.Parameter.empty:
             raise ExportError(f"{owner}: expected an attribute {name!r} as its constructor takes, got none.")
     convention = conditioner.convention
-    # of the sizes only the word counts here: the width is the readout's
+    # only the name of the width matters here, not its value
     stored = stored_options(owner, type(film), {family.width: 0}, options)
     return FiLMRecord(family.full_name, stored, convention.form, convention.order)
 
 
 def _describe_backbone(module: nn.Module) -> BackboneRecord | None:
-    """The backbone inside an attached module, as the manifest names it.
+    """The backbone of an attached module, as the manifest names it.
 
     Raises:
-        ExportError: It is of no installed plugin.
+        ExportError: No installed plugin offers it.
     """
     if not isinstance(module, ATTACHED) or isinstance(module.source, RegplugError):
         return None
@@ -156,13 +156,13 @@ def _describe_backbone(module: nn.Module) -> BackboneRecord | None:
 
 
 def _packages_of(module: nn.Module, *entries: Entry | None) -> dict[str, str]:
-    """Distribution -> version: regplug, who offers the entries, and where the classes in the module come from.
+    """Distribution -> version: regplug, the distributions of the entries, and those of the classes in the module.
 
-    torch is left out, for a bundle names it by itself, and so is a class of no installed distribution.
+    torch is left out, because a manifest has its own key for it. Classes of no installed distribution are left out too.
 
     Args:
         module: What is exported.
-        *entries: The strategy, the FiLM generator and the backbone that it was built of; None for one that is not.
+        *entries: The strategy, the FiLM generator and the backbone; None for one that the module lacks.
     """
     tops = {type(one).__module__.partition(".")[0] for one in module.modules()} - {OWN, "torch"}
     found = {one.name: one.version for one in installed() if one.name and any(map(one.owns, tops))} if tops else {}
@@ -173,5 +173,5 @@ def _packages_of(module: nn.Module, *entries: Entry | None) -> dict[str, str]:
 
 
 def storable(version: str) -> str:
-    """A version as a bundle may hold it: another character than a version's is an underscore there."""
+    """A version as a manifest may hold it: other characters become underscores."""
     return re.sub(r"[^A-Za-z0-9._+!-]", "_", version)[:MAX_VERSION] or UNKNOWN

@@ -1,4 +1,4 @@
-"""Export: a spec and its trained module to a folder on disk."""
+"""Exports a spec and its trained module to a bundle on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from regplug.bundle.load import module_run, open_backend
 from regplug.bundle.parity import make_programs
 from regplug.bundle.rebuild import rebuild
 from regplug.errors import BundleError, ExportError, RegplugError, SpecError, class_name
-from regplug.format.folder import MANIFEST, MAX_MANIFEST
+from regplug.format.folder import MANIFEST
+from regplug.format.limits import MAX_MANIFEST
 from regplug.format.manifest import (
     GOLDEN,
     IMAGES,
@@ -44,7 +45,7 @@ from regplug.torch_private import persist_buffers
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote: the folder, its digest (which pins it), its manifest."""
+    """The result of ``export``: the folder, its digest (which pins it), its manifest."""
 
     directory: Path
     digest: str
@@ -63,38 +64,38 @@ def export(
     registry: Registry | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Exported:
-    """Write a bundle: weights, golden cases, and one program per backend, each proven equal to eager.
+    """Write a bundle: weights, golden cases, and the programs of each backend, each compared with eager.
 
-    Works on a copy, in eval mode, on the CPU; the module stays as it is. All or nothing: a program that leaves its
-    tolerance, a full disk or a kill leaves what was there before.
+    Works on a copy, in eval mode, on the CPU; the module is not changed. The bundle is written atomically: if a program
+    exceeds its tolerance, the disk is full or the process is killed, what was there before stays.
 
     Args:
-        spec: What ``resolve`` gave.
-        module: The trained readout that ``spec.build()`` made, a ``Conditioner`` around it, or what ``attach`` gave:
-            then the bundle holds the backbone too.
+        spec: What ``resolve`` returned.
+        module: The trained readout that ``spec.build()`` made, a ``Conditioner`` around it, or what ``attach``
+            returned; then the bundle includes the backbone.
         directory: The folder to make, or an empty one to fill.
-        backends: Names of export backends; none for a bundle of data only.
-        settings: By backend, the keywords of its constructor: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
-        layout: Where a readout's registers sit in the backbone's tokens, to be noted; the others have their own.
-        force: Replace the bundle that is there, in one step.
-        registry: Where names are looked up; the installed plugins when None.
-        progress: Called with a word on each step.
+        backends: Names of export backends; none for a bundle with data only.
+        settings: For each backend, its constructor's keywords: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
+        layout: Where a readout's registers are in the backbone's tokens, as a note; other modules have a layout.
+        force: Replace an existing bundle, atomically.
+        registry: Where names are looked up; the installed plugins if None.
+        progress: Called with the name of each step as it begins.
 
     Raises:
-        ExportError: The module is not what the spec builds, holds what a bundle cannot, a program leaves its
+        ExportError: The module is not what the spec builds, a bundle cannot hold it, a program exceeds its
             tolerance, or the folder cannot be written.
         RegplugError: A name or an option does not resolve.
     """
     registry = registry or default_registry()
     directory = Path(directory)
-    place = absolute(directory)  # whatever a constructor does to the working folder
+    place = absolute(directory)  # a constructor may change the working directory
     if isinstance(backends, str):
         raise SpecError(f"backends: expected a list of names, got {backends!r}; use [{backends!r}].")
     settings = dict(settings or {})
     check_place(place, force)
     makers = {
         registry.export_backend_entry(name).name: open_backend(registry, name, settings.pop(name, {}))
-        for name in dict.fromkeys(backends)  # each may be distribution:name; files and records have the name
+        for name in dict.fromkeys(backends)  # a name may be distribution:name; files and records use the name alone
     }
     if settings:
         raise SpecError(f"settings: expected those of the backends, got some of {', '.join(sorted(settings))}.")
@@ -179,7 +180,7 @@ def _signature(
 
 
 def _image_sizes(owner: str, module: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
-    """The sizes of the backbone's inputs, which a program has fixed."""
+    """The sizes of the backbone's input, which are fixed in a program."""
     if isinstance(module.source, RegplugError):
         raise ExportError(f"{owner}: expected a backbone that a bundle can name, got: {module.source}")
     try:
@@ -196,10 +197,10 @@ def _rebuilt(
     golden: GoldenSet,
     registry: Registry,
 ) -> nn.Module:
-    """The module that the bundle's data gives, which programs are made of: it has no hook that somebody added.
+    """The module rebuilt from the bundle's data; programs are made from it, without the user's hooks.
 
     Raises:
-        ExportError: It is another than the one that is exported, so nobody could load that.
+        ExportError: It differs from the exported module, so the bundle could not be loaded.
     """
     try:
         rebuilt = rebuild("to be", manifest, state, registry)
@@ -214,7 +215,7 @@ def _rebuilt(
     if hooks := hooks_of(module):
         why = f"does a hook change them ({', '.join(hooks)})"
     elif manifest.backbone is not None:
-        why += ", or its backbone built with options that nothing in it tells"
+        why += ", or its backbone built with options that it does not keep"
     for result in results:
         if not result.ok:
             raise ExportError(
@@ -228,7 +229,7 @@ def _rebuilt(
 
 @contextmanager
 def _readable(owner: str) -> Iterator[None]:
-    """Refuse to write what no reader would take: options too large or too deep, thousands of weights."""
+    """Refuse to write what readers refuse: options too large or too deep, or too many weights."""
     try:
         yield
     except BundleError as error:

@@ -1,4 +1,4 @@
-"""Golden cases and the parity gate: what a program must give, and how far it may be from the truth."""
+"""Golden cases: inputs with expected outputs, and how far a program's outputs may be from them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from regplug.format.weights import dtype_name
 from regplug.registry.dtypes import torch_dtype
 
 MAX_BYTES = 4_000_000
-MAX_IMAGE_BYTES = 256_000_000  # with a backbone, for the cases that no file is without
+MAX_IMAGE_BYTES = 256_000_000  # with a backbone, for the cases that every file has
 SEED = 0
-# the sizes of the cases; the last two give way where the file would grow too large
+# the batch sizes of the cases; the last two are reduced if the file would be too large
 BATCHES = (0, 1, 2, 7, 64)
 SLICE_BATCH = 2
-ROUNDING = 1e-9  # of what another language makes of the decimal digits of a tolerance
+ROUNDING = 1e-9  # relative; other languages round a tolerance's decimal digits differently
 SLICE_START = 1  # tokens before and after the slice
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -32,7 +32,7 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class CaseError:
-    """How far an output is from the truth on one case; ``ok`` when within the tolerance."""
+    """The error of one golden case: how far the outputs are from the truth."""
 
     case: str
     error: float
@@ -52,7 +52,7 @@ class GoldenSet:
     tensors: Mapping[str, Tensor]
 
     def input(self, case: GoldenCase) -> Tensor:
-        """The case's input; a strided view when the case is a slice."""
+        """The case's input; a strided view if the case is a slice."""
         stored = self.tensors[f"{case.case}.input"]
         return stored if case.start is None else stored[:, case.start : case.start + case.length]
 
@@ -61,7 +61,7 @@ class GoldenSet:
         return [self.tensors[f"{case.case}.output.{name}"] for name in names]
 
     def scale(self, case: GoldenCase, names: Sequence[str]) -> float:
-        """The largest absolute number that the case's outputs must be; 0 where they have none."""
+        """The largest absolute number in the case's expected outputs; 0 if they are empty."""
         return _scale_of(self.outputs(case, names))
 
 
@@ -70,16 +70,16 @@ def make_golden(
 ) -> GoldenSet:
     """Draw inputs from a fixed seed, find the truth, and set each case's tolerance.
 
-    The truth is a float64 forward; the tolerance is four times eager's own error plus four units in the last
-    place of the largest output. A module that has no float64 forward is held to 1e-5 of the largest output.
+    The truth is a float64 forward; the tolerance is four times eager's error plus four units in the last place of the
+    largest output. For a module without a float64 forward it is 1e-5 of the largest output.
 
     Args:
         owner: The strategy, for messages.
         module: The module in eval mode, on the CPU.
-        signature: What it takes.
-        outputs: What it gives.
-        lengths: The input's second sizes to use, one after another: R for a readout, several T for a conditioner, C for
-            images.
+        signature: Its input.
+        outputs: Its outputs.
+        lengths: Values of the input's second size, used in turn: R for a readout, several T for a conditioner, C
+            for images.
 
     Raises:
         ExportError: The cases do not fit into the file, an output is not finite, or a second run gives other outputs.
@@ -105,7 +105,7 @@ def make_golden(
         if not all(bool(tensor.isfinite().all()) for tensor in (*eager, *truth)):
             raise ExportError(f"{owner}: case {name!r}: expected finite outputs, got inf or nan; check the weights.")
         scale = _scale_of(truth)
-        # or its own noise would widen the tolerance until any program is within it
+        # noise would widen the tolerance until any program is within it
         if not (moved := largest_error(again, eager)) <= 4 * torch.finfo(dtype).eps * scale:
             raise ExportError(
                 f"{owner}: case {name!r}: expected the same outputs for the same input, got {moved:.3g} apart; "
@@ -125,11 +125,11 @@ def make_golden(
 
 
 def tolerance_of(truth: str, dtype: torch.dtype, eager_error: float, scale: float) -> float:
-    """How far from the truth an output may be: four times eager's own error and four units in the last place.
+    """How far from the truth an output may be: four times eager's error plus four units in the last place.
 
     Args:
-        truth: Where the expected outputs come from, ``float64`` or ``eager``.
-        dtype: The module's.
+        truth: Which forward made the expected outputs, ``float64`` or ``eager``.
+        dtype: The module's dtype.
         eager_error: Eager's largest error.
         scale: The largest absolute number among the expected outputs.
     """
@@ -137,23 +137,23 @@ def tolerance_of(truth: str, dtype: torch.dtype, eager_error: float, scale: floa
 
 
 def most_eager_error(truth: str, dtype: torch.dtype, scale: float) -> float:
-    """The largest error that a manifest may say eager has: the tolerance follows from it, and must mean something."""
+    """The largest error that a manifest may state for eager: a larger one would make the tolerance meaningless."""
     return scale * min(1 / 8, 16 * sqrt(torch.finfo(dtype).eps)) if truth == "float64" else 0.0
 
 
 def golden_set(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> GoldenSet:
-    """The golden set of a bundle, its tensors compared with the manifest, and each tolerance computed again.
+    """A bundle's golden set, after its tensors and tolerances are checked against the manifest.
 
     Raises:
-        BundleError: A tensor is missing, too many, or not of the shape that the case says; an output is not finite; or
-            a tolerance is not the one that follows from eager's error and the outputs.
+        BundleError: A tensor is missing, unknown, or has another shape than its case; an output is not finite; or a
+            tolerance does not follow from eager's error and the outputs.
     """
     owner = f"bundle {path}: {GOLDEN}"
     truth = "float64" if manifest.golden.truth == "float64" else manifest.input.dtype
     rest = [int(size) for size in manifest.input.shape[2:]]
     wanted: dict[str, tuple[str, list[int]]] = {}
     for case in manifest.golden.cases:
-        length = -1 if case.start is not None else case.length  # a slice is stored wider
+        length = -1 if case.start is not None else case.length  # a slice's input is stored wider
         wanted[f"{case.case}.input"] = (manifest.input.dtype, [case.batch, length, *rest])
         for output in manifest.outputs:
             wanted[f"{case.case}.output.{output.name}"] = (truth, [case.batch, int(output.shape[1])])
@@ -177,7 +177,7 @@ def golden_set(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> 
 
 
 def _check_tolerance(path: str, where: str, manifest: Manifest, golden: GoldenSet, case: GoldenCase) -> None:
-    """Refuse a tolerance that the format's formula does not give: it would make of any number a right one."""
+    """Refuse a tolerance that does not follow from the format's formula: a large one would accept any output."""
     scale = golden.scale(case, [output.name for output in manifest.outputs])
     if not isfinite(scale):
         raise BundleError(f"bundle {path}: {GOLDEN}: case '{case.case}': expected finite outputs, got inf or nan.")
@@ -193,7 +193,7 @@ def _check_tolerance(path: str, where: str, manifest: Manifest, golden: GoldenSe
 
 
 def _scale_of(tensors: Sequence[Tensor]) -> float:
-    """The largest absolute number, NaN where there is one; 0 of no numbers."""
+    """The largest absolute number; NaN if there is one, 0 if there are no numbers."""
     largest = [tensor.double().abs().max().item() for tensor in tensors if tensor.numel()]
     return float("nan") if any(one != one for one in largest) else max(largest, default=0.0)
 
@@ -204,11 +204,11 @@ def compare(
     """Run one case and measure it.
 
     Args:
-        run: What is compared; takes the input, gives the flat outputs.
+        run: What to run; takes the input, returns the flat outputs.
         golden: The set that the case belongs to.
         case: The case.
-        outputs: The names of the outputs.
-        factor: What the tolerance is multiplied with: 2 on another instruction set.
+        outputs: The outputs, for their names.
+        factor: The tolerance is multiplied with it: 2 on another instruction set.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         got = run(golden.input(case))
@@ -217,11 +217,11 @@ def compare(
 
 
 def largest_error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest absolute difference, compared in float64; infinite where number or shapes differ, NaN for a NaN."""
+    """The largest absolute difference in float64; infinite if number or shapes differ, NaN if there is a NaN."""
     if len(got) != len(wanted) or any(a.shape != b.shape for a, b in zip(got, wanted, strict=True)):
         return float("inf")
     errors = [(a.double() - b.double()).abs().max().item() for a, b in zip(got, wanted, strict=True) if a.numel()]
-    # max() would drop a NaN that does not come first
+    # max() drops a NaN that is not first
     return float("nan") if any(error != error for error in errors) else max(errors, default=0.0)
 
 
@@ -230,12 +230,12 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Module | None:
-    """A float64 copy whose forward works and stays in float64, or None."""
+    """A float64 copy, if its forward works and stays in float64; else None."""
     try:
         double = copy.deepcopy(module).double()
         with torch.no_grad():
             given = flatten(double(torch.zeros(shape, dtype=torch.float64, device="cpu")))
-    except Exception:  # it casts inside, has no float64 kernel, or asserts another dtype
+    except Exception:  # it casts inside, has no float64 kernel, or refuses the dtype
         return None
     return double if all(tensor.dtype == torch.float64 for tensor in given) else None
 

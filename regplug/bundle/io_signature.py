@@ -1,4 +1,4 @@
-"""Finds what a module takes and gives by running it."""
+"""Finds a module's input and outputs by running it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from regplug.registry.layout import TokenLayout
 
 @dataclass(frozen=True)
 class IOSignature:
-    """What a module takes and gives, and the second sizes of the input that its golden cases use in turn."""
+    """A module's input and outputs, and the values of the input's second size that its golden cases use in turn."""
 
     input: InputSpec
     outputs: tuple[TensorSpec, ...]
@@ -33,12 +33,12 @@ def signature_of_readout(
     Args:
         owner: The strategy, for messages.
         module: In eval mode, on the CPU.
-        sizes: Those of the input, without the batch: ``(R, D)``, or ``(C, H, W)``.
-        cond_dim: The width that it must give.
+        sizes: The input's sizes without the batch: ``(R, D)``, or ``(C, H, W)``.
+        cond_dim: The width that its output must have.
         name: The input's name: ``images`` with a backbone.
 
     Raises:
-        ExportError: It does not run, or gives something else.
+        ExportError: It does not run, or returns something else.
     """
     dtype = _dtype_of(owner, module)
     shapes, min_batch = _run(owner, module, dtype, sizes)
@@ -59,11 +59,11 @@ def signature_of_conditioner(
     Args:
         owner: The strategy, for messages.
         module: In eval mode, on the CPU.
-        layout: Where the registers sit.
+        layout: Where the registers are.
         images: With a backbone, the sizes of its input without the batch, ``(C, H, W)``.
 
     Raises:
-        ExportError: It does not run, or gives something else.
+        ExportError: It does not run, or returns something else.
     """
     dtype = _dtype_of(owner, module)
     least = layout.num_tokens or layout.min_tokens
@@ -86,7 +86,7 @@ def signature_of_conditioner(
 
 
 def _dtype_of(owner: str, module: nn.Module) -> str:
-    # a backbone keeps its rotary tables in float32, whatever it computes in
+    # a backbone keeps its rotary tables in float32, whatever dtype it computes in
     weights = [tensor for name, tensor in module.named_buffers() if not name.startswith("tokens.")]
     found = {dtype_name(tensor) for tensor in (*module.parameters(), *weights) if tensor.is_floating_point()}
     if len(found) > 1:
@@ -114,13 +114,13 @@ def _run(owner: str, module: nn.Module, dtype: str, sizes: Sequence[int]) -> tup
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a forward raises means: not this input
+    except BaseException as error:  # any exception means that it does not take this input
         raise ExportError(
             f"{owner}: expected a forward of {[1, *sizes]} in {dtype}, got {class_name(error)}: {one_line(error)}"
         ) from error
     try:
         min_batch = 0 if forward(0) == given else 1
-    except (Exception, SystemExit):  # an unchanged module may refuse an empty batch, by an assert too
+    except (Exception, SystemExit):  # a module may refuse an empty batch, also by an assert
         min_batch = 1
     return given, min_batch
 

@@ -1,4 +1,4 @@
-"""Load: a bundle on disk to what runs, the module out of data or a program that the caller named."""
+"""Loads a bundle from disk: the module from its data, or a program that the caller names."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def load(
 ) -> Any:
     """Load a bundle.
 
-    By default this reads data and runs no code of the bundle: the locally installed class is built, in eval mode,
-    and its weights are set. A program is code from whoever made the bundle, so it runs only when you name it.
+    By default this reads data and runs no code from the bundle: the installed class is built, in eval mode, and its
+    weights are set. A program is code from the bundle's author, so it runs only if you name it.
 
     Args:
         directory: The bundle's folder.
-        program: The export backend whose program to load; the plugin that made the readout need not be installed.
+        program: The export backend of the program to load; the readout's plugin need not be installed.
         digest: The manifest's sha256 that the bundle must have.
         follow_links: Allow symbolic links to files.
-        registry: Where names are looked up; the installed plugins when None.
+        registry: Where names are looked up; the installed plugins if None.
 
     Returns:
-        The module that was exported; with ``program``, a ``LoadedProgram``, which is called likewise.
+        The module that was exported; with ``program``, a ``LoadedProgram``, which is called the same way.
 
     Raises:
         BundleError: The bundle is damaged, does not fit the installed class, or does not reproduce its golden case.
@@ -57,7 +57,7 @@ def load(
     known = registry or default_registry()
     if is_gone():
         raise BundleError(f"bundle {os.fspath(directory)}: {GONE}.")
-    name = program and program.rpartition(":")[2]  # it may be distribution:name
+    name = program and program.rpartition(":")[2]  # `program` may be distribution:name
     files = read_bundle(directory, digest=digest, follow_links=follow_links, keep=lambda one: one.backend == name)
     contents = BundleContents(files)
     if program is None:
@@ -88,7 +88,7 @@ def load_module(contents: BundleContents, registry: Registry) -> nn.Module:
 def load_program(contents: BundleContents, backend: str, registry: Registry) -> LoadedProgram:
     """A program of a bundle that was read, the best one for this CPU; raises as ``load`` does."""
     owner = f"bundle {contents.path}: program {backend!r}"
-    name = backend.rpartition(":")[2]  # it may be distribution:name, where two plugins offer the name
+    name = backend.rpartition(":")[2]  # `backend` may be distribution:name, if two plugins offer the name
     records = [one for one in contents.manifest.programs if one.backend == name]
     if not records:
         known = ", ".join(sorted({one.backend for one in contents.manifest.programs})) or "none"
@@ -114,10 +114,10 @@ def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | No
     """An export backend by name, with its constructor's keywords.
 
     Raises:
-        SpecError: A setting is unknown, or has a value that it may not have.
-        NameLookupError: No plugin offers it.
-        PluginError: It is no ``ExportBackend``.
-        ExportError: Programs do not exist for this platform.
+        SpecError: A setting is unknown, or has a wrong value.
+        NameLookupError: No plugin offers the backend.
+        PluginError: It is not an ``ExportBackend``.
+        ExportError: There are no programs for this platform.
     """
     entry = registry.export_backend_entry(name)
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
@@ -134,10 +134,10 @@ def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | No
 
 
 def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """A module as a function with flat outputs, which raises a BundleError where the module fails.
+    """A module as a function with flat outputs, which raises a BundleError if the module fails.
 
     Args:
-        owner: Whose module it is, for messages.
+        owner: The module's name in messages.
         module: In eval mode.
     """
 
@@ -146,7 +146,7 @@ def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]
             return flatten(module(given))
         except RegplugError:
             raise
-        except Exception as error:  # the installed class may be another than the one that was exported
+        except Exception as error:  # the installed class may differ from the exported one
             raise BundleError(
                 f"{owner}: expected outputs for {list(given.shape)}, got {type(error).__name__}: {one_line(error)}"
             ) from error

@@ -1,4 +1,4 @@
-"""Looks for the exporting machine in what a program carries: paths tell strangers its user, its projects, its tools."""
+"""Looks for paths of the exporting machine in programs: they reveal its user, projects and tools."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ import torch
 from regplug.errors import ExportError
 
 SYSTEM = {Path("/"), Path("/usr"), Path("/usr/local")}  # the same on every machine
-TENSORS = re.compile(r"[^/]+/(data|constants)/\d+")  # of a TorchScript archive: numbers, where any bytes may stand
+TENSORS = re.compile(r"[^/]+/(data|constants)/\d+")  # in a TorchScript archive; tensors may contain any bytes
 
 
-def check_traces(owner: str, data: bytes) -> None:
+def check_machine_paths(owner: str, data: bytes) -> None:
     """Refuse a program that holds a path of this machine.
 
     Args:
         owner: The program's file, for the message.
-        data: Its bytes; of an archive, every member but its tensors is looked at.
+        data: Its bytes; in an archive, every member except tensors is searched.
 
     Raises:
-        ExportError: A path stands there; says which, and in what member.
+        ExportError: It holds a path; the message has the path and the archive's member.
     """
     places = [os.fsencode(place) + b"/" for place in sorted(_places())]
     for member, content in _parts(data):
         for place in places:
             if (found := content.find(place)) >= 0:
                 text = re.match(rb"[\x20-\x7e]{0,80}", content[found:])
-                told = text.group().decode() if text else ""
-                raise ExportError(f"{owner}: {member}expected no path of this machine, got {told!r}.")
+                shown = text.group().decode() if text else ""
+                raise ExportError(f"{owner}: {member}expected no path of this machine, got {shown!r}.")
 
 
 def _places() -> set[Path]:

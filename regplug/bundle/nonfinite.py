@@ -1,4 +1,4 @@
-"""Numbers that are none: whether NaN, infinity and overflow come out of a program as they do out of the module."""
+"""Compares a program with its module on inputs with NaN, infinity and overflow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from regplug.backends.interface import flatten
 from regplug.bundle.golden import SEED, double_of
 
-CLOSE = 1e-2  # of a sample's largest number: another number altogether, not another rounding
-BATCH = 3  # the first sample has what is not finite; the others must not notice
+CLOSE = 1e-2  # relative to a sample's largest number: a wrong number, not a rounding error
+BATCH = 3  # only the first sample is not finite; it must not affect the others
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -22,7 +22,7 @@ def with_nan(shape: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[str, Te
 
     Args:
         shape: The sizes after the batch: ``[R, D]`` for registers.
-        dtype: The module's.
+        dtype: The module's dtype.
     """
     one = _drawn(shape, dtype)
     one[0].view(-1)[-1] = math.nan
@@ -53,11 +53,11 @@ def _drawn(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def lost_nan(run: Run, module: nn.Module, given: Tensor) -> float | None:
-    """A number that a program gives where the module gives NaN; None where there is none, or one refuses the input."""
+    """A number that a program returns instead of the module's NaN; None if there is none, or one refuses the input."""
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             eager, got = flatten(module(given.clone())), run(given)
-    except Exception:  # as linear algebra does with NaN: an error is no number
+    except Exception:  # linear algebra may refuse NaN: an error is not a number
         return None
     for mine, theirs in zip(got, eager, strict=True):
         lost = theirs.isnan() & mine.isfinite()
@@ -67,16 +67,17 @@ def lost_nan(run: Run, module: nn.Module, given: Tensor) -> float | None:
 
 
 def fault_of(run: Run, module: nn.Module, given: Tensor) -> str | None:
-    """What a program makes of such an input and must not; None where all is well.
+    """What is wrong with a program's outputs for such an input; None if nothing is.
 
-    The truth is a float64 forward of the module. Three things are wrong: a number where truth has none, for then nobody
-    notices; a number that is neither the truth's nor eager's; and none where both have one, for then a sample spoils
-    another. An overflow that shows itself is not wrong, nor is a number where only eager has none.
+    The truth is a float64 forward of the module. Three things are wrong: a finite number where the truth is not finite,
+    because a broken input goes unnoticed; a number that is neither the truth's nor eager's; and a number that is not
+    finite where both are, because one sample then affects another. A visible overflow is not wrong, nor is a finite
+    number where only eager is not finite.
 
     Args:
-        run: The program; gives the flat outputs.
+        run: The program; returns the flat outputs.
         module: In eval mode, on the CPU.
-        given: Its input.
+        given: The input.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         got = [out.double() for out in run(given)]
@@ -95,6 +96,6 @@ def fault_of(run: Run, module: nn.Module, given: Tensor) -> str | None:
 
 
 def _is_close(got: Tensor, wanted: Tensor) -> Tensor:
-    """Where numbers agree, to a part of each sample's largest."""
+    """Where numbers agree, relative to each sample's largest number."""
     scale = wanted.where(wanted.isfinite(), 0).abs().amax(-1, keepdim=True)
     return (got - wanted).abs() <= CLOSE * scale

@@ -1,4 +1,4 @@
-"""Builds a module of a stranger's numbers: an outline of it first, on the meta device, where nothing is allocated."""
+"""Builds a module from untrusted sizes: first an outline on the meta device, where nothing is allocated."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ from regplug.registry.dtypes import torch_dtype
 from regplug.torch_private import AllocationLimit, MetaReadWatch, NoNumbersError, outside_inference_mode
 
 # most parts of a network are modules without weights, and a readout may have no weights at all
-PARTS_PER_TENSOR, MORE_PARTS = 16, 1024
-# what initializers take besides the weights, where a module has no outline
-BYTES_PER_BYTE, MORE_BYTES = 16, 1 << 20
+MAX_PARTS_PER_TENSOR, MAX_MORE_PARTS = 16, 1024
+# of memory for a module without an outline: initializers need more than the weights
+MAX_BYTES_PER_BYTE, MAX_MORE_BYTES = 16, 1 << 20
 
 
 def build_outlined(
     build: Callable[[], nn.Module], compare: Callable[[nn.Module], None], weights: Mapping[str, TensorType]
 ) -> nn.Module:
-    """Build a module on the CPU after its outline was compared with the weights that it is for.
+    """Build a module on the CPU after its outline was compared with its weights.
 
-    A module that reads the numbers of its tensors while it is built has no outline; what it allocates is bounded
-    instead.
+    A module that reads numbers from its tensors while it is built has no outline; instead, its memory is limited.
 
     Args:
         build: Makes the module, on the default device.
-        compare: Given the outline, or the module where there is none, raises where it does not fit the weights.
-        weights: The weights' types: they bound how many parts and bytes the module may have.
+        compare: Called with the outline, or without one with the module; raises if it does not fit the weights.
+        weights: The weights' types; they limit how many parts and bytes the module may have.
 
     Raises:
-        SpecError: ``build`` refuses, or makes a module of more parts or bytes than these weights can be of.
+        SpecError: ``build`` refuses, or makes a module with more parts or bytes than these weights allow.
     """
-    parts = PARTS_PER_TENSOR * len(weights) + MORE_PARTS
+    parts = MAX_PARTS_PER_TENSOR * len(weights) + MAX_MORE_PARTS
     limit: AbstractContextManager[object] = nullcontext()
     outline = None
     try:
@@ -52,7 +51,7 @@ def build_outlined(
         if not _reads_numbers(error):
             raise
         stored = sum(prod(shape) * torch_dtype(dtype).itemsize for dtype, shape in weights.values())
-        limit = AllocationLimit(BYTES_PER_BYTE * stored + MORE_BYTES)
+        limit = AllocationLimit(MAX_BYTES_PER_BYTE * stored + MAX_MORE_BYTES)
     else:
         compare(outline)
     with torch.device("cpu"), outside_inference_mode(), limit, _at_most(parts):
@@ -72,16 +71,16 @@ def _reads_numbers(error: BaseException | None) -> bool:
 
 @contextmanager
 def _at_most(parts: int) -> Iterator[None]:
-    """Refuse to build on when a module has so many parts: an option may ask for a billion of them.
+    """Stop building a module with more parts: an option may ask for a billion of them.
 
     Raises:
-        SpecError: It has.
+        SpecError: It has more parts.
     """
     here, count = threading.get_ident(), 0
 
     def refuse(module: nn.Module, name: str, part: object) -> None:
         nonlocal count
-        count += threading.get_ident() == here  # the hooks see what other threads build
+        count += threading.get_ident() == here  # the hooks also see what other threads build
         if count > parts:
             raise SpecError(f"expected a module of at most {parts} parts, got more.")
 

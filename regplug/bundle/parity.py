@@ -1,4 +1,4 @@
-"""The parity gate: makes the programs of a bundle, and lets none through that is further from the truth than it may."""
+"""The parity gate: makes a bundle's programs, and refuses one whose error is above the tolerance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regplug.backends.cpu import best_for_this_cpu
 from regplug.backends.interface import ExportBackend, Program, Source
 from regplug.bundle.golden import SEED, CaseError, GoldenSet, compare, make_golden
 from regplug.bundle.io_signature import IOSignature
-from regplug.bundle.machine_paths import check_traces
+from regplug.bundle.machine_paths import check_machine_paths
 from regplug.bundle.nonfinite import lost_nan, with_nan
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.errors import BundleError, ExportError, PluginError, ShapeError
@@ -32,20 +32,20 @@ def make_programs(
     signature: IOSignature,
     progress: Callable[[str], None],
 ) -> Iterator[tuple[Program, ProgramRecord]]:
-    """Every backend's programs, each proven equal to eager with the trained weights and with others.
+    """Every backend's programs, each compared with eager, with the trained weights and with other weights.
 
     Args:
         makers: The backends, by name.
         module: In eval mode, on the CPU.
         weights: The bundle's weights file.
-        manifest: What the module is.
+        manifest: The bundle's manifest.
         golden: Its golden cases.
-        signature: What it takes and gives.
-        progress: Called with a word on each step.
+        signature: The module's input and outputs.
+        progress: Called with the name of each step as it begins.
 
     Raises:
-        ExportError: A backend cannot make a program of it, or the program leaves its tolerance.
-        PluginError: A backend names its file otherwise than it must.
+        ExportError: A backend cannot make a program from the module, or the program exceeds its tolerance.
+        PluginError: A backend gives its file a wrong name.
     """
     if not makers:
         return
@@ -66,7 +66,7 @@ def make_programs(
         for program in maker.export(source):
             if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
                 raise PluginError(f"export backend {name!r}: expected a file program.{name}..., got {program.file!r}.")
-            check_traces(f"program {name!r}: {program.file}", program.data)
+            check_machine_paths(f"program {name!r}: {program.file}", program.data)
             loaded, record = _gate(name, maker, program, manifest, sets)
             _check_nan(name, loaded, module, signature)
             yield program, record
@@ -79,10 +79,10 @@ def _gate(
     manifest: Manifest,
     sets: Sequence[tuple[Mapping[str, Tensor], GoldenSet]],
 ) -> tuple[LoadedProgram, ProgramRecord]:
-    """Hold a program to the parity gate with each set of weights, opened as a user will open it.
+    """Compare a program with eager for each set of weights, opened as a user opens it.
 
     Returns:
-        The program with the first set, and what the manifest says of it.
+        The program with the first set, and its record for the manifest.
     """
     recorded: list[CaseError] = []
     opened: list[LoadedProgram] = []
@@ -106,7 +106,7 @@ def _gate(
 
 
 def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: IOSignature) -> None:
-    """Refuse a program that makes a number of a NaN: in a broken input nobody would notice it."""
+    """Refuse a program that returns a number for a NaN: a broken input would go unnoticed."""
     shape = [signature.lengths[0], *(int(size) for size in signature.input.shape[2:])]
     for case, given in with_nan(shape, torch_dtype(signature.input.dtype)):
         number = lost_nan(loaded.run_flat, module, given)
@@ -118,10 +118,10 @@ def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: I
 
 
 def _other_weights(owner: str, module: nn.Module, signature: IOSignature) -> tuple[Mapping[str, Tensor], GoldenSet]:
-    """A second set of weights, and its golden cases: shows a program that has baked weights in.
+    """A second set of weights, and its golden cases: they detect a program with weights compiled in.
 
-    It also gives a module whose weights are still at their start (a FiLM generator's last weight is zero) something
-    to be wrong about. Away from zero, so that a variance stays positive.
+    They also make errors visible in a module with initial weights (a FiLM generator's last weight is zero). Each number
+    moves away from zero, so that variances stay positive.
     """
     generator = torch.Generator().manual_seed(SEED)
     other = copy.deepcopy(module)
@@ -134,7 +134,7 @@ def _other_weights(owner: str, module: nn.Module, signature: IOSignature) -> tup
 
 
 def _step(value: Tensor, generator: torch.Generator) -> Tensor:
-    """How far each number goes: less in a wide matrix, whose sums would saturate what follows in a deep network."""
+    """How far each number moves: less in a wide matrix, because large sums saturate the next layers."""
     summed = value[0].numel() if value.dim() > 1 and len(value) > 1 else 1
     size = min(0.05, 0.4 / summed**0.5) if summed else 0.0
     drawn = size * torch.randn(value.shape, generator=generator, device="cpu").abs().to(value.dtype)

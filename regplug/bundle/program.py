@@ -1,4 +1,4 @@
-"""A loaded program: whatever backend made it, every input is checked before it runs."""
+"""A loaded program of any backend: every input is checked before it runs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ TORCH_DTYPES = {name: torch_dtype(name) for name in DTYPES}  # looked up once: e
 
 
 class LoadedProgram:
-    """A program of a bundle, ready to be called as the module was.
+    """A program of a bundle, called as the module is.
 
-    Call it with registers ``[B, R, D]`` (a readout; gives ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
-    gives the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` where the backbone is inside. Views
-    and slices are welcome, lazily negated and conjugated ones too: the input is made plain and contiguous.
+    Call it with registers ``[B, R, D]`` (a readout; returns ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
+    returns the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` if the backbone is included. Views and slices
+    work, also lazily negated and conjugated ones: the input is made plain and contiguous.
 
     Args:
         backend: The name of the export backend that made it.
         manifest: The bundle's manifest.
         digest: The bundle's digest.
-        run: What the backend's ``open`` gave.
+        run: What the backend's ``open`` returned.
 
-    It is pickled as what was loaded: the bundle's path and digest. Where it is unpickled, the bundle is opened again,
-    if it is still the same.
+    It is pickled as the bundle's path and digest. To unpickle it, the same bundle is opened again.
     """
 
     def __init__(self, backend: str, manifest: Manifest, digest: str, run: Run) -> None:
-        self.reopen: Callable[[], LoadedProgram] | None = None  # set by ``load``
+        self.reopen: Callable[[], LoadedProgram] | None = None  # set by `load`
         self.backend = backend
         self.manifest = manifest
         self.digest = digest
@@ -53,7 +52,7 @@ class LoadedProgram:
         """Run the program. The result is an inference tensor, without gradient: ``clone()`` it before autograd sees it.
 
         Raises:
-            ShapeError: Rank, R, D, T, batch, dtype or device is not what the program takes.
+            ShapeError: The input has a wrong rank, R, D, T, batch, dtype or device.
             BundleError: The program fails while it runs.
         """
         outputs = self.run_flat(given)
@@ -62,10 +61,10 @@ class LoadedProgram:
         return list(zip(outputs[0::2], outputs[1::2], strict=True))
 
     def __reduce__(self) -> tuple[Callable[[], LoadedProgram], tuple[()]]:
-        """The call of ``load`` that gives the program again.
+        """The call of ``load`` that opens the program again.
 
         Raises:
-            BundleError: Its registry is known in this process alone.
+            BundleError: Its registry exists only in this process.
         """
         if self.reopen is None:
             raise BundleError(
@@ -75,7 +74,7 @@ class LoadedProgram:
         return self.reopen, ()
 
     def __deepcopy__(self, memo: object) -> LoadedProgram:
-        """The program itself: nothing in it changes."""
+        """The program itself: it does not change."""
         return self
 
     def run_flat(self, given: Tensor) -> list[Tensor]:
@@ -85,25 +84,25 @@ class LoadedProgram:
         check_input(self._owner, self.manifest.input, given)
         if not given.shape[0]:
             return self._nothing()
-        if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype, whatever surrounds it
+        if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype under autocast
             with torch.autocast("cpu", enabled=False):
                 return self.run_flat(given)
         taken = given.untyped_storage().data_ptr()
-        if not taken:  # resized away, as FSDP does with weights that it has sharded
+        if not taken:  # resized to 0, as FSDP does with sharded weights
             raise ShapeError(f"{self._owner}: expected a tensor with memory, got one whose storage was freed.")
         try:
             with torch.inference_mode():
                 outputs = self._run(given.contiguous())
         except (RegplugError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # a program fails in whatever way its runtime does, SystemExit among them
+        except BaseException as error:  # runtimes raise anything, also SystemExit
             raise BundleError(f"{self._owner}: {one_line(error)}") from error
         check_outputs(self._owner, self.manifest, outputs, given.shape[0])
-        # a module may give back a view of its input; the caller's next write there must not change it
+        # a module may return a view of its input, which the caller may write to later
         return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
 
     def _nothing(self) -> list[Tensor]:
-        """The outputs of no sample. No program is asked: attention divides by the batch, which ends a C++ process."""
+        """The outputs for an empty batch, without running: attention divides by the batch, which crashes in C++."""
         with torch.inference_mode():
             return [
                 torch.empty(0, int(output.shape[1]), dtype=TORCH_DTYPES[output.dtype], device="cpu")
@@ -114,7 +113,7 @@ class LoadedProgram:
         """Run the case ``batch_1`` once.
 
         Raises:
-            BundleError: The program fails, or is further from the truth than the tolerance.
+            BundleError: The program fails, or its error is above the tolerance.
         """
         case = next(case for case in golden.golden.cases if case.case == SMOKE_CASE)
         result = compare(self.run_flat, golden, case, self.manifest.outputs, factor)
@@ -147,10 +146,10 @@ def open_run(backend: ExportBackend, bundle: str, program: Program, weights: Map
 
 
 def _plain(owner: str, signature: InputSpec, given: Tensor) -> Tensor:
-    """The numbers of a tensor that is not a plain one, as a plain one: compiled code reads memory and nothing else.
+    """Copy a tensor of another kind into a plain tensor: compiled code only reads memory.
 
     Raises:
-        ShapeError: It has none in the CPU's memory, or is none.
+        ShapeError: Its numbers are not in CPU memory, or it is not a tensor.
     """
     if not isinstance(given, Tensor):
         raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
@@ -159,7 +158,7 @@ def _plain(owner: str, signature: InputSpec, given: Tensor) -> Tensor:
             plain = without_subclass(given).resolve_neg().resolve_conj()
             if is_plain(plain):
                 return plain
-        check_input(owner, signature, given)  # says more of another dtype, layout or device
+        check_input(owner, signature, given)  # its message names a wrong dtype, layout or device
     raise ShapeError(
         f"{owner}: expected a plain tensor, got {_kind_of(given)}; call the program with plain tensors, outside of "
         "torch.func's transforms."
@@ -173,10 +172,10 @@ def _kind_of(given: Tensor) -> str:
 
 
 def check_input(owner: str, signature: InputSpec, given: Tensor) -> None:
-    """Refuse what the program would read past, or answer wrongly.
+    """Refuse an input that the program would read out of bounds, or answer wrongly.
 
     Raises:
-        ShapeError: Rank, sizes, batch, dtype or device is not what the signature says.
+        ShapeError: Rank, sizes, batch, dtype or device do not fit the signature.
     """
     sizes, least, wanted = list(given.shape), "", signature.shape
     fits = len(sizes) == len(wanted) and all(w in ("B", "T", size) for w, size in zip(wanted, sizes, strict=True))
@@ -196,7 +195,7 @@ def check_input(owner: str, signature: InputSpec, given: Tensor) -> None:
 
 
 def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], batch: int) -> None:
-    """Refuse outputs that are not what the manifest promises.
+    """Refuse outputs that do not fit the manifest.
 
     Raises:
         ShapeError: Their number, shapes or dtypes differ.
@@ -206,7 +205,7 @@ def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], bat
         got.shape == (batch, wanted.shape[1]) and got.dtype == TORCH_DTYPES[wanted.dtype]
         for got, wanted in zip(outputs, promised, strict=True)
     )
-    if not fits:  # the texts are made only here: this runs on every call
+    if not fits:  # only here are texts made: this function runs on every call
         expected = ", ".join(f"{output.dtype} {[batch, output.shape[1]]}" for output in promised)
         given = ", ".join(f"{dtype_name(output)} {list(output.shape)}" for output in outputs)
         raise ShapeError(f"{owner}: expected outputs [{expected}], got [{given}].")

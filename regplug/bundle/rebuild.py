@@ -1,4 +1,4 @@
-"""Makes the module that a bundle describes out of the installed classes: data in, no code of the bundle run."""
+"""Rebuilds the module that a bundle describes from installed classes, without running code from the bundle."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify
 from regplug.torch_private import persist_buffers
 
-ALWAYS_ALLOWED = 1 << 16  # a count of so many takes no time and no memory
+MAX_SMALL_COUNT = 1 << 16  # a loop of this length takes little time and memory
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ def rebuild(path: str, manifest: Manifest, state: Mapping[str, Tensor], registry
 
 
 def _check_counts(path: str, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
-    """Refuse an option that counts more than the bundle holds numbers: constructors loop over some counts.
+    """Refuse an option with a larger count than the bundle has numbers: constructors loop over some counts.
 
-    Not of the strategy, where an integer may be a seed.
+    The strategy's options are not checked: an integer there may be a seed.
 
     Raises:
-        BundleError: The integers of an option are together more than widths, lengths or layers can be here.
+        BundleError: The sum of an option's integers is larger than any width, length or number of layers can be.
     """
     numbers = sum(tensor.numel() for tensor in state.values())
-    most = max(numbers, prod(size for size in manifest.input.shape if isinstance(size, int)), ALWAYS_ALLOWED)
+    most = max(numbers, prod(size for size in manifest.input.shape if isinstance(size, int)), MAX_SMALL_COUNT)
     film, backbone = manifest.film, manifest.backbone
     counted = [(f"FiLM generator {film.generator!r}", film.options)] if film else []
     counted += [(f"backbone {backbone.name!r}", backbone.options)] if backbone else []
@@ -102,7 +102,7 @@ def _check_counts(path: str, manifest: Manifest, state: Mapping[str, Tensor]) ->
 
 
 def _counted(value: object) -> int:
-    """All integers in a JSON value together, without their signs: a list may count for each of many stages."""
+    """The sum of all absolute integers in a JSON value: a list may have one count for each stage."""
     if isinstance(value, int):
         return abs(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()

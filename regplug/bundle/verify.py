@@ -1,4 +1,4 @@
-"""Checks a bundle again: files and digests, eager against golden, and on request every program."""
+"""Verifies a bundle: files and digests, eager against the golden cases, and on request every program."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class VerifiedCase:
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` found in a bundle whose files are complete and unchanged.
+    """The result of ``verify``, for a bundle with complete and unchanged files.
 
     Args:
         directory: The bundle's folder.
         digest: Its digest.
         manifest: Its manifest.
         checks: One row for each program and case, eager first.
-        passed_over: What else is in the folder: nobody opens it, no digest and no signature covers it.
+        passed_over: Other files in the folder: no loader opens them, and no digest or signature covers them.
     """
 
     directory: Path
@@ -103,12 +103,12 @@ def verify(
     Args:
         directory: The bundle's folder.
         programs: Also run every program of the bundle, and ``torch.compile(fullgraph=True)`` of the loaded module,
-            on every golden case, and see that each program refuses wrong inputs. Runs the bundle's code.
+            on every golden case, and check that each program refuses wrong inputs. Runs the bundle's code.
         digest: The manifest's sha256 that the bundle must have.
-        public_key: The key that must have signed it, PEM; None asks for no signature.
-        signature: The signature's file; ``DIRECTORY.sig`` beside the folder when None.
+        public_key: The key that must have signed it, PEM; None to check no signature.
+        signature: The signature's file; ``DIRECTORY.sig`` next to the folder if None.
         follow_links: Allow symbolic links to files.
-        registry: Where names are looked up; the installed plugins when None.
+        registry: Where names are looked up; the installed plugins if None.
         progress: Called with the name of each step as it begins.
 
     Raises:
@@ -146,13 +146,13 @@ def verify(
 
 
 def wrong_inputs(signature: InputSpec) -> Iterator[tuple[str, Tensor]]:
-    """Inputs that every program must refuse, each with its name."""
+    """Inputs that every program must refuse, with their names."""
     _, middle, *rest = signature.shape
     length = signature.min_tokens or int(middle)
     sizes = [length, *map(int, rest)]
     dtype = torch_dtype(signature.dtype)
     other = torch.float32 if dtype == torch.float64 else torch.float64
-    zeros = functools.partial(torch.zeros, device="cpu")  # a caller's default device is no wrong input of these
+    zeros = functools.partial(torch.zeros, device="cpu")  # not on the caller's default device
     words = ["C", "H", "W"] if signature.name == IMAGES else ["R", "D"]
     for index, word in enumerate(words[: len(sizes)]):
         less = [size - (place == index) for place, size in enumerate(sizes)]
@@ -174,7 +174,7 @@ def _reader(
     if public_key is not None:
         return functools.partial(read_signed_bundle, public_key=public_key, signature=signature)
     if signature is not None:
-        raise SpecError("signature: expected a public key beside it, got none.")
+        raise SpecError("signature: expected a public key with it, got none.")
     return read_bundle
 
 
@@ -235,8 +235,8 @@ def _run_cases(name: str, run: Run, contents: BundleContents) -> Iterator[Verifi
 
 
 def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """``torch.compile(fullgraph=True)`` of the module, the batch marked as the one size that varies."""
-    torch.compiler.reset()  # or programs of an earlier module would count against the recompile limit
+    """``torch.compile(fullgraph=True)`` of the module; only the batch size is dynamic."""
+    torch.compiler.reset()  # else earlier modules count against the recompile limit
     compiled = torch.compile(module, fullgraph=True)
 
     def call(given: Tensor) -> list[Tensor]:
@@ -244,7 +244,7 @@ def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
             mark_dynamic_batch(given)
         try:
             return flatten(compiled(given))
-        except RuntimeError as error:  # every error of Dynamo and Inductor is one
+        except RuntimeError as error:  # all errors of Dynamo and Inductor are RuntimeErrors
             raise ExportError(
                 f"torch.compile: expected a program of {type(module).__name__}, got: {one_line(error)}"
             ) from error

@@ -1,4 +1,4 @@
-"""What a lone weights file says of itself; and sets a module's weights from one that fits it."""
+"""Reads what a weights file outside a bundle says of itself, and sets a module's weights from it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from regplug.torch_private import outside_inference_mode, persist_buffers
 
 
 def check_is_whole(path: str) -> None:
-    """Refuse a weights file that says it is of a readout or conditioner without its backbone.
+    """Refuse a weights file that says it holds a readout or conditioner without its backbone.
 
     Raises:
-        BundleError: It does, or the file is malformed.
+        BundleError: It says so, or the file is malformed.
     """
     owner = f"weights {path}"
     check_weights_file(owner, path)
@@ -53,14 +53,14 @@ def check_is_whole(path: str) -> None:
 
 
 def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
-    """What a weights file says of itself; None for one that says nothing.
+    """What a weights file says of itself; None if it says nothing.
 
     Args:
         path: The file.
-        strategy: What it must be of, if that is known.
+        strategy: The strategy it must have; None for any.
 
     Raises:
-        BundleError: The file is malformed, is of another strategy, or says what cannot be.
+        BundleError: The file is malformed, has another strategy, or contradicts itself.
         NameLookupError: There is no such strategy.
     """
     owner = f"weights {path}"
@@ -87,15 +87,15 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
 
 
 def build_filled(build: Callable[[], nn.Module], path: str, spec: ReadoutSpec) -> nn.Module:
-    """Build a module and set its weights from a safetensors file, which is compared before a weight is allocated.
+    """Build a module and set its weights from a safetensors file; they are compared before anything is allocated.
 
     Args:
-        build: Makes the module, on the default device; of sizes and options that the file may have told.
+        build: Makes the module, on the default device; its sizes and options may come from the file.
         path: The file.
         spec: What builds the readout.
 
     Raises:
-        BundleError: The file is malformed, says that it is of another strategy, or does not fit.
+        BundleError: The file is malformed, says that it has another strategy, or does not fit.
         SpecError: ``build`` refuses the sizes or options.
     """
     owner = f"weights {path}"
@@ -116,14 +116,14 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
     """Set the module's weights from a safetensors file; the module takes the file's dtype.
 
     Raises:
-        BundleError: The file is malformed, says that it is of another strategy, or does not fit.
+        BundleError: The file is malformed, says that it has another strategy, or does not fit.
     """
     owner = f"weights {path}"
     check_weights_file(owner, path)
     data = read_file(owner, path)
     said = _read_said(owner, read_header(owner, data)[1])
     _check_said(owner, _wanted(module, spec), said)
-    # a bundle's file has every buffer, what `state_dict()` gave has not
+    # a bundle's file has every buffer; a plain state dict does not
     undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and said else None
     _filled(owner, module, load_tensors(owner, data))
     if undo:
@@ -152,7 +152,7 @@ def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
 
 
 def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the file says of itself, in the words that are current now: it may have been written before a renaming."""
+    """What the file says of itself, with the current names of what has been renamed since."""
     said: dict[str, Any] = parse_metadata(owner, metadata)
     registry = default_registry()
     lookups: tuple[tuple[object, str, Callable[[str], Entry]], ...] = (
@@ -162,7 +162,9 @@ def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     )
     for place, key, lookup in lookups:
         if isinstance(place, dict) and isinstance(place.get(key), str) and ":" in place[key]:
-            with suppress(NameLookupError, PluginError, SpecError):  # what is not here is compared as it stands
+            with suppress(
+                NameLookupError, PluginError, SpecError
+            ):  # a name that is not installed is compared unchanged
                 entry = lookup(place[key])
                 place[key] = entry.full_name
                 if isinstance(entry, ReadoutEntry) and isinstance(said.get("options"), dict):
@@ -173,7 +175,7 @@ def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
 def _check_said(owner: str, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
         if key == "backbone" and isinstance(value, dict) and isinstance(said.get(key), dict):
-            # a model may be spelled in several ways, and its weights tell two models apart
+            # a model may have several names; two models differ in their weights
             _check_said(owner, {word: value[word] for word in ("name", "normalized")}, said[key])
         elif key in said and said[key] != value:
             raise BundleError(f"{owner}: {key}: expected {value!r}, got {said[key]!r}, as the file says of itself.")

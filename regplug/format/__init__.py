@@ -1,1 +1,1 @@
-"""Bundle format 1 on disk, as ``docs/bundle.md`` specifies it: read, checked, written. Imports no torch."""
+"""Bundle format 1 on disk, as ``docs/bundle.md`` specifies it: reading, checking, writing. Imports no torch."""

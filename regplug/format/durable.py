@@ -1,4 +1,4 @@
-"""Steps on files and folders that have reached the disk when they return, or raise ``OSError``."""
+"""Operations on files and folders that are on the disk when they return; on failure they raise ``OSError``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from regplug.format.promises import NO_CHMOD, NO_LINK, NOT_OFFERED, lacks
 
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-COPIED_AT_ONCE = 1 << 20  # bytes
+COPY_CHUNK = 1 << 20  # bytes
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor of what stands at a path, for reading; never of what a link there points to."""
+    """A descriptor of the file or folder at a path, for reading; symbolic links are not followed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -29,7 +29,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def write_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambda descriptor: None) -> None:
-    """Write a new file and sync it; ``prepare`` is given its descriptor while it is empty."""
+    """Write a new file and sync it; ``prepare`` gets its descriptor while the file is still empty."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         prepare(descriptor)
@@ -39,13 +39,13 @@ def write_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambda 
 
 
 def copy_file(source: int, path: Path, prepare: Callable[[int], None]) -> None:
-    """Write what an open file holds to a new file, with its times, and sync that; ``prepare`` as for ``write_file``."""
+    """Copy an open file, with its times, to a new file, and sync it; ``prepare`` as for ``write_file``."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         prepare(descriptor)
-        while part := os.read(source, COPIED_AT_ONCE):
+        while part := os.read(source, COPY_CHUNK):
             write_fully(descriptor, part)
-        with suppress(OSError):  # some file systems have times of their own
+        with suppress(OSError):  # some file systems do not allow setting times
             status = os.fstat(source)
             os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
         _sync(descriptor)
@@ -67,8 +67,8 @@ def write_fully(descriptor: int, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk."""
-    # the folder may be reached by a link, which `opened` would refuse
+    """Sync a folder's entries."""
+    # the path may go through a link, which `opened` would refuse
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _sync(descriptor)
@@ -87,7 +87,7 @@ def _sync(descriptor: int) -> None:
 
 @contextmanager
 def made_folders(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; those that were missing go again when what is to stand there fails."""
+    """Make a folder and its missing parents; if the block fails, the new ones are removed again."""
     missing = list(takewhile(lambda one: not one.is_dir(), [folder, *folder.parents]))
     made = []
     try:
@@ -103,18 +103,18 @@ def made_folders(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for one in reversed(made):
-            with suppress(OSError):  # somebody else may have put something there
+            with suppress(OSError):  # another process may have put something there
                 one.rmdir()
         raise
 
 
 def make_like(descriptor: int, old: os.stat_result, most: int = 0o7777) -> None:
-    """Give an open file or folder the owner, the group and at most the permissions of another.
+    """Give an open file or folder the owner, the group and at most the permissions ``old`` had.
 
-    A group that cannot be given gets no permissions: ours is not the one that had them.
+    If the group cannot be set, the group gets no permissions: our own group had none before.
     """
     mode = stat.S_IMODE(old.st_mode) & most
-    for owner in (old.st_uid, -1):  # only root may give a file away; a group of one's own anybody may set
+    for owner in (old.st_uid, -1):  # only root may change the owner; users may set any group they are in
         new = os.fstat(descriptor)
         if new.st_gid != old.st_gid or owner not in (new.st_uid, -1):
             with suppress(OSError):
@@ -127,13 +127,13 @@ def make_like(descriptor: int, old: os.stat_result, most: int = 0o7777) -> None:
         if error.errno not in NO_CHMOD:
             raise
         if stat.S_IMODE(os.fstat(descriptor).st_mode) & ~mode:
-            why = "the file system takes no chmod, and more users could read the new one than the old one"
+            why = "the file system does not support chmod, and more users could read the new one than the old one"
             raise OSError(error.errno, why) from error
         lacks("chmod")
 
 
 def change_mode(folder: Path, mode: int) -> None:
-    """Set the permissions of a folder of our own, where the file system has permissions."""
+    """Set the permissions of a folder we own, if the file system has permissions."""
     try:
         folder.chmod(mode)
     except OSError as error:
@@ -143,12 +143,12 @@ def change_mode(folder: Path, mode: int) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchange what is at two places, in one step."""
+    """Atomically exchange two files or folders."""
     _rename(one, other, RENAME_EXCHANGE)
 
 
 def rename_to_new(source: Path, target: Path) -> None:
-    """Rename a file to where nothing is; ``FileExistsError`` where something is, were it made just now."""
+    """Rename a file without replacing anything; ``FileExistsError`` if the target exists, even if just created."""
     try:
         _rename(source, target, RENAME_NOREPLACE)
     except OSError as error:

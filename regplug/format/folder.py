@@ -1,4 +1,4 @@
-"""Reads a bundle's folder by the load protocol of ``docs/bundle.md``: one handle, each file once, digest first."""
+"""Reads a bundle's folder as ``docs/bundle.md`` demands: through one handle, each file once, digest checked first."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from itertools import islice
 from typing import TypeVar
 
 from regplug.errors import BundleError, MissingFileError
+from regplug.format.limits import MAX_ENTRIES, MAX_REOPENS
 from regplug.format.mistaken import MANIFEST as MANIFEST
 from regplug.format.mistaken import POINTER, instead_of_folder, is_pointer, is_url
 
-MAX_MANIFEST = 1 << 20
-# what the format names its files; nothing else of these names may be in a bundle
+# the format's file names begin with these words; an unlisted file must not
 RESERVED = ("manifest", "weights", "golden", "program")
 FOREIGN = re.compile(rb"[^A-Za-z0-9._-]")
-REOPENS = 100  # a bundle that is replaced without pause must still end in an answer
-MAX_ENTRIES = 4096  # files of a folder that are looked at
 CHUNK = 1 << 20
 
 T = TypeVar("T")
@@ -42,7 +40,7 @@ class Folder:
         self._follow_links = follow_links
 
     def read(self, name: str, at_most: int) -> bytes:
-        """All bytes of a regular file of at most so many bytes, opened and read once.
+        """All bytes of a regular file of at most ``at_most`` bytes, opened and read once.
 
         Raises:
             BundleError: It is missing, no regular file, a link, or larger.
@@ -68,7 +66,7 @@ class Folder:
         return data
 
     def read_tensors(self, name: str, size: int, sha256: str) -> bytearray:
-        """As ``read_checked``, into memory that tensors may share: they are written to, and bytes are not.
+        """As ``read_checked``, into writable memory that tensors can share.
 
         Raises:
             BundleError: As ``read_checked``.
@@ -81,7 +79,7 @@ class Folder:
         return data
 
     def check(self, name: str, size: int, sha256: str) -> None:
-        """As ``read_checked``, for a file that nobody wants to keep: it may be larger than the memory.
+        """Check a file as ``read_checked`` does, without keeping it: it may be larger than the memory.
 
         Raises:
             BundleError: As ``read_checked``.
@@ -96,13 +94,13 @@ class Folder:
         self._check_digest(name, sha256, digest.hexdigest())
 
     def check_listing(self, listed: Iterable[str]) -> tuple[str, ...]:
-        """Refuse an unlisted file that is named as a bundle's are.
+        """Refuse an unlisted file with a name that is reserved for bundles.
 
         Returns:
-            What else is in the folder, which is never opened; names as messages quote them.
+            The other names in the folder, escaped for messages; these files are never opened.
 
         Raises:
-            BundleError: There is such a file, or more than can be looked at.
+            BundleError: There is such a file, or the folder has too many names.
         """
         own = {*listed, MANIFEST}
         try:
@@ -119,7 +117,7 @@ class Folder:
         return tuple(others)
 
     def was_replaced(self) -> bool:
-        """Whether something else stands at the path now, or nothing: opening it again says which."""
+        """Whether the path now leads to another folder, or to nothing."""
         try:
             there = os.stat(self.path)
         except OSError:
@@ -146,26 +144,26 @@ class Folder:
 
 
 def read_folder(path: str | os.PathLike[str], follow_links: bool, read: Callable[[Folder], T]) -> T:
-    """Run ``read`` on the folder; run it again when the folder was replaced meanwhile.
+    """Run ``read`` on the folder; run it again if the folder was replaced while it was read.
 
-    A bundle is replaced by exchanging whole folders, so what one handle shows is one bundle; what the exchange
-    put aside is then deleted, which shows as a missing file here.
+    A bundle is replaced by exchanging whole folders, so one handle always shows one bundle. The old folder is then
+    deleted; a reader sees that as a missing file.
 
     Raises:
-        BundleError: No such folder, or whatever ``read`` raises.
+        BundleError: There is no such folder, or ``read`` raised it.
     """
-    for _ in range(REOPENS):
+    for _ in range(MAX_REOPENS):
         with _opened(os.fspath(path), follow_links) as folder:
             try:
                 return read(folder)
             except MissingFileError:
                 if not folder.was_replaced():
                     raise
-    raise BundleError(f"bundle {os.fspath(path)}: replaced {REOPENS} times while it was read; try again.")
+    raise BundleError(f"bundle {os.fspath(path)}: replaced {MAX_REOPENS} times while it was read; try again.")
 
 
-def read_lone_file(owner: str, path: str, at_most: int | None = None) -> bytes:
-    """All bytes of a regular file that stands in no bundle; a symbolic link is followed.
+def read_single_file(owner: str, path: str, at_most: int | None = None) -> bytes:
+    """All bytes of a regular file outside a bundle; symbolic links are followed.
 
     Raises:
         BundleError: It is missing, no regular file, larger than ``at_most`` bytes, or cannot be read.
@@ -181,12 +179,12 @@ def read_lone_file(owner: str, path: str, at_most: int | None = None) -> bytes:
 def opened_file(
     owner: str, path: str, if_missing: str = "", follow_links: bool = True, folder: int | None = None
 ) -> Iterator[int]:
-    """An open descriptor of a regular file; relative to ``folder``, a descriptor too, if there is one.
+    """An open descriptor of a regular file; its path is relative to the descriptor ``folder``, if given.
 
     Raises:
-        BundleError: It is missing, no regular file, a link that is not to be followed, or cannot be read.
+        BundleError: It is missing, no regular file, a link that must not be followed, or cannot be read.
     """
-    # non-blocking: a FIFO in place of a file would hang the reader
+    # non-blocking: opening a FIFO would hang
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags, dir_fd=folder)
@@ -232,18 +230,18 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
 
 
 def read_array(owner: str, descriptor: int, size: int) -> bytearray:
-    """So many bytes of an open file, fewer where it is shorter, in memory that may be written to.
+    """``size`` bytes of an open file, fewer if it is shorter, in writable memory.
 
     Raises:
-        BundleError: There is not so much memory.
+        BundleError: There is not enough memory.
     """
     try:
         data = bytearray(size)
     except MemoryError:
-        raise _without_memory(owner, size) from None
+        raise _out_of_memory(owner, size) from None
     done = 0
     with memoryview(data) as view:
-        while done < size and (got := os.readv(descriptor, [view[done:]])):  # one call gives at most 2 GiB
+        while done < size and (got := os.readv(descriptor, [view[done:]])):  # one call reads at most 2 GiB
             done += got
     del data[done:]
     return data
@@ -252,15 +250,15 @@ def read_array(owner: str, descriptor: int, size: int) -> bytearray:
 def _read_all(owner: str, descriptor: int, size: int) -> bytes:
     try:
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(size)  # into one block, however many calls that takes
+            return file.read(size)  # one block, also above 2 GiB
     except MemoryError:
-        raise _without_memory(owner, size) from None
+        raise _out_of_memory(owner, size) from None
 
 
-def _without_memory(owner: str, size: int) -> BundleError:
+def _out_of_memory(owner: str, size: int) -> BundleError:
     return BundleError(f"{owner}: expected memory for {size} bytes, got none.")
 
 
 def _format_name(name: bytes) -> str:
-    """A name from the folder, which may be any bytes: all but the letters of file names as ``\\xHH``."""
+    """A file name, which may be any bytes, for a message: bytes not allowed in a bundle's file name as ``\\xHH``."""
     return FOREIGN.sub(lambda found: f"\\x{ord(found[0]):02x}".encode(), name).decode("ascii")

@@ -1,4 +1,4 @@
-"""The manifest: its schema as frozen data. ``docs/bundle.md`` specifies it."""
+"""The manifest as frozen dataclasses; ``docs/bundle.md`` specifies it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,9 @@ from regplug.registry.layout import TokenLayout
 BUNDLE_FORMAT = 1
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
-SMOKE_CASE = "batch_1"  # the case that every loader runs
-CPU_FLAGS = "cpu_flags"  # the property of a program that says what the CPU must have
-IMAGES = "images"  # the input where the backbone is inside
-MAX_RANK = 8
-MAX_GOLDEN = 256 << 20  # bytes of a file, from here on; a file may be sparse, and its size cost its maker nothing
-MAX_PROGRAM = 4 << 30
-MAX_WEIGHTS = 64 << 30
-MAX_TENSORS = 4096
+SMOKE_CASE = "batch_1"  # the golden case that every loader runs
+CPU_FLAGS = "cpu_flags"  # the property of a program that lists the CPU flags it needs
+IMAGES = "images"  # the name of the input if the bundle includes the backbone
 
 Positive = Annotated[int, integer(1)]
 Natural = Annotated[int, integer(0)]
@@ -47,7 +42,7 @@ Shape = tuple[Annotated[int | str, _size], ...]
 
 @dataclass(frozen=True)
 class LayoutRecord:
-    """A ``TokenLayout`` as the manifest writes it."""
+    """A ``TokenLayout`` in the manifest."""
 
     num_registers: Positive
     hidden_dim: Positive
@@ -59,7 +54,7 @@ class LayoutRecord:
 
 @dataclass(frozen=True)
 class BackboneRecord:
-    """The backbone in front of the readout, by registered name; ``normalized``: whether its final norm is applied."""
+    """The backbone, by registered name; ``normalized`` says whether its final norm is applied."""
 
     name: FullName
     model: Annotated[str, matching(FILE_NAME, "a model's name, never a path or an address")] | None
@@ -87,7 +82,7 @@ class InputSpec(TensorSpec):
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One input with known outputs; a slice of what is stored when ``start`` is not None."""
+    """One input with known outputs; with ``start``, the input is a slice of the stored tensor."""
 
     case: Name
     batch: Natural
@@ -99,7 +94,7 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class Golden:
-    """Where the expected outputs come from, and the cases."""
+    """The golden cases, and which forward made their outputs."""
 
     truth: Annotated[str, one_of("float64", "eager")]
     cases: tuple[GoldenCase, ...]
@@ -138,7 +133,7 @@ NOTE_KEYS = tuple(field.name for field in fields(WeightsNote))
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A program's error on a golden case, and the tolerance it was held to."""
+    """A program's error on a golden case, and the tolerance for it."""
 
     error: float
     tolerance: float
@@ -146,7 +141,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class ProgramRecord:
-    """One program: its backend, its file, what the backend noted, and its errors."""
+    """One program: its backend, its file, the backend's properties, and its error on each golden case."""
 
     backend: Name
     file: FileName
@@ -164,7 +159,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class BundleProvenance:
-    """Where a bundle was made: the distributions that its module is made of, and ATen's CPU capability there."""
+    """What a bundle was made with: distributions and their versions, and ATen's CPU capability."""
 
     packages: Mapping[Name, Version]
     torch: Version
@@ -174,7 +169,7 @@ class BundleProvenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that ``manifest.json`` says."""
+    """The whole ``manifest.json``."""
 
     bundle_format: Natural
     holds: Annotated[str, one_of("readout", "conditioner")]
@@ -195,18 +190,18 @@ class Manifest:
 
     @property
     def token_layout(self) -> TokenLayout | None:
-        """The layout, if the manifest has one."""
+        """The layout as a ``TokenLayout``; None without one."""
         return None if self.layout is None else TokenLayout(**vars(self.layout))
 
     @property
     def made_with(self) -> str:
-        """``DIST VERSION``, for messages: the distribution of the strategy, and of the backbone where it is another."""
+        """``DIST VERSION`` for messages: the strategy's distribution, and the backbone's if it is another."""
         names = [self.strategy, *([self.backbone.name] if self.backbone else [])]
         distributions = dict.fromkeys(name.partition(":")[0] for name in names)
         return " and ".join(f"{one} {self.provenance.packages[one]}" for one in distributions)
 
     def to_bytes(self) -> bytes:
-        """The file's bytes: sorted, indented, the same for the same content."""
+        """The file's bytes; equal manifests give equal bytes."""
         return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     def describe(self) -> dict[str, Any]:

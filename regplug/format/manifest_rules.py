@@ -1,4 +1,4 @@
-"""Reads ``manifest.json``: every key as its schema says, and what two keys say agrees."""
+"""Reads ``manifest.json``: checks every value against the schema, and that the values agree with each other."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from typing import Any
 
 from regplug.errors import BundleError, SpecError
 from regplug.format.folder import MANIFEST
+from regplug.format.limits import MAX_GOLDEN, MAX_PROGRAM, MAX_RANK, MAX_TENSORS, MAX_WEIGHTS
 from regplug.format.manifest import (
     BUNDLE_FORMAT,
     CPU_FLAGS,
     GOLDEN,
     IMAGES,
-    MAX_GOLDEN,
-    MAX_PROGRAM,
-    MAX_RANK,
-    MAX_TENSORS,
-    MAX_WEIGHTS,
     SMOKE_CASE,
     WEIGHTS,
     LayoutRecord,
@@ -29,14 +25,14 @@ from regplug.registry.names import OWN
 
 
 def parse_manifest(path: str, data: bytes) -> Manifest:
-    """Read ``manifest.json``, refusing all that the specification does not allow.
+    """Read ``manifest.json`` and refuse what ``docs/bundle.md`` does not allow.
 
     Args:
         path: The bundle's folder, for messages.
         data: The file's bytes.
 
     Raises:
-        BundleError: The format is another, or a key is missing, unknown, or has a value it may not have.
+        BundleError: It has another format, or a key is missing, unknown, or has a wrong value.
     """
     try:
         values = parse_json(data)
@@ -49,7 +45,7 @@ def parse_manifest(path: str, data: bytes) -> Manifest:
 
 
 def _check_format(values: Any) -> None:
-    """Look at the format before anything else: another format may have other keys."""
+    """Check the format first: another format may have other keys."""
     if isinstance(values, dict) and "bundle_format" in values:
         found = format_value(values["bundle_format"])
         if found != str(BUNDLE_FORMAT):
@@ -124,7 +120,7 @@ def _check_outputs(manifest: Manifest, conditioner: bool) -> None:
 
 
 def _check_cases(manifest: Manifest) -> None:
-    """The case that every loader runs is there, and each case is one of this input: a loader relies on both."""
+    """Check that ``batch_1`` exists, and that each case fits the input: loaders rely on both."""
     cases = [case.case for case in manifest.golden.cases]
     if SMOKE_CASE not in cases or len(set(cases)) != len(cases):
         raise wrong("golden.cases", f"each case once and {SMOKE_CASE} among them", cases)
@@ -145,7 +141,7 @@ def _check_cases(manifest: Manifest) -> None:
 
 
 def _check_programs(manifest: Manifest) -> None:
-    """Each program is named for its backend, and was held to the tolerances of the golden cases."""
+    """Check that each file is named after its backend, and each tolerance is that of the golden case."""
     tolerances = {case.case: case.tolerance for case in manifest.golden.cases}
     for index, program in enumerate(manifest.programs):
         where = f"programs.{index}"

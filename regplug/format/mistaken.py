@@ -1,4 +1,4 @@
-"""What a path is that was meant to lead to a bundle's folder, or to a file, and does not."""
+"""Says what is at a path that should be a bundle's folder or a weights file, but is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from regplug.errors import BundleError
 
 MANIFEST = "manifest.json"
 POINTER_BEGINS = b"version https://git-lfs.github.com/spec/"
-POINTER_SIZE = 1024  # bytes that Git LFS allows for one
+POINTER_SIZE = 1024  # bytes, by the Git LFS specification
 POINTER = "a Git LFS pointer, not the file itself; run `git lfs pull`"
 OWN_MANIFEST = "a bundle's manifest, not its weights; use weights.safetensors next to it, or the folder for the bundle"
 ARCHIVES = (
@@ -23,26 +23,26 @@ ARCHIVES = (
 )
 TAR_MARK, TAR_AT = b"ustar", 257
 HTML = (b"<!doctype html", b"<html")
-# `pathlib` takes one of the two slashes
+# one slash is enough: `pathlib` drops the second
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def is_pointer(descriptor: int) -> bool:
-    """Whether a regular file that is open holds where Git LFS has the content, and not the content."""
+    """Whether an open regular file is a Git LFS pointer instead of the content."""
     small = os.fstat(descriptor).st_size <= POINTER_SIZE
     return small and os.pread(descriptor, len(POINTER_BEGINS), 0) == POINTER_BEGINS
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is the address of something on another machine: ``s3://bucket/b``."""
+    """Whether a path is a URL, such as ``s3://bucket/b``."""
     return URL.match(path) is not None
 
 
 def instead_of_folder(path: str) -> str:
-    """What is at a path that is no folder, and what to do."""
+    """What is at a path that is not a folder, and what to do."""
     path = path.rstrip("/")
     begin = _first_bytes(path)
-    folder = os.path.dirname(path)  # noqa: PTH120  # shown as the caller wrote it
+    folder = os.path.dirname(path)  # noqa: PTH120  # keeps the caller's spelling
     if begin.startswith(POINTER_BEGINS):
         return POINTER
     if os.path.lexists(os.path.join(folder, MANIFEST)):  # noqa: PTH118
@@ -51,7 +51,7 @@ def instead_of_folder(path: str) -> str:
 
 
 def instead_of_checkpoint(path: str) -> str:
-    """What a file is that is no checkpoint, if it is something well known, and what to do; else nothing."""
+    """What a file is that is not a checkpoint, and what to do; empty if its type is unknown."""
     begin = _first_bytes(path)
     if os.path.basename(path) == MANIFEST and b'"bundle_format"' in begin:  # noqa: PTH119
         return OWN_MANIFEST
@@ -59,10 +59,10 @@ def instead_of_checkpoint(path: str) -> str:
 
 
 def check_weights_file(owner: str, path: str) -> None:
-    """Say what a file is that was meant to be weights, where it is something well known.
+    """Refuse a file of another known type in place of weights.
 
     Raises:
-        BundleError: It is an archive, a pickle, a page of a web site, a bundle's folder, or its manifest.
+        BundleError: It is an archive, a pickle, an HTML page, a bundle's folder, or its manifest.
     """
     if os.path.lexists(os.path.join(path, MANIFEST)):  # noqa: PTH118
         raise BundleError(f"{owner}: a bundle's folder, not its weights; use {path.rstrip('/')}/weights.safetensors.")
@@ -74,7 +74,9 @@ def check_weights_file(owner: str, path: str) -> None:
         raise BundleError(f"{owner}: a zip archive, not a safetensors file; {what}.")
     if known := _known(begin, "a safetensors file"):
         raise BundleError(f"{owner}: {known}.")
-    if begin[:1] == b"\x80" and begin[8:9] != b"{":  # the latter has a header of 128 bytes, or as many and more
+    if (
+        begin[:1] == b"\x80" and begin[8:9] != b"{"
+    ):  # byte 0 is also 0x80 in a safetensors file with a header of 128 bytes
         what = "use `regplug import` for a checkpoint of torch.save"
         raise BundleError(f"{owner}: a pickle, not a safetensors file; {what}.")
 

@@ -1,4 +1,4 @@
-"""What is at the place of a bundle before it is written: nothing, a folder to fill, or a bundle to replace."""
+"""Checks the path that a bundle is written to: it may be nothing, a folder to fill, or a bundle to replace."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from enum import Enum
 from pathlib import Path
 
 from regplug.errors import ExportError
-from regplug.format.folder import MANIFEST, MAX_MANIFEST, RESERVED
+from regplug.format.folder import MANIFEST, RESERVED
+from regplug.format.limits import MAX_MANIFEST
 from regplug.format.mistaken import is_url
 from regplug.format.working_directory import GONE, is_gone
 
 BUNDLE_FILES = re.compile(r"manifest\.json|weights\.safetensors|golden\.safetensors|program\.[A-Za-z0-9._-]+")
-# what a folder may hold that a bundle is written into: what git, hubs and file systems put there
+# files of git, hubs and file systems; a folder with only these counts as empty
 IN_EMPTY_FOLDER = re.compile(r"README\.md|lost\+found|\..*")
-# inside a folder that is being filled: the manifest, which lists the files that are being written
+# the manifest in a folder that is being filled; it lists the files being written
 FILLING = ".manifest.json.regplug-filling"
 
 
 class Place(Enum):
-    """What is there."""
+    """What is at the path."""
 
     NOTHING = "nothing"
-    EMPTY = "a folder without files of its own"
-    BUNDLE = "a bundle that is to be replaced"
+    EMPTY = "a folder that counts as empty"
+    BUNDLE = "a bundle to replace"
 
 
 def absolute(directory: Path) -> Path:
-    """The path from the root.
+    """The absolute path.
 
     Raises:
         ExportError: The working directory is gone.
@@ -41,10 +42,10 @@ def absolute(directory: Path) -> Path:
 
 
 def check_place(directory: Path, force: bool) -> Place:
-    """What is there; a place where no bundle may be written is refused.
+    """What is at the path, if a bundle may be written there.
 
     Raises:
-        ExportError: Something is there that is to be kept, or that cannot be replaced.
+        ExportError: Something is there that must be kept, or that cannot be replaced.
     """
     owner = f"bundle {directory}"
     check_outside_bundle(owner, directory)
@@ -70,20 +71,20 @@ def check_place(directory: Path, force: bool) -> Place:
 
 
 def check_outside_bundle(owner: str, path: Path) -> None:
-    """Refuse a place inside a bundle whose name is one of a bundle's own: that bundle would no longer be read.
+    """Refuse a path inside a bundle with a name reserved for bundles: it would make that bundle unreadable.
 
     Raises:
-        ExportError: It is such a place.
+        ExportError: It is such a path.
     """
     if path.name.startswith(RESERVED) and "bundle_format" in _json_object(path.parent / MANIFEST):
         raise ExportError(
-            f"{owner}: expected a place outside of bundles, got one inside {path.parent}, which could then be read "
-            "no longer; use another."
+            f"{owner}: expected a place outside of bundles, got one inside {path.parent}, which could then no "
+            "longer be read; use another."
         )
 
 
 def own_names(directory: Path, names: list[str]) -> list[str]:
-    """The names without those that a dead writer left who was filling the folder."""
+    """The names without those left by a writer that died while it filled the folder."""
     if FILLING not in names or MANIFEST in names:
         return names
     left = files_being_written(directory)
@@ -91,13 +92,13 @@ def own_names(directory: Path, names: list[str]) -> list[str]:
 
 
 def files_being_written(directory: Path) -> set[str]:
-    """The files that a writer who fills the folder says it writes; it says so before it writes one."""
+    """The files that the writer filling the folder has announced; it announces them before it writes any."""
     listed = _json_object(directory / FILLING).get("files")
     return {name for name in listed if BUNDLE_FILES.fullmatch(name)} if isinstance(listed, dict) else set()
 
 
 def mount_point(directory: Path) -> ExportError:
-    """What to say of a bundle that is a mount point: its folder cannot be exchanged for another one."""
+    """The error for a bundle that is a mount point: its folder cannot be exchanged."""
     return ExportError(
         f"bundle {directory}: a mount point cannot be replaced in one step; export to a folder inside it, or delete "
         f"the old bundle first: rm {directory}/manifest.json, then its other files."
@@ -110,7 +111,7 @@ def _check_replaceable(directory: Path, names: list[str]) -> None:
     reserved = [name for name in unknown if name.startswith(RESERVED)]
     others = [name for name in unknown if not IN_EMPTY_FOLDER.fullmatch(name)]
     manifest = _json_object(directory / MANIFEST)
-    # a manifest.json may be of a web site, too; where it is damaged and alone, it was of a bundle
+    # a web site has a manifest.json too; a damaged one with nothing foreign around it was a bundle's
     foreign = (others or manifest) and "bundle_format" not in manifest
     if reserved or MANIFEST not in names or foreign:
         found = ", ".join((reserved or others or names)[:3])
@@ -132,7 +133,7 @@ def _is_working_directory(directory: Path) -> bool:
 
 
 def _json_object(path: Path) -> dict[str, object]:
-    """The JSON object of a regular file; an empty one where there is none."""
+    """The JSON object in a regular file; empty if there is none."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > MAX_MANIFEST:
             return {}

@@ -1,4 +1,4 @@
-"""Which calls a file system lacks, and which promise is weaker for it: said in one line for each place."""
+"""Logs which system calls a file system lacks, and which guarantee is weaker because of that."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# what a file system answers that has no such call, where other errors say that the call failed
+# errors that mean "not supported"; other errors mean that the call failed
 NOT_OFFERED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
-NO_LOCKS = NOT_OFFERED | {errno.ENOLCK, errno.EBADF}  # NFS locks no file that is open for reading
-NO_EXCHANGE = NOT_OFFERED | {errno.EXDEV}  # overlay, for what is in its lower layer
+NO_LOCKS = NOT_OFFERED | {errno.ENOLCK, errno.EBADF}  # NFS does not lock a file opened for reading
+NO_EXCHANGE = NOT_OFFERED | {errno.EXDEV}  # overlay file systems, for files in the lower layer
 NO_CHMOD = NOT_OFFERED | {errno.EPERM, errno.EACCES}
 NO_LINK = NOT_OFFERED | {errno.EPERM, errno.EMLINK}
 
 # docs/SECURITY.md has the same table
 WEAKER = {
-    "flock": "exports to one place at the same time are not kept apart",
-    "renameat2": "what is replaced is missing for a moment; after a crash then, the next export puts it in place",
+    "flock": "two exports to one path at the same time may mix",
+    "renameat2": "a bundle is missing for a moment while it is replaced; after a crash the next export repairs that",
     "fsync": "a power failure may lose what was written",
-    "chmod": "permissions are those that the file system gives, and others may read what is being written",
-    "link": "a file that somebody else makes at the same moment may be replaced",
+    "chmod": "the file system sets the permissions, and other users may read files while they are written",
+    "link": "a file created at the same moment by another process may be replaced",
 }
 
 log = logging.getLogger("regplug")
@@ -29,18 +29,18 @@ _missing: ContextVar[dict[str, None] | None] = ContextVar("missing", default=Non
 
 
 def lacks(call: str) -> None:
-    """Note that the file system has no such call: one of ``WEAKER``."""
+    """Record that the file system does not support a call, one of ``WEAKER``."""
     missing = _missing.get()
     if missing is not None:
         missing[call] = None
 
 
 @contextmanager
-def weaker_promises_said(owner: str) -> Iterator[None]:
-    """Log one line, when this ends, about the calls that the file system lacks.
+def log_weaker_promises(owner: str) -> Iterator[None]:
+    """At the end of the block, log one line about the calls that the file system lacks.
 
     Args:
-        owner: What is written, for the message: ``bundle DIR``.
+        owner: What is written, for the message, such as ``bundle DIR``.
     """
     missing: dict[str, None] = {}
     token = _missing.set(missing)

@@ -1,4 +1,4 @@
-"""Opens a bundle: manifest, digest, and the checked bytes of every file it lists. Runs nothing, needs no torch."""
+"""Reads a bundle: its manifest, its digest, and the checked bytes of its files. Runs no code; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from regplug.errors import BundleError, SpecError
-from regplug.format.folder import MANIFEST, MAX_MANIFEST, Folder, read_folder
+from regplug.format.folder import MANIFEST, Folder, read_folder
+from regplug.format.limits import MAX_MANIFEST
 from regplug.format.manifest import GOLDEN, WEIGHTS, Manifest, ProgramRecord
 from regplug.format.manifest_rules import parse_manifest
 from regplug.registry.json_text import quote
@@ -19,15 +20,15 @@ DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """A bundle as read: every listed file was there, whole, and had its digest.
+    """A bundle as read: every listed file exists and has the right size and digest.
 
     Args:
         path: The folder, as the caller gave it.
-        manifest: What it is.
-        digest: The manifest's sha256, which pins all of it.
-        files: The bytes of the programs that were kept, by file.
-        tensors: Those of ``weights.safetensors`` and ``golden.safetensors``.
-        passed_over: What else is in the folder and was not opened, names as messages quote them.
+        manifest: Its manifest.
+        digest: The manifest's sha256, which pins the whole bundle.
+        files: The bytes of the kept programs, by file name.
+        tensors: The bytes of ``weights.safetensors`` and ``golden.safetensors``.
+        passed_over: Other files in the folder, which were not opened; names are escaped for messages.
     """
 
     path: str
@@ -49,13 +50,13 @@ def read_bundle(
 
     Args:
         directory: The bundle's folder.
-        digest: The manifest's sha256, where the caller knows which bundle it must be.
+        digest: The sha256 that the manifest must have; None for any.
         follow_links: Allow symbolic links to files, for hub caches and mounted volumes.
-        keep: Which programs are kept in memory; the others are checked and dropped.
+        keep: Which programs to keep in memory; the others are only checked.
 
     Raises:
         BundleError: Anything is missing, added, changed or malformed; the message names it.
-        SpecError: ``digest`` is none.
+        SpecError: ``digest`` is not 64 hexadecimal digits.
     """
     return _read(
         directory,
@@ -68,11 +69,11 @@ def read_bundle(
 def check_bundle(
     directory: str | os.PathLike[str], *, digest: str | None = None, follow_links: bool = False
 ) -> BundleFiles:
-    """As ``read_bundle``, of whose files nothing is kept: they may be larger than the memory.
+    """As ``read_bundle``, without keeping any file: they may be larger than the memory.
 
     Raises:
         BundleError: Anything is missing, added, changed or malformed; the message names it.
-        SpecError: ``digest`` is none.
+        SpecError: ``digest`` is not 64 hexadecimal digits.
     """
     return _read(directory, digest, follow_links, lambda manifest: set())
 

@@ -1,4 +1,4 @@
-"""The strict reader of safetensors headers: which tensors a file holds, and where; ``docs/bundle.md`` has its rules."""
+"""Reads safetensors headers strictly: which tensors a file has, and where. ``docs/bundle.md`` lists the rules."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from typing import Any
 
 from regplug.errors import BundleError
 from regplug.format.folder import opened_file, read_array
+from regplug.format.limits import MAX_HEADER, MAX_METADATA_BYTES, MAX_METADATA_KEYS, MAX_RANK, MAX_TENSORS
 from regplug.format.strict_json import format_value
 from regplug.registry.integers import MAX_INTEGER
 from regplug.registry.json_text import DuplicateKeyError, WrongValueError, parse_json, plain_digits
 
-MAX_HEADER = 1 << 20
-MAX_TENSORS = 4096
-MAX_RANK = 8
-MAX_METADATA_KEYS = 1024
-MAX_METADATA_BYTES = 1 << 19
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 TORCH_WORDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -29,7 +25,7 @@ CHUNK = 1 << 20
 
 Tensors = dict[str, "TensorInfo"]
 Metadata = dict[str, str]
-Read = Callable[[int, int], "bytes | bytearray"]  # the bytes of a file from one place to another
+Read = Callable[[int, int], "bytes | bytearray"]  # the bytes of a file from begin to end
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes stand in a safetensors file, counted from the file's begin."""
+    """A tensor's place in a safetensors file; ``offset`` counts from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +49,7 @@ class StoredTensor:
 
 
 class _Malformed(Exception):
-    """A rule of ``docs/bundle.md`` and what broke it."""
+    """The file breaks a rule of ``docs/bundle.md``; the message begins with the rule's name."""
 
 
 def read_header(owner: str, data: bytes | bytearray) -> tuple[Tensors, Metadata]:
@@ -64,13 +60,13 @@ def read_header(owner: str, data: bytes | bytearray) -> tuple[Tensors, Metadata]
         data: All of its bytes.
 
     Raises:
-        BundleError: A rule is broken; the message names the first in the order of ``docs/bundle.md``.
+        BundleError: It breaks a rule; of several, the first in the order of ``docs/bundle.md``.
     """
     return _checked(owner, len(data), lambda begin, end: data[begin:end])
 
 
 def read_file_header(owner: str, path: str) -> tuple[Tensors, Metadata]:
-    """As ``read_header``, of a file that is in no bundle: of its tensors only the booleans are read.
+    """As ``read_header``, for a file outside a bundle; of its tensors only booleans are read.
 
     Raises:
         BundleError: It cannot be read, or breaks a rule.
@@ -80,7 +76,7 @@ def read_file_header(owner: str, path: str) -> tuple[Tensors, Metadata]:
 
 
 def read_file(owner: str, path: str) -> bytearray:
-    """All bytes of such a file; of one that breaks a rule no more than its header is read.
+    """All bytes of a file outside a bundle; if it breaks a rule, only its header is read.
 
     Raises:
         BundleError: It cannot be read, or breaks a rule.
@@ -89,7 +85,7 @@ def read_file(owner: str, path: str) -> bytearray:
         size = os.fstat(descriptor).st_size
         _checked(owner, size, _reader(owner, descriptor))
         data = read_array(owner, descriptor, size)
-    read_header(owner, data)  # another may have written to it meanwhile
+    read_header(owner, data)  # it may have changed since the first check
     return data
 
 
@@ -97,7 +93,7 @@ def _reader(owner: str, descriptor: int) -> Read:
     def read(begin: int, end: int) -> bytes:
         part = os.pread(descriptor, end - begin, begin)
         if len(part) != end - begin:
-            raise BundleError(f"{owner}: expected {end} bytes, got {begin + len(part)}; it is written to meanwhile.")
+            raise BundleError(f"{owner}: expected {end} bytes, got {begin + len(part)}; it changed while it was read.")
         return part
 
     return read
@@ -111,7 +107,7 @@ def _checked(owner: str, size: int, read: Read) -> tuple[Tensors, Metadata]:
 
 
 def stored_tensors(owner: str, data: bytes | bytearray) -> dict[str, StoredTensor]:
-    """Where each tensor of a safetensors file stands, sorted by name; dtypes in torch's words (``float32``).
+    """The place of each tensor in a safetensors file, sorted by name; dtypes as torch names them (``float32``).
 
     Raises:
         BundleError: The file breaks a rule of ``docs/bundle.md``.
@@ -156,7 +152,7 @@ def _metadata(value: Any) -> dict[str, str]:
         raise _Malformed(f"metadata: expected an object, got {format_value(value)}")
     if len(value) > MAX_METADATA_KEYS:
         raise _Malformed(f"metadata: expected at most {MAX_METADATA_KEYS} keys, got {len(value)}")
-    for _, text in sorted(value.items()):  # the first in the order of the keys, as everywhere
+    for _, text in sorted(value.items()):  # in the order of the keys, so that the message is always the same
         if not isinstance(text, str):
             raise _Malformed(f"metadata: expected strings, got {format_value(text)}")
     size = sum(len(key.encode()) + len(text.encode()) for key, text in value.items())
@@ -181,7 +177,7 @@ def _tensor_info(name: str, entry: Any) -> TensorInfo:
     sizes = _integers(f"shape: tensor '{name}'", "sizes", entry["shape"])
     if len(sizes) > MAX_RANK:
         raise _Malformed(f"shape: tensor '{name}': expected at most {MAX_RANK} sizes, got {len(sizes)}")
-    # torch multiplies the sizes for its strides, those beside a 0 too
+    # torch computes strides from all sizes, also if one of them is 0
     if prod(filter(None, sizes)) * item >= 1 << 63:
         raise _Malformed(f"shape: tensor '{name}': expected fewer than 2^63 bytes, got {format_value(sizes)}")
     offsets = _integers(f"offsets: tensor '{name}'", "offsets", entry["data_offsets"])
@@ -206,7 +202,7 @@ def _check_cover(tensors: Mapping[str, TensorInfo], size: int) -> None:
 
 
 def _check_booleans(tensors: Mapping[str, TensorInfo], read: Read, start: int) -> None:
-    """What another byte than 0 and 1 means as a boolean is left open by C++ and by torch."""
+    """Refuse bytes other than 0 and 1: what they mean as a boolean is undefined in C++ and in torch."""
     for name, info in tensors.items():
         if info.dtype != "BOOL":
             continue
@@ -230,6 +226,6 @@ def _integers(where: str, what: str, value: Any) -> list[int]:
 
 
 def plain_size(value: object) -> int | None:
-    """The number from 0 up, below 2^53, that JSON digits spell; None for anything else."""
+    """The JSON number, if it is written in plain digits, is not negative and is below 2^53; else None."""
     number = plain_digits(value)
     return number if number is not None and 0 <= number <= MAX_INTEGER else None

@@ -1,4 +1,4 @@
-"""Puts files that stand in no bundle in place, each in one step: the old or the new stands there whole."""
+"""Writes files outside bundles, each atomically: readers see the old or the new file, even after a crash."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from regplug.errors import ExportError
 from regplug.format.durable import made_folders, make_like, rename_to_new, sync_folder, write_all
 from regplug.format.mistaken import is_url
 from regplug.format.place import check_outside_bundle
-from regplug.format.promises import weaker_promises_said
+from regplug.format.promises import log_weaker_promises
 from regplug.format.temporary import locked_file, prefix_for, sweep
 
 
 def check_file_place(path: Path, force: bool) -> None:
-    """Refuse a place where something stands, unless it is a regular file and is to be replaced.
+    """Refuse a path that exists, unless it is a regular file and ``force`` is given.
 
     Raises:
-        ExportError: Something stands there that is to be kept, or a bundle around it would no longer be read.
+        ExportError: Something is there that must be kept, or the file would make the bundle around it unreadable.
     """
     check_outside_bundle(f"file {path}", path)
     if not os.path.lexists(path):
@@ -34,52 +34,52 @@ def check_file_place(path: Path, force: bool) -> None:
 
 
 def write_files(files: Mapping[Path, bytes], force: bool) -> None:
-    """Write lone files, each put in place in one step, and none of them before all are on the disk.
+    """Write files, each atomically; none is put in place before all are on the disk.
 
-    A file that is replaced gives its permissions to the new one.
+    A new file takes the permissions of the one it replaces.
 
     Raises:
-        ExportError: Something stands at a place and is to be kept, or the system refuses.
+        ExportError: Something is there that must be kept, or the system refuses.
     """
     placed: list[Path] = []
     path = None
     try:
-        with weaker_promises_said(f"file {next(iter(files), '')}"), ExitStack() as stack:
-            beside = {}
+        with log_weaker_promises(f"file {next(iter(files), '')}"), ExitStack() as stack:
+            temporary = {}
             for path, data in files.items():
                 stack.enter_context(made_folders(path.parent))
-                beside[path] = _written_beside(stack, path, data)
+                temporary[path] = _write_temporary(stack, path, data)
             for path in files:
                 check_file_place(path, force)
             for path in files:
-                _put(beside[path], path, force)
+                _put_in_place(temporary[path], path, force)
                 placed.append(path)
             for path in files:
                 sync_folder(path.parent)
     except OSError as error:
-        told = "nothing was changed" if not placed else f"written before: {', '.join(map(str, placed))}"
-        raise ExportError(f"file {path}: cannot be written: {error.strerror or error}; {told}.") from error
+        state = "nothing was changed" if not placed else f"already written: {', '.join(map(str, placed))}"
+        raise ExportError(f"file {path}: cannot be written: {error.strerror or error}; {state}.") from error
 
 
-def _written_beside(stack: ExitStack, path: Path, data: bytes) -> Path:
+def _write_temporary(stack: ExitStack, path: Path, data: bytes) -> Path:
     sweep(path)
     try:
         old = path.lstat()
     except FileNotFoundError:
         old = None
-    # open to nobody else from the start where it takes the place of a file: that may be secret
-    descriptor, beside = stack.enter_context(locked_file(path.parent, prefix_for(path), 0o600 if old else 0o666))
+    # closed to other users from the start if it replaces a file: that file may be secret
+    descriptor, temporary = stack.enter_context(locked_file(path.parent, prefix_for(path), 0o600 if old else 0o666))
     if old:
         make_like(descriptor, old)
     write_all(descriptor, data)
-    return beside
+    return temporary
 
 
-def _put(beside: Path, path: Path, force: bool) -> None:
+def _put_in_place(temporary: Path, path: Path, force: bool) -> None:
     if not force:
         try:
-            rename_to_new(beside, path)
+            rename_to_new(temporary, path)
             return
         except FileExistsError:
             check_file_place(path, force)
-    beside.replace(path)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Reads JSON into frozen dataclasses, strictly: every key is there, no other, and each value as its hint says."""
+"""Reads JSON into frozen dataclasses, strictly: exactly the known keys, each value of the type its hint names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def read_as(hint: type[T], value: Any, where: str = "") -> T:
-    """``value`` as the type that ``hint`` names.
+    """Convert a parsed JSON value to the type ``hint``.
 
-    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[K, X]``, where K's rule says which
-    keys there may be, and X is Any in a free object; str; bool; float, from 0 up; ``Annotated[X, rule]``, whose rule
-    reads the value itself.
+    Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[K, X]``, where K's rule checks the
+    keys and X may be Any; str; bool; float, which must be 0 or more; ``Annotated[X, rule]``, where the rule converts
+    the value.
 
     Raises:
-        WrongValueError: It is something else; the message names the key.
+        WrongValueError: It has another type; the message names the key.
     """
     return _read(hint, where, value)  # type: ignore[no-any-return]
 
@@ -71,7 +71,7 @@ def _read_fields(hint: Any, where: str, value: Any) -> Any:
 
 
 def integer(at_least: int | None = None) -> Rule:
-    """Plain digits below 2^53, not below ``at_least``."""
+    """An integer in plain digits, at least ``at_least`` and below 2^53."""
     wanted = "an integer" if at_least is None else f"an integer >= {at_least}"
     lowest = -MAX_INTEGER if at_least is None else at_least
 
@@ -85,7 +85,7 @@ def integer(at_least: int | None = None) -> Rule:
 
 
 def one_of(*known: str) -> Rule:
-    """One of a few words."""
+    """One of the known words."""
 
     def read(where: str, value: Any) -> str:
         if not isinstance(value, str) or value not in known:
@@ -96,7 +96,7 @@ def one_of(*known: str) -> Rule:
 
 
 def matching(pattern: re.Pattern[str], wanted: str) -> Rule:
-    """A string that matches as a whole."""
+    """A string that matches the whole pattern."""
 
     def read(where: str, value: Any) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
@@ -110,32 +110,32 @@ def matching(pattern: re.Pattern[str], wanted: str) -> Rule:
 
 
 def wrong(where: str, wanted: str, value: Any) -> WrongValueError:
-    """The exception for a value that is not what was wanted."""
+    """The exception for a wrong value."""
     return WrongValueError(f"{where}{': ' if where else ''}expected {wanted}, got {format_value(value)}")
 
 
 def format_value(value: Any) -> str:
-    """A value inside a message: compact JSON in ASCII on one line, at most 60 characters of it."""
+    """A value for a message: compact ASCII JSON on one line, cut after 60 characters."""
     text = ""
     for piece in _compact(value):
         text += piece
-        if len(text) > MAX_SHOWN:  # the rest of a megabyte is not written out to be cut off
+        if len(text) > MAX_SHOWN:  # do not format a large value only to cut it off
             break
     return truncate(text, MAX_SHOWN)
 
 
 def format_key(key: str) -> str:
-    """A key inside a message: as it is where it is a plain name, else as JSON in ASCII."""
+    """A key for a message: unchanged if it is a plain name, else as ASCII JSON."""
     return key if PLAIN_NAME.fullmatch(key) else format_value(key)
 
 
 def to_ascii(text: str) -> str:
-    """A text of somebody else's on one line of ASCII: a terminal obeys some of the other letters."""
+    """An untrusted text as one line of ASCII: terminals act on some other characters."""
     return "".join(letter if " " <= letter <= "~" else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _compact(value: Any) -> Iterator[str]:
-    """JSON with sorted keys; a number that is no integer in the twelve digits that printf gives in any language."""
+    """JSON with sorted keys; floats with the twelve digits that printf gives in any language."""
     if isinstance(value, Mapping):
         yield "{"
         for index, key in enumerate(sorted(value)):

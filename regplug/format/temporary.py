@@ -1,4 +1,4 @@
-"""What is written beside its place first: locked while its writer lives, and swept when the writer has died."""
+"""Temporary files and folders next to their target, locked while the writer lives and swept after it has died."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pathlib import Path
 from regplug.format.durable import sync_folder
 from regplug.format.promises import NO_LOCKS, lacks
 
-DIGITS = 6  # random bytes, two digits each
-ABANDONED_S = 86_400.0  # where nothing tells the dead writer from the living one, what is older is a dead one's
+DIGITS = 6  # random bytes, two hexadecimal digits each
+ABANDONED_S = 86_400.0  # without locks, an older file counts as abandoned
 
 
 def prefix_for(place: Path) -> str:
-    """How the names begin of what is written beside a place; random digits follow."""
+    """The prefix of temporary names next to a path; random digits follow it."""
     return f".{place.name}.regplug-"
 
 
 def unique_name(parent: Path, prefix: str) -> Path:
-    """A path that nobody else takes."""
+    """A new path that no other process uses."""
     return parent / f"{prefix}{secrets.token_hex(DIGITS)}"
 
 
 def lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or a folder; None where another holds it, or nothing stands there."""
+    """A descriptor that holds the lock of a file or folder; None if it is locked or does not exist."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -40,13 +40,13 @@ def lock(path: Path) -> int | None:
 
 
 def release(descriptor: int) -> None:
-    """Give a lock back. Nothing was written through a descriptor that is closed here and not checked before."""
+    """Release a lock. Errors are ignored: nothing was written through the descriptor, or it was synced before."""
     with suppress(OSError):
         os.close(descriptor)
 
 
 def _take(descriptor: int, path: Path) -> bool:
-    """Lock an open file or folder, if it stands at its path still; else close it."""
+    """Lock an open file or folder; close it instead if it is no longer at its path."""
     taken = False
     try:
         flock(descriptor)
@@ -60,10 +60,10 @@ def _take(descriptor: int, path: Path) -> bool:
 
 
 def flock(descriptor: int) -> bool:
-    """Lock an open file or folder; False where the file system has no locks.
+    """Lock an open file or folder; False if the file system has no locks.
 
     Raises:
-        BlockingIOError: Another process, or another descriptor of this one, holds it.
+        BlockingIOError: Another process, or another descriptor of this process, holds the lock.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,15 +78,15 @@ def flock(descriptor: int) -> bool:
 
 
 def is_abandoned(descriptor: int) -> bool:
-    """Whether what we have locked has no living writer: where the file system has no locks, that is a guess by age."""
+    """Whether a file or folder that we have locked has no living writer; without locks, guessed by its age."""
     return flock(descriptor) or time.time() - os.fstat(descriptor).st_mtime > ABANDONED_S
 
 
 @contextmanager
 def locked_folder(parent: Path, prefix: str, mode: int = 0o700) -> Iterator[Path]:
-    """Make a folder that is locked meanwhile; whoever asks for it deletes it."""
+    """Make a folder and lock it during the block; the caller deletes it."""
     descriptor = None
-    while descriptor is None:  # a sweeper may take it for a dead one's before it is locked
+    while descriptor is None:  # another process may sweep it before it is locked
         folder = unique_name(parent, prefix)
         folder.mkdir(mode)
         try:
@@ -102,7 +102,7 @@ def locked_folder(parent: Path, prefix: str, mode: int = 0o700) -> Iterator[Path
 
 @contextmanager
 def locked_file(parent: Path, prefix: str, mode: int) -> Iterator[tuple[int, Path]]:
-    """Make a file that is locked meanwhile, open for writing; deleted afterwards if it stands there still."""
+    """Make a file, open for writing and locked during the block; afterwards it is deleted if it still exists."""
     taken = False
     while not taken:
         path = unique_name(parent, prefix)
@@ -121,7 +121,7 @@ def locked_file(parent: Path, prefix: str, mode: int) -> Iterator[tuple[int, Pat
 
 @contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A locked folder that is deleted afterwards; what dead processes left under such names goes first."""
+    """A locked folder, deleted after the block; first, what dead processes left with this prefix is deleted."""
     for path in stale(parent, prefix):
         delete(path)
     with locked_folder(parent, prefix) as folder:
@@ -132,12 +132,12 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def stale(parent: Path, prefix: str) -> Iterator[Path]:
-    """What dead processes left under such names, each locked until the next is asked for."""
+    """What dead processes left with this prefix; each is locked until the next is requested."""
     ours = re.compile(re.escape(prefix) + f"[0-9a-f]{{{2 * DIGITS}}}")
     for path in [entry for entry in parent.iterdir() if ours.fullmatch(entry.name)]:
         try:
             descriptor = lock(path)
-        except OSError:  # a link, or another user's
+        except OSError:  # a link, or owned by another user
             continue
         if descriptor is not None:
             try:
@@ -148,9 +148,10 @@ def stale(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def sweep(place: Path) -> None:
-    """Delete what dead writers left beside a place.
+    """Delete what dead writers left next to a path.
 
-    It may be a bundle whose exchange has not reached the disk, the only one there after a crash: so the exchange first.
+    One may be the old bundle of an exchange that is not yet on the disk, and so the only one after a crash: the parent
+    folder is synced first.
     """
     synced = False
     for path in stale(place.parent, prefix_for(place)):
@@ -161,18 +162,18 @@ def sweep(place: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file or a folder; what cannot be deleted is left to the next who sweeps.
+    """Delete a file or folder; what cannot be deleted is left for the next sweep.
 
-    No link is followed, one that is put in the place of a folder meanwhile neither.
+    Links are not followed, also if one replaces the folder during this call.
     """
     with suppress(OSError):
         try:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except NotADirectoryError:  # a link, too
+        except NotADirectoryError:  # also for a link
             path.unlink(missing_ok=True)
             return
         try:
-            if not os.fstat(folder).st_mode & stat.S_IWUSR:  # nothing can be deleted inside a folder without it
+            if not os.fstat(folder).st_mode & stat.S_IWUSR:  # without it, nothing inside can be deleted
                 os.fchmod(folder, 0o700)
         finally:
             release(folder)

@@ -1,4 +1,4 @@
-"""State dict <-> safetensors, with the strict reader of its headers in front."""
+"""Converts between state dicts and safetensors files; headers are checked strictly."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "regplug"
 
-TensorType = tuple[str, tuple[int, ...]]  # dtype in torch's words, sizes
+TensorType = tuple[str, tuple[int, ...]]  # dtype as torch names it, sizes
 
 
 def load_tensors(owner: str, data: bytes | bytearray) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in its order by name. They share the memory of a ``bytearray``.
+    """The tensors of a safetensors file, sorted by name; they share the memory of a ``bytearray``.
 
     Raises:
         BundleError: The file breaks a rule of ``docs/bundle.md``.
@@ -43,7 +43,7 @@ def load_tensors(owner: str, data: bytes | bytearray) -> dict[str, Tensor]:
         if not one.nbytes:
             return torch.empty(one.shape, dtype=dtype, device="cpu")
         found = torch.frombuffer(shared, dtype=torch.uint8, count=one.nbytes, offset=one.offset)
-        if found.data_ptr() % dtype.itemsize:  # the data may begin anywhere in the file, and torch expects it aligned
+        if found.data_ptr() % dtype.itemsize:  # torch expects aligned data; it may begin anywhere in the file
             found = found.clone()
         return found.view(dtype).view(one.shape)
 
@@ -51,16 +51,16 @@ def load_tensors(owner: str, data: bytes | bytearray) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """A safetensors file, with ``metadata`` as sorted JSON under the one key ``regplug``."""
+    """The bytes of a safetensors file, with ``metadata`` as sorted JSON under the key ``regplug``."""
     from safetensors.torch import save
 
-    # one key only: safetensors writes its metadata keys in an order that changes from process to process
+    # one key only: the order of several keys differs from process to process
     text = None if metadata is None else {METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)}
     return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=text)
 
 
 def read_metadata(owner: str, data: bytes | bytearray) -> dict[str, Any]:
-    """What a weights file of regplug says of itself; empty for one that says nothing.
+    """What a weights file says of itself; empty if it says nothing.
 
     Raises:
         BundleError: The file breaks a rule, or its ``regplug`` metadata is no JSON object.
@@ -69,10 +69,10 @@ def read_metadata(owner: str, data: bytes | bytearray) -> dict[str, Any]:
 
 
 def parse_metadata(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """As ``read_metadata``, of the metadata of a header that was read.
+    """As ``read_metadata``, from the metadata of a header.
 
     Raises:
-        BundleError: What stands under ``regplug`` is no JSON object.
+        BundleError: The value of ``regplug`` is not a JSON object.
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
@@ -87,7 +87,7 @@ def parse_metadata(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def state_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's state dict on the CPU, if it is all there is to know of the module.
+    """The module's state dict on the CPU, if it holds all the module's tensors.
 
     Raises:
         ExportError: A non-persistent buffer, a tensor outside the state dict, tied weights, a tensor subclass,
@@ -97,7 +97,7 @@ def state_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
 
     try:
         state = module.state_dict()
-    except (Exception, SystemExit) as error:  # a class of a plugin's may have one of its own
+    except (Exception, SystemExit) as error:  # a plugin's class may override it
         raise ExportError(
             f"{owner}: expected weights in state_dict(), got {class_name(error)}: {one_line(error)}"
         ) from error
@@ -114,7 +114,7 @@ def state_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
         _check_storable(owner, name, tensor)
         pointer = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
         if pointer and pointer in storages:
-            raise ExportError(f"{owner}: expected weights of their own, got {storages[pointer]!r} tied to {name!r}.")
+            raise ExportError(f"{owner}: expected separate weights, got {storages[pointer]!r} tied to {name!r}.")
         storages[pointer] = name
     return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
@@ -125,7 +125,7 @@ def _check_storable(owner: str, name: str, tensor: object) -> None:
 
     if not isinstance(tensor, torch.Tensor):
         raise ExportError(f"{owner}: state {name!r}: expected a tensor, got {type(tensor).__name__}.")
-    # torch saves some subclasses (quantised weights, say) as zeros, without a word
+    # torch silently saves some subclasses, such as quantised weights, as zeros
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_quantized:
         fix = "; gather it first (full_tensor)" if type(tensor).__name__ == "DTensor" else ""
         raise ExportError(f"{owner}: tensor {name!r}: expected a plain tensor, got {type(tensor).__name__}{fix}.")
@@ -141,7 +141,7 @@ def _check_storable(owner: str, name: str, tensor: object) -> None:
 
 
 def load_state(owner: str, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set all weights of ``module`` after names, shapes and dtypes are compared: all of them, or none.
+    """Set all weights of ``module``, after names, shapes and dtypes are compared; on a difference, none.
 
     Raises:
         BundleError: They do not fit.
@@ -161,7 +161,7 @@ def stored_types(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorType]:
 
 
 def check_state(owner: str, wanted: Mapping[str, TensorType], state: Mapping[str, Tensor]) -> None:
-    """Refuse weights whose names, shapes or dtypes are not those that are wanted.
+    """Refuse weights with other names, shapes or dtypes than wanted.
 
     Raises:
         BundleError: The first difference.
@@ -170,7 +170,7 @@ def check_state(owner: str, wanted: Mapping[str, TensorType], state: Mapping[str
 
 
 def check_types(owner: str, wanted: Mapping[str, TensorType], got: Mapping[str, TensorType]) -> None:
-    """As ``check_state``, of weights that are known by their types alone.
+    """As ``check_state``, for weights that are known only by their types.
 
     Raises:
         BundleError: The first difference.
@@ -183,12 +183,12 @@ def check_types(owner: str, wanted: Mapping[str, TensorType], got: Mapping[str, 
 
 
 def write_types(types: Mapping[str, TensorType]) -> str:
-    """The types as the JSON text of a program's property ``weights``."""
+    """The types as JSON text, for a program's property ``weights``."""
     return json.dumps(types, sort_keys=True, separators=(",", ":"))
 
 
 def read_types(owner: str, text: str) -> dict[str, TensorType]:
-    """What ``write_types`` wrote.
+    """Read what ``write_types`` returned.
 
     Raises:
         BundleError: It is something else.

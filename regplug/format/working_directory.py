@@ -1,4 +1,4 @@
-"""The working directory may be gone; Intel's MKL ends the process then, at the first product of matrices."""
+"""Detects a deleted working directory: Intel's MKL ends the process then, at the first matrix product."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GONE = "the working directory no longer exists, and torch needs one; change to a
 
 
 def is_gone() -> bool:
-    """Whether the working directory was deleted, or replaced by another of its name."""
+    """Whether the working directory was deleted or replaced."""
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -24,7 +24,7 @@ from regplug.format.durable import (
 )
 from regplug.format.folder import MANIFEST
 from regplug.format.place import BUNDLE_FILES, FILLING, Place, check_place, files_being_written, mount_point
-from regplug.format.promises import NO_EXCHANGE, lacks, weaker_promises_said
+from regplug.format.promises import NO_EXCHANGE, lacks, log_weaker_promises
 from regplug.format.temporary import (
     delete,
     is_abandoned,
@@ -37,21 +37,21 @@ from regplug.format.temporary import (
     unique_name,
 )
 
-LOCK_TIMEOUT_S = 60.0  # another exporter holds the bundle for as long as it writes
+LOCK_TIMEOUT_S = 60.0  # another exporter holds the lock while it writes
 
 
 def write_folder(directory: Path, files: Mapping[str, bytes], force: bool) -> None:
-    """Write ``files`` as the folder ``directory``: all of it, or nothing.
+    """Write ``files`` as the folder ``directory``, atomically.
 
-    Written to a sibling folder first, synced, then renamed; a bundle that is there is exchanged in one step, and the
-    user's files next to it are copied into the new one. It is deleted once the exchange has reached the disk. A folder
-    without files of its own is filled, the manifest last. Where the file system lacks a call that this needs, the next
-    best way is taken and one line is logged.
+    The files are written to a sibling folder and synced; then it is renamed, or exchanged with the old bundle. The
+    user's files in the old bundle are copied into the new one, and the old one is deleted once the exchange is on the
+    disk. A folder that counts as empty is filled, the manifest last. If the file system lacks a call for this, the next
+    best way is used and one line is logged.
 
     Raises:
-        ExportError: Something is there that is to be kept, or the system refuses.
+        ExportError: Something is there that must be kept, or the system refuses.
     """
-    with weaker_promises_said(f"bundle {directory}"):
+    with log_weaker_promises(f"bundle {directory}"):
         try:
             with made_folders(directory.parent):
                 while True:
@@ -65,11 +65,11 @@ def write_folder(directory: Path, files: Mapping[str, bytes], force: bool) -> No
 
 
 class _CreatedConcurrently(Exception):
-    """Something came into being at the place just now: look again."""
+    """Something was created at the path just now: check it again."""
 
 
 def _write(directory: Path, files: Mapping[str, bytes], force: bool) -> None:
-    if check_place(directory, force) is not Place.EMPTY:  # its parent may be closed to us
+    if check_place(directory, force) is not Place.EMPTY:  # for an empty folder, its parent may be read-only
         _finish_replacing(directory)
         sweep(directory)
     with _held(directory, force) as (place, descriptor):
@@ -84,16 +84,16 @@ def _write(directory: Path, files: Mapping[str, bytes], force: bool) -> None:
 
 
 def _make(directory: Path, folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the sibling folder, and give it its name."""
+    """Write the sibling folder, and rename it into place."""
     made = folder.stat()
-    # closed to others meanwhile; what is made inside gets the group that it will keep
+    # closed to other users while it is written; files inside get their final group
     change_mode(folder, 0o700 | (made.st_mode & stat.S_ISGID))
     for name, data in files.items():
         write_file(folder / name, data)
     change_mode(folder, stat.S_IMODE(made.st_mode))
     sync_folder(folder)
     try:
-        folder.rename(directory)  # never replaces a folder that holds something
+        folder.rename(directory)  # never replaces a folder that is not empty
     except OSError as error:
         if os.path.lexists(directory):
             raise _CreatedConcurrently from error
@@ -101,7 +101,7 @@ def _make(directory: Path, folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _replace(directory: Path, folder: Path, files: Mapping[str, bytes], old: os.stat_result) -> None:
-    """Write the sibling folder, with the permissions of the old one and what is the user's in it, and exchange them."""
+    """Write the sibling folder, with the old one's permissions and the user's files, and exchange the two."""
     change_mode(folder, 0o700 | (old.st_mode & stat.S_ISGID))
     _write_in_place_of(directory, folder, files)
     with opened(folder) as descriptor:
@@ -119,9 +119,9 @@ def _replace(directory: Path, folder: Path, files: Mapping[str, bytes], old: os.
 
 
 def _replace_in_steps(directory: Path, folder: Path) -> None:
-    """As an exchange, for file systems without: the old bundle is at the sibling's name afterwards.
+    """Replace the bundle by renames, for file systems without an exchange; the old bundle takes the sibling's name.
 
-    The new bundle has a name meanwhile by which the next writer finds it after a crash; see ``_finish_replacing``.
+    Until then the new bundle has a name by which the next writer finds it after a crash: see ``_finish_replacing``.
     """
     ready = unique_name(directory.parent, _ready_prefix(directory))
     folder.rename(ready)
@@ -160,18 +160,18 @@ def _ready_prefix(directory: Path) -> str:
 
 
 def _finish_replacing(directory: Path) -> None:
-    """Put the new bundle in place where a writer died after it had taken the old one away."""
+    """Put the new bundle in place if a writer died after it moved the old one away."""
     for ready in stale(directory.parent, _ready_prefix(directory)):
         if (directory / MANIFEST).exists():
             delete(ready)
         else:
-            with suppress(OSError):  # a folder that holds something is at the place: it may be the user's
+            with suppress(OSError):  # a folder that is not empty is at the path: it may be the user's
                 ready.rename(directory)
                 sync_folder(directory.parent)
 
 
 def _write_in_place_of(old: Path, new: Path, files: Mapping[str, bytes]) -> None:
-    """Write a bundle's files with the permissions that they had, and those that a user put next to them as they are."""
+    """Write a bundle's files with the old files' permissions, and copy the user's files next to them."""
     there = {entry.name: entry.lstat() for entry in old.iterdir()}
     for name, data in files.items():
         write_file(new / name, data, partial(_give_permissions, name, there))
@@ -184,21 +184,21 @@ def _write_in_place_of(old: Path, new: Path, files: Mapping[str, bytes]) -> None
 def _give_permissions(name: str, there: Mapping[str, os.stat_result], descriptor: int) -> None:
     if name in there:
         make_like(descriptor, there[name])
-    elif MANIFEST in there:  # a file of a new name gets no more than the manifest had, nor than the umask allows
+    elif MANIFEST in there:  # a new file gets at most the manifest's permissions, and at most what the umask allows
         make_like(descriptor, there[MANIFEST], most=os.fstat(descriptor).st_mode)
 
 
 def _fill(directory: Path, files: Mapping[str, bytes], descriptor: int) -> None:
-    """Write into a folder that exists: it may be a mount point, or some process may work in it.
+    """Write into an existing folder: it may be a mount point or a working directory.
 
-    Without its manifest it is no bundle, so that comes last. Its bytes are there before, under another name: they list
-    what a writer leaves who dies.
+    Without a manifest the folder is not a bundle, so the manifest comes last. It is first written under another name:
+    it lists the files that a writer leaves if it dies.
     """
     filling = directory / FILLING
     if os.path.lexists(filling):
         if not is_abandoned(descriptor):
             raise ExportError(
-                f"bundle {directory}: expected nobody to write there, got {FILLING}; if that writer is dead, delete it."
+                f"bundle {directory}: expected no other writer, got {FILLING}; if that writer is dead, delete it."
             )
         _empty(directory, files_being_written(directory))
     try:
@@ -217,7 +217,7 @@ def _fill(directory: Path, files: Mapping[str, bytes], descriptor: int) -> None:
 
 
 def _empty(directory: Path, names: set[str]) -> None:
-    """Delete what was written into the folder, last what says so."""
+    """Delete what was written into the folder; the list of these files last."""
     for name in (MANIFEST, *sorted(names - {MANIFEST})):
         (directory / name).unlink(missing_ok=True)
     sync_folder(directory)
@@ -226,7 +226,7 @@ def _empty(directory: Path, names: set[str]) -> None:
 
 @contextmanager
 def _held(directory: Path, force: bool) -> Iterator[tuple[Place, int]]:
-    """Lock the folder that is there: one exporter at a time writes to it. The descriptor is -1 where nothing is."""
+    """Lock an existing folder: only one exporter may write to it. The descriptor is -1 if there is none."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     descriptor = None
     while descriptor is None and check_place(directory, force) is not Place.NOTHING:
@@ -249,9 +249,9 @@ def _held(directory: Path, force: bool) -> Iterator[tuple[Place, int]]:
 
 @contextmanager
 def _sibling(directory: Path) -> Iterator[Path]:
-    """A locked folder next to ``directory``; deleted afterwards, when the parent folder has reached the disk.
+    """A locked folder next to ``directory``; after the block the parent folder is synced, then this one is deleted.
 
-    After an exchange the old bundle is here, and after a crash it may be the only one.
+    After an exchange it holds the old bundle, and after a crash that may be the only one.
     """
     with locked_folder(directory.parent, prefix_for(directory), 0o777) as folder:
         try:

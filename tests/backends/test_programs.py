@@ -22,7 +22,7 @@ import regplug
 from regplug.backends.elf import check_library
 from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.backends.torchscript import check_archive
-from regplug.bundle.machine_paths import check_traces
+from regplug.bundle.machine_paths import check_machine_paths
 from regplug.errors import BundleError, ExportError
 from regplug.format.weights import save_tensors
 
@@ -349,13 +349,13 @@ def test_a_library_that_is_none_or_is_cut_is_not_shipped(scaled):
 
 @pytest.mark.parametrize("place", [Path.home(), Path(torch.__file__).parent])
 def test_a_path_of_this_machine_is_in_no_program(place, monkeypatch, tmp_path, registry):
-    check_traces("program", zipped(GOOD))
+    check_machine_paths("program", zipped(GOOD))
     text = f"x{place}/secret.py".encode()
     with pytest.raises(ExportError, match=f"program: expected no path of this machine, got '{place}"):
-        check_traces("program", text)
+        check_machine_paths("program", text)
     with pytest.raises(ExportError, match=r"program: member 'program/code/a.py': expected no path of this machine"):
-        check_traces("program", zipped([*GOOD, ("program/code/a.py", text)]))
-    check_traces("program", zipped([*GOOD, ("program/data/0", text), ("program/constants/1", text)]))
+        check_machine_paths("program", zipped([*GOOD, ("program/code/a.py", text)]))
+    check_machine_paths("program", zipped([*GOOD, ("program/data/0", text), ("program/constants/1", text)]))
     monkeypatch.setattr(Throwing, "export", lambda self, source: [Program("program.throwing", text)])
     spec = registry.resolve("scaled", **SIZES)
     with pytest.raises(ExportError, match="program 'throwing': program.throwing: expected no path"):
@@ -365,4 +365,4 @@ def test_a_path_of_this_machine_is_in_no_program(place, monkeypatch, tmp_path, r
 
 def test_a_bundle_of_every_kind_holds_no_path_of_this_machine(scaled):
     for program in json.loads((scaled / "once" / "manifest.json").read_bytes())["programs"]:
-        check_traces(program["file"], (scaled / "once" / program["file"]).read_bytes())
+        check_machine_paths(program["file"], (scaled / "once" / program["file"]).read_bytes())

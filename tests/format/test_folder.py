@@ -11,7 +11,8 @@ import torch
 from support.damage import DAMAGES, PROGRAM, WEIGHTS, set_value, to_link
 
 import regplug
-from regplug.format.folder import MAX_MANIFEST, read_folder
+from regplug.format.folder import read_folder
+from regplug.format.limits import MAX_MANIFEST
 from regplug.format.read_bundle import read_bundle
 from regplug.format.write_bundle import write_folder
 

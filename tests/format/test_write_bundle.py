@@ -405,7 +405,7 @@ def test_a_lone_file_that_came_into_being_at_the_last_moment_is_kept(tmp_path, m
 
 def test_a_lone_file_that_cannot_be_written_is_named_with_those_that_were(tmp_path, monkeypatch):
     late(monkeypatch, Path, "replace", lambda: (tmp_path / "two").mkdir())
-    with pytest.raises(ExportError, match=r"file .*two: cannot be written: Is a directory; written before: .*one\.$"):
+    with pytest.raises(ExportError, match=r"file .*two: cannot be written: Is a directory; already written: .*one\.$"):
         write_files({tmp_path / "one": b"1", tmp_path / "two": b"2"}, force=True)
     assert (tmp_path / "one").read_bytes() == b"1"
     assert stale(tmp_path) == []

@@ -16,9 +16,9 @@ from pathlib import Path
 from support.good_manifests import readout
 
 from regplug.errors import BundleError
-from regplug.format.folder import MAX_MANIFEST
+from regplug.format.limits import MAX_HEADER, MAX_MANIFEST
 from regplug.format.manifest_rules import parse_manifest
-from regplug.format.safetensors_header import MAX_HEADER, read_file, read_file_header, read_header
+from regplug.format.safetensors_header import read_file, read_file_header, read_header
 from torture import Figure
 from torture.options import MOST_SECONDS, Outcome, memory
 

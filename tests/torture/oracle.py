@@ -75,7 +75,7 @@ def a_short_read_is_said(place: Path) -> bool:
         whole = read(1, 4) == b"234" and read(0, 5) == b"12345"
         read(2, 9)
     except BundleError as error:
-        return whole and str(error) == "file: expected 9 bytes, got 5; it is written to meanwhile."
+        return whole and str(error) == "file: expected 9 bytes, got 5; it changed while it was read."
     finally:
         os.close(descriptor)
     return False

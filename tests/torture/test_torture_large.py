@@ -83,7 +83,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
         return pread(descriptor, count, place)
 
     monkeypatch.setattr(os, "pread", shrinking)
-    with pytest.raises(BundleError, match=r"expected [0-9]+ bytes, got [0-9]+; it is written to meanwhile"):
+    with pytest.raises(BundleError, match=r"expected [0-9]+ bytes, got [0-9]+; it changed while it was read"):
         read_file("weights F", str(path))
 
 

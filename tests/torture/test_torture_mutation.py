@@ -30,10 +30,14 @@ def test_the_oracle_takes_the_package_as_it_is(tmp_path, expected):
 
 
 WRONG = {
-    "a check left out": ("if begin % item:", "if False:"),
-    "another limit": ("MAX_RANK = 8", "MAX_RANK = 9"),
-    "another message": ("expected at least 8 bytes", "expected 8 bytes"),
-    "a verdict that is right, of tensors that are not": ('"F16": 2, "BF16": 2', '"BF16": 2, "F16": 2'),
+    "a check left out": ("safetensors_header", "if begin % item:", "if False:"),
+    "another limit": ("limits", "MAX_RANK = 8", "MAX_RANK = 9"),
+    "another message": ("safetensors_header", "expected at least 8 bytes", "expected 8 bytes"),
+    "a right verdict with wrong tensors": (
+        "safetensors_header",
+        '"F16": 2, "BF16": 2',
+        '"BF16": 2, "F16": 2',
+    ),
 }
 
 
@@ -41,8 +45,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
     copy = mutation.copy_of(tmp_path)
-    source = copy / "regplug" / "format" / "safetensors_header.py"
-    right, wrong = WRONG[case]
+    module, right, wrong = WRONG[case]
+    source = copy / "regplug" / "format" / f"{module}.py"
     assert source.read_text().count(right) == 1
     source.write_text(source.read_text().replace(right, wrong))
     assert judged(copy, expected) == 1
