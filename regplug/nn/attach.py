@@ -30,12 +30,12 @@ from regplug.registry.spec import ReadoutSpec, specify
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """The backbone inside an attached module, so that a bundle can name it and load it again.
+    """The backbone inside an attached module, so that a bundle can name it and build it again.
 
     Args:
-        entry: The backbone, and which distribution brought it.
+        entry: The backbone, and the distribution that offers it.
         model: Which of its models; None for its default.
-        options: What else it was built with, as JSON values.
+        options: The other arguments that it was built with, as JSON values.
         normalized: Whether the final norm is applied to the tokens.
     """
 
@@ -46,16 +46,16 @@ class BackboneSource:
 
 
 class Attached(nn.Module):
-    """What both that ``attach`` makes have in common.
+    """The part that ``AttachedReadout`` and ``AttachedConditioner`` share.
 
     Args:
-        tokens: From the model's inputs to tokens ``[B, T, D]``, in modules of its own.
+        tokens: From the model's inputs to tokens ``[B, T, D]``; its modules are separate from the model's.
         layout: Where the registers sit in them.
-        spec: What the readout was built of.
-        source: What the backbone was built of; the reason why not, where that cannot be told.
+        spec: What the readout was built from.
+        source: What the backbone was built from, or the error that says why this is not known.
 
     Attributes:
-        frozen: Whether the backbone stays in eval mode, whatever ``train`` is called with.
+        frozen: Whether the backbone stays in eval mode when ``train`` is called.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Attached(nn.Module):
         return self
 
     def freeze(self) -> None:
-        """Keep the backbone in eval mode from here on, and its weights as they are: they take no gradients.
+        """Keep the backbone in eval mode from now on, and its weights unchanged: they get no gradients.
 
-        They are the model's weights, and take none there either.
+        The weights are the model's own, so they get no gradients there either.
         """
         self.frozen = True
         self.tokens.eval().requires_grad_(False)
@@ -88,14 +88,14 @@ class Attached(nn.Module):
 class AttachedReadout(Attached):
     """Inputs of a model -> conditioning vector ``[B, cond_dim]``; ``attach`` makes it.
 
-    Keys are ``tokens.*``, the model's own weights and not copies, and ``readout.*``.
+    Keys are ``tokens.*``, which are the model's own weights and not copies, and ``readout.*``.
 
     Args:
         tokens: From the model's inputs to tokens ``[B, T, D]``.
         layout: Where the registers sit in them.
         readout: ``[B, R, D] -> [B, cond_dim]``.
-        spec: What the readout was built of.
-        source: What the backbone was built of; the reason why not, where that cannot be told.
+        spec: What the readout was built from.
+        source: What the backbone was built from, or the error that says why this is not known.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class AttachedReadout(Attached):
 
         Raises:
             ShapeError: The tokens are not what the layout says.
-            SpecError: The model that it was attached to has other modules since.
+            SpecError: Modules of the model were replaced after ``attach``.
         """
         if not is_scripting():
             _check_origin(self.origin)
@@ -124,15 +124,16 @@ class AttachedReadout(Attached):
 
 
 class AttachedConditioner(Attached):
-    """Inputs of a model -> FiLM pairs, gamma first; ``attach`` makes it when it is given a FiLM generator.
+    """Inputs of a model -> FiLM pairs, gamma first; ``attach`` makes it when a FiLM generator is given.
 
-    Keys are ``tokens.*``, the model's own weights and not copies, ``conditioner.readout.*`` and ``conditioner.film.*``.
+    Keys are ``tokens.*``, which are the model's own weights and not copies, ``conditioner.readout.*`` and
+    ``conditioner.film.*``.
 
     Args:
         tokens: From the model's inputs to tokens ``[B, T, D]``.
         conditioner: ``[B, T, D] -> [(gamma, beta), ...]``.
-        spec: What the readout was built of.
-        source: What the backbone was built of; the reason why not, where that cannot be told.
+        spec: What the readout was built from.
+        source: What the backbone was built from, or the error that says why this is not known.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class AttachedConditioner(Attached):
 
         Raises:
             ShapeError: The tokens are not what the layout says.
-            SpecError: The model that it was attached to has other modules since.
+            SpecError: Modules of the model were replaced after ``attach``.
         """
         if not is_scripting():
             _check_origin(self.origin)
@@ -179,35 +180,35 @@ def attach(
     registry: Registry | None = None,
     **options: Any,
 ) -> AttachedReadout | AttachedConditioner:
-    """A readout, and a FiLM generator if wanted, on top of a model: layout, sizes and width are found.
+    """Put a readout, and a FiLM generator if wanted, on top of a model; layout, sizes and width are found.
 
-    What comes back shares the model's tensors and hooks, and trains its weights with its own. Everything else of the
-    model it has for itself, as it is now: train and eval mode, part by part, gradient checkpointing, submodules. So
-    ``model.train()`` leaves it alone, and the other way round. It starts in the mode that the model is in, and refuses
-    to run when the model's submodules are replaced later: attach last.
+    The result shares the model's tensors and hooks, so training it trains the model's weights too. It has its own copy
+    of everything else, as it is now: each module's train or eval mode, gradient checkpointing, submodules. So
+    ``model.train()`` does not change the result, nor the reverse. It starts in the model's mode, and refuses to run
+    after the model's submodules were replaced: attach last.
 
     Args:
-        model: A model that an installed plugin knows, or its name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
+        model: A model that an installed plugin knows, or a name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
             then built with random weights.
         strategy: The readout, by name; the backbone's default when None.
-        strategy_options: The strategy's own options as a mapping, for those named like a parameter of this function.
+        strategy_options: The strategy's options as a mapping, for an option named like a parameter of this function.
         film: A FiLM generator's registered name, class, ``"module:Class"`` or an instance, as ``pair`` takes it; None
             for the conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
-        film_options: What the generator is built with, its width apart.
-        form: What the generator's pairs mean, as a ``Conditioner`` takes it, where its family is not known.
-        order: Likewise.
-        model_options: What a named model is built with besides: ``{"img_size": 224}``.
-        normalized: Whether the model's final norm is applied to the registers; None for as its own features come.
-        freeze: Whether the backbone stays in eval mode whatever the whole is in, and takes no gradients: its weights'
-            ``requires_grad`` is False, in the model too, whose weights they are. Autocast reaches it all the same.
-        backbone: Whose model it is, where several plugins know its class.
+        film_options: The generator's arguments, without its width.
+        form: What the generator's pairs mean, as for ``Conditioner``, if its family is not known.
+        order: As ``form``.
+        model_options: Arguments for building a named model: ``{"img_size": 224}``.
+        normalized: Whether the model's final norm is applied to the registers; None does as the model's own features.
+        freeze: Whether the backbone stays in eval mode and gets no gradients. ``requires_grad`` becomes False on its
+            weights, which are the model's own. Autocast still applies to it.
+        backbone: The backbone that the model is of, if several plugins know its class.
         registry: Where names are looked up; the installed plugins when None.
-        **options: The strategy's own options.
+        **options: The strategy's options.
 
     Raises:
         NameLookupError: No plugin knows the model, or the strategy is not registered.
-        SpecError: The model carries no registers, an option does not fit, the generator wants another width or gives
-            no pairs, or a method of the model was replaced by a function that calls the model itself.
+        SpecError: The model has no registers, an option does not fit, the generator takes another width or gives no
+            pairs, or a method of the model was replaced by a function that calls the model itself.
     """
     _check_options("strategy_options", strategy_options, set())
     options = {**(strategy_options or {}), **options}
@@ -225,7 +226,7 @@ def attach(
     chosen = registry.readout_entry(strategy)
     options = with_defaults(entry, chosen, options, registry)
     if film is not None:
-        check_gives_pairs(film, registry)  # before it is asked for its options
+        check_gives_pairs(film, registry)  # before its options are checked
     own_tokens = share_tensors(tokens)
     spec = specify(chosen, layout.num_registers, layout.hidden_dim, options)
     readout = BuiltReadout(spec)
@@ -244,10 +245,10 @@ def attach(
 
 
 def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
-    """What the backbone takes, without the batch: ``(C, H, W)``, as its tokens module states it.
+    """The backbone's input without the batch, ``(C, H, W)``, as its tokens module states it.
 
     Raises:
-        SpecError: It takes inputs of several sizes, or something else than one tensor.
+        SpecError: It takes inputs of several sizes, or not exactly one tensor.
     """
     sizes = getattr(attached.tokens, "input_shape", None)
     if not (isinstance(sizes, (tuple, list)) and sizes and all(map(is_positive_int, sizes))):
@@ -259,7 +260,7 @@ def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, .
 
 
 def _start_in_mode(attached: Attached, mode: bool) -> None:
-    """What is new takes the model's mode; the backbone's parts keep theirs: a norm may be in eval mode on purpose."""
+    """New modules take the model's mode; those of the backbone keep theirs: a norm may be in eval mode on purpose."""
     kept = {part: part.training for part in attached.tokens.modules()}
     attached.train(mode)
     for part, own in kept.items():
@@ -268,7 +269,7 @@ def _start_in_mode(attached: Attached, mode: bool) -> None:
 
 
 def _check_origin(origin: Origin) -> None:
-    if not torch.compiler.is_compiling():  # a compiled graph is what it was compiled of
+    if not torch.compiler.is_compiling():  # a compiled graph does not change any more
         origin.check()
 
 

@@ -1,4 +1,4 @@
-"""Asks a backbone's plugin: what a model's layout and FiLM sites are, which plugin knows a model, how it is read."""
+"""Calls a backbone's plugin: for a model's layout, FiLM sites and tokens; finds the plugin that knows a model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-BLOCK = re.compile(r"[A-Za-z0-9_.-]*")  # it becomes a part of a file's name
+BLOCK = re.compile(r"[A-Za-z0-9_.-]*")  # part of a file's name
 
 
 @dataclass(frozen=True)
 class BackboneSizes:
-    """What ``measure_backbone`` finds.
+    """The sizes that ``measure_backbone`` returns.
 
     Args:
         layout: Where the registers sit in the tokens, with R and D.
-        film_sites: The places that want FiLM pairs; empty for a backbone without FiLM.
+        film_sites: The places that take FiLM pairs; empty for a backbone without FiLM.
     """
 
     layout: TokenLayout
@@ -44,11 +44,11 @@ def measure_backbone(entry: BackboneEntry, model: str | None = None, /, **option
     Args:
         entry: The backbone.
         model: Which of its models; None for its default.
-        **options: What the model is built with besides.
+        **options: Arguments for building the model.
 
     Raises:
-        RegplugError: The plugin refuses, for the model's name is unknown or it carries no registers.
-        PluginError: The backbone does not build, or its plugin gives something else than was asked.
+        RegplugError: The plugin refuses: the model's name is unknown, or the model has no registers.
+        PluginError: The backbone does not build, or its plugin returns something of another type.
     """
     import torch
 
@@ -62,13 +62,13 @@ def layout_of(model: object, *, backbone: str | None = None, registry: Registry 
 
     Args:
         model: An instance, on the meta device too, a configuration if its plugin knows it, or a name,
-            ``"timm:vit_small_patch14_reg4_dinov2"``. Nothing of it is run.
-        backbone: Whose model it is, where several plugins know its class; found by its class when None.
+            ``"timm:vit_small_patch14_reg4_dinov2"``. The model is not run.
+        backbone: The backbone that the model is of, if several plugins know its class; found by the class when None.
         registry: Where backbones are looked up; the installed plugins when None.
 
     Raises:
         NameLookupError: No plugin knows the model, or several do.
-        SpecError: The model carries no registers.
+        SpecError: The model has no registers.
     """
     if isinstance(model, str):
         return measure_backbone(*named_backbone(model if backbone is None else f"{backbone}:{model}", registry)).layout
@@ -76,7 +76,7 @@ def layout_of(model: object, *, backbone: str | None = None, registry: Registry 
 
 
 def named_backbone(name: str, registry: Registry | None = None) -> tuple[BackboneEntry, str | None]:
-    """The backbone, and the name of the model if there is one, that ``NAME[:MODEL]`` means.
+    """The backbone and the model's name, if any, in ``NAME[:MODEL]``.
 
     ``NAME`` may be ``distribution:name``; what is left after the longest registered name is the model.
 
@@ -84,14 +84,14 @@ def named_backbone(name: str, registry: Registry | None = None) -> tuple[Backbon
         NameLookupError: No backbone has this name, or several plugins offer it.
     """
     registry = registry or default_registry()
-    known = {spelling for entry in registry.backbone_entries() for spelling in (entry.name, entry.full_name)}
-    spelling = max((one for one in known if name == one or name.startswith(f"{one}:")), key=len, default=None)
-    if spelling is None:
+    known = {text for entry in registry.backbone_entries() for text in (entry.name, entry.full_name)}
+    found = max((one for one in known if name == one or name.startswith(f"{one}:")), key=len, default=None)
+    if found is None:
         head, _, _ = name.partition(":")
         plugins = {record.distribution for record in registry.plugins()}
-        # of "tim:vit_base" the backbone is wrong, of "regplug-timm:tim" what the plugin offers
-        spelling = name if normalise(head) in plugins else head
-    return registry.backbone_entry(spelling), name[len(spelling) + 1 :] or None
+        # in "tim:vit_base" the backbone is wrong; in "regplug-timm:tim" the plugin exists and has no such backbone
+        found = name if normalise(head) in plugins else head
+    return registry.backbone_entry(found), name[len(found) + 1 :] or None
 
 
 def with_defaults(
@@ -127,8 +127,8 @@ def recognise(model: object, backbone: str | None = None, registry: Registry | N
     if not found:
         known = ", ".join(entry.full_name for entry in entries if entry.classes) or "none"
         raise NameLookupError(
-            f"model {cls.__name__}: carries no registers that an installed plugin knows of; backbones that know their "
-            f"models: {known}; use backbone= if it is one of them."
+            f"model {cls.__name__}: has no registers that an installed plugin knows; backbones that recognise models: "
+            f"{known}; use backbone= if it is one of them."
         )
     if len(found) > 1:
         full = [entry.full_name for entry in found]
@@ -139,7 +139,7 @@ def recognise(model: object, backbone: str | None = None, registry: Registry | N
 
 
 def inside(model: object) -> Any:
-    """The model itself, without what ``torch.compile``, EMA or a data-parallel wrapper puts around it."""
+    """The model without wrappers: ``torch.compile``, EMA, data-parallel."""
     from torch import nn
 
     from regplug.nn.wrappers import unwrapped
@@ -151,15 +151,15 @@ def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options:
     """The backbone's model with random weights, on the default device.
 
     Raises:
-        SpecError: An option is not known to ``build``, or is not what its type hint says.
+        SpecError: ``build`` does not have the option, or its value does not match the type hint.
         RegplugError: The plugin refuses the name or an option.
-        PluginError: It fails otherwise.
+        PluginError: The plugin fails in another way.
     """
     from regplug.torch_private import outside_inference_mode
 
     owner = f"backbone {entry.name!r}"
     build = load_reference(owner, entry.build)
-    first = ""  # the model's name goes by position, whatever it is called
+    first = ""  # the model's name is passed by position, because each plugin names the parameter differently
     if model is not None:
         first = next(iter(parameters_of(owner, build)), "")
     arguments = bind(owner, build, {first: model} if first else {}, options)
@@ -169,7 +169,7 @@ def build_backbone(entry: BackboneEntry, model: str | None = None, /, **options:
 
 
 def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:
-    """The layout that the plugin gives for a model; raises as ``measure_backbone`` does."""
+    """The layout that the plugin returns for a model; raises as ``measure_backbone`` does."""
     layout = _call(entry, "layout", entry.layout, model)
     if not isinstance(layout, TokenLayout):
         raise PluginError(f"backbone {entry.name!r}: layout: expected a TokenLayout, got {class_name(layout)}.")
@@ -177,10 +177,10 @@ def ask_layout(entry: BackboneEntry, model: Any) -> TokenLayout:
 
 
 def ask_tokens(entry: BackboneEntry, model: Any, normalized: bool) -> nn.Module:
-    """The plugin's module from a model's inputs to tokens ``[B, T, D]``, with its weights.
+    """The plugin's module from a model's inputs to tokens ``[B, T, D]``; it shares the model's weights.
 
     Raises:
-        SpecError: The backbone offers none, or the model cannot give its tokens so.
+        SpecError: The backbone offers none, or this model's tokens cannot be read in this way.
     """
     from torch import nn
 
@@ -193,10 +193,10 @@ def ask_tokens(entry: BackboneEntry, model: Any, normalized: bool) -> nn.Module:
 
 
 def ask_description(entry: BackboneEntry, model: Any) -> tuple[str | None, dict[str, Any]]:
-    """The name and the options of which ``build`` makes the same model.
+    """The name and the options with which ``build`` makes the same model.
 
     Raises:
-        SpecError: The plugin cannot tell.
+        SpecError: The plugin cannot describe this model.
     """
     if entry.describe is None:
         raise SpecError(f"backbone {entry.name!r}: expected a backbone that describes its models, got none.")
@@ -205,12 +205,12 @@ def ask_description(entry: BackboneEntry, model: Any) -> tuple[str | None, dict[
 
 
 def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, ...]]) -> tuple[CheckpointSite, ...]:
-    """The readouts that the plugin finds among a checkpoint's names and shapes; none, where it finds none.
+    """The readouts that the plugin finds by a checkpoint's names and shapes; may be empty.
 
     Raises:
-        SpecError: The backbone finds none in any checkpoint.
+        SpecError: The backbone does not search checkpoints.
         RegplugError: The plugin refuses the checkpoint.
-        PluginError: It fails otherwise, or gives something else than sites of this checkpoint.
+        PluginError: The plugin fails in another way, or returns anything but sites of this checkpoint.
     """
     owner = f"backbone {entry.name!r}"
     if entry.weights is None:
@@ -220,9 +220,7 @@ def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, .
         raise PluginError(f"{owner}: weights: expected a sequence of CheckpointSite, got {repr_of(sites)}.")
     for site in sites:
         if not BLOCK.fullmatch(site.where) or sum(other.where == site.where for other in sites) > 1:
-            raise PluginError(
-                f"{owner}: weights: expected a block of its own for each site, got {repr_of(site.where)}."
-            )
+            raise PluginError(f"{owner}: weights: expected a different block for each site, got {repr_of(site.where)}.")
         unknown = {*site.readout.values(), *site.film_weights.values()} - set(shapes)
         if unknown:
             raise PluginError(f"{owner}: weights: expected names of the checkpoint, got {', '.join(sorted(unknown))}.")
@@ -230,7 +228,7 @@ def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, .
 
 
 def ask_film_sites(entry: BackboneEntry, model: Any) -> tuple[FiLMSite, ...]:
-    """The FiLM sites that the plugin names in a model; none, where it names none."""
+    """The FiLM sites that the plugin names in a model; may be empty."""
     sites = () if entry.film_sites is None else tuple(_call(entry, "film_sites", entry.film_sites, model))
     for site in sites:
         if not isinstance(site, FiLMSite):
@@ -242,11 +240,11 @@ def _call(entry: BackboneEntry, word: str, reference: Reference, /, *arguments: 
     target = load_reference(f"backbone {entry.name!r}", reference)
     try:
         return target(*arguments, **options)
-    except RegplugError:  # meant for the user: an unknown model, one without registers
+    except RegplugError:  # meant for the user: an unknown model, or one without registers
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # the plugin's code may fail in any way; say whose it was
+    except BaseException as error:  # the plugin's code may raise anything; the message names the backbone
         raise PluginError(
             f"backbone {entry.name!r}: expected {word} to answer, got {class_name(error)}: {one_line(error)}"
         ) from error

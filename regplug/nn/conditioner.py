@@ -16,10 +16,10 @@ from regplug.registry.spec import ReadoutSpec
 
 
 class BuiltReadout:
-    """A readout built here from its spec, so its width is known and not measured again.
+    """A readout that is built here from its spec, so its width is known and needs no second measurement.
 
     Args:
-        spec: What ``resolve`` gave; it has measured ``cond_dim``, or its ``build`` does.
+        spec: From ``resolve``, which measured ``cond_dim``; where it could not, ``spec.build`` does.
     """
 
     def __init__(self, spec: ReadoutSpec) -> None:
@@ -30,8 +30,8 @@ class BuiltReadout:
 class Conditioner(nn.Module):
     """Tokens ``[B, T, D]`` -> FiLM pairs, gamma first: ``film(readout(select(tokens)))``.
 
-    Its keys are ``readout.*`` and ``film.*``. The pairs come out gamma first, whatever order the generator has;
-    their form (``gamma`` or ``1+gamma``) stays the generator's and stands in ``convention``.
+    Its keys are ``readout.*`` and ``film.*``. The pairs are gamma first for every generator. Their form (``gamma`` or
+    ``1+gamma``) is the generator's; ``convention`` holds it.
 
     Args:
         layout: Where the registers sit.
@@ -39,12 +39,12 @@ class Conditioner(nn.Module):
             ``BuiltReadout`` is not.
         film: ``[B, cond_dim] -> [(gamma, beta), ...]``.
         form: ``"gamma"`` or ``"1+gamma"``; None for what the generator's family is known to mean.
-        order: ``"gamma-first"`` or ``"shift-first"``; None likewise.
+        order: ``"gamma-first"`` or ``"shift-first"``; None as for ``form``.
         registry: Where families are looked up; the installed plugins when None.
 
     Raises:
-        SpecError: The readout does not take the layout's sizes, the generator wants another width than the
-            readout gives, or the meaning of its pairs is not known.
+        SpecError: The readout does not take the layout's sizes, the generator takes another width than the readout
+            gives, or the meaning of its pairs is not known.
 
     Example:
         >>> import torch

@@ -14,22 +14,22 @@ from regplug.registry.integers import is_int
 class KernelFiLMGenerator(nn.Module):
     """A two-layer MLP that gives one ``(gamma, beta)`` per hidden layer of a kernel network.
 
-    ``h_l <- gamma_l * h_l + beta_l`` with ``(gamma, beta) = W2 gelu(W1 c + b1) + b2``. At the start the last
-    bias is 1 for gamma and 0 for beta and the last weight is zero, so the modulation is the identity.
+    ``h_l <- gamma_l * h_l + beta_l`` with ``(gamma, beta) = W2 gelu(W1 c + b1) + b2``. Initially the last bias is 1
+    for gamma and 0 for beta, and the last weight is zero, so the modulation is the identity.
 
-    The output of the MLP is laid out as ``gamma_0, beta_0, gamma_1, beta_1, ...``, each ``kernel_hidden_dim`` wide.
+    The MLP's output is ``gamma_0, beta_0, gamma_1, beta_1, ...``, each ``kernel_hidden_dim`` wide.
 
-    Source: nvSubquadratic, modules/film.py, whose names, keys, initial values and weight-decay tags it keeps;
+    Source: nvSubquadratic, modules/film.py. Names, keys, initial values and weight-decay tags are the same.
     FiLM is Perez et al., 2017 (arXiv:1709.07871).
 
     Args:
         cond_dim: Width of the conditioning vector.
         kernel_hidden_dim: Width of each hidden layer that is modulated.
-        num_film_layers: Pairs to give, one per hidden layer, >= 1.
+        num_film_layers: Number of pairs, one per hidden layer, >= 1.
         film_hidden_dim: Hidden width of the MLP.
         no_weight_decay: Tags for optimizers. Biases always get ``_no_weight_decay = True``. A float puts
-            ``_weight_decay`` on the weights (0.0 too); any other true value tags the weights as the biases. Kept, for
-            ``regplug.param_groups``: copies lose tags.
+            ``_weight_decay`` on the weights (0.0 too); any other true value tags the weights like the biases. It is
+            kept as an attribute for ``regplug.param_groups``, because copies lose tags.
         init_type: ``"identity"``, or ``"small_random"``: the last weight is drawn from normal(0, init_std).
         init_std: Standard deviation for ``"small_random"``.
 
@@ -72,7 +72,7 @@ class KernelFiLMGenerator(nn.Module):
         self.num_film_layers = num_film_layers
         self.film_hidden_dim = film_hidden_dim
         self.no_weight_decay = no_weight_decay
-        first = nn.Linear(cond_dim, film_hidden_dim)  # made in the source's order, so that one seed gives one start
+        first = nn.Linear(cond_dim, film_hidden_dim)  # in the source's order: a seed gives the same initial values
         last = nn.Linear(film_hidden_dim, num_film_layers * 2 * kernel_hidden_dim)
         self.mlp = nn.Sequential(first, nn.GELU(), last)
         self._initialise(last, init_type, init_std)

@@ -1,4 +1,4 @@
-"""Pairs a readout with a FiLM generator: passes the width on, and knows what the generator's pairs mean."""
+"""Pairs a readout with a FiLM generator: passes its width on, and knows what the generator's pairs mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regplug.registry.references import REFERENCE_PATTERN, Reference, check_refe
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 
-# what public FiLM families call the width of the conditioning vector, tried in this order
+# names that public FiLM modules give the width of the conditioning vector, tried in this order
 WIDTH_WORDS = (
     "cond_dim",
     "global_cond_dim",
@@ -32,7 +32,7 @@ WIDTH_WORDS = (
     "context_dim",  # aurora
     "llm_dim",  # OpenVLA-OFT
 )
-OF_ANY_CONTEXT = ("context_dim", "llm_dim")  # cross-attention has such a width too, next to FiLM's own
+OF_ANY_CONTEXT = ("context_dim", "llm_dim")  # may also be the width of a cross-attention's context
 
 APPLIES_ITSELF = (
     "expected forward(conditioning) -> [(gamma, beta), ...], got a module that applies FiLM itself; attach without "
@@ -64,24 +64,24 @@ def pair(
     registry: Registry | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A FiLM generator that takes what the readout gives.
+    """A FiLM generator that takes the readout's conditioning vector.
 
     Args:
-        spec: The readout's choice; its ``cond_dim`` is passed on.
-        film: A registered name (``"kernel-film"``, ``"acme:kernel-film"``), a class, or ``"module:Class"``, that is
-            then built; or an instance, that is then checked.
-        width: The constructor's own word for ``cond_dim``; for an instance the attribute that has it, dotted where
-            a layer does (``"mlp.0.in_features"``). Found among the known families and words when None.
+        spec: The readout's spec; its ``cond_dim`` is passed on.
+        film: What to build: a registered name (``"kernel-film"``, ``"acme:kernel-film"``), a class, or
+            ``"module:Class"``. Or an instance, whose width is then checked.
+        width: The constructor's argument for ``cond_dim``; for an instance, the attribute that holds it, dotted if it
+            is a layer's (``"mlp.0.in_features"``). Found by the known families and names when None.
         registry: Where families are looked up; the installed plugins when None.
         **options: The other arguments of the constructor.
 
     Returns:
-        The generator itself, no wrapper.
+        The generator itself, without a wrapper.
 
     Raises:
         NameLookupError: No installed plugin offers a generator of this name.
         PluginError: The plugin that offers it is broken.
-        SpecError: The word for the width is not known, an option does not fit, or the instance wants another
+        SpecError: The argument for the width is not known, an option does not fit, or the instance takes another
             width.
 
     Example:
@@ -111,12 +111,12 @@ def pair(
 
 
 def named_film(name: str, registry: Registry | None = None) -> FiLMEntry | None:
-    """The registered family of generators that ``name`` means; None where it is a ``"module:Class"`` instead.
+    """The registered family of generators with this name; None if it is a ``"module:Class"`` instead.
 
-    ``acme:Film`` may be either: a family that the distribution ``acme`` offers comes first.
+    ``acme:Film`` may be either; a family of the distribution ``acme`` comes first.
 
     Raises:
-        NameLookupError: No installed plugin offers it, and it is no ``"module:Class"`` either.
+        NameLookupError: No installed plugin offers it, and it is not a ``"module:Class"`` either.
         PluginError: The plugin that offers it is broken.
     """
     registry = registry or default_registry()
@@ -139,12 +139,12 @@ def _paired_instance(
 
 
 def check_film_width(
-    film: nn.Module, cond_dim: int, giver: str, width: str | None = None, registry: Registry | None = None
+    film: nn.Module, cond_dim: int, source: str, width: str | None = None, registry: Registry | None = None
 ) -> None:
-    """Refuse a generator that wants another width than ``giver`` gives.
+    """Refuse a generator that takes another width than ``source`` gives.
 
     Raises:
-        SpecError: The widths differ, or the generator does not say what it wants.
+        SpecError: The widths differ, or the generator's width is not found.
     """
     owner = f"FiLM generator {type(unwrapped(film)).__name__}"
     wanted = wanted_width(film, width, registry)
@@ -154,12 +154,12 @@ def check_film_width(
             f"{owner}: expected an integer attribute {' or '.join(places)}, got none; use width= to name it."
         )
     if wanted != cond_dim:
-        message = f"{owner}: expected conditioning of width {wanted}, got {cond_dim} from {giver}."
+        message = f"{owner}: expected conditioning of width {wanted}, got {cond_dim} from {source}."
         raise FilmWidthError(message, type(unwrapped(film)).__name__)
 
 
 def wanted_width(film: nn.Module, width: str | None = None, registry: Registry | None = None) -> int | None:
-    """The width of conditioning that a generator says it wants, where ``width`` or its family says; else None."""
+    """The width of conditioning that a generator takes, at the attribute ``width`` or a known one; else None."""
     film = unwrapped(film)
     places = (width,) if width else _width_places(film, registry)
     return next((number for place in places if (number := _integer_at(film, place)) is not None), None)
@@ -178,7 +178,7 @@ def film_family(film: nn.Module | type, registry: Registry | None = None) -> FiL
 
 
 def check_gives_pairs(film: Reference | nn.Module, registry: Registry | None = None) -> None:
-    """Refuse a generator, built or not, of a family that applies FiLM itself: there are no pairs to hand on.
+    """Refuse a generator, built or not, of a family that applies FiLM itself and so returns no pairs.
 
     Raises:
         SpecError: It is of such a family.
@@ -195,12 +195,13 @@ def check_gives_pairs(film: Reference | nn.Module, registry: Registry | None = N
 def convention_of(
     film: nn.Module, form: str | None = None, order: str | None = None, registry: Registry | None = None
 ) -> Convention:
-    """What the generator's pairs mean: as stated, else as its family is known to mean.
+    """What the generator's pairs mean: as the caller states, else as its family is known to mean.
+
+    Nothing is guessed, because a swapped pair passes every shape check.
 
     Raises:
-        SpecError: The module applies FiLM itself, so there are no pairs; or its family is not known and the caller
-            states nothing, or states what its family does not mean: a swapped pair passes every shape check, so
-            nothing is guessed.
+        SpecError: The module applies FiLM itself, so there are no pairs; its family is not known and the caller states
+            nothing; or the caller contradicts its family.
     """
     film = unwrapped(film)
     owner = f"FiLM generator {type(film).__name__}"
@@ -215,7 +216,7 @@ def convention_of(
             "use form='gamma' or '1+gamma' and order='gamma-first' or 'shift-first'."
         )
     check_convention(owner, form, order)
-    # a class derived from a family's may mean something else
+    # a subclass of a family's class may mean something else
     if family is not None and _is_named(reference_of(type(film)), family):
         for word, known, stated in (("form", family.form, form), ("order", family.order, order)):
             if stated != known:
@@ -235,14 +236,14 @@ def _applies_itself(film: nn.Module, family: FiLMEntry | None) -> bool:
     except (TypeError, ValueError):  # a scripted module shows no signature
         return False
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return len(required) > 1  # features beside the conditioning vector
+    return len(required) > 1  # features and the conditioning vector
 
 
 def _width_word(owner: str, build: Callable[..., Any], registry: Registry | None) -> str:
     family = film_family(build, registry) if isinstance(build, type) else None
     if family is not None and _is_named(reference_of(build), family):
         return family.width
-    # a derived class may have a word of its own, beside its family's
+    # a subclass may have another known argument, in addition to its family's
     known = dict.fromkeys(((family.width,) if family else ()) + WIDTH_WORDS)
     parameters = parameters_of(owner, build)
     words = [word for word in known if word in parameters]
@@ -258,9 +259,9 @@ def _width_word(owner: str, build: Callable[..., Any], registry: Registry | None
 
 def _width_places(film: nn.Module, registry: Registry | None) -> tuple[str, ...]:
     family = film_family(film, registry)
-    # a layer cannot be wrong about what it takes, an attribute can
-    own = () if family is None else (family.width_at, family.width)
-    return tuple(dict.fromkeys(place for place in own + WIDTH_WORDS if place))
+    # first where the layer has it: an attribute can be wrong
+    known = () if family is None else (family.width_at, family.width)
+    return tuple(dict.fromkeys(place for place in known + WIDTH_WORDS if place))
 
 
 def _integer_at(film: nn.Module, place: str) -> int | None:

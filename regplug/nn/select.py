@@ -1,4 +1,4 @@
-"""Takes the register tokens out of a token sequence: a scriptable module."""
+"""Selects the register tokens from a token sequence: a scriptable module."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
 from itertools import pairwise
@@ -45,7 +45,7 @@ class SelectRegisters(nn.Module):
         """Select from ``tokens`` ``[B, T, D]``.
 
         Raises:
-            ShapeError: The rank, D or T is not what the layout says.
+            ShapeError: The rank, D or T does not match the layout.
         """
         shape = tokens.shape
         if len(shape) != 3 or shape[2] != self.hidden_dim or shape[1] < self.min_tokens:
@@ -65,7 +65,7 @@ class SelectRegisters(nn.Module):
 
 
 def _slice_of(layout: TokenLayout) -> tuple[int, int]:
-    """Start and step of the one slice that gives the layout's positions; step 0 where there is none."""
+    """Start and step of the one slice with the layout's positions; step 0 if there is none."""
     if layout.indices is None:
         return layout.start or 0, 1
     steps = {after - before for before, after in pairwise(layout.indices)} or {1}

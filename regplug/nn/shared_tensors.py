@@ -1,4 +1,4 @@
-"""Modules of one's own on the tensors of others: the same parameters, buffers and hooks, another tree of modules."""
+"""A second tree of modules on the same parameters, buffers and hooks, and the check that the first has not changed."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from regplug.torch_private import SHARED_STATE, compile_in_place_of, forget_comp
 
 
 def share_tensors(module: nn.Module) -> nn.Module:
-    """A tree of modules like ``module``'s that shares its tensors and hooks, and nothing else.
+    """Copy a tree of modules; the copy shares its tensors and hooks, and nothing else.
 
-    A parameter or buffer that is trained, moved, converted or replaced in one of them is so in the other: both keep it
-    in the same dictionary. Modes, settings and submodules are each one's own from here on.
+    A parameter or buffer that is trained, moved, converted or replaced in one tree changes in the other: both keep it
+    in the same dictionary. Modes, settings and submodules are separate from now on.
 
     Raises:
-        SpecError: A module was scripted, or something replaced one of its methods by a function that calls the module
-            itself: that would go on running the original, in the original's mode.
+        SpecError: A module is scripted, or one of its methods was replaced by a function that calls the module itself:
+            the copy would run the original, in the original's mode.
     """
     parts = list(module.modules())
     own: dict[int, nn.Module] = {}
     for part in parts:
         if isinstance(part, torch.jit.ScriptModule):
             raise SpecError(f"{_label(module)}: expected modules of Python, got a scripted {type(part).__name__}.")
-        own[id(part)] = type(part).__new__(type(part))  # copy.copy is forbidden where there is a parametrization
+        own[id(part)] = type(part).__new__(type(part))  # copy.copy refuses a parametrized module
     compiled = [part for part in parts if is_compiled(part)]
     for part in parts:
         if is_compiled(part):
@@ -42,19 +42,19 @@ def share_tensors(module: nn.Module) -> nn.Module:
         }
         children = {name: None if child is None else own[id(child)] for name, child in part._modules.items()}
         own[id(part)].__dict__.update(state, _modules=children)
-    for part in reversed(compiled):  # what is inside first
+    for part in reversed(compiled):  # inner ones first
         compile_in_place_of(part, own[id(part)], lambda inner: own[id(inner)])
     return own[id(module)]
 
 
 class Origin:
-    """The model whose tensors an attached module shares, held weakly, and which of its modules were taken.
+    """The model that an attached module shares tensors with, held weakly, and which of its modules are shared.
 
-    It knows nothing of the model where it was copied or pickled: a copy shares no tensors.
+    A copied or pickled one knows no model, because a copy shares no tensors.
 
     Args:
         model: The model; None for none.
-        tokens: What a plugin made of it, before it got modules of its own.
+        tokens: What the plugin made from it, before ``share_tensors``.
     """
 
     def __init__(self, model: nn.Module | None = None, tokens: nn.Module | None = None) -> None:
@@ -66,57 +66,57 @@ class Origin:
             for name, child in owner._modules.items()
             if child is not None and id(child) in taken
         ]
-        self._ways = [
-            (path, weakref.ref(part), _way_to_run(part))
+        self._forwards = [
+            (path, weakref.ref(part), _forward_of(part))
             for path, part in ([] if model is None else model.named_modules())
             if id(part) in taken and part is not model
         ]
 
     def check(self) -> None:
-        """Refuse to go on with modules that the model has replaced since, or runs otherwise.
+        """Refuse a model that changed after ``attach``.
 
-        An adapter's layers would not be run, nor would a forward that was set on a module, or a parametrization.
+        The attached module would not run an adapter's layers, a forward that was set on a module, or a parametrization.
 
         Raises:
-            SpecError: It has.
+            SpecError: A module was replaced, or got another forward or parametrization.
         """
         for path, name, owner, child in self._edges:
             holder = owner()
             if holder is not None and holder._modules.get(name) is not child():
                 got = type(holder._modules.get(name)).__name__
                 raise SpecError(
-                    f"{self._label}: {path}: expected the module that it had when it was attached, got a {got} in its "
-                    "place, which what was attached does not run; attach again, or replace it in what attach gave."
+                    f"{self._label}: {path}: expected the module that attach found, got a {got} in its place, which "
+                    "the attached module does not run; attach again, or replace it in what attach returned."
                 )
 
-        for path, module, way in self._ways:
+        for path, module, forward in self._forwards:
             part = module()
-            if part is not None and _way_to_run(part) != way:
+            if part is not None and _forward_of(part) != forward:
                 raise SpecError(
-                    f"{self._label}: {path}: expected the forward and the parametrizations that it had when it was "
-                    "attached, got others, which what was attached does not run; attach again, or change them in what "
-                    "attach gave."
+                    f"{self._label}: {path}: expected the forward and the parametrizations that attach found, got "
+                    "others, which the attached module does not run; attach again, or change them in what attach "
+                    "returned."
                 )
 
     def __reduce__(self) -> tuple[Callable[[], Origin], tuple[()]]:
         return Origin, ()
 
 
-def _way_to_run(module: nn.Module) -> tuple[int, frozenset[str]]:
-    """What changes when a forward is set on a module itself, or one of its tensors is parametrized."""
+def _forward_of(module: nn.Module) -> tuple[int, frozenset[str]]:
+    """Changes when a forward is set on the module itself, or one of its tensors is parametrized."""
     forward = vars(module).get("forward")
     parametrized = module._modules.get("parametrizations")
     return id(forward) if forward is not None else 0, frozenset(() if parametrized is None else parametrized._modules)
 
 
 def _moved(part: nn.Module, word: str, value: Any, own: dict[int, nn.Module]) -> Any:
-    """An attribute's value, with the modules in it exchanged for one's own."""
+    """An attribute's value, with each module in it replaced by its copy."""
     if isinstance(value, nn.Module):
         return own.get(id(value), value)
     if isinstance(value, types.MethodType) and id(value.__self__) in own:
         return types.MethodType(value.__func__, own[id(value.__self__)])
     if type(value) is functools.partial and any(_is_of(one, own) for one in (value.func, *value.args)):
-        # as accelerate replaces a forward
+        # accelerate replaces a forward like this
         func, *args = (_moved(part, word, one, own) for one in (value.func, *value.args))
         moved = functools.partial(func, *args, **value.keywords)
         moved.__dict__.update({name: _moved(part, name, one, own) for name, one in vars(value).items()})
@@ -125,8 +125,8 @@ def _moved(part: nn.Module, word: str, value: Any, own: dict[int, nn.Module]) ->
         return type(value)(_moved(part, word, one, own) for one in value)
     if isinstance(value, types.FunctionType) and any(_is_of(one, own) for one in _closed_over(value)):
         raise SpecError(
-            f"{_label(part)}: expected the {word} of its class, got a function that calls this very module, and would "
-            "run it in its own mode; attach first, and replace it in what attach gave."
+            f"{_label(part)}: expected the {word} of its class, got a function that calls this module itself and would "
+            "run it in its own mode; attach first, and replace it in what attach returned."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Reads the register tokens that a backbone gives for its inputs."""
+"""Reads a backbone's register tokens for given inputs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def read_registers(
     backbone: str | None = None,
     registry: Registry | None = None,
 ) -> Tensor:
-    """The register tokens that ``model`` gives for ``inputs``, ``[B, R, D]``, contiguous.
+    """The register tokens of ``model`` for ``inputs``, ``[B, R, D]``, contiguous.
 
-    Runs the model as it is, in its own mode (``eval()`` is the caller's), under whatever surrounds the call: autograd,
-    inference mode, autocast. Several threads may read from one model.
+    Runs the model in its current mode (calling ``eval()`` is up to the caller). Autograd, inference mode and autocast
+    around the call apply. Several threads may read from one model.
 
     Args:
         model: A model that an installed plugin knows.
-        inputs: What the model takes: images ``[B, C, H, W]``, or a mapping where its own forward takes one.
-        normalized: Whether the model's final norm is applied to the registers; None for as the model's own features
-            come, which ``layout_of(model).normalized`` says.
-        backbone: Whose model it is, where several plugins know its class.
+        inputs: The model's inputs: images ``[B, C, H, W]``, or a mapping if its forward takes one.
+        normalized: Whether the model's final norm is applied to the registers; None does as the model's own features,
+            see ``layout_of(model).normalized``.
+        backbone: The backbone that the model is of, if several plugins know its class.
         registry: Where backbones are looked up; the installed plugins when None.
 
     Raises:
         NameLookupError: No plugin knows the model, or several do.
-        SpecError: The model carries no registers, or cannot give them so.
-        ShapeError: The token sequence does not hold the registers where the layout says.
+        SpecError: The model has no registers, or they cannot be read in this way.
+        ShapeError: The token sequence does not match the layout.
     """
     entry = recognise(model, backbone, registry)
     tokens, layout = tokens_of(entry, inside(model), normalized)
@@ -51,10 +51,10 @@ def read_registers(
 
 
 def tokens_of(entry: BackboneEntry, model: nn.Module, normalized: bool | None) -> tuple[nn.Module, TokenLayout]:
-    """The module from the model's inputs to its tokens, and the layout of what that module gives.
+    """The module from the model's inputs to its tokens, and the layout of that module's output.
 
     Raises:
-        SpecError: The model carries no registers, or cannot give its tokens so.
+        SpecError: The model has no registers, or its tokens cannot be read in this way.
     """
     if entry.tokens is not None and not isinstance(model, nn.Module):
         raise SpecError(f"model: expected an nn.Module, got {type(model).__name__}.")

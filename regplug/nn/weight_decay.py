@@ -1,4 +1,4 @@
-"""Parameter groups for optimizers: what is decayed, known without tags on parameters, which copies lose."""
+"""Parameter groups for optimizers, without tags on parameters, which copies lose."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from regplug.registry.integers import is_int
 
 
 def param_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, one per weight decay, ascending; each trainable parameter stands in one, once.
+    """Groups for a torch optimizer, one per weight decay, ascending; each trainable parameter is in one, once.
 
     nvSubquadratic tags parameters (``_no_weight_decay``, ``_weight_decay``), and so do its readouts and its FiLM
-    generator here; ``deepcopy``, EMA copies, ``to_empty`` and FSDP2 lose the tags. This needs none. The decay of a
-    parameter is the first that is found:
+    generator here; ``deepcopy``, EMA copies, ``to_empty`` and FSDP2 lose the tags. This function needs none. The decay
+    of a parameter is the first of these:
 
-    1. what the nearest module around it keeps as ``no_weight_decay``, as a ``KernelFiLMGenerator`` does: a float is
-       the decay of its weights, any other true number frees them; its biases are free;
+    1. ``no_weight_decay`` of the nearest module around it that has one, as a ``KernelFiLMGenerator`` does: a float is
+       the decay of its weights, any other true number means 0 for them; its biases get 0;
     2. its tag, if it still has one;
     3. 0 for a vector or scalar: biases, norms, logits, gates;
     4. ``weight_decay``.
 
-    A tied parameter counts where it is met first. Wrappers make no difference: DDP, ``torch.compile``, EMA copies,
-    ``fully_shard``, scripted modules. As for any optimizer under ``fully_shard``, call it before the first forward,
-    after which a root module's parameters are the gathered ones, and those get no gradients.
+    A tied parameter counts where it comes first. Wrappers make no difference: DDP, ``torch.compile``, EMA copies,
+    ``fully_shard``, scripted modules. As with any optimizer under ``fully_shard``, call it before the first forward:
+    after that, a root module's parameters are the gathered ones, which get no gradients.
 
     Args:
-        module: What is trained.
-        weight_decay: The decay of all that nothing else is said of, >= 0.
+        module: The module to train.
+        weight_decay: The decay of all other parameters, >= 0.
 
     Returns:
         Dictionaries with ``params`` and ``weight_decay``; none for a module without trainable parameters.
 
     Raises:
-        SpecError: A weight decay is negative or not finite, or FSDP1 has flattened the parameters: then weights
-            cannot be told from biases.
+        SpecError: A weight decay is negative or not finite, or FSDP1 has flattened the parameters, so that weights
+            and biases look alike.
 
     Example:
         >>> from regplug.nn.film import KernelFiLMGenerator
@@ -61,15 +61,15 @@ def param_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, An
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, float | None]]:
-    """Each parameter with its name, and with what the modules around it declare."""
+    """Each parameter with its name, and the ``no_weight_decay`` of the modules around it."""
     declared: dict[str, float | None] = {}
     for path, child in module.named_modules():
         if type(child).__name__ == "FullyShardedDataParallel":
             raise SpecError("param_groups: expected weights in their shapes, got FSDP1's flat ones; use fully_shard.")
         own = getattr(child, "no_weight_decay", None)
-        # timm's models have a method of this name; an integer 0 says nothing, a float 0.0 does
-        says = isinstance(own, float) or (isinstance(own, int) and bool(own))
-        declared[path] = own if says else declared.get(path.rpartition(".")[0])
+        # timm's models have a method of this name; False and the integer 0 declare nothing, the float 0.0 does
+        is_declared = isinstance(own, float) or (isinstance(own, int) and bool(own))
+        declared[path] = own if is_declared else declared.get(path.rpartition(".")[0])
         for name, parameter in child.named_parameters(recurse=False):
             yield "param_groups: parameter " + f"{path}.{name}".removeprefix("."), parameter, declared[path]
 

@@ -1,4 +1,4 @@
-"""What training puts around a module or its weights: taken off a copy, or named so that the user can."""
+"""Wrappers that training puts around a module or its weights: removed from a copy, or named for the user to remove."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from regplug.errors import ExportError, one_line
 from regplug.registry.references import reference_of
 from regplug.torch_private import uncompiled
 
-# classes that hold the module that they wrap as ``module``, and give what it gives
+# classes that keep the wrapped module as ``module`` and return its output
 WRAPPERS = {
     "torch.nn.parallel.distributed:DistributedDataParallel",
     "torch.nn.parallel.data_parallel:DataParallel",
     "torch.optim.swa_utils:AveragedModel",
 }
-# of `FullyShardedDataParallel` the attribute `module` holds the shards, too
+# these keep shards of the weights; the attribute `module` of `FullyShardedDataParallel` does too
 SHARDED = {
     "torch.distributed.fsdp.fully_sharded_data_parallel:FullyShardedDataParallel",
     "torch.distributed.fsdp:FSDPModule",
 }
-# hooks that compute a weight before every forward, and what ends them; torch names neither in public
+# hooks that compute a weight before every forward, and what removes them; these classes are not public in torch
 WEIGHT_HOOKS = {
     "torch.nn.utils.weight_norm:WeightNorm": "torch.nn.utils.remove_weight_norm",
     "torch.nn.utils.spectral_norm:SpectralNorm": "torch.nn.utils.remove_spectral_norm",
@@ -42,7 +42,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def check_whole(owner: str, module: nn.Module) -> None:
-    """Refuse a module whose weights are not all in this process.
+    """Refuse a module that does not have all its weights in this process.
 
     Raises:
         ExportError: It, or a module in it, is sharded over processes.
@@ -60,19 +60,19 @@ def copy_of(owner: str, module: nn.Module) -> nn.Module:
     """A deep copy without the wrappers, of the module and of those inside it.
 
     Raises:
-        ExportError: A tensor has no numbers, a weight is computed by a hook, or an attribute or a hook cannot be
-            copied; named.
+        ExportError: A tensor has no values, a weight is computed by a hook, or an attribute or a hook cannot be
+            copied. The message names it.
     """
     copies: dict[int, Any] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
-            raise ExportError(f"{owner}: tensor {name!r}: expected one with numbers, got one on the meta device.")
+            raise ExportError(f"{owner}: tensor {name!r}: expected one with values, got one on the meta device.")
     try:
         for child in reversed(list(module.modules())):
             if (inner := unwrapped(child)) is not child:
-                copies[id(child)] = copy.deepcopy(inner, copies)  # what refers to the wrapper gets this instead
+                copies[id(child)] = copy.deepcopy(inner, copies)  # references to the wrapper become references to this
         copied: nn.Module = copy.deepcopy(module, copies)
-    except Exception as error:  # a class may have a __deepcopy__ of its own
+    except Exception as error:  # a class may define __deepcopy__, which may raise anything
         raise ExportError(f"{owner}: {_uncopied(module) or one_line(error)}") from error
     if text := _weights_hooked(copied):
         raise ExportError(f"{owner}: {text}")
@@ -80,7 +80,7 @@ def copy_of(owner: str, module: nn.Module) -> nn.Module:
 
 
 def weights_computed(module: nn.Module) -> str | None:
-    """Which weights are computed out of others, and what ends that; None where all are themselves."""
+    """Which weights are computed from others, and how to stop that; None if there are none."""
     for name, child in module.named_modules():
         parametrized = getattr(child, "parametrizations", None)
         if isinstance(parametrized, nn.ModuleDict):
@@ -104,7 +104,7 @@ def _weights_hooked(module: nn.Module) -> str | None:
 
 
 def hooks_of(module: nn.Module) -> list[str]:
-    """Each hook of the module and of those inside it, with the module that it is on."""
+    """Each hook of the module and its submodules, with the module that it is on."""
     return [
         f"{getattr(hook, '__qualname__', type(hook).__name__)} on {name or type(module).__name__!r}"
         for name, child in module.named_modules()
@@ -114,7 +114,7 @@ def hooks_of(module: nn.Module) -> list[str]:
 
 
 def _uncopied(module: nn.Module) -> str | None:
-    """The attribute or hook that has no copy: a lock, an open file, a generator."""
+    """The attribute or hook that cannot be copied: a lock, an open file, a generator."""
     if text := weights_computed(module):
         return text
     for name, child in module.named_modules():

@@ -525,8 +525,8 @@ def test_names_of_a_stranger_stay_on_one_line(run, here):
         (lambda shapes: shapes["nowhere"], "expected weights to answer, got KeyError"),
         (lambda shapes: None, "expected a sequence of CheckpointSite, got None"),
         (lambda shapes: [site(readout={"logits": "nowhere"})], "expected names of the checkpoint, got nowhere"),
-        (lambda shapes: [site(where="../0")], "expected a block of its own for each site, got '../0'"),
-        (lambda shapes: [site(), site()], "expected a block of its own for each site, got '0'"),
+        (lambda shapes: [site(where="../0")], "expected a different block for each site, got '../0'"),
+        (lambda shapes: [site(), site()], "expected a different block for each site, got '0'"),
     ],
 )
 def test_a_backbone_that_finds_nothing_or_nonsense_is_named(run, here, acme, weights, words):

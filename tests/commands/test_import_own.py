@@ -13,9 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import regplug
-from regplug.commands.import_checkpoint.inferring import Constructor, infer_options
 from regplug.commands.import_checkpoint.option_inference import Constructor, infer_options
-from regplug.commands.main import answer
 from regplug.nn.backbone import build_backbone
 
 MODEL = "timm:vit_small_patch14_reg4_dinov2"

@@ -324,12 +324,12 @@ def test_modules_that_the_model_gets_later_are_never_left_out_silently() -> None
     with pytest.raises(regplug.SpecError) as error:
         whole(IMAGES)
     assert str(error.value) == (
-        "model VisionTransformer: blocks.1.attn.qkv: expected the module that it had when it was attached, got a "
-        "Adapter in its place, which what was attached does not run; attach again, or replace it in what attach gave."
+        "model VisionTransformer: blocks.1.attn.qkv: expected the module that attach found, got a Adapter in its "
+        "place, which the attached module does not run; attach again, or replace it in what attach returned."
     )
     again = regplug.attach(model, "pool")
     torch.testing.assert_close(again(IMAGES), again.readout(regplug.read_registers(model, IMAGES)))
-    again.tokens.model.blocks[0].mlp.fc1 = Adapter(again.tokens.model.blocks[0].mlp.fc1)  # in what attach gave
+    again.tokens.model.blocks[0].mlp.fc1 = Adapter(again.tokens.model.blocks[0].mlp.fc1)  # in what attach returned
     again(IMAGES)
 
 

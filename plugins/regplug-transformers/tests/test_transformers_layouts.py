@@ -160,7 +160,7 @@ def test_a_dinov3_that_was_built_by_its_default_carries_no_registers() -> None:
 def test_a_model_of_another_family_is_not_recognised() -> None:
     with torch.device("meta"):
         model = transformers.ViTModel(transformers.ViTConfig())
-    with pytest.raises(regplug.NameLookupError, match="model ViTModel: carries no registers that an installed plugin"):
+    with pytest.raises(regplug.NameLookupError, match="model ViTModel: has no registers that an installed plugin"):
         regplug.layout_of(model)
 
 

@@ -78,7 +78,7 @@ def identify(owner: str, weights: Shapes, kind: Candidates[Entry]) -> tuple[Entr
         if found is not None:
             fitting.append((entry, found))
         outlines = (shapes for _, shapes in constructor.outlines(kind.options))
-        nearest += [(entry, one) for one in outlines if {*one} & {*weights}]
+        nearest += [(entry, one) for one in outlines if set(one) & set(weights)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

@@ -1,4 +1,4 @@
-"""Readouts that weigh the registers by what they say: ``cond_dim`` does not grow with R."""
+"""Readouts that weight the registers by their content: ``cond_dim`` does not grow with R."""
 
 from typing import Final, Literal
 
@@ -16,7 +16,7 @@ class RegisterGatedABMIL(nn.Module):
 
     ``a = softmax_r(w (tanh(V x_r) * sigm(U x_r)))``, ``c = sum_r a_r x_r``. V, U and w
     are linear layers with torch's initial values, V and U with biases; the source's w has one too, which the softmax
-    cancels. * is by element.
+    cancels. * is elementwise.
     Source: Ilse et al., 2018 (arXiv:1802.04712), equation 9; AMLab-Amsterdam/AttentionDeepMIL, model.py.
 
     Args:
@@ -65,7 +65,7 @@ class RegisterGatedABMIL(nn.Module):
 
 
 class MultilayerPerceptron(nn.Module):
-    """``fc2 gelu(fc1 x)``, under the keys that timm and transformers give it."""
+    """``fc2 gelu(fc1 x)``, with the keys of timm and transformers."""
 
     approximate: Final[str]
 
@@ -85,16 +85,16 @@ class RegisterAttention(nn.Module):
     """Learned queries attend over the registers: multihead attention pooling, the MAP head.
 
     ``z_i = W_o MHA(q_i; W_k X, W_v X)``, ``y_i = z_i + MLP(LayerNorm(z_i))``, ``c = [y_1 || ... || y_q]``.
-    The queries start from a normal distribution of deviation D^-1/2, all else with torch's initial values.
-    Source: SigLIP (Zhai et al., 2023, arXiv:2303.15343), whose head is that of Zhai et al., 2022 (arXiv:2106.04560);
-    timm, layers/attention_pool.py, ``AttentionPoolLatent``, whose keys it keeps, with SigLIP's LayerNorm.
+    The queries start from a normal distribution with deviation D^-1/2, the rest with torch's initial values.
+    Source: SigLIP (Zhai et al., 2023, arXiv:2303.15343). The head is that of Zhai et al., 2022 (arXiv:2106.04560);
+    keys are those of timm, layers/attention_pool.py, ``AttentionPoolLatent``, with SigLIP's LayerNorm.
 
     Args:
         num_registers: Registers per sample, R >= 1.
         hidden_dim: Width of a register token, D, a multiple of ``num_heads``; ``cond_dim`` is q * D.
         num_queries: Learned queries, q >= 1.
         num_heads: Heads of the attention.
-        mlp_ratio: Hidden width of the MLP, in units of D.
+        mlp_ratio: Hidden width of the MLP, as a multiple of D.
         gelu: The MLP's activation: ``"exact"``, or ``"tanh"``, its approximation, as in the published SigLIP weights.
 
     Raises:
@@ -151,7 +151,7 @@ class RegisterAttention(nn.Module):
         check_registers(registers, "readout 'attention'", self.num_registers, self.hidden_dim)
         batch, width = registers.shape[0], self.hidden_dim // self.num_heads
         registers = in_dtype_of(self.latent, registers).contiguous()
-        # projected once, not once a sample
+        # projected once, not once per sample
         query = self.q(self.latent).view(1, self.num_queries, self.num_heads, width).transpose(1, 2)
         key_value = self.kv(registers).view(batch, self.num_registers, 2, self.num_heads, width).permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(query.expand(batch, -1, -1, -1), key_value[0], key_value[1])

@@ -1,4 +1,4 @@
-"""Readouts that average the registers: ``cond_dim`` is D, and which register said what is lost."""
+"""Readouts that average the registers: ``cond_dim`` is D, and the result no longer says which register held what."""
 
 from typing import Any, Final
 
@@ -81,7 +81,7 @@ class WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of weights and registers."""
+        """The gradients with respect to weights and registers."""
         weights, registers = ctx.saved_tensors
         gradient = gradients[0].to(registers.dtype).unsqueeze(1)  # under autocast it comes as bfloat16
         of_weights, of_registers = ctx.needs_input_grad
@@ -111,13 +111,13 @@ def weighted_sum_to_train(weights: Tensor, registers: Tensor) -> Tensor:
 class RegisterPooling(nn.Module):
     """A learned average: ``c = sum_r softmax(w)_r x_r``, with one logit per register.
 
-    The logits start at zero, so the average starts plain. They are tagged ``_no_weight_decay``.
-    Source: nvSubquadratic, modules/film.py, whose parameter name and tags it keeps.
+    The logits start at zero, so it starts as the plain average. They are tagged ``_no_weight_decay``.
+    Source: nvSubquadratic, modules/film.py. The parameter's name and tags are the same.
 
     Args:
         num_registers: Registers per sample, R >= 1.
-        hidden_dim: Width of a register token, D; then ``cond_dim`` is D and known, and other widths are
-            refused. None takes any width, as the source does.
+        hidden_dim: Width of a register token, D; then ``cond_dim`` is D, and other widths are refused. None takes
+            any width, as the source does.
 
     Raises:
         SpecError: A size is not a positive integer.
@@ -141,7 +141,7 @@ class RegisterPooling(nn.Module):
         self.logits._no_weight_decay = True  # type: ignore[attr-defined]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # a copied or unpickled parameter has lost its tags; nvSubquadratic's LazyConfig copies every readout
+        # a copied or unpickled parameter loses its tags, and nvSubquadratic's LazyConfig copies every readout
         super().__setstate__(state)
         self.logits._no_weight_decay = True  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""What every built-in readout refuses, eager and scripted alike, and the dtype that it computes in."""
+"""The shape check of every built-in readout, eager and scripted, and the dtype that it computes in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # or ``regplug.nn`` would import torch
 
 
 def check_registers(registers: Tensor, owner: str, num_registers: int, hidden_dim: int) -> None:
-    """Refuse registers that are not ``[B, num_registers, hidden_dim]``; plain enough for TorchScript."""
+    """Refuse registers that are not ``[B, num_registers, hidden_dim]``; TorchScript can compile it."""
     shape = registers.shape
     if len(shape) != 3 or shape[1] != num_registers or shape[2] != hidden_dim:
         raise ShapeError(
@@ -20,9 +20,9 @@ def check_registers(registers: Tensor, owner: str, num_registers: int, hidden_di
 
 
 def in_dtype_of(parameter: Tensor, registers: Tensor) -> Tensor:
-    """``registers`` in the parameter's dtype: a readout computes in that of its parameters, in every mode.
+    """``registers`` in the parameter's dtype, in which a readout computes in every mode.
 
-    A quantized layer keeps integers, which are no dtype to compute in.
+    A quantized layer keeps integers; the registers then stay as they are.
     """
     # Tensor.to takes 0.6 us even where it has nothing to do, 15 % of `pool` at B = 1
     if registers.dtype == parameter.dtype or not parameter.is_floating_point():

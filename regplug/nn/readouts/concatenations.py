@@ -1,4 +1,4 @@
-"""Readouts that lay the registers side by side: ``cond_dim`` grows with R, and each register keeps its place."""
+"""Readouts that concatenate the registers: ``cond_dim`` grows with R, and each register keeps its position."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ from regplug.torch_private import project
 
 
 class RegisterConcat(nn.Module):
-    """All registers side by side: ``c = [x_1 || ... || x_R]``. No parameters.
+    """All registers concatenated: ``c = [x_1 || ... || x_R]``. No parameters.
 
     Args:
         num_registers: Registers per sample, R >= 1.
@@ -43,7 +43,7 @@ class RegisterConcat(nn.Module):
         return 0
 
     def forward(self, registers: Tensor) -> Tensor:
-        """Lay ``registers`` ``[B, R, D]`` side by side as ``[B, R * D]``; another shape is a ShapeError."""
+        """Concatenate ``registers`` ``[B, R, D]`` to ``[B, R * D]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'concat'", self.num_registers, self.hidden_dim)
         return registers.flatten(1)
 
@@ -51,10 +51,10 @@ class RegisterConcat(nn.Module):
 
 
 class RegisterCompressConcat(nn.Module):
-    """Compress each register with one shared projection, then lay them side by side.
+    """Compress each register with one shared projection, then concatenate.
 
-    ``c = [W x_1 || ... || W x_R]``, W without bias. Keeps which register said what, unlike an average.
-    Source: nvSubquadratic, modules/film.py, whose names and initial values it keeps; the idea is Mamba-Reg's
+    ``c = [W x_1 || ... || W x_R]``, W without bias. Unlike an average, it keeps the registers apart.
+    Source: nvSubquadratic, modules/film.py. Names and initial values are the same; the idea is Mamba-Reg's
     (Wang et al., 2024).
 
     Args:
@@ -104,17 +104,17 @@ class RegisterCompressConcat(nn.Module):
 
 
 class RegisterSelectConcat(nn.Module):
-    """Some of the registers side by side: ``c = [x_i1 || ... || x_ik]`` for given indices. No parameters.
+    """Some of the registers concatenated: ``c = [x_i1 || ... || x_ik]`` for given indices. No parameters.
 
     Source: RADIO's summary (Ranzinger et al., 2024, arXiv:2312.06709), which reads the class tokens of chosen teachers.
 
     Args:
         num_registers: Registers per sample, R >= 1.
         hidden_dim: Width of a register token, D; ``cond_dim`` is k * D.
-        indices: Which registers, in the order in which they stand in the output; each from 0 to R - 1, none twice.
+        indices: Which registers, in the order of the output; each from 0 to R - 1, no duplicates.
 
     Raises:
-        SpecError: A size is not a positive integer, or an index is none, stands twice or lies outside the registers.
+        SpecError: A size is not a positive integer, or ``indices`` is empty, has duplicates or is out of range.
 
     Example:
         >>> RegisterSelectConcat(4, 384, indices=(0, 2))(torch.zeros(2, 4, 384)).shape
@@ -139,7 +139,7 @@ class RegisterSelectConcat(nn.Module):
         return 0
 
     def forward(self, registers: Tensor) -> Tensor:
-        """Lay the chosen of ``registers`` ``[B, R, D]`` side by side as ``[B, k * D]``; else a ShapeError."""
+        """Concatenate the chosen of ``registers`` ``[B, R, D]`` to ``[B, k * D]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'select-concat'", self.num_registers, self.hidden_dim)
         return torch.cat([registers[:, index] for index in self.indices], dim=1)
 
@@ -147,20 +147,20 @@ class RegisterSelectConcat(nn.Module):
 
 
 class MambaRegReadout(nn.Module):
-    """Compress each register, lay them side by side, normalise: ``c = RMSNorm([W x_1 || ... || W x_R])``.
+    """Compress each register, concatenate, normalise: ``c = RMSNorm([W x_1 || ... || W x_R])``.
 
-    W, without bias, keeps D / ratio of each register; the norm has a weight and eps 1e-5. W starts from a normal
-    distribution of deviation 0.02, cut at 2, the norm's weight at 1.
+    W, without bias, reduces each register to D / ratio; the norm has a weight and eps 1e-5. W is initialised from a
+    normal distribution with deviation 0.02, truncated at 2; the norm's weight starts at 1.
     The source writes the width three times, as ``R * (D // ratio)``, ``R * D // ratio`` and ``D * (R // ratio)``, which
     agree only where ratio divides both; here it is the first, and ratio must divide D.
 
-    Source: Mamba-Reg (Wang et al., 2024, arXiv:2405.14858), models_mamba.py, whose keys ``neck`` and ``norm_neck``
-    it keeps.
+    Source: Mamba-Reg (Wang et al., 2024, arXiv:2405.14858), models_mamba.py. The keys ``neck`` and ``norm_neck`` are
+    the same.
 
     Args:
         num_registers: Registers per sample, R >= 1.
         hidden_dim: Width of a register token, D, a multiple of ``ratio``; ``cond_dim`` is R * D / ratio.
-        ratio: How much of each register is given up, >= 2. (With 1 the source has neither layer: that is ``concat``.)
+        ratio: By how much each register is compressed, >= 2. (With 1 the source has neither layer; use ``concat``.)
 
     Raises:
         SpecError: A size is not a positive integer, ``ratio`` is below 2 or does not divide D.
@@ -194,7 +194,7 @@ class MambaRegReadout(nn.Module):
         """Read ``registers`` ``[B, R, D]`` as ``[B, R * D / ratio]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'mamba-reg'", self.num_registers, self.hidden_dim)
         compressed: Tensor = self.neck(in_dtype_of(self.norm_neck.weight, registers).contiguous())
-        # under autocast it comes as bfloat16, for which the norm has no fast path beside a float32 weight
+        # under autocast it is bfloat16, for which the norm has no fast kernel with a float32 weight
         normed: Tensor = self.norm_neck(in_dtype_of(self.norm_neck.weight, compressed.flatten(1)))
         return normed
 

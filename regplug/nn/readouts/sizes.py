@@ -1,6 +1,6 @@
-"""What the built-in readouts refuse as they are built, and how wide they are: without torch, so that a width is cheap.
+"""The size checks and the ``cond_dim`` of the built-in readouts, without torch, so that a width is cheap to compute.
 
-Each function here takes what the constructor of its class takes; the class calls it for its ``out_dim``.
+Each ``*_width`` function has the arguments of its class's constructor, which calls it for ``out_dim``.
 """
 
 import math
@@ -23,10 +23,10 @@ def check_positive(owner: str, **numbers: float) -> None:
             raise SpecError(f"{owner}: {word}: expected a positive, finite number, got {number!r}.")
 
 
-def check_multiple(owner: str, word: str, size: int, of: int, spelled: str) -> None:
-    """Refuse a size that ``of`` does not divide; ``spelled`` says what ``of`` is."""
+def check_multiple(owner: str, word: str, size: int, of: int, shown: str) -> None:
+    """Refuse a size that ``of`` does not divide; ``shown`` names ``of`` in the message."""
     if size % of != 0:
-        raise SpecError(f"{owner}: {word}: expected a multiple of {spelled}, got {size}.")
+        raise SpecError(f"{owner}: {word}: expected a multiple of {shown}, got {size}.")
 
 
 def mean_width(num_registers: int, hidden_dim: int) -> int:
@@ -36,7 +36,7 @@ def mean_width(num_registers: int, hidden_dim: int) -> int:
 
 
 def pool_width(num_registers: int, hidden_dim: int | None = None) -> int | None:
-    """D; None where the readout takes any width."""
+    """D; None if the readout takes any width."""
     check_sizes("RegisterPooling", num_registers=num_registers)
     if hidden_dim is not None:
         check_sizes("RegisterPooling", hidden_dim=hidden_dim)
