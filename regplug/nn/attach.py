@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
@@ -47,12 +46,6 @@ class BackboneSource:
 
 class Attached(nn.Module):
     """The part that ``AttachedReadout`` and ``AttachedConditioner`` share.
-
-    Args:
-        tokens: From the model's inputs to tokens ``[B, T, D]``; its modules are separate from the model's.
-        layout: Where the registers sit in them.
-        spec: What the readout was built from.
-        source: What the backbone was built from, or the error that says why this is not known.
 
     Attributes:
         frozen: Whether the backbone stays in eval mode when ``train`` is called.
@@ -118,7 +111,7 @@ class AttachedReadout(Attached):
             SpecError: Modules of the model were replaced after ``attach``.
         """
         if not is_scripting():
-            _check_origin(self.origin)
+            self.origin.check()
         conditioning: Tensor = self.readout(self.select(self.tokens(inputs)))
         return conditioning
 
@@ -150,7 +143,7 @@ class AttachedConditioner(Attached):
             SpecError: Modules of the model were replaced after ``attach``.
         """
         if not is_scripting():
-            _check_origin(self.origin)
+            self.origin.check()
         pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs))
         return pairs
 
@@ -266,11 +259,6 @@ def _start_in_mode(attached: Attached, mode: bool) -> None:
     for part, own in kept.items():
         part.training = own
     attached.tokens.training = mode
-
-
-def _check_origin(origin: Origin) -> None:
-    if not torch.compiler.is_compiling():  # a compiled graph does not change any more
-        origin.check()
 
 
 def _check_options(word: str, options: Mapping[str, Any] | None, reserved: set[str]) -> None:

@@ -80,6 +80,8 @@ class Origin:
         Raises:
             SpecError: A module was replaced, or got another forward or parametrization.
         """
+        if torch.compiler.is_compiling():  # a compiled graph does not change any more
+            return
         for path, name, owner, child in self._edges:
             holder = owner()
             if holder is not None and holder._modules.get(name) is not child():

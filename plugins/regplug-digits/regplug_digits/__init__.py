@@ -1,4 +1,4 @@
-"""A digit classifier whose register tokens shape its convolution kernels; importing this imports no torch."""
+"""A digit classifier in which register tokens shape the convolution kernels; importing this imports no torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Shows whether the registers matter: ``python -m regplug_digits.controls``.
 
-Every control replaces what the readouts are given, and nothing else: patches, kernels and weights stay.
+Every control replaces the readouts' inputs and nothing else: patches, kernels and weights stay.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ COLUMNS = {
 
 @contextmanager
 def replaced_registers(model: DigitsViT, replacement: Replacement, *, last_only: bool = False) -> Iterator[None]:
-    """Give the readouts other registers while the context is open.
+    """Replace the registers that the readouts get while the context is open.
 
     Args:
         model: The classifier.
         replacement: Called for each block with its index and the registers; returns those to read instead.
-        last_only: Leave all blocks but the last as they are.
+        last_only: Only in the last block.
     """
 
     def before(index: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -62,7 +62,7 @@ def replaced_registers(model: DigitsViT, replacement: Replacement, *, last_only:
 
 @torch.no_grad()
 def registers_read(model: DigitsViT, images: Tensor) -> list[Tensor]:
-    """What each block's readout is given for ``images``, ``[B, R, D]`` per block."""
+    """The registers that each block's readout gets for ``images``, ``[B, R, D]`` per block."""
     seen: list[Tensor] = []
 
     def keep(index: int, registers: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def registers_read(model: DigitsViT, images: Tensor) -> list[Tensor]:
 
 
 def other_images(count: int) -> Tensor:
-    """For each image the index of another one: a fixed permutation that leaves nothing in its place."""
+    """For each image the index of another one: a fixed permutation without fixed points."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     others = torch.empty_like(order)
     others[order] = order.roll(1)
@@ -85,8 +85,8 @@ def other_images(count: int) -> Tensor:
 def measure(model: DigitsViT, train: Digits, test: Digits) -> dict[str, float]:
     """Accuracy on ``test`` in percent, as trained and under every control.
 
-    ``other_named`` is the share of images that, given another image's registers, are named as that other
-    image. One pair in ten shows the same digit, so about 10 is what chance gives under ``other`` as well.
+    ``other_named`` is the share of images that, with another image's registers, are classified as that other image.
+    One pair in ten shows the same digit, so about 10 is chance level, for ``other`` too.
     """
     own = registers_read(model, test.images)
     means = [registers.mean(dim=0) for registers in registers_read(model, train.images)]
@@ -148,7 +148,7 @@ def main(
     threads: int,
     as_json: bool,
 ) -> None:
-    """Print the accuracy with the registers as trained, and with others in their place.
+    """Print the accuracy with the registers as trained, and with replaced ones.
 
     The shipped weights are loaded for their strategy; every other strategy is trained first.
     """
@@ -173,7 +173,7 @@ def main(
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "images": len(test), "accuracy": results}, indent=2))
     else:
-        # a pipe has no width of its own, and 80 columns would break the headings
+        # a pipe has no width, and 80 columns would break the headings
         Console(width=None if sys.stdout.isatty() else 120).print(as_table(results))
 
 

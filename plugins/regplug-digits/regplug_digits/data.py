@@ -18,7 +18,7 @@ NUM_CLASSES = 10
 MEAN = 0.3054
 STD = 0.3759
 BACKGROUND = -MEAN / STD
-# numpy promises that the stream of the legacy RandomState never changes, so neither does the split.
+# numpy promises that the stream of the legacy RandomState never changes, so the split does not either.
 _SPLIT_SEED = 0
 
 
@@ -67,7 +67,7 @@ def load() -> tuple[Digits, Digits]:
 
 
 def plain_accuracies() -> dict[str, float]:
-    """What two plain methods reach on the held-out fifth, in percent: the measure of any network here."""
+    """Accuracy of two plain methods on the held-out fifth, in percent, as a baseline."""
     raw = load_digits()
     pixels = raw.data / 16.0
     train, test = split_indices(raw.target)
@@ -82,18 +82,17 @@ def plain_accuracies() -> dict[str, float]:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, scale, shear, shift and bend seven images in ten a little, each in its own way.
+    """Turn, scale, shear, shift and bend seven images in ten a little, each differently.
 
-    The rest stay as they are: at 8x8 every resampling blurs, and the images to be named are not blurred.
-    Cubic resampling blurs less than linear. More than about 10 degrees or one pixel makes digits that nobody
-    wrote.
+    The rest stay unchanged: at 8x8 every resampling blurs, and test images are not blurred. Cubic resampling blurs less
+    than linear. More than about 10 degrees or one pixel makes unrealistic digits.
 
     Args:
         images: Normalised images, ``[B, 8, 8]``.
         generator: Source of every random number used here.
 
     Returns:
-        As many images; what comes in from outside is background.
+        As many images; pixels from outside are background.
     """
     count = len(images)
     turn, shear, zoom_y, zoom_x, shift_y, shift_x = 2 * torch.rand(6, count, generator=generator) - 1

@@ -6,17 +6,16 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug import ShapeError
-from regplug.nn import show_settings
+from regplug.nn import check_registers, in_dtype_of, show_settings
 
 from .sizes import gate_width
 
 
 class DigitsGate(nn.Module):
-    """Each register decides, feature by feature, how much of itself to pass on; then they are averaged.
+    """An average of the registers, each gated feature by feature by its content.
 
     ``c = (1 / R) sum_r sigmoid(W x_r + b_r) * x_r``: one projection W for all registers, one bias b_r for
-    each. ``pool`` weighs its registers alike for every sample; here the weight depends on what they hold.
+    each. ``pool`` has the same weights for every sample; here the weight depends on the register's content.
     Source: the gated linear unit (Dauphin et al., 2017, "Language Modeling with Gated Convolutional
     Networks"), with the register itself as the linear branch.
 
@@ -51,13 +50,8 @@ class DigitsGate(nn.Module):
         Raises:
             ShapeError: ``registers`` has other sizes than the readout was built for.
         """
-        shape = registers.shape
-        if len(shape) != 3 or shape[1] != self.num_registers or shape[2] != self.hidden_dim:
-            raise ShapeError(
-                f"readout 'digits-gate': expected registers [B, {self.num_registers}, {self.hidden_dim}], "
-                f"got {list(registers.shape)}."
-            )
-        registers = registers.to(self.bias.dtype)
+        check_registers(registers, "readout 'digits-gate'", self.num_registers, self.hidden_dim)
+        registers = in_dtype_of(self.bias, registers)
         return (torch.sigmoid(self.gate(registers) + self.bias) * registers).mean(dim=1)
 
     extra_repr = show_settings

@@ -1,4 +1,4 @@
-"""A convolution whose kernel a small sine network draws anew for every image."""
+"""A convolution with a kernel that a small sine network computes for each image."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FiLMPairs = list[tuple[Tensor, Tensor]]
 
 
 class SirenKernel(nn.Module):
-    """Draw a depthwise 2-D kernel from coordinates, modulated per sample by FiLM pairs.
+    """Compute a depthwise 2-D kernel from coordinates, modulated per sample by FiLM pairs.
 
     ``h_0 = sin(W_0 p + b_0)``, ``h_l = gamma_l * sin(W_l h_{l-1} + b_l) + beta_l``, ``k = W_out h_L + b``,
     for every offset p of the kernel, both coordinates in [-1, 1]. Sources: SIREN (Sitzmann et al., 2020)
     for the sine layers and their initial ranges; CKConv (Romero et al., 2021) for a kernel given by a
-    network; nvSubquadratic, modules/kernels_nd.py, for the place of the modulation, after the sine.
+    network; nvSubquadratic, modules/kernels_nd.py, for the position of the modulation, after the sine.
 
     Args:
         channels: Channels of the kernel, one filter each.
         side: Side of the grid to be convolved. The kernel has 2 * side - 1 offsets along each axis, so that
-            every place reaches every other.
+            every position reaches every other.
         features: Width of the sine layers, and of every gamma and beta.
         num_layers: Modulated sine layers, each with its own FiLM pair.
 
@@ -38,7 +38,7 @@ class SirenKernel(nn.Module):
         layers = [nn.Linear(features, features) for _ in range(num_layers)]
         self.layers = nn.ModuleList(layers)
         self.out = nn.Linear(features, channels)
-        # at most half a period from the middle to the edge: what is drawn starts smooth
+        # at most half a period from the middle to the edge, so the kernel starts smooth
         nn.init.uniform_(self.first.weight, -math.pi, math.pi)
         bound = math.sqrt(6.0 / features)
         for layer in layers:
@@ -49,7 +49,7 @@ class SirenKernel(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, pairs: FiLMPairs) -> Tensor:
-        """Draw one kernel per sample.
+        """Compute one kernel per sample.
 
         Args:
             pairs: ``num_layers`` times ``(gamma, beta)``, each ``[B, features]``.
@@ -77,7 +77,7 @@ def convolve(grids: Tensor, kernels: Tensor) -> Tensor:
         ``[B, C, S, S]``.
     """
     side = grids.shape[-1]
-    # a circle of 2S - 1 would do, for what wraps around lands outside the window; 2S is a faster length
+    # a circular length of 2S - 1 suffices, because what wraps around falls outside the window; 2S is faster
     size = (2 * side, 2 * side)
     product = torch.fft.rfft2(grids, s=size) * torch.fft.rfft2(kernels, s=size)
     window = slice(side - 1, 2 * side - 1)

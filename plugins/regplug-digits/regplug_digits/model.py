@@ -23,8 +23,8 @@ NUM_PATCHES = GRID * GRID
 class RegisterGather(nn.Module):
     """Registers attend over all tokens and add what they find; patch tokens stay as they are.
 
-    Keys and values come through a hidden layer of their own: the registers' view of a patch need not be
-    linear in its pixels, whereas the patch itself is.
+    Keys and values pass a hidden layer first: the registers' view of a patch need not be linear in its pixels, unlike
+    the patch itself.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int) -> None:
@@ -53,8 +53,8 @@ class RegisterGather(nn.Module):
 class KernelMixer(nn.Module):
     """Mix patches by a convolution over their grid, ``y = W_out conv(W_in x, k)``, with a drawn kernel k.
 
-    Linear in x, and so without Hyena's gates: with products of patches here, the network names nearly as many
-    digits from its patches alone, and its registers hardly matter.
+    Linear in x, so without Hyena's gates: with products of patches here, the network classifies nearly as many digits
+    from its patches alone, and its registers hardly matter.
     """
 
     def __init__(self, hidden_dim: int, features: int, num_layers: int) -> None:
@@ -64,20 +64,20 @@ class KernelMixer(nn.Module):
         self.out = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, patches: Tensor, pairs: FiLMPairs) -> Tensor:
-        """Mix ``[B, N, D]`` by the kernels that ``pairs`` ask for."""
+        """Mix ``[B, N, D]`` by the kernels that ``pairs`` modulate."""
         grid = self.into(patches).transpose(1, 2).unflatten(2, (GRID, GRID))
         mixed: Tensor = self.out(convolve(grid, self.kernel(pairs)).flatten(2).transpose(1, 2))
         return mixed
 
 
 class Block(nn.Module):
-    """Registers gather, are read into a conditioning vector, and with it the patches are mixed.
+    """Registers gather and are read into a conditioning vector, by which the patches are mixed.
 
-    Patch tokens never attend to registers, and nothing but the mixer acts on them: what registers know
-    reaches the class through the kernel alone, and for one conditioning vector the patches' way is linear.
+    Patch tokens never attend to registers, and only the mixer changes them: the registers affect the class through the
+    kernel alone, and for a fixed conditioning vector the patches' path is linear.
 
     Args:
-        spec: The readout's choice.
+        spec: The readout's spec.
         layout: Where the registers sit.
         num_heads: Heads of the registers' attention.
         kernel_features: Width of the kernel's sine layers.
@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.select = regplug.SelectRegisters(layout)
         self.readout = spec.build()
-        # not the identity, which would give the readout no gradient in the first step
+        # not the identity: the readout would get no gradient in the first step
         self.film = regplug.pair(
             spec,
             regplug.KernelFiLMGenerator,
@@ -111,7 +111,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, tokens: Tensor, conditioning: Tensor | None = None) -> Tensor:
-        """Map ``[B, T, D]`` to ``[B, T, D]``; ``conditioning`` stands in for the readout's output."""
+        """Map ``[B, T, D]`` to ``[B, T, D]``; ``conditioning`` replaces the readout's output."""
         tokens = self.gather(tokens)
         if conditioning is None:
             conditioning = self.readout(self.select(self.norm(tokens)))
@@ -126,12 +126,12 @@ class Block(nn.Module):
 
 
 class DigitsViT(nn.Module):
-    """Classify 8x8 digits by kernels that register tokens draw for each image.
+    """Classify 8x8 digits by kernels that register tokens shape for each image.
 
-    The sequence is ``[16 patches, R registers]``; a patch is 2x2 pixels and the ring of pixels around them. The
-    class is read from the mean of the patches. With all conditioning vectors held, the way from pixels to
-    that mean is linear: the registers choose, image by image, which linear classifier reads the image.
-    Without arguments it is the shipped configuration.
+    The sequence is ``[16 patches, R registers]``; a patch is 2x2 pixels and the ring of pixels around them. The class
+    is computed from the mean of the patches. With fixed conditioning vectors, the path from pixels to that mean is
+    linear: the registers choose, image by image, the linear classifier. Without arguments it is the shipped
+    configuration.
 
     Args:
         readout: A registered strategy, by name.
@@ -147,7 +147,7 @@ class DigitsViT(nn.Module):
     Attributes:
         cond_dim: Width of the conditioning vector in every block.
         layout: Where the registers sit.
-        options: The arguments again, as plain JSON values.
+        options: The arguments, as plain JSON values.
 
     Raises:
         NameLookupError: The strategy is not registered.
@@ -188,7 +188,7 @@ class DigitsViT(nn.Module):
             "kernel_features": kernel_features,
             "num_film_layers": num_film_layers,
         }
-        # each patch looks one pixel beyond its edge
+        # each patch includes one pixel beyond its edge
         self.embed = nn.Conv2d(1, hidden_dim, kernel_size=PATCH + 2, stride=PATCH)
         self.positions = nn.Parameter(0.5 * torch.randn(NUM_PATCHES, hidden_dim))
         self.registers = nn.Parameter(0.5 * torch.randn(num_registers, hidden_dim))
@@ -223,7 +223,7 @@ class DigitsViT(nn.Module):
     def last_tokens(self, images: Tensor) -> Tensor:
         """The token sequence that the last block's readout reads, ``[B, 16 + R, D]``.
 
-        ``layout_of`` says where the registers are; ``blocks[-1].readout`` and ``.film`` are what reads them.
+        ``layout_of`` says where the registers are; ``blocks[-1].readout`` and ``.film`` read them.
         """
         last: Block = self.blocks[-1]  # type: ignore[assignment]
         return last.read_tokens(self._before_last(images))
@@ -247,8 +247,8 @@ class DigitsTokens(nn.Module):
     """Images ``[B, 8, 8]`` -> the token sequence of the last block, ``[B, 16 + R, D]``, after its registers gathered.
 
     Args:
-        model: The network, whose weights it shares.
-        normalized: Whether the norm is applied that the block's own readout finds its registers behind.
+        model: The network; its weights are shared.
+        normalized: Whether to apply the norm that the block applies before its readout.
 
     Attributes:
         input_shape: One image.
@@ -257,7 +257,7 @@ class DigitsTokens(nn.Module):
     def __init__(self, model: DigitsViT, normalized: bool) -> None:
         super().__init__()
         self.model = model
-        self.normalized = normalized  # and no norm of its own: a weight under two names has no place in a bundle
+        self.normalized = normalized  # the norm is not stored again: a bundle holds no weight under two names
         self.input_shape = (SIDE, SIDE)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -266,12 +266,12 @@ class DigitsTokens(nn.Module):
 
 
 def layout_of(model: DigitsViT) -> regplug.TokenLayout:
-    """Where the registers of ``model`` sit in its token sequence: at the end; its readouts find them normalised."""
+    """Where the registers of ``model`` sit in its token sequence: at the end, normalised."""
     return model.layout
 
 
 def describe(model: DigitsViT) -> tuple[None, dict[str, Any]]:
-    """The options of which ``DigitsViT`` makes the same network."""
+    """The options with which ``DigitsViT`` makes the same network."""
     return None, dict(model.options)
 
 

@@ -1,4 +1,4 @@
-"""What this package tells regplug. Imports neither torch nor scikit-learn: listing stays fast."""
+"""What this package offers. Imports neither torch nor scikit-learn, so listing stays fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             "digits-gate",
             build="regplug_digits.gate:DigitsGate",
             cond_dim="regplug_digits.sizes:gate_width",
-            summary="average of registers, each gated feature by feature by what it holds",
+            summary="average of registers, each gated feature by feature by its content",
             equation="c = (1 / R) sum_r sigmoid(W x_r + b_r) * x_r",
             source="the gated linear unit (Dauphin et al., 2017), with the register itself as the linear branch",
         )

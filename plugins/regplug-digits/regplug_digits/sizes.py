@@ -1,4 +1,4 @@
-"""How wide ``digits-gate`` is: without torch, so that ``regplug cond-dim`` imports none."""
+"""The ``cond_dim`` of ``digits-gate``, without torch, so that ``regplug cond-dim`` need not import it."""
 
 from regplug.nn import check_sizes
 

@@ -23,14 +23,14 @@ from .plugin import READOUT
 from .weights import save_model
 
 EPOCHS = 100
-THREADS = 1  # the tensors are so small that a second one gains little, and loses much on a busy machine
+THREADS = 1  # the tensors are so small that a second thread gains little, and loses much on a busy machine
 _BATCH = 64
 _PEAK_RATE = 3e-3
 _DECAY = 0.05
 
 
 def build(readout: str, options: dict[str, Any] | None, seed: int) -> DigitsViT:
-    """Make a classifier whose initial weights follow from ``seed``."""
+    """Make a classifier with initial weights from ``seed``."""
     torch.manual_seed(seed)
     return DigitsViT(readout, options)
 
@@ -43,11 +43,11 @@ def fit(
     seed: int = 0,
     on_epoch: Callable[[float], None] = lambda loss: None,
 ) -> None:
-    """Train ``model`` in place; the last epoch's weights stay, and no other part of the data is looked at.
+    """Train ``model`` in place; the last epoch's weights are kept, and no other data is used.
 
     Args:
         model: The classifier; left in eval mode.
-        train: What to learn from.
+        train: The training data.
         epochs: How often to go through it, >= 1.
         seed: Fixes the order of the images and how they are turned and shifted.
         on_epoch: Called after each epoch with its mean loss.
@@ -79,13 +79,13 @@ def fit(
 
 @torch.no_grad()
 def accuracy(model: DigitsViT, part: Digits) -> float:
-    """Share of ``part`` that ``model`` names rightly, in percent."""
+    """Share of ``part`` that ``model`` classifies correctly, in percent."""
     right: float = (model(part.images).argmax(dim=1) == part.labels).double().mean().item()
     return 100 * right
 
 
 def fit_with_bar(model: DigitsViT, train: Digits, *, title: str, epochs: int, seed: int) -> float:
-    """Train with a progress bar on stderr, where that is a terminal.
+    """Train with a progress bar on stderr, if that is a terminal.
 
     Returns:
         Seconds that training took.
@@ -146,8 +146,8 @@ def main(readout: str, pairs: tuple[str, ...], seed: int, epochs: int, threads: 
         f"{readout}: {accuracy(model, test):.1f} % of {len(test)} held-out images "
         f"(seed {seed}, {epochs} epochs, {seconds:.0f} s)"
     )
-    beside = ", ".join(f"{name} {percent:.1f} %" for name, percent in plain_accuracies().items())
-    click.echo(f"beside it, on the same split: {beside}")
+    baselines = ", ".join(f"{name} {percent:.1f} %" for name, percent in plain_accuracies().items())
+    click.echo(f"for comparison, on the same split: {baselines}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A classifier on disk: one safetensors file that says what it is."""
+"""A classifier on disk: one safetensors file that also holds its options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHIPPED = "trained/compress-concat.safetensors"
 
 
 def save_model(model: DigitsViT, path: str | os.PathLike[str]) -> None:
-    """Write weights and options; an older file is replaced in one step.
+    """Write weights and options; an existing file is replaced atomically.
 
     Args:
         model: The classifier.
@@ -42,12 +42,12 @@ def load_model(path: str | os.PathLike[str]) -> DigitsViT:
         The classifier in eval mode, built from the file's own options.
 
     Raises:
-        BundleError: The file is no safetensors file, does not say what it is, or does not fit.
+        BundleError: The file is not a safetensors file, does not hold its options, or does not fit.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
     except SafetensorError as error:
         raise BundleError(f"weights {path}: expected a safetensors file, got: {error}.") from error
     if METADATA_KEY not in metadata:

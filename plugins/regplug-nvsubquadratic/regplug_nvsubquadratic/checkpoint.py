@@ -1,6 +1,6 @@
 """Finds readouts in a checkpoint of a whole network by the names and shapes in it alone.
 
-Names come without what wraps a network (``network.``, ``._orig_mod.``). What contradicts itself is refused.
+Names come without wrappers (``network.``, ``._orig_mod.``). Contradicting shapes are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from regplug_nvsubquadratic.official import mamba_reg_layout
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-# as PyTorch numbers modules; not \d, which takes any script's digits, and int() gives up on thousands of them
+# as PyTorch numbers modules; not \d, which matches digits of any script, and int() refuses thousands of them
 NUMBER = "(0|[1-9][0-9]{0,5})"
 READOUT = re.compile(rf"blocks\.{NUMBER}\.register_pooling\.(logits|compress\.weight)")
 KERNEL = "blocks.{}.sequence_mixer.inner_mixer.mixer.global_conv.kernel."
@@ -26,15 +26,15 @@ def find_readouts(shapes: Shapes) -> list[CheckpointSite]:
     """The readout of each block of a ``ViT5ClassificationNet``, with the FiLM generator behind it.
 
     A block's readout reads tokens as the block's ``input_norm`` gives them. The layout is that of nvsubquadratic 0.2.0,
-    ``[patches, CLS?, REG]``; a network trained with ``prepend_registers``, which 0.2.0 no longer has, stores the same
+    ``[patches, CLS?, REG]``; a network trained with ``prepend_registers``, which 0.2.0 no longer has, has the same
     names and shapes.
 
     Args:
         shapes: The shape of each tensor, by name.
 
     Raises:
-        SpecError: Two tensors contradict each other, or one is missing that the others ask for; both are named. Or
-            the readout or its generator has a tensor that is no part of theirs, and would be left behind.
+        SpecError: Two tensors contradict each other, or one that others require is missing; both are named. Or the
+            readout or its generator has a tensor that is not part of it, and would be lost.
     """
     inside = {name: name.split(".") for name in shapes if name.startswith("blocks.")}
     if not any("register_pooling" in parts for parts in inside.values()):
@@ -61,8 +61,8 @@ def find_mamba_reg(shapes: Shapes) -> list[CheckpointSite]:
         shapes: The shape of each tensor, by name.
 
     Raises:
-        SpecError: Two tensors contradict each other, or one is missing that the others ask for; both are named. Or
-            the readout has a tensor that is no part of it, and would be left behind.
+        SpecError: Two tensors contradict each other, or one that others require is missing; both are named. Or the
+            readout has a tensor that is not part of it, and would be lost.
     """
     if not any(name == "neck.weight" or name.startswith("norm_neck.") for name in shapes):
         return []
@@ -98,7 +98,7 @@ def find_mamba_reg(shapes: Shapes) -> list[CheckpointSite]:
 def _take(
     shapes: Shapes, name: str, words: str, sizes: Mapping[int, int] | None = None, because: str | None = None
 ) -> Shape:
-    """The shape of a tensor that has as many dimensions as ``words``, and these ``sizes`` as ``because`` demands."""
+    """The shape of a tensor, checked against the dimensions in ``words`` and the ``sizes`` that ``because`` has."""
     shape = shapes.get(name)
     known = sizes or {}
     if shape is None or len(shape) != words.count(",") + 1 or any(shape[at] != size for at, size in known.items()):
@@ -107,9 +107,9 @@ def _take(
 
 
 def _wrong(shapes: Shapes, name: str, words: str, *because: str) -> SpecError:
-    beside = " and ".join(f"{one} {list(shapes[one])}" for one in because)
+    others = " and ".join(f"{one} {list(shapes[one])}" for one in because)
     got = list(shapes[name]) if name in shapes else "none"
-    return SpecError(f"{name}: expected {words}{beside and ' beside '}{beside}, got {got}.")
+    return SpecError(f"{name}: expected {words}{others and ' with '}{others}, got {got}.")
 
 
 def _site(shapes: Shapes, block: int, key: str) -> CheckpointSite:
@@ -148,7 +148,7 @@ def _layout(shapes: Shapes, num_registers: int, hidden_dim: int) -> TokenLayout 
 
 
 def _film(shapes: Shapes, block: int, readout: str, cond_dim: int) -> tuple[dict[str, int], dict[str, str]]:
-    """The options and weights of the generator in a block's kernel; nothing where there is none."""
+    """The options and weights of the generator in a block's kernel; both empty if it has none."""
     kernel = KERNEL.format(block)
     names = {key: f"{kernel}film_generator.{key}" for key in FILM_KEYS}
     if not any(name in shapes for name in names.values()):
@@ -158,13 +158,13 @@ def _film(shapes: Shapes, block: int, readout: str, cond_dim: int) -> tuple[dict
     _take(shapes, first_bias, "[h]", {0: film_hidden_dim}, first)
     out, _ = _take(shapes, last, "[2 * L * k, h]", {1: film_hidden_dim}, first)
     _take(shapes, last_bias, "[2 * L * k]", {0: out}, last)
-    # the kernel's own width k: its last layer takes it, and the generator's width alone does not tell L from k
+    # the kernel's width k is the input width of its last layer; the generator's width is L * k, which does not tell k
     out_linear = f"{kernel}out_linear.weight"
     _, width = _take(shapes, out_linear, "[D, k]", None, last)
     hidden = re.compile(re.escape(kernel) + rf"hidden_linears\.{NUMBER}\.weight")
     layers = sum(bool(hidden.fullmatch(name)) for name in shapes)
     num_film_layers, rest = divmod(out, max(2 * width, 1))
-    if rest or num_film_layers not in (layers, layers + 1):  # one more where the embedding of positions has a pair too
+    if rest or num_film_layers not in (layers, layers + 1):  # one more if the embedding of positions has a pair too
         raise _wrong(shapes, last, f"[2 * L * {width}, h] (L = {layers} or {layers + 1})", out_linear)
     options = {"kernel_hidden_dim": width, "num_film_layers": num_film_layers, "film_hidden_dim": film_hidden_dim}
     return options, names

@@ -1,6 +1,6 @@
-"""A ViT5ClassificationNet as regplug sees it: where its registers sit, where it wants FiLM pairs, how it is read.
+"""A ViT5ClassificationNet for regplug: where its registers sit, where it takes FiLM pairs, how its tokens are read.
 
-Imports nothing of nvsubquadratic: a network brings its package along.
+Does not import nvsubquadratic, which is imported already where there is a network.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CLASS = "nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet"
 def layout_of(model: Any) -> TokenLayout:
     """Where the registers of a ``ViT5ClassificationNet`` sit: ``[patches, CLS?, REG, PAD?]``.
 
-    The network's final norm comes after its own readout, so registers are not normalised. T is left open: the Hyena
-    blocks see padding behind the registers, attention blocks and ``tokens`` do not.
+    The network's final norm comes after its own readout, so registers are not normalised. T is open: the Hyena blocks
+    have padding after the registers, attention blocks and ``tokens`` do not.
 
     Raises:
-        SpecError: The network carries no registers, or is none of these.
+        SpecError: The network has no registers, or is not a ``ViT5ClassificationNet``.
     """
     _network_class(model)
     if model.reg_token is None:
@@ -64,8 +64,8 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
     """A module from images to the tokens after the last block, ``[B, T, D]``, without padding.
 
     Raises:
-        SpecError: ``normalized`` is asked for, and the network's final norm is not for single tokens; or the network's
-            class has a forward of its own.
+        SpecError: ``normalized`` is True and the network's final norm is not for single tokens; or the network's class
+            has its own forward.
     """
     return NetworkTokens(model, normalized)
 
@@ -73,30 +73,30 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
 class NetworkTokens(nn.Module):
     """Images ``[B, H, W, C]``, or ``{"input": images}`` as the network takes them -> tokens ``[patches, CLS?, REG]``.
 
-    The network's forward ends in logits. But one of its readouts, ``register_concat``, hands the tokens from a given
-    one on through a neck, norm and head: a shallow copy of the network that starts at the first token, with nothing in
-    the places of those three, gives all. Nothing of the network changes, there is no hook to remove, and no thread
-    meets another.
+    The network's forward returns logits. But one of its readouts, ``register_concat``, passes all tokens from a given
+    one through a neck, a norm and a head. So a shallow copy of the network that starts at the first token, with those
+    three replaced by the identity, returns all tokens. The network itself does not change, no hook is needed, and it is
+    safe with several threads.
 
     Args:
         model: A ``ViT5ClassificationNet``; its blocks and embeddings are shared.
         normalized: Whether the final norm is applied to each token.
 
     Attributes:
-        example_shape: ``(H, W, C)`` of images as large as the network's grid of positions, for ``regplug check``.
+        example_shape: ``(H, W, C)`` of images that fit the network's grid of positions, for ``regplug check``.
     """
 
     def __init__(self, model: Any, normalized: bool) -> None:
         known = _network_class(model)
-        if type(model).forward is not known.forward:  # which may do anything with the copy below, and nobody would know
+        if type(model).forward is not known.forward:  # which may do anything with the copy below
             raise SpecError(
                 f"model {type(model).__name__}: expected the forward of {known.__name__}, from which tokens are read, "
-                "got one of its own; use layout_of(model) and tokens that you read yourself."
+                "got its own; use layout_of(model) and tokens that you read yourself."
             )
         if normalized and model.readout == "register_concat":
             raise SpecError(
-                f"model {type(model).__name__}: normalized: expected False with readout='register_concat', whose norm "
-                "is for all registers side by side and not for one, got True."
+                f"model {type(model).__name__}: normalized: expected False with readout='register_concat', where the "
+                "norm is for all registers concatenated and not for one, got True."
             )
         super().__init__()
         layout = layout_of(model)
@@ -105,7 +105,7 @@ class NetworkTokens(nn.Module):
         self.hidden_dim = layout.hidden_dim
         self.norm = model.out_norm if normalized else nn.Identity()
         network = copy.copy(model)
-        network._modules = dict(model._modules)  # which a copy would share
+        network._modules = dict(model._modules)  # a copy would share the dictionary
         network.readout = "register_concat"
         network.use_cls_token = False
         network.num_patches = 0
@@ -123,7 +123,7 @@ class NetworkTokens(nn.Module):
                 f"backbone 'nvsubquadratic': expected images [B, H, W, {channels}] or {{'input': images}}, "
                 f"channels last, got {got}."
             )
-        # not network(...): hooks on the network, and what replaced the forward of this one instance, expect logits
+        # not network(...): hooks on the network, and a forward that was set on the instance, expect logits
         given = type(self.network).forward(self.network, {"input": images})["logits"]
         found: Tensor = self.norm(given.unflatten(1, (self.num_tokens, self.hidden_dim)))
         return found

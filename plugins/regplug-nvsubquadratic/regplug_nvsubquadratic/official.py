@@ -1,8 +1,8 @@
-"""Mamba-Reg and the official ViT-5 by rule: where their registers sit, without their packages, which want CUDA.
+"""The register positions of Mamba-Reg and the official ViT-5, by rule, without their packages, which need CUDA.
 
 Sources: wangf3014/Mamba-Reg, models_mamba.py and utils.py (``get_cls_idx``); wangf3014/ViT-5, models_vit5.py.
-Instances of their classes are not recognised: these live in top-level modules, and Vim (hustvl/Vim), whose code
-Mamba-Reg builds on, has a ``models_mamba:VisionMamba`` too, with another layout.
+Instances of their classes are not recognised: these are in top-level modules, and Vim (hustvl/Vim), the base of
+Mamba-Reg's code, has a ``models_mamba:VisionMamba`` too, with another layout.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ NUM_PATCHES = (224 // 16) ** 2
 
 
 def mamba_reg_layout(num_patches: int, num_registers: int, hidden_dim: int) -> TokenLayout:
-    """Mamba-Reg's rule: after every ``N // (R + 1)`` patches a register; the patches that are left stand last.
+    """Mamba-Reg's rule: a register after every ``N // (R + 1)`` patches; the remaining patches are last.
 
-    The network norms all tokens before it reads the registers (``norm_f``), so they come normalised. R is what it calls
-    ``num_cls_tokens``.
+    The network normalises all tokens (``norm_f``) before it reads the registers. Its name for R is ``num_cls_tokens``.
 
     Args:
         num_patches: Patch tokens per image, N >= 1.
@@ -63,7 +62,7 @@ def mamba_reg_layout(num_patches: int, num_registers: int, hidden_dim: int) -> T
 def vit5_layout(num_patches: int, num_registers: int, hidden_dim: int) -> TokenLayout:
     """The official ViT-5's rule, ``[CLS, patches, REG]``, after the norm that ends the network.
 
-    T is fixed: what stands behind the registers, padding say, would be taken for them.
+    T is fixed: tokens after the registers, such as padding, would be taken for registers.
 
     Args:
         num_patches: Patch tokens per image, N >= 1.
@@ -92,7 +91,7 @@ def mamba_reg(model: str = "base", **options: object) -> OfficialModel:
 
     Raises:
         NameLookupError: There is no such model.
-        SpecError: There are options.
+        SpecError: Options were given.
     """
     refuse_options("mamba-reg", options)
     return _published("mamba-reg", MAMBA_REG, model)
@@ -103,7 +102,7 @@ def vit5(model: str = "small", **options: object) -> OfficialModel:
 
     Raises:
         NameLookupError: There is no such model.
-        SpecError: There are options.
+        SpecError: Options were given.
     """
     refuse_options("vit5", options)
     return _published("vit5", VIT5, model)
@@ -116,11 +115,9 @@ def layout_of(model: OfficialModel) -> TokenLayout:
 
 
 def refuse_options(backbone: str, options: Mapping[str, object]) -> None:
-    """Raise ``SpecError`` if a backbone whose models are known by name alone is asked for with options."""
+    """Refuse options for a backbone that is known by its models' names alone."""
     if options:
-        raise SpecError(
-            f"backbone {backbone!r}: expected a model's name alone, for it takes no options, got {', '.join(options)}."
-        )
+        raise SpecError(f"backbone {backbone!r}: expected a model's name without options, got {', '.join(options)}.")
 
 
 def _published(family: str, sizes: dict[str, tuple[int, int]], model: str) -> OfficialModel:

@@ -1,4 +1,4 @@
-"""What this package tells regplug. Imports neither torch nor nvsubquadratic: listing stays fast."""
+"""What this package offers. Imports neither torch nor nvsubquadratic, so listing stays fast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import regplug
 
 @regplug.hookimpl
 def regplug_readouts() -> list[regplug.ReadoutEntry]:
-    """Offer nvSubquadratic's two readouts as they are; ``pool`` and ``compress-concat`` take their weights."""
+    """Offer nvSubquadratic's two readouts unchanged; ``pool`` and ``compress-concat`` take their weights."""
     return [
         regplug.ReadoutEntry(
             "nvsubquadratic-pool",

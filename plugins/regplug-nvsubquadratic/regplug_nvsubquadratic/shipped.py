@@ -1,9 +1,9 @@
 """The networks of nvSubquadratic's shipped ImageNet configurations, by the names of their files.
 
-Facts from NVIDIA-BioNeMo/nvSubquadratic, examples/vit5_imagenet, at 5129112. Built with its own classes are tokens,
-blocks and their kinds, widths, readouts and FiLM generators. What touches neither registers nor FiLM is the same for
-all here: biases, initial values, masks, response norms, the kernel's frequencies, drop path. So a checkpoint of the
-whole network need not fit.
+From NVIDIA-BioNeMo/nvSubquadratic, examples/vit5_imagenet, at 5129112. Tokens, blocks and their kinds, widths, readouts
+and FiLM generators are as configured there, from its own classes. Settings that affect neither registers nor FiLM are
+the same for all here: biases, initial values, masks, response norms, the kernel's frequencies, drop path. So a
+checkpoint of the whole network may not fit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from regplug_nvsubquadratic.official import refuse_options
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a configuration says of registers and FiLM.
+    """The part of a configuration about registers and FiLM.
 
     Args:
         num_registers: R.
@@ -47,8 +47,8 @@ FILM_HIDDEN_DIM = 64
 LARGEST = 65536  # of a size
 NECK_RATIO = 4  # of the readout register_concat
 
-# + asks for prepend_registers, which 0.2.0 no longer has: its registers stand here where 0.2.0 puts all.
-# * builds and does not run in 0.2.0, whose attention has positions for a square number of registers only.
+# + asks for prepend_registers, which 0.2.0 no longer has: its registers are here where 0.2.0 puts all.
+# * builds and does not run in 0.2.0: its attention has positions for a square number of registers only.
 CONFIGURATIONS = {
     # v5
     "attention_pretrain": Configuration(4, "cls", "A" * 12),
@@ -83,8 +83,8 @@ def build(
         model: The configuration's name.
         num_registers: R; the configuration's own when None, as for the other sizes. ``regplug audit`` changes them.
         hidden_dim: D.
-        compressed_dim: c, of a configuration that compresses.
-        **options: There are none.
+        compressed_dim: c, for a configuration that compresses.
+        **options: None are known; any is refused.
 
     Raises:
         NameLookupError: No such configuration is known here.
@@ -124,13 +124,13 @@ def _resized(
 
 
 def network_config(configuration: Configuration) -> Any:
-    """The LazyConfig of a network; its blocks stand in ``layer_types``, by letter."""
+    """The LazyConfig of a network, with its blocks in ``layer_types``, by letter."""
     from nvsubquadratic.lazy_config import LazyConfig
     from nvsubquadratic.networks.vit5_classification import ViT5ClassificationNet
 
     width = configuration.hidden_dim
     concat = configuration.readout == "register_concat"
-    # as layer_types and not as one block_cfg: only there do Hyena blocks get the padding that their grid needs
+    # in layer_types, not as one block_cfg: only there Hyena blocks get the padding that their grid needs
     block = {"H": _hyena_block, "A": _attention_block}
     return LazyConfig(ViT5ClassificationNet)(
         in_channels=3,

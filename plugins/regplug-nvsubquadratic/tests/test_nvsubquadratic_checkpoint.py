@@ -87,29 +87,29 @@ def test_a_readout_without_a_generator_and_tokens_without_positions_are_found_al
 POOL_READOUT, CONCAT_READOUT = "blocks.0.register_pooling.logits", "blocks.0.register_pooling.compress.weight"
 OUT_LINEAR = f"blocks.0.{KERNEL}out_linear.weight"
 WRONG = [
-    (POOL, {POOL_READOUT: (5,)}, f"{POOL_READOUT}: expected [R] beside reg_token [1, 4, 24], got [5]."),
-    (POOL, {"reg_token": (1, 7, 24)}, f"{POOL_READOUT}: expected [R] beside reg_token [1, 7, 24], got [4]."),
-    (POOL, {"reg_token": None}, f"reg_token: expected [1, R, D] beside {POOL_READOUT} [4], got none."),
-    (POOL, {"pos_embed": (1, 16, 25)}, "pos_embed: expected [1, N, D] beside reg_token [1, 4, 24], got [1, 16, 25]."),
-    (POOL, {"cls_token": (1, 2, 24)}, "cls_token: expected [1, 1, D] beside reg_token [1, 4, 24], got [1, 2, 24]."),
-    (POOL, {f"{FILM}0.weight": (64, 30)}, f"{FILM}0.weight: expected [h, 24] beside {POOL_READOUT} [4], got [64, 30]."),
-    (CONCAT, {f"{FILM}0.weight": (64, 24)}, f"expected [h, 30] beside {CONCAT_READOUT} [6, 24], got [64, 24]."),
-    (CONCAT, {CONCAT_READOUT: (6, 23)}, f"{CONCAT_READOUT}: expected [c, D] beside reg_token [1, 5, 24], got [6, 23]."),
+    (POOL, {POOL_READOUT: (5,)}, f"{POOL_READOUT}: expected [R] with reg_token [1, 4, 24], got [5]."),
+    (POOL, {"reg_token": (1, 7, 24)}, f"{POOL_READOUT}: expected [R] with reg_token [1, 7, 24], got [4]."),
+    (POOL, {"reg_token": None}, f"reg_token: expected [1, R, D] with {POOL_READOUT} [4], got none."),
+    (POOL, {"pos_embed": (1, 16, 25)}, "pos_embed: expected [1, N, D] with reg_token [1, 4, 24], got [1, 16, 25]."),
+    (POOL, {"cls_token": (1, 2, 24)}, "cls_token: expected [1, 1, D] with reg_token [1, 4, 24], got [1, 2, 24]."),
+    (POOL, {f"{FILM}0.weight": (64, 30)}, f"{FILM}0.weight: expected [h, 24] with {POOL_READOUT} [4], got [64, 30]."),
+    (CONCAT, {f"{FILM}0.weight": (64, 24)}, f"expected [h, 30] with {CONCAT_READOUT} [6, 24], got [64, 24]."),
+    (CONCAT, {CONCAT_READOUT: (6, 23)}, f"{CONCAT_READOUT}: expected [c, D] with reg_token [1, 5, 24], got [6, 23]."),
     (
         CONCAT,
         {"reg_token": (1, 4, 24)},
-        f"{FILM}0.weight: expected [h, 24] beside {CONCAT_READOUT} [6, 24], got [64, 30].",
+        f"{FILM}0.weight: expected [h, 24] with {CONCAT_READOUT} [6, 24], got [64, 30].",
     ),
-    (POOL, {f"{FILM}0.bias": (63,)}, f"{FILM}0.bias: expected [h] beside {FILM}0.weight [64, 24], got [63]."),
+    (POOL, {f"{FILM}0.bias": (63,)}, f"{FILM}0.bias: expected [h] with {FILM}0.weight [64, 24], got [63]."),
     (
         POOL,
         {f"{FILM}2.weight": (130, 64), f"{FILM}2.bias": (130,)},
-        f"{FILM}2.weight: expected [2 * L * 32, h] (L = 2 or 3) beside {OUT_LINEAR} [24, 32], got [130, 64].",
+        f"{FILM}2.weight: expected [2 * L * 32, h] (L = 2 or 3) with {OUT_LINEAR} [24, 32], got [130, 64].",
     ),
     (POOL, {f"{FILM}2.weight": (512, 64), f"{FILM}2.bias": (512,)}, "(L = 2 or 3) beside"),
     (POOL, {OUT_LINEAR: (24, 0)}, f"beside {OUT_LINEAR} [24, 0], got [128, 64]."),
-    (POOL, {OUT_LINEAR: None}, f"{OUT_LINEAR}: expected [D, k] beside {FILM}2.weight [128, 64], got none."),
-    (POOL, {f"{FILM}2.bias": None}, f"{FILM}2.bias: expected [2 * L * k] beside {FILM}2.weight [128, 64], got none."),
+    (POOL, {OUT_LINEAR: None}, f"{OUT_LINEAR}: expected [D, k] with {FILM}2.weight [128, 64], got none."),
+    (POOL, {f"{FILM}2.bias": None}, f"{FILM}2.bias: expected [2 * L * k] with {FILM}2.weight [128, 64], got none."),
 ]
 
 
@@ -210,11 +210,11 @@ def test_a_mamba_reg_without_a_neck_holds_no_readout() -> None:
     [
         (
             {"cls_token": (1, 11, 384)},
-            "norm_neck.weight: expected [2112] (R * D / ratio) beside cls_token [1, 11, 384] ",
+            "norm_neck.weight: expected [2112] (R * D / ratio) with cls_token [1, 11, 384] ",
         ),
-        ({"cls_token": (1, 12, 192)}, "cls_token: expected [1, R, D] beside neck.weight [192, 384], got [1, 12, 192]."),
-        ({"neck.weight": (190, 384)}, "neck.weight: expected [D / ratio, D] (ratio a whole number) beside cls_token "),
-        ({"neck.weight": (0, 384)}, "neck.weight: expected [D / ratio, D] (ratio a whole number) beside cls_token "),
+        ({"cls_token": (1, 12, 192)}, "cls_token: expected [1, R, D] with neck.weight [192, 384], got [1, 12, 192]."),
+        ({"neck.weight": (190, 384)}, "neck.weight: expected [D / ratio, D] (ratio a whole number) with cls_token "),
+        ({"neck.weight": (0, 384)}, "neck.weight: expected [D / ratio, D] (ratio a whole number) with cls_token "),
         ({"norm_neck.weight": None}, "norm_neck.weight: expected [R * D / ratio], got none."),
         ({"neck.weight": None}, "neck.weight: expected [D / ratio, D], got none."),
         *(
@@ -223,7 +223,7 @@ def test_a_mamba_reg_without_a_neck_holds_no_readout() -> None:
         ),
         (
             {"pos_embed": (1, 196, 192)},
-            "pos_embed: expected [1, N, D] beside neck.weight [192, 384], got [1, 196, 192].",
+            "pos_embed: expected [1, N, D] with neck.weight [192, 384], got [1, 196, 192].",
         ),
     ],
 )

@@ -156,7 +156,7 @@ def test_a_subclass_is_read_unless_it_has_a_forward_of_its_own() -> None:
     for derived in (CountsTokens, Derived):
         network.__class__ = derived
         assert regplug.layout_of(network) == layout
-        message = rf"^model {derived.__name__}: expected the forward of ViT5ClassificationNet, .* got one of its own;"
+        message = rf"^model {derived.__name__}: expected the forward of ViT5ClassificationNet, .* got its own;"
         for ask in (regplug.read_registers, lambda model, _: regplug.attach(model, "pool")):
             with pytest.raises(regplug.SpecError, match=message):
                 ask(network, given)
@@ -176,7 +176,7 @@ def test_tokens_are_what_the_last_block_gives(name: str) -> None:
     assert torch.equal(registers, regplug.read_registers(torch.compile(network), {"input": given, "condition": None}))
     assert not torch.equal(registers, regplug.read_registers(network, images(NETWORKS[name], seed=2)))
     if NETWORKS[name].readout == "register_concat":
-        with pytest.raises(regplug.SpecError, match="whose norm is for all registers side by side and not for one"):
+        with pytest.raises(regplug.SpecError, match="where the norm is for all registers concatenated"):
             regplug.read_registers(network, given, normalized=True)
     else:
         assert torch.equal(regplug.read_registers(network, given, normalized=True), network.out_norm(expected))

@@ -86,7 +86,7 @@ def test_options_are_refused_where_a_name_says_all(backbone: str, model: str) ->
     assert run_command("cond-dim", "--backbone", name, *(["-O", "ratio=4"] if backbone == "mamba-reg" else []))[0] == 0
     code, out, err = run_command("cond-dim", "--backbone", name, "-M", "foo=1", "-M", "bar=2")
     assert (code, out) == (2, "")
-    assert f"backbone {backbone!r}: expected a model's name alone, for it takes no options, got bar, foo." in err
+    assert f"backbone {backbone!r}: expected a model's name without options, got bar, foo." in err
 
 
 @pytest.mark.parametrize(

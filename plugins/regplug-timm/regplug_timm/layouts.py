@@ -8,7 +8,7 @@ from torch import nn
 
 import regplug
 
-# class -> its methods that decide where tokens stand
+# class -> its methods that decide the order of the tokens
 FAMILIES = {
     "timm.models.vision_transformer:VisionTransformer": ("forward_features", "_pos_embed"),
     "timm.models.eva:Eva": ("forward_features", "_pos_embed"),
@@ -17,28 +17,28 @@ FAMILIES = {
 
 
 def name_of(model: nn.Module) -> str:
-    """The model as messages call it: what ``timm.create_model`` made it of, else its class."""
+    """The model's name for messages: the one given to ``timm.create_model``, else its class."""
     known = getattr(model, "pretrained_cfg", None) or {}
     name = known.get("architecture")
     return str(name or type(model).__name__)
 
 
 def layout_of(model: nn.Module) -> regplug.TokenLayout:
-    """The layout of what ``forward_features`` gives.
+    """The layout of the output of ``forward_features``.
 
-    ``num_prefix_tokens`` counts the registers and the class tokens before them, of which a distilled DeiT has two.
+    ``num_prefix_tokens`` counts the registers and the class tokens before them; a distilled DeiT has two of those.
 
     Raises:
-        SpecError: The model carries no registers, or is of a class that arranges its tokens in its own way.
+        SpecError: The model has no registers, or its class arranges its tokens in its own way.
     """
-    # NaFlexVit keeps its tokens in a module of their own
+    # NaFlexVit keeps its tokens in a separate module
     register = getattr(getattr(model, "embeds", model), "reg_token", None)
     count = 0 if register is None else int(register.shape[1])
     if register is None or count == 0:
         prefix = getattr(model, "num_prefix_tokens", 0)
         raise regplug.SpecError(
             f"model {name_of(model)!r}: carries no register tokens (a {type(model).__name__} with {prefix} prefix "
-            "tokens, none of them a register); use one whose name says reg, dinov3 or radio."
+            "tokens, none of them a register); use one with reg, dinov3 or radio in its name."
         )
     _check_class(model)
     seen: Any = model
@@ -51,7 +51,7 @@ def layout_of(model: nn.Module) -> regplug.TokenLayout:
 
 
 def _check_class(model: nn.Module) -> None:
-    """Refuse a class that a family's is only the base of: a distilled DeiT makes a register parameter and drops it."""
+    """Refuse a subclass with its own order of tokens: a distilled DeiT makes a register parameter and drops it."""
     cls = type(model)
     known = ((base, FAMILIES.get(f"{base.__module__}:{base.__qualname__}")) for base in cls.__mro__)
     family, methods = next(((base, methods) for base, methods in known if methods), (None, ()))
@@ -59,6 +59,6 @@ def _check_class(model: nn.Module) -> None:
     if family is None or own:
         raise regplug.SpecError(
             f"model {name_of(model)!r}: expected a class that arranges its tokens as timm's VisionTransformer, Eva or "
-            f"NaFlexVit does, got {cls.__name__} with its own {' and '.join(own) or 'way'}; a plugin of its own may "
+            f"NaFlexVit does, got {cls.__name__} with its own {' and '.join(own) or 'way'}; another plugin may "
             "register it as a backbone."
         )

@@ -1,4 +1,4 @@
-"""timm's models by name, and the name and options of a model that somebody built."""
+"""timm's models by name, and the name and options of an existing model."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from regplug.nn import closest, one_line
 from .layouts import FAMILIES, name_of
 from .reading import AFTER
 
-# with these create_model reads files or the network, or builds elsewhere; a bundle, which may be a stranger's, must not
-# ask for that
+# with these, create_model reads files or the network, or builds on another device; a bundle, which may be untrusted,
+# must not cause that
 READING = re.compile(r"pretrained.*|checkpoint_path|cache_dir|device")
 
 # a DeiT with registers is a VisionTransformer
 OWN_MODULES = {reference.partition(":")[0] for reference in FAMILIES} | {"timm.models.deit"}
-MAX_DEPTH = 1024  # blocks; timm lists as many numbers before the first block can be refused
+MAX_DEPTH = 1024  # blocks; timm makes a list of this length before the first block
 
 IN_TRAINING = re.compile(r"training|drop|^p$|checkpointing|fused_attn|grad|device|dtype")
 
 
 def build(name: str | None = None, /, **options: Any) -> nn.Module:
-    """``timm.create_model(name, **options)`` with random weights, by the names that timm has: nothing is downloaded.
+    """``timm.create_model(name, **options)`` with random weights, for timm's own names; nothing is downloaded.
 
     Raises:
         NameLookupError: timm knows no such model.
@@ -41,22 +41,22 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
         raise regplug.NameLookupError(f"model {name!r}: not known to timm{closest(name, timm.list_models())}.")
     module = timm.models.model_entrypoint(name.partition(".")[0]).__module__
     if module.startswith("timm.") and module not in OWN_MODULES:
-        # before it is built: a bundle may name any model, and some loop over their options without end
+        # before it is built: a bundle may name any model, and some loop over their options without limit
         raise regplug.SpecError(
-            f"model {name!r}: carries no register tokens (it is of {module}); use one whose name says reg, dinov3 or "
-            "radio."
+            f"model {name!r}: carries no register tokens (it is of {module}); use one with reg, dinov3 or radio "
+            "in its name."
         )
     clashes = sorted(filter(READING.fullmatch, options))
     if clashes:
         raise regplug.SpecError(
-            f"model {name!r}: {clashes[0]}: expected no such option: weights are the caller's to load."
+            f"model {name!r}: {clashes[0]}: expected no such option, as the caller loads the weights; leave it out."
         )
     depth = options.get("depth")
     if isinstance(depth, int) and depth > MAX_DEPTH:
         raise regplug.SpecError(f"model {name!r}: depth: expected at most {MAX_DEPTH} blocks, got {depth}.")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **options)
-    except Exception as error:  # timm's constructors refuse in any way: TypeError, AssertionError, KeyError, ...
+    except Exception as error:  # timm's constructors raise anything: TypeError, AssertionError, KeyError, ...
         raise regplug.SpecError(
             f"model {name!r}: expected options that it takes, got {options}: {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -64,31 +64,34 @@ def build(name: str | None = None, /, **options: Any) -> nn.Module:
 
 
 def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The name and the options of which ``build`` makes the same model, so that a bundle can hold it.
+    """The name and the options with which ``build`` makes the same model, so that a bundle can hold it.
 
     Raises:
-        SpecError: The model is none of ``timm.create_model``, or was built with options that nothing in it tells.
+        SpecError: ``timm.create_model`` did not make the model, or it was built with options that cannot be read from
+            it.
     """
     name = name_of(model)
     if not (getattr(model, "pretrained_cfg", None) and _timm().is_model(name)):
-        raise regplug.SpecError(f"model {name!r}: expected one that timm.create_model made; a bundle names its model.")
+        raise regplug.SpecError(
+            f"model {name!r}: expected one that timm.create_model made, because a bundle names its model, got another."
+        )
     with torch.device("meta"):
         plain = build(name)
-        options = {word: got for word, got in _told_by(model).items() if _told_by(plain).get(word) != got}
+        options = {word: got for word, got in _options_of(model).items() if _options_of(plain).get(word) != got}
         same = build(name, **options) if options else plain
     differing = _traits(model).items() ^ _traits(same).items()
     if differing:
         raise regplug.SpecError(
-            f"model {name!r}: expected options that the model tells ({', '.join(_told_by(plain))}), got others: "
-            f"{min(name for name, _ in differing)} differs; name the model and its options instead: "
+            f"model {name!r}: expected options that can be read from the model ({', '.join(_options_of(plain))}), got "
+            f"others: {min(name for name, _ in differing)} differs; name the model and its options instead: "
             f"attach('timm:{name}', model_options={{...}})."
         )
     return name, options
 
 
-def _told_by(model: Any) -> dict[str, Any]:
-    """The options of ``create_model`` that a model tells by what it is; ``__init__`` takes them by these words."""
-    told = {
+def _options_of(model: Any) -> dict[str, Any]:
+    """The options of ``create_model`` that can be read from a model, by the names that ``__init__`` takes."""
+    options = {
         "num_classes": model.num_classes,
         "global_pool": model.global_pool,
         "depth": len(model.blocks),
@@ -96,24 +99,24 @@ def _told_by(model: Any) -> dict[str, Any]:
     }
     heads = getattr(getattr(model.blocks[0], "attn", None), "num_heads", None) if len(model.blocks) else None
     if heads is not None:
-        told["num_heads"] = heads
+        options["num_heads"] = heads
     key_heads = [getattr(getattr(block, "attn", None), "num_kv_heads", None) for block in model.blocks]
-    if key_heads and None not in key_heads:  # Sapiens2 wants one number for each block
-        told["num_kv_heads"] = key_heads
+    if key_heads and None not in key_heads:  # Sapiens2 takes one number for each block
+        options["num_kv_heads"] = key_heads
     embed = getattr(model, "patch_embed", None)
     if getattr(embed, "img_size", None) is None:
-        return told
-    told |= {"img_size": list(embed.img_size), "dynamic_img_size": model.dynamic_img_size}
+        return options
+    options |= {"img_size": list(embed.img_size), "dynamic_img_size": model.dynamic_img_size}
     if isinstance(getattr(embed, "proj", None), nn.Conv2d):
-        told |= {"in_chans": embed.proj.in_channels, "patch_size": embed.proj.kernel_size[0]}
-    return told
+        options |= {"in_chans": embed.proj.in_channels, "patch_size": embed.proj.kernel_size[0]}
+    return options
 
 
 def _traits(model: nn.Module) -> dict[str, Any]:
-    """What tells two models of one name apart, as far as tokens go: sizes, classes, and plain settings of each part.
+    """What may differ between two models of one name and affects tokens: sizes, classes, settings of each module.
 
-    Buffers that no state dict keeps count too: rotary tables depend on the image's size. What comes after the tokens,
-    what only training reads, and which kernel attention takes, is left out.
+    Non-persistent buffers count too, because rotary tables depend on the image's size. Left out are the layers after
+    the tokens, settings for training only, and the choice of attention kernel.
     """
     traits: dict[str, Any] = {}
     for name, module in model.named_modules():

@@ -10,7 +10,7 @@ import regplug
 
 from .layouts import name_of
 
-# what forward_features leaves to forward_head; a program would carry their weights for nothing
+# used by forward_head alone; a program would contain their weights for nothing
 AFTER = ("head", "head_drop", "fc_norm", "attn_pool")
 
 
@@ -18,10 +18,10 @@ class TimmTokens(nn.Module):
     """Images ``[B, C, H, W]`` -> tokens ``[B, T, D]`` by ``forward_features``; scripts and exports.
 
     Args:
-        model: A VisionTransformer or an Eva without what comes after its tokens.
+        model: A VisionTransformer or an Eva without the layers after its tokens.
 
     Attributes:
-        input_shape: ``(C, H, W)`` of the images that the model takes, where it takes one size.
+        input_shape: ``(C, H, W)`` of the model's images; None if it takes several sizes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +42,7 @@ class NaFlexTokens(nn.Module):
         model: A NaFlexVit.
 
     Attributes:
-        example_shape: ``(C, H, W)`` of images of two by two patches, with which ``regplug check`` tries the model.
+        example_shape: ``(C, H, W)`` of images of two by two patches, for ``regplug check``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +53,7 @@ class NaFlexTokens(nn.Module):
     def forward(self, inputs: Tensor | Mapping[str, Any]) -> Tensor:
         """The tokens of images, or of ``{"patches": ..., "patch_coord": ..., "patch_valid": ...}``.
 
-        With patches, those that are padding have tokens too, behind the registers and the valid ones.
+        Padding patches have tokens too, after the registers and the valid patches.
         """
         if isinstance(inputs, Mapping):
             found = self.model.forward_features(**inputs)
@@ -64,9 +64,9 @@ class NaFlexTokens(nn.Module):
 
 
 def tokens(model: nn.Module, normalized: bool) -> nn.Module:
-    """The module that gives the tokens of ``model``, whose weights it shares.
+    """The module from inputs to the tokens of ``model``; it shares the model's weights.
 
-    ``normalized`` is the model's ``norm``; in a model that normalises after pooling, its ``fc_norm``, on every token.
+    ``normalized`` applies the model's ``norm``; in a model that normalises after pooling, its ``fc_norm``, per token.
 
     Raises:
         SpecError: The model has no final norm to apply.
@@ -75,15 +75,15 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
     norm = own if not isinstance(own, nn.Identity) else pooled
     if normalized and (norm is None or isinstance(norm, nn.Identity)):
         raise regplug.SpecError(
-            f"model {name_of(model)!r}: normalized: expected False, for the model has no final norm, got True."
+            f"model {name_of(model)!r}: normalized: expected False, because the model has no final norm, got True."
         )
     if "forward_features" in vars(model) and normalized != (not isinstance(own, nn.Identity)):
-        # it is bound to the model and not to the copy: the norm would silently be the model's own
+        # it is bound to the model and not to the copy, so it would silently apply the model's own norm
         raise regplug.SpecError(
-            f"model {name_of(model)!r}: normalized: expected {not normalized}, for something replaced this instance's "
-            f"forward_features and its norm cannot be changed, got {normalized}."
+            f"model {name_of(model)!r}: normalized: expected {not normalized}, because this instance's "
+            f"forward_features was replaced and its norm cannot be changed, got {normalized}."
         )
-    # as copy.copy does, which torch forbids for a model with a parametrization
+    # copy.copy refuses a model with a parametrization
     kept = type(model).__new__(type(model))
     kept.__dict__ = {**vars(model), "_modules": dict(model._modules)}
     kept.norm = norm if normalized else nn.Identity()

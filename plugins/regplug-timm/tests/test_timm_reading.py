@@ -64,7 +64,7 @@ def test_the_norm_is_applied_or_not_as_asked(named: tuple[str, nn.Module, torch.
     torch.testing.assert_close(regplug.read_registers(model, given, normalized=False), raw, rtol=0, atol=0)
     norm = model.norm if layout.normalized else model.fc_norm
     if isinstance(norm, nn.Identity):
-        with pytest.raises(regplug.SpecError, match="normalized: expected False, for the model has no final norm"):
+        with pytest.raises(regplug.SpecError, match="normalized: expected False, because the model has no final norm"):
             regplug.read_registers(model, given, normalized=True)
     else:
         torch.testing.assert_close(regplug.read_registers(model, given, normalized=True), norm(raw))
@@ -91,7 +91,7 @@ def test_a_replaced_forward_features_is_run_and_never_with_another_norm_than_ask
     original = model.forward_features
     model.forward_features = lambda images: 2 * original(images)
     assert torch.equal(regplug.read_registers(model, given), 2 * original(given)[:, 1:5])
-    with pytest.raises(regplug.SpecError, match="normalized: expected True, for something replaced"):
+    with pytest.raises(regplug.SpecError, match="normalized: expected True, because this instance"):
         regplug.read_registers(model, given, normalized=False)
 
 
@@ -232,7 +232,7 @@ def test_a_model_that_cannot_be_described_is_attached_all_the_same_and_says_why(
     odd = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=28, depth=1, qk_norm=True)
     source = regplug.attach(odd).source
     assert isinstance(source, regplug.SpecError)
-    assert "expected options that the model tells" in str(source)
+    assert "expected options that can be read from the model" in str(source)
     bare = timm.models.VisionTransformer(img_size=28, patch_size=14, embed_dim=24, depth=1, num_heads=2, reg_tokens=2)
     source = regplug.attach(bare).source
     assert isinstance(source, regplug.SpecError)

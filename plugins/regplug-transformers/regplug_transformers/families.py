@@ -10,14 +10,15 @@ class Family:
     """One family; its classes are named alike: ``RadioModel``, ``RadioConfig``, ``RadioPreTrainedModel``.
 
     Args:
-        model_type: As transformers' configurations call it.
+        model_type: As in transformers' configurations.
         package: The folder under ``transformers/models``.
-        prefix: What its classes' names begin with.
-        norm: The final norm's name in the model, which every token passes; None for a family without one.
-        registers: The configuration's word for the number of registers.
-        parameter: Where the model keeps them, ``[..., R, D]``; the class tokens come first in it where
-            ``class_tokens`` has a word.
-        class_tokens: Its word for the number of class tokens before them; None where there is always one.
+        prefix: The beginning of its classes' names.
+        norm: The name of the final norm in the model, applied to every token; None for a family without one.
+        registers: The configuration's name for the number of registers.
+        parameter: Where the model keeps them, ``[..., R, D]``; the class tokens come first in it if ``class_tokens``
+            is not None.
+        class_tokens: The configuration's name for the number of class tokens before the registers; None if there is
+            always one.
     """
 
     model_type: str
@@ -54,11 +55,12 @@ FAMILIES = (
     Family("tipsv2_vision_model", "tipsv2", "Tipsv2Vision", norm="layernorm"),
 )
 
-# TIPSv2 whole, text tower and all: its vision tower is read
+# all of TIPSv2, with its text tower: its vision tower is read
 TIPSV2_MODEL = "transformers.models.tipsv2.modeling_tipsv2:Tipsv2PreTrainedModel"
 TIPSV2_CONFIG = "transformers.models.tipsv2.configuration_tipsv2:Tipsv2Config"
 
-# all that a family's models share, heads and Backbone classes too, so that what cannot be read is refused by name
+# the bases of all of a family's models, also those with heads and Backbone classes, so that a model that cannot be read
+# is refused by name
 CLASSES = (
     *(name for family in FAMILIES for name in (family.model_class("PreTrainedModel"), family.config_class)),
     TIPSV2_MODEL,

@@ -15,11 +15,11 @@ from .families import FAMILIES, TIPSV2_CONFIG, Family
 def layout_of(model: Any) -> regplug.TokenLayout:
     """The layout of a model, on the meta device too, of a model with a head, or of a configuration.
 
-    A model's registers are counted where it keeps them: they may be others than its configuration says.
+    A model's registers are counted where it keeps them: they may differ from its configuration.
 
     Raises:
-        SpecError: It carries no registers, is of a class whose output leaves them out or may do so, or is neither a
-            model nor a configuration of these families.
+        SpecError: It has no registers, its class drops them or may drop them, or it is neither a model nor a
+            configuration of these families.
 
     Example:
         >>> from transformers import RadioConfig
@@ -47,11 +47,11 @@ def layout_of(model: Any) -> regplug.TokenLayout:
 
 
 def base_of(model: nn.Module) -> tuple[Any, Family]:
-    """The family's plain model, which gives tokens: ``model`` itself, or the one inside a model with a head.
+    """The family's plain model, which returns tokens: ``model`` itself, or the one inside a model with a head.
 
     Raises:
-        SpecError: The class drops its registers, or has a forward of its own that may do so; there is no plain model
-            in it, or it is a configuration.
+        SpecError: The class drops its registers, or has its own forward that may do so; there is no plain model in it;
+            or it is a configuration.
     """
     name, names = type(model).__name__, _names(model)
     if not isinstance(model, nn.Module):
@@ -68,7 +68,7 @@ def base_of(model: nn.Module) -> tuple[Any, Family]:
     for family in FAMILIES:
         if family.model_class("Backbone") in names:
             raise regplug.SpecError(
-                f"model {name}: expected a model whose output holds the register tokens, got a Backbone class, "
+                f"model {name}: expected a model that returns the register tokens, got a Backbone class, "
                 f"which drops them; use {family.prefix}Model."
             )
     wanted = [f"{family.prefix}Model" for family in FAMILIES if family.model_class("PreTrainedModel") in names]
@@ -79,11 +79,11 @@ def base_of(model: nn.Module) -> tuple[Any, Family]:
 
 
 def _check_forward(cls: type[nn.Module], plain: type[nn.Module]) -> None:
-    """Refuse a derived class that gives tokens by its own means: they may be without registers, or in another order."""
+    """Refuse a subclass with its own forward: its tokens may be in another order, or without registers."""
     if cls.forward is not plain.forward:
         raise regplug.SpecError(
-            f"model {cls.__name__}: expected the forward of {plain.__name__}, got one of its own, whose tokens may "
-            f"stand otherwise; use SelectRegisters(layout_of(model.config)) on them if they do not."
+            f"model {cls.__name__}: expected the forward of {plain.__name__}, got its own, whose tokens may be in "
+            f"another order; if they are not, use SelectRegisters(layout_of(model.config)) on them."
         )
 
 
@@ -96,14 +96,14 @@ def _sizes_in(model: Any, family: Family) -> tuple[int, int]:
         raise regplug.SpecError(
             f"model {type(model).__name__}: expected its register tokens at {family.parameter}, got none there."
         ) from error
-    if len(shape) < 2:  # a sharded model keeps a flat part of each parameter, which tells nothing
+    if len(shape) < 2:  # a sharded model keeps a flat part of each parameter, without its shape
         return getattr(config, family.registers), config.hidden_size
-    beside = 0 if family.class_tokens is None else getattr(config, family.class_tokens)
-    return shape[-2] - beside, shape[-1]
+    class_tokens = 0 if family.class_tokens is None else getattr(config, family.class_tokens)
+    return shape[-2] - class_tokens, shape[-1]
 
 
 def _configuration(given: Any) -> tuple[Any, Family]:
-    """A configuration, of TIPSv2 whole that of its vision tower, and its family."""
+    """A configuration and its family; for all of TIPSv2, that of its vision tower."""
     config = given.vision_config if TIPSV2_CONFIG in _names(given) else given
     for family in FAMILIES:
         if family.config_class in _names(config):

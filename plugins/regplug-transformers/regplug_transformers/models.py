@@ -1,4 +1,4 @@
-"""transformers' models by type, folder or hub id, and the type and options of a model that somebody built."""
+"""transformers' models by type, folder or hub id, and the type and options of an existing model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .layouts import base_of, reference_of
 TYPES = {family.model_type: family for family in FAMILIES}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
-MAX_LAYERS = 1024  # configurations list as many names before the first layer can be refused
+MAX_LAYERS = 1024  # configurations make a list of this length before the first layer
 
-# what configurations hold for Backbone classes and heads: no plain model is built of it
+# options for Backbone classes and heads, which plain models ignore
 FOREIGN = (
     "out_features",
     "out_indices",
@@ -39,11 +39,11 @@ FOREIGN = (
 
 
 def build(name: str = "dinov2_with_registers", **options: Any) -> nn.Module:
-    """A family's plain model with random weights, in float32; nothing is downloaded but a hub's configuration.
+    """A family's plain model with random weights, in float32; only a hub's configuration is downloaded.
 
     Args:
-        name: A model type (``"radio"``, by its default configuration), a folder with ``config.json``, or an id on the
-            hub. Of TIPSv2 it is the vision tower.
+        name: A model type (``"radio"``, with its default configuration), a folder with ``config.json``, or an id on the
+            hub. TIPSv2 gives its vision tower.
         **options: Values of the configuration, in place of its own.
 
     Raises:
@@ -66,7 +66,7 @@ def build(name: str = "dinov2_with_registers", **options: Any) -> nn.Module:
     model_class = _class(name, family.model_class("Model"))
     try:
         model: nn.Module = model_class(config_class.from_dict({**values, **options}))
-    except Exception as error:  # whatever a configuration's checks or a layer's constructor raise, the values did it
+    except Exception as error:  # a configuration's checks and a layer's constructor raise anything
         raise regplug.SpecError(
             f"model {name!r}: expected a configuration that {family.prefix}Model can be built of, "
             f"got {options or values}: {type(error).__name__}: {' '.join(str(error).split())}"
@@ -75,12 +75,12 @@ def build(name: str = "dinov2_with_registers", **options: Any) -> nn.Module:
 
 
 def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The model type, and where its configuration differs from the default: of these ``build`` makes the same model.
+    """The model type, and where its configuration differs from the default: ``build`` makes the same model from them.
 
-    Of a model with a head, and of TIPSv2 whole, it is the plain model inside, which is all that gives tokens.
+    For a model with a head, and for all of TIPSv2, this is the plain model inside, which returns the tokens.
 
     Raises:
-        SpecError: The model is of a derived class, or was changed after it was built of its configuration.
+        SpecError: The model is of a subclass, or was changed after it was built from its configuration.
     """
     base, family = base_of(model)
     name = type(base).__name__
@@ -100,12 +100,12 @@ def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def _stored_config(transformers: ModuleType, name: str) -> tuple[Family, dict[str, Any]]:
-    """The family and the stored configuration that a name stands for; none is stored under a model type."""
+    """The family and the stored configuration for a name; a model type has no stored one."""
     if name in TYPES:
         return TYPES[name], {}
     if name == "tipsv2":
         return TYPES["tipsv2_vision_model"], {}
-    # "./NAME", never "NAME": a bundle's model is a name without a slash, and must not make its reader open a file
+    # "./NAME", never "NAME": a bundle's model is a name without a slash, and must not open a file
     is_folder = "/" in name and Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").is_file():
         raise regplug.NameLookupError(f"model {name!r}: expected a folder with config.json, got none in it.")
@@ -117,7 +117,7 @@ def _stored_config(transformers: ModuleType, name: str) -> tuple[Family, dict[st
         )
     try:
         stored = dict(transformers.PreTrainedConfig.get_config_dict(name, local_files_only=is_folder)[0])
-    except Exception as error:  # not there, no network, no JSON, JSON of something else: each raises its own
+    except Exception as error:  # missing, no network, not JSON, JSON of something else: each raises a different class
         raise regplug.NameLookupError(
             f"model {name!r}: expected a configuration there, got {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -147,14 +147,14 @@ def _class(name: str, reference: str) -> Any:
 
 
 def _own_options(transformers: ModuleType, config_class: Any) -> list[str]:
-    """What a family's configuration has beyond what all have; a configuration takes any other word without a sound."""
+    """The options of a family's configuration that not all have; a configuration silently takes any other name."""
     common = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
     own = [field.name for field in dataclasses.fields(config_class)]
     return [word for word in own if word not in common and word not in FOREIGN and not word.startswith("_")]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Every parameter and buffer, those that no state dict keeps too: rotary tables depend on sizes."""
+    """Every parameter and buffer, also non-persistent ones, because rotary tables depend on sizes."""
     return {name: tuple(one.shape) for name, one in (*model.named_parameters(), *model.named_buffers())}
 
 

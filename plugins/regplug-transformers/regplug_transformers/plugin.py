@@ -1,4 +1,4 @@
-"""What this package tells regplug. Imports neither torch nor transformers: listing stays fast."""
+"""The backbone that this package offers. Imports neither torch nor transformers, so listing stays fast."""
 
 from __future__ import annotations
 

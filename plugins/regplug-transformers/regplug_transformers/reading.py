@@ -12,19 +12,19 @@ import regplug
 
 from .layouts import base_of
 
-# what a family's plain model takes of the inputs of a model around it: labels are the head's, an attention mask of
-# TIPSv2's processor is the text tower's
+# the inputs of an outer model that the plain model takes: labels are for the head, the attention mask of TIPSv2's
+# processor is for the text tower
 SHARED_INPUTS = ("pixel_values", "bool_masked_pos")
 
 
 class TransformersTokens(nn.Module):
     """Images ``[B, C, H, W]``, or a processor's mapping -> tokens ``[B, T, D]``: ``last_hidden_state``.
 
-    Exports; does not script, for transformers' models do not, and says so.
+    Exports; does not script, because transformers' models do not, and says so.
 
     Args:
         model: A family's plain model.
-        inside: Whether it comes from inside another model, whose inputs a mapping then holds.
+        inside: Whether it is inside another model; a mapping then holds that model's inputs.
 
     Attributes:
         input_shape: ``(C, H, W)`` of the images that the model was made for.
@@ -42,7 +42,7 @@ class TransformersTokens(nn.Module):
         """The tokens of ``inputs``.
 
         Raises:
-            ShapeError: There are no images ``[B, C, H, W]`` in them; RADIO's packed patches are none.
+            ShapeError: They hold no images ``[B, C, H, W]``; RADIO's packed patches are refused too.
         """
         given = dict(inputs) if isinstance(inputs, Mapping) else {"pixel_values": inputs}
         images = given.get("pixel_values")
@@ -57,7 +57,7 @@ class TransformersTokens(nn.Module):
         return tokens
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` asks first; the compiler would end somewhere in the network's configuration.
+        """Called by ``torch.jit.script`` first; its compiler would fail somewhere in the network's configuration.
 
         Raises:
             ExportError: Always.
@@ -69,22 +69,24 @@ class TransformersTokens(nn.Module):
 
 
 def tokens(model: nn.Module, normalized: bool) -> nn.Module:
-    """The module that gives the tokens of ``model``, whose weights it shares.
+    """The module from inputs to the tokens of ``model``; it shares the model's weights.
 
     Raises:
-        SpecError: The model has no final norm to apply, or its norm cannot be left out, or it is a configuration or of
-            a class whose forward is its own.
+        SpecError: The model has no final norm to apply, its norm cannot be left out, it is a configuration, or its
+            class has its own forward.
     """
     base, family = base_of(model)
     name = type(base).__name__
     if normalized and family.norm is None:
-        raise regplug.SpecError(f"model {name}: normalized: expected False, for the model has no final norm, got True.")
+        raise regplug.SpecError(
+            f"model {name}: normalized: expected False, because the model has no final norm, got True."
+        )
     kept = base
     if not normalized and family.norm is not None:
-        if "forward" in vars(base):  # bound to the model and not to its copy: it would apply the norm all the same
+        if "forward" in vars(base):  # bound to the model and not to its copy, so it would still apply the norm
             raise regplug.SpecError(
-                f"model {name}: normalized: expected True, for something replaced this instance's forward (as "
-                f"accelerate's device maps do) and its norm cannot be left out, got False."
+                f"model {name}: normalized: expected True, because this instance's forward was replaced (as by "
+                f"accelerate's device maps) and its norm cannot be left out, got False."
             )
         kept = copy.copy(base)
         kept._modules = {**base._modules, family.norm: nn.Identity()}

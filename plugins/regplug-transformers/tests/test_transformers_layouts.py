@@ -129,7 +129,7 @@ def test_a_backbone_class_is_refused_with_the_class_that_keeps_the_registers(pre
     with pytest.raises(regplug.SpecError) as refused:
         regplug.layout_of(model)
     assert str(refused.value) == (
-        f"model {prefix}Backbone: expected a model whose output holds the register tokens, got a Backbone class, "
+        f"model {prefix}Backbone: expected a model that returns the register tokens, got a Backbone class, "
         f"which drops them; use {prefix}Model."
     )
     with pytest.raises(regplug.SpecError, match=f"use {prefix}Model"):
@@ -189,7 +189,7 @@ def test_a_derived_class_with_a_forward_of_its_own_is_refused(case: Case) -> Non
 
     model = copy.copy(case.model)
     model.__class__ = type("Mine", (plain,), {"forward": without_registers})
-    expected = f"model Mine: expected the forward of {plain.__name__}, got one of its own"
+    expected = f"model Mine: expected the forward of {plain.__name__}, got its own"
     for ask in (regplug.layout_of, regplug.attach, lambda mine: regplug.read_registers(mine, case.images())):
         with pytest.raises(regplug.SpecError, match=expected):
             ask(model)

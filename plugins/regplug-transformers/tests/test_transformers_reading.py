@@ -69,7 +69,9 @@ def test_the_norm_is_the_models_own_applied_or_not_as_asked(case: Case) -> None:
 def test_radio_has_no_norm_to_apply(case: Case) -> None:
     raw = own_registers(case, case.raw(copy.deepcopy(case.model), case.images()))
     assert torch.equal(regplug.read_registers(case.model, case.images(), normalized=False), raw)
-    with pytest.raises(regplug.SpecError, match="normalized: expected False, for the model has no final norm, got Tru"):
+    with pytest.raises(
+        regplug.SpecError, match="normalized: expected False, because the model has no final norm, got Tru"
+    ):
         regplug.read_registers(case.model, case.images(), normalized=True)
 
 
@@ -210,7 +212,7 @@ def test_a_model_with_a_replaced_forward_is_read_as_its_features_come(case: Case
 
 @with_norm
 def test_the_norm_of_a_replaced_forward_cannot_be_left_out(case: Case) -> None:
-    with pytest.raises(regplug.SpecError, match="normalized: expected True, for something replaced this instance's fo"):
+    with pytest.raises(regplug.SpecError, match="normalized: expected True, because this instance's forward"):
         regplug.read_registers(replaced_forward(case), case.images(), normalized=False)
 
 

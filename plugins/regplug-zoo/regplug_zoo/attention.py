@@ -1,4 +1,4 @@
-"""Readouts that weigh the registers by what they hold: ``cond_dim`` is D."""
+"""Readouts that weight the registers by their content: ``cond_dim`` is D."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ from regplug_zoo.sizes import abmil_width, class_attention_width, simpool_width
 
 
 class RegisterABMIL(nn.Module):
-    """An average weighted by what each register holds: ``c = sum_r softmax_r(w^T tanh(V x_r)) x_r``.
+    """An average weighted by each register's content: ``c = sum_r softmax_r(w^T tanh(V x_r)) x_r``.
 
     V and w start as ``nn.Linear`` does and have no bias, as in the paper; its code has two, of which w's cancels in
     the softmax. ``gated-abmil`` adds a gate.
@@ -61,17 +61,17 @@ class RegisterABMIL(nn.Module):
 
 
 class RegisterSimPool(nn.Module):
-    """The mean register attends over the normalised registers, which are their own values.
+    """The mean register attends over the normalised registers, which are also the values.
 
     ``c = sum_r softmax_r((W_q m)^T W_k n_r / sqrt(D)) n_r, n_r = LayerNorm(x_r), m = mean_r x_r``.
     One head. W_q and W_k start as ``nn.Linear`` does, the LayerNorm (eps 1e-6) as the identity.
 
     Parameter names are the source's, and so is its default of no power mean (``gamma=None``): with gamma it subtracts
-    the smallest value of the whole batch, and a sample's answer would depend on its neighbours.
+    the smallest value of the whole batch, so a sample's output would depend on the other samples.
     Source: SimPool (Psomas et al., 2023, "Keep It SimPool"); billpsomas/efficient-probing, poolings/simpool.py.
 
     Args:
-        num_registers: Registers per sample, R >= 1. With one register the answer is its norm.
+        num_registers: Registers per sample, R >= 1. With one register the output is that register, normalised.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
 
     Raises:
@@ -111,7 +111,7 @@ class RegisterSimPool(nn.Module):
         registers = in_dtype_of(self.wq.weight, registers)
         normed = self.norm_patches(registers).unsqueeze(1)
         query = self.wq(registers.mean(dim=1)).view(-1, 1, 1, self.hidden_dim)
-        # with a dimension for its one head, as the fused kernel and ONNX want it
+        # with a dimension for its one head, which the fused kernel and ONNX need
         return F.scaled_dot_product_attention(query, self.wk(normed), normed).flatten(1)
 
     extra_repr = show_settings
@@ -121,8 +121,8 @@ class RegisterClassAttention(nn.Module):
     """A learned class token attends over itself and the registers.
 
     ``c = P [o_1 || ... || o_H] + b, o_h = sum_j softmax_j((Q_h t)^T K_h u_j / sqrt(D / H)) V_h u_j``, where u_0 is the
-    token t, u_1 to u_R are the registers, and each of the H heads is D / H wide. The token starts as a truncated
-    normal of deviation 0.02, the projections as ``nn.Linear`` does.
+    token t, u_1 to u_R are the registers, and each of the H heads is D / H wide. The token starts from a truncated
+    normal distribution with deviation 0.02, the projections as ``nn.Linear`` does.
 
     Q, K and V have no bias, as published; parameter names are timm's. Norms, LayerScale and MLP of the block around it
     are left out: a readout has no residual for LayerScale's 1e-4 to start from.

@@ -1,4 +1,4 @@
-"""Readouts that project and lay side by side: each register keeps its place."""
+"""Readouts that project and concatenate: each register keeps its position."""
 
 from typing import Final
 
@@ -10,9 +10,9 @@ from regplug_zoo.sizes import concat_linear_width, per_register_compress_concat_
 
 
 class PerRegisterCompressConcat(nn.Module):
-    """Compress each register with a projection of its own, then lay them side by side.
+    """Compress each register with its own projection, then concatenate.
 
-    ``c = [W_1 x_1 || ... || W_R x_R]``, without bias. Where ``compress-concat`` has one W for all, this one suits
+    ``c = [W_1 x_1 || ... || W_R x_R]``, without bias. ``compress-concat`` has one W for all; this readout suits
     registers that have learned different tasks. Each W_r starts as ``nn.Linear`` does: uniform within 1/sqrt(D).
     Source: nvSubquadratic, modules/film.py, ``RegisterCompressConcat``, with its projection not shared.
 
@@ -59,7 +59,7 @@ class PerRegisterCompressConcat(nn.Module):
 
 
 class RegisterConcatLinear(nn.Module):
-    """All registers side by side, through one linear layer: ``c = W [x_1 || ... || x_R] + b``.
+    """All registers, concatenated, through one linear layer: ``c = W [x_1 || ... || x_R] + b``.
 
     The most general linear readout; W starts as ``nn.Linear`` does.
     Source: DINO (Caron et al., 2021), eval_linear.py, which reads the concatenated class tokens of several blocks so.

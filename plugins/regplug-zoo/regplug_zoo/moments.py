@@ -133,16 +133,16 @@ class RegisterAvgMax(nn.Module):
 
 
 class RegisterMeanStd(nn.Module):
-    """Mean and standard deviation side by side: ``c = [m || sqrt(mean_r (x_r - m)^2 + eps)], m = mean_r x_r``.
+    """Mean and standard deviation, concatenated: ``c = [m || sqrt(mean_r (x_r - m)^2 + eps)], m = mean_r x_r``.
 
-    The deviation is the biased one and eps stands under the root: R = 1 and equal registers have finite
-    gradients. No parameters; 16-bit registers are computed in float32, in which eps does not vanish.
+    The deviation is the biased one, and eps is added under the root, so R = 1 and equal registers have finite
+    gradients. No parameters; 16-bit registers are computed in float32, where eps does not vanish.
     Source: x-vectors' statistics pooling (Snyder et al., 2018).
 
     Args:
         num_registers: Registers per sample, R >= 1.
         hidden_dim: Width of a register token, D; ``cond_dim`` is 2 * D.
-        eps: What is added to the variance, positive.
+        eps: Added to the variance, positive.
 
     Raises:
         SpecError: A size is not a positive integer, or eps is not positive and finite.
@@ -177,7 +177,7 @@ class RegisterMeanStd(nn.Module):
         # Tensor.var over a middle dimension is several times slower
         deviation = ((wide - mean.unsqueeze(1)).square().mean(dim=1) + self.eps).sqrt()
         moments = torch.cat([mean, deviation], dim=1)
-        # integers would lose what stands behind the point
+        # integers would lose the fraction
         return moments.to(registers.dtype) if registers.is_floating_point() else moments
 
     extra_repr = show_settings

@@ -1,4 +1,4 @@
-"""What this package tells regplug. Imports no torch: listing stays fast."""
+"""The readouts that this package offers. Imports no torch, so listing stays fast."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             "mean-std",
             "regplug_zoo.moments:RegisterMeanStd",
             cond_dim="regplug_zoo.sizes:mean_std_width",
-            summary="mean and standard deviation side by side",
+            summary="mean and standard deviation, concatenated",
             equation="c = [m || sqrt(mean_r (x_r - m)^2 + eps)], m = mean_r x_r",
             source="x-vectors' statistics pooling (Snyder et al., 2018)",
         ),
@@ -83,7 +83,7 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             "abmil",
             "regplug_zoo.attention:RegisterABMIL",
             cond_dim="regplug_zoo.sizes:abmil_width",
-            summary="average weighted by what each register holds",
+            summary="average weighted by each register's content",
             equation="c = sum_r softmax_r(w^T tanh(V x_r)) x_r",
             source="Ilse et al., 2018 (arXiv:1802.04712), equation 8",
         ),
@@ -107,7 +107,7 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             "pma",
             "regplug_zoo.queries:RegisterPMA",
             cond_dim="regplug_zoo.sizes:pma_width",
-            summary="learned seeds attend over the registers, side by side",
+            summary="learned seeds attend over the registers, then flat",
             equation=(
                 "c = [y_1 || ... || y_k], y_i = o_i + relu(W_o o_i), o_i = q_i + sum_r softmax_r(q_i^T W_k "
                 "x_r / sqrt(D)) W_v x_r, q_i = W_q s_i"

@@ -1,4 +1,4 @@
-"""Readouts with several learned queries: each asks the registers something else."""
+"""Readouts with several learned queries, each with its own weights over the registers."""
 
 from typing import Final
 
@@ -11,15 +11,15 @@ from regplug_zoo.sizes import efficient_probing_width, pma_width
 
 
 class RegisterPMA(nn.Module):
-    """Pooling by multihead attention: k learned seeds attend over the registers, and lie side by side.
+    """Pooling by multihead attention: k learned seeds attend over the registers, and are concatenated.
 
     ``c = [y_1 || ... || y_k], y_i = o_i + relu(W_o o_i), o_i = q_i + sum_r softmax_r(q_i^T W_k x_r / sqrt(D)) W_v x_r,
     q_i = W_q s_i`` for seed s_i; the sum is taken head by head, and all but W_k have a bias. With ``layer_norm`` a norm
     follows each o_i and each y_i. The scale is the root of D, not of a head's width. The seeds start Xavier-uniform
     over ``[1, k, D]``, the projections as ``nn.Linear`` does.
 
-    As in the published code, the paper's feed-forward layer before it is left out. So is that code's key bias: it moves
-    all scores of a seed alike, changes no answer, and has no gradient.
+    As in the published code, the paper's feed-forward layer before it is left out. So is that code's key bias: it adds
+    the same to all scores of a seed, so it changes no output and has no gradient.
     Source: Set Transformer (Lee et al., 2019); juho-lee/set_transformer, modules.py, ``PMA``.
 
     Args:
@@ -30,7 +30,7 @@ class RegisterPMA(nn.Module):
         layer_norm: Whether to normalise after the attention and after the last layer.
 
     Raises:
-        SpecError: A size is not a positive integer, num_heads does not divide D, or layer_norm is no bool.
+        SpecError: A size is not a positive integer, num_heads does not divide D, or layer_norm is not a bool.
 
     Example:
         >>> RegisterPMA(4, 384, num_seeds=2)(torch.zeros(2, 4, 384)).shape
@@ -103,7 +103,7 @@ class RegisterPMA(nn.Module):
 
 
 class RegisterEfficientProbing(nn.Module):
-    """M learned queries, each of which averages its own share of the projected channels.
+    """M learned queries; each averages its own share of the projected channels.
 
     ``c = [c_1 || ... || c_M], c_i = sum_r softmax_r(q_i^T x_r / sqrt(D)) V_i x_r``: the registers themselves are
     the keys, and V, without bias, gives D / d_out values, of which each query has D / (M d_out). The queries start
@@ -155,7 +155,7 @@ class RegisterEfficientProbing(nn.Module):
         """Read ``registers`` ``[B, R, D]`` as ``[B, D / d_out]``; another shape is a ShapeError."""
         check_registers(registers, "readout 'efficient-probing'", self.num_registers, self.hidden_dim)
         registers = in_dtype_of(self.cls_token, registers).contiguous()
-        # every query meets every register, whatever the sample: one product, not one for each sample
+        # the queries are the same for all samples: one matrix product, not one per sample
         scores = F.linear(registers, self.cls_token[0] * self.hidden_dim**-0.5)
         weights = torch.softmax(scores, dim=1).unsqueeze(3)
         share = self.out_dim // self.num_queries

@@ -1,6 +1,6 @@
-"""What these readouts refuse as they are built, and how wide they are: without torch, so that a width is cheap.
+"""The size checks and the ``cond_dim`` of these readouts, without torch, so that a width is cheap to compute.
 
-Each function here takes what the constructor of its class takes; the class calls it for its ``out_dim``.
+Each function has the arguments of its class's constructor, which calls it for ``out_dim``.
 """
 
 from regplug import SpecError

@@ -14,19 +14,19 @@ class RegisterGeM(nn.Module):
     """A generalised mean of signed registers, with a learned exponent p.
 
     ``c = sign(m) (|m| + eps)^(1/p), m = mean_r sign(x_r) |x_r|^p``: p = 1 is nearly the mean, and the larger p, the
-    more the register of largest magnitude decides. All gradients are finite, also where a register or m is 0; there
-    they are 0. Where m changes sign, c jumps from -eps^(1/p) to eps^(1/p), by 0.02 with the defaults. 16-bit registers
-    are computed in float32, which |x|^p needs.
+    more the register of largest magnitude dominates. All gradients are finite; where a register or m is 0, they are 0.
+    Where m changes sign, c jumps from -eps^(1/p) to eps^(1/p), by 0.02 with the defaults. 16-bit registers are
+    computed in float32, because of |x|^p.
 
-    The source clamps x to be positive; registers have signs that matter. The parameter is ``log_p``, one number: no
-    step of an optimiser makes p negative, and weight decay draws it to 1, the mean.
+    The source clamps x to be positive; the signs of registers matter. The parameter is ``log_p``, one number, so no
+    optimiser step makes p negative, and weight decay pulls p to 1, the mean.
     Source: GeM (Radenovic et al., 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation"), made sign-safe.
 
     Args:
         num_registers: Registers per sample, R >= 1.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
-        p: The exponent at the start, positive. |x|^p must fit into float32.
-        eps: What is added to |m|, positive.
+        p: The initial exponent, positive. |x|^p must fit into float32.
+        eps: Added to |m|, positive.
 
     Raises:
         SpecError: A size is not a positive integer, or p or eps is not positive and finite.
@@ -68,11 +68,10 @@ class RegisterGeM(nn.Module):
 
 
 class RegisterChannelPooling(nn.Module):
-    """A learned average for each channel: ``c = sum_r softmax_r(w)_r * x_r``, * by element.
+    """A learned average for each channel: ``c = sum_r softmax_r(w)_r * x_r``, * is elementwise.
 
-    One logit for each register and channel, w in ``[R, D]``. The logits start at zero, so the average starts plain.
-    ``pool`` has one weight for all channels of a register; here one channel may listen to the first register and the
-    next to the last.
+    One logit for each register and channel, w in ``[R, D]``. The logits start at zero, so it starts as the plain
+    average. ``pool`` has one weight for all channels of a register; here each channel has its own.
     Source: nvSubquadratic, modules/film.py, ``RegisterPooling``, made per channel.
 
     Args:
