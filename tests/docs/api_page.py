@@ -110,6 +110,20 @@ SECTIONS = [
         ],
     ),
     (
+        "Offer something: readouts",
+        "What the built-in readouts use for checks, messages and printing. Importing `regplug.nn` imports no torch.",
+        [
+            "nn:check_sizes",
+            "nn:check_positive",
+            "nn:check_multiple",
+            "nn:check_registers",
+            "nn:in_dtype_of",
+            "nn:show_settings",
+            "nn:closest",
+            "nn:one_line",
+        ],
+    ),
+    (
         "Offer something: export backends",
         "`regplug.backends` has all that a backend imports. `Run` is `Callable[[Tensor], Sequence[Tensor]]`: the flat "
         "outputs for one input, `[c]` or `[gamma_0, beta_0, gamma_1, ...]`. `WEIGHTS` is the name of the weights file.",

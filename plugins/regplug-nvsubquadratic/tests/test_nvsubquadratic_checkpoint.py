@@ -156,7 +156,7 @@ def test_a_tensor_of_the_readout_or_its_generator_is_never_left_behind(name: str
 
 def test_a_block_with_two_readouts_is_refused() -> None:
     shapes = {**shapes_of(network(CONCAT, "meta")), POOL_READOUT: (5,)}
-    message = f"{POOL_READOUT}: expected none beside {CONCAT_READOUT} [6, 24], got [5]."
+    message = f"{POOL_READOUT}: expected none with {CONCAT_READOUT} [6, 24], got [5]."
     with pytest.raises(regplug.SpecError, match="^" + re.escape(message)):
         find_readouts(shapes)
 
