@@ -409,7 +409,7 @@ def test_a_module_without_a_graph_is_refused(tmp_path, registry):
         regplug.export(spec, spec.build(), tmp_path / "b", **ONLY, registry=registry)
 
 
-def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
+def test_a_program_that_returns_a_weight_returns_a_copy(tmp_path, registry):
     spec = registry.resolve("gives-its-weight", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", **ONLY, registry=registry)
     program = regplug.load(tmp_path / "b", program="aotinductor")

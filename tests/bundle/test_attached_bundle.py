@@ -52,7 +52,8 @@ def bundle(module, tmp_path_factory):
     return folder
 
 
-def test_the_whole_comes_back_to_the_bit_and_its_programs_agree(module, bundle):
+@pytest.mark.compiler
+def test_a_model_with_its_backbone_is_loaded_bit_for_bit_and_its_programs_agree(module, bundle):
     images = torch.randn(2, 5, 28, 28)[:, 1:4]
     wanted = flatten(module(images))
     loaded = regplug.load(bundle)
@@ -66,6 +67,7 @@ def test_the_whole_comes_back_to_the_bit_and_its_programs_agree(module, bundle):
     assert regplug.verify(bundle).ok
 
 
+@pytest.mark.compiler
 def test_the_manifest_and_the_weights_file_name_the_backbone(bundle):
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     assert manifest["backbone"] == {
@@ -112,7 +114,7 @@ def test_rotary_tables_come_from_the_bundle_and_the_state_dict_stays_as_attach_m
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_rotary_tables_keep_their_dtype_in_a_whole_of_another(tmp_path, dtype):
+def test_rotary_tables_keep_their_dtype_in_a_model_of_another_dtype(tmp_path, dtype):
     module = whole(EVA).to(dtype)
     done = regplug.export(module.spec, module, tmp_path / "b", backends=[])
     assert done.manifest.input.dtype == str(dtype).removeprefix("torch.")
@@ -127,7 +129,7 @@ def test_exporting_under_autocast_is_as_without(tmp_path):
     assert done.manifest.input.dtype == "float32"
 
 
-def test_weights_fit_however_their_model_was_spelled(tmp_path):
+def test_weights_fit_a_model_built_by_name_and_by_instance(tmp_path):
     by_name = whole(seed=1)
     network = timm.create_model(VIT.partition(":")[2], img_size=28, **SMALL)
     by_instance = regplug.attach(network, "compress-concat", compressed_dim=6).eval()
@@ -151,7 +153,7 @@ def test_a_backbone_is_compared_with_its_weights_before_it_is_allocated(tmp_path
         regplug.load(tmp_path / "b")
 
 
-def test_no_weight_can_be_baked_into_a_program_unseen(module):
+def test_each_weight_compiled_into_a_program_is_detected(module):
     """Of the gate's second set of weights, each one by itself is seen when it is still the first set's."""
     module = copy.deepcopy(module)
     owner, sizes = "whole", module.tokens.input_shape
@@ -171,6 +173,7 @@ def test_no_weight_can_be_baked_into_a_program_unseen(module):
     assert unseen == []
 
 
+@pytest.mark.compiler
 def test_every_wrong_image_is_refused_before_anything_runs(bundle):
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     assert manifest["input"]["shape"] == ["B", 3, 28, 28]
@@ -186,8 +189,9 @@ def test_every_wrong_image_is_refused_before_anything_runs(bundle):
         assert str(error.value) == f"program '{backend}': expected images [B, 3, 28, 28], got [1, 3, 224, 224]."
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("backend", BOTH)
-def test_cpp_gives_the_same_from_an_image_and_refuses_in_the_same_words(bundle, backend):
+def test_cpp_gives_the_same_outputs_for_images_and_the_same_messages(bundle, backend):
     report = check_golden(built() / CPP[backend], bundle)
     assert sorted(report["cases"]) == ["batch_0", "batch_1", "batch_2", "batch_64", "batch_7", "slice"]
     loaded = regplug.load(bundle, program=backend)
@@ -199,6 +203,7 @@ def test_cpp_gives_the_same_from_an_image_and_refuses_in_the_same_words(bundle, 
         assert report["refused"][what] == str(error.value)
 
 
+@pytest.mark.compiler
 def test_regplug_run_takes_images(bundle, tmp_path):
     images = torch.randn(2, 3, 28, 28)
     (tmp_path / "in.safetensors").write_bytes(save_tensors({"images": images}))
@@ -262,21 +267,21 @@ def test_a_bundle_loads_wherever_the_backbone_is_installed_and_nowhere_else(tmp_
         regplug.load(tmp_path / "b", registry=registry_of(layout=lambda model: shifted))
 
 
-def test_a_backbone_that_says_no_input_size_is_not_exported_whole(tmp_path):
+def test_a_backbone_without_an_input_size_is_not_exported(tmp_path):
     registry = registry_of()
     module = regplug.attach("patches", "mean", model_options={"told": False}, registry=registry)
     with pytest.raises(regplug.ExportError, match="'mean': Tokens: expected a backbone that states"):
         regplug.export(module.spec, module, tmp_path / "b", registry=registry)
 
 
-def test_a_model_that_its_plugin_cannot_describe_is_not_exported_whole(tmp_path):
+def test_a_model_that_its_plugin_cannot_describe_is_not_exported(tmp_path):
     registry = registry_of(classes=[f"{Patches.__module__}:Patches"])
     module = regplug.attach(Patches(), "mean", registry=registry)
     with pytest.raises(regplug.ExportError, match="expected a backbone that a bundle can name, got: backbone"):
         regplug.export(module.spec, module, tmp_path / "b", registry=registry)
 
 
-def test_a_model_that_its_plugin_describes_wrongly_is_not_exported_whole(tmp_path):
+def test_a_model_that_its_plugin_describes_wrongly_is_not_exported(tmp_path):
     fields = {"classes": [f"{Patches.__module__}:Patches"], "describe": lambda model: (None, {"size": 9})}
     registry = registry_of(**fields)
     model = Patches()
@@ -297,7 +302,8 @@ def test_large_images_keep_the_cases_that_every_loader_needs_and_no_more(tmp_pat
         regplug.export(module.spec, module, tmp_path / "c", backends=[], registry=registry)
 
 
-def test_the_comparison_with_the_truth_sees_a_wrong_pair(bundle):
+@pytest.mark.compiler
+def test_the_comparison_detects_a_wrong_pair(bundle):
     program = regplug.load(bundle, program="torchscript")
     outputs = program.run_flat(torch.randn(1, 3, 28, 28))
     assert [output.name for output in program.manifest.outputs] == ["gamma_0", "beta_0", "gamma_1", "beta_1"]

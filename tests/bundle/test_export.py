@@ -1,15 +1,17 @@
-"""Export and load: what goes into a bundle comes out the same, and nothing else comes out."""
+"""Export and load: a module is loaded as it was exported, and wrong modules and programs are refused."""
 
 import copy
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support.damage import repin
 from support.plugins import installed_with
 from support.readouts import SIZES, trained
@@ -18,13 +20,14 @@ from torch import nn
 import regplug
 from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.bundle.golden import CaseError, largest_error
+from regplug.commands.main import group
 from regplug.format.weights import load_tensors, save_tensors
 
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 
 
 class ScaledMean(nn.Module):
-    """A readout that behaves as its arguments say: in eval, in float64, with an empty batch or not."""
+    """A readout that refuses an empty batch, or computes in float32, if its arguments say so."""
 
     def __init__(self, hidden_dim: int, min_batch: int = 0, single: bool = False, factor: float = 1.0):
         super().__init__()
@@ -40,21 +43,21 @@ class ScaledMean(nn.Module):
 
 
 class Random(ScaledMean):
-    """Draws at random in eval mode too."""
+    """Is random in eval mode too."""
 
     def forward(self, registers: torch.Tensor) -> torch.Tensor:
         return nn.functional.dropout(registers.mean(1) * self.scale, 0.5, True)
 
 
 class WritesIntoItsInput(ScaledMean):
-    """Another answer each time, and a caller's tensor that is no longer the caller's."""
+    """Changes the caller's tensor, and so its own output."""
 
     def forward(self, registers: torch.Tensor) -> torch.Tensor:
         return registers.add_(1.0).mean(1) * self.scale
 
 
 class Asserting(ScaledMean):
-    """Refuses an empty batch and float64 as research code does."""
+    """Refuses an empty batch and float64 with an assert."""
 
     def forward(self, registers: torch.Tensor) -> torch.Tensor:
         assert registers.shape[0] > 0
@@ -89,14 +92,14 @@ class TakesAnything(nn.Module):
 
 
 class Unscriptable(ScaledMean):
-    """Uses what TorchScript does not know."""
+    """Uses Python that TorchScript does not support."""
 
     def forward(self, registers):
         return super().forward(registers) * {1: 1.0}.get(registers.dim() % 2, 1.0) if vars(self) else registers
 
 
 class GoodBackend(ExportBackend):
-    """Runs a copy of the module: no artifact, but an honest program; the wrong backends below change one thing."""
+    """A correct backend that runs a copy of the module; each wrong backend below changes one thing."""
 
     def export(self, source):
         kept[type(self).__name__] = source.module
@@ -130,13 +133,13 @@ class IgnoresWeights(GoodBackend):
 
 class IgnoresStrides(GoodBackend):
     def run(self, module):
-        # what a compiled program does that was made from a contiguous example
+        # as a compiled program does that was made from a contiguous example
         return lambda given: flatten(module(torch.as_strided(given, given.shape, torch.empty(given.shape).stride())))
 
 
 class DividesByTheBatch(GoodBackend):
     def run(self, module):
-        # as compiled attention does, in C++, where it ends the process
+        # as compiled attention does; in C++ that ends the process
         return lambda given: [out * (len(given) // len(given)) for out in flatten(module(given))]
 
 
@@ -186,9 +189,26 @@ def conditioner_of(spec, layout, seed=0):
     return regplug.Conditioner(layout, trained(spec), film)
 
 
+@pytest.fixture(scope="module")
+def mean_program(tmp_path_factory):
+    spec = regplug.resolve("mean", **SIZES)
+    folder = tmp_path_factory.mktemp("mean") / "b"
+    regplug.export(spec, spec.build(), folder)
+    return regplug.load(folder, program="torchscript")
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """The bundle of a trained CompressConcat with seed 0; tests change copies of it."""
+    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
+    folder = tmp_path_factory.mktemp("compressed") / "b"
+    regplug.export(spec, trained(spec), folder)
+    return folder
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_trained_readout_comes_back_to_the_bit_and_its_program_agrees(tmp_path, strategy, dtype):
+def test_a_trained_readout_is_loaded_bit_for_bit_and_its_program_agrees(tmp_path, strategy, dtype):
     spec = regplug.resolve(strategy, **SIZES, **STRATEGIES[strategy])
     module = trained(spec).to(dtype)
     regplug.export(spec, module, tmp_path / "b")
@@ -196,7 +216,7 @@ def test_a_trained_readout_comes_back_to_the_bit_and_its_program_agrees(tmp_path
     program = regplug.load(tmp_path / "b", program="torchscript")
     assert type(loaded) is type(module)
     assert not loaded.training
-    # a module without weights has no dtype of its own: its bundle is float32
+    # a module without weights has no dtype: its bundle is float32
     tokens = torch.randn(5, 9, 24, dtype=dtype if list(module.parameters()) else torch.float32)
     registers = tokens[:, 2:6]
     assert torch.equal(loaded(registers), module(registers))
@@ -213,7 +233,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("place", LAYOUTS)
-def test_a_conditioner_comes_back_to_the_bit_and_its_program_agrees(tmp_path, place):
+def test_a_conditioner_is_loaded_bit_for_bit_and_its_program_agrees(tmp_path, place):
     layout = LAYOUTS[place]
     spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
     module = conditioner_of(spec, layout)
@@ -235,7 +255,7 @@ def test_a_conditioner_comes_back_to_the_bit_and_its_program_agrees(tmp_path, pl
     assert done.manifest.input.shape == ("B", layout.num_tokens or "T", 24)
 
 
-def test_a_bfloat16_readout_is_held_to_a_bfloat16_tolerance(tmp_path):
+def test_a_bfloat16_readout_has_a_bfloat16_tolerance(tmp_path):
     spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
     done = regplug.export(spec, trained(spec).bfloat16(), tmp_path / "b")
     assert done.manifest.golden.truth == "float64"
@@ -283,10 +303,8 @@ def test_a_compiled_module_is_exported_as_the_module_inside(tmp_path):
     assert torch.equal(regplug.load(tmp_path / "b").logits, module.logits)
 
 
-def test_the_weights_file_says_what_it_is_and_carries_no_path_or_time(tmp_path):
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    regplug.export(spec, trained(spec), tmp_path / "b")
-    data = (tmp_path / "b" / "weights.safetensors").read_bytes()
+def test_the_weights_file_says_what_it_is_and_carries_no_path_or_time(compressed):
+    data = (compressed / "weights.safetensors").read_bytes()
     said = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["regplug"])
     assert said["strategy"] == "regplug:compress-concat"
     assert said["options"] == {"compressed_dim": 6}
@@ -300,13 +318,12 @@ def test_the_archive_holds_no_path_of_the_exporting_machine(tmp_path):
     assert str(Path(regplug.__file__).parent).encode() not in data
 
 
-def test_a_plain_libtorch_user_loads_the_archive_with_torch_alone(tmp_path):
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    module = trained(spec)
-    regplug.export(spec, module, tmp_path / "b")
+@pytest.mark.slow
+def test_a_plain_libtorch_user_loads_the_archive_with_torch_alone(compressed):
+    module = regplug.load(compressed)
     code = (
         "import sys, torch, warnings; warnings.simplefilter('ignore')\n"
-        f"m = torch.jit.load({str(tmp_path / 'b' / 'program.torchscript.pt')!r})\n"
+        f"m = torch.jit.load({str(compressed / 'program.torchscript.pt')!r})\n"
         "assert 'regplug' not in sys.modules\n"
         "print(m.out_dim, m(torch.ones(1, 4, 24)).sum().item())"
     )
@@ -326,7 +343,7 @@ def test_a_module_that_refuses_an_empty_batch_has_min_batch_one_and_its_program_
         program(torch.zeros(0, 4, 24))
 
 
-def test_a_module_without_a_float64_forward_is_held_to_eager(tmp_path, registry):
+def test_a_module_without_a_float64_forward_is_compared_with_eager(tmp_path, registry):
     spec = registry.resolve("scaled", **SIZES, single=True)
     done = regplug.export(spec, trained(spec), tmp_path / "b", backends=["goodbackend"], registry=registry)
     assert done.manifest.golden.truth == "eager"
@@ -371,7 +388,7 @@ def test_a_case_too_large_for_any_golden_file_is_refused_with_its_size(tmp_path)
         ("escapes", "expected a file program.escapes"),
     ],
 )
-def test_one_program_that_is_wrong_and_nothing_is_written(tmp_path, registry, backend, message):
+def test_nothing_is_written_if_one_program_is_wrong(tmp_path, registry, backend, message):
     spec = registry.resolve("compress-concat", **SIZES, compressed_dim=6)
     with pytest.raises(regplug.RegplugError, match=message):
         regplug.export(spec, trained(spec), tmp_path / "b", backends=["torchscript", backend], registry=registry)
@@ -428,7 +445,7 @@ def test_weights_of_two_dtypes_are_refused(tmp_path):
         regplug.export(spec, module, tmp_path / "b")
 
 
-def test_a_film_generator_that_nobody_registered_is_refused(tmp_path):
+def test_a_film_generator_that_is_not_registered_is_refused(tmp_path):
     class Stranger(nn.Module):
         cond_dim = 24
 
@@ -441,7 +458,7 @@ def test_a_film_generator_that_nobody_registered_is_refused(tmp_path):
         regplug.export(spec, module, tmp_path / "b")
 
 
-def test_a_layout_is_noted_beside_a_readout_and_must_have_its_sizes(tmp_path):
+def test_a_readouts_layout_is_stored_and_must_have_its_sizes(tmp_path):
     spec = regplug.resolve("mean", **SIZES)
     done = regplug.export(spec, spec.build(), tmp_path / "b", layout=LAYOUTS["suffix"])
     assert done.manifest.token_layout == LAYOUTS["suffix"]
@@ -485,7 +502,7 @@ def test_a_pinned_digest_must_be_the_bundles(tmp_path):
         regplug.load(tmp_path / "b", digest="0" * 64)
 
 
-def test_a_program_that_returns_its_input_gives_a_copy(tmp_path):
+def test_a_program_that_returns_its_input_returns_a_copy(tmp_path):
     spec = regplug.resolve("concat", num_registers=1, hidden_dim=24)
     regplug.export(spec, spec.build(), tmp_path / "b")
     program = regplug.load(tmp_path / "b", program="torchscript")
@@ -497,7 +514,7 @@ def test_a_program_that_returns_its_input_gives_a_copy(tmp_path):
 
 
 def test_loading_by_default_runs_no_code_of_the_bundle(tmp_path):
-    """A program that would write a file when it is loaded or run, in a bundle with true digests."""
+    """The bundle has a program that writes a file when it is loaded, and correct digests."""
     spec = regplug.resolve("mean", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b")
     canary = tmp_path / "canary"
@@ -511,8 +528,9 @@ def test_loading_by_default_runs_no_code_of_the_bundle(tmp_path):
     repin(tmp_path / "b")
     assert regplug.load(tmp_path / "b")(torch.zeros(1, 4, 24)).shape == (1, 24)
     assert regplug.verify(tmp_path / "b").ok
-    for command in (["verify", str(tmp_path / "b")], ["info", str(tmp_path / "b")]):
-        subprocess.run([sys.executable, "-m", "regplug", *command], check=True, capture_output=True)
+    for command in ("verify", "info"):
+        done = CliRunner().invoke(group, [command, str(tmp_path / "b")])
+        assert done.exit_code == 0, done.output
     assert not canary.exists()
     with pytest.raises(regplug.BundleError):
         regplug.load(tmp_path / "b", program="torchscript")
@@ -529,18 +547,17 @@ def test_loading_by_default_runs_no_code_of_the_bundle(tmp_path):
     ],
 )
 @pytest.mark.parametrize("program", [None, "torchscript"])
-def test_weights_that_do_not_fit_are_refused_by_module_and_program_alike(tmp_path, state, message, program):
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    regplug.export(spec, trained(spec), tmp_path / "b")
+def test_weights_that_do_not_fit_are_refused_by_module_and_program_alike(compressed, tmp_path, state, message, program):
+    shutil.copytree(compressed, tmp_path / "b")
     (tmp_path / "b" / "weights.safetensors").write_bytes(save_tensors(state))
     repin(tmp_path / "b")
     with pytest.raises(regplug.BundleError, match=f"weights.safetensors: .*{message}"):
         regplug.load(tmp_path / "b", program=program)
 
 
-def test_weights_of_another_training_do_not_reproduce_the_golden_case(tmp_path):
+def test_weights_of_another_training_do_not_reproduce_the_golden_case(compressed, tmp_path):
     spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    regplug.export(spec, trained(spec), tmp_path / "b")
+    shutil.copytree(compressed, tmp_path / "b")
     (tmp_path / "b" / "weights.safetensors").write_bytes(save_tensors(trained(spec, seed=1).state_dict()))
     repin(tmp_path / "b")
     for program in (None, "torchscript"):
@@ -548,7 +565,7 @@ def test_weights_of_another_training_do_not_reproduce_the_golden_case(tmp_path):
             regplug.load(tmp_path / "b", program=program)
 
 
-def test_the_measure_of_errors_sees_a_wrong_value_shape_count_and_nan():
+def test_the_largest_error_detects_a_wrong_value_shape_count_and_nan():
     right = [torch.ones(2, 3), torch.zeros(0, 3)]
     assert largest_error(right, right) == 0.0
     assert largest_error([torch.ones(2, 3) + 0.5, right[1]], right) == 0.5
@@ -570,16 +587,13 @@ def test_the_measure_of_errors_sees_a_wrong_value_shape_count_and_nan():
         ([1.0], "expected a tensor, got list"),
     ],
 )
-def test_a_program_refuses_what_it_would_answer_wrongly(tmp_path_factory, given, message):
-    spec = regplug.resolve("mean", **SIZES)
-    folder = tmp_path_factory.mktemp("guards") / "b"
-    regplug.export(spec, spec.build(), folder)
+def test_a_program_refuses_wrong_inputs(mean_program, given, message):
     with pytest.raises(regplug.ShapeError, match=f"program 'torchscript': {message}"):
-        regplug.load(folder, program="torchscript")(given)
+        mean_program(given)
 
 
 @pytest.mark.parametrize("strategy", ["random", "writes-into-its-input"])
-def test_a_readout_whose_answer_changes_is_refused_for_its_noise_would_be_the_tolerance(tmp_path, registry, strategy):
+def test_a_readout_with_changing_outputs_is_refused(tmp_path, registry, strategy):
     spec = registry.resolve(strategy, **SIZES)
     with pytest.raises(regplug.ExportError, match="expected the same outputs for the same input, got .* apart"):
         regplug.export(spec, spec.build(), tmp_path / "b", backends=[], registry=registry)
@@ -593,7 +607,7 @@ def test_a_readout_that_asserts_may_refuse_an_empty_batch_and_float64(tmp_path, 
     assert done.manifest.golden.truth == "eager"
 
 
-def test_a_program_that_fails_as_it_runs_is_refused_with_what_it_says(tmp_path, registry):
+def test_a_program_that_fails_when_it_runs_is_refused_with_its_message(tmp_path, registry):
     spec = registry.resolve("fails-in-script", **SIZES)
     with pytest.raises(regplug.ExportError, match="expected a program that runs, got: .*not in a script") as error:
         regplug.export(spec, spec.build(), tmp_path / "b", registry=registry)
@@ -601,7 +615,7 @@ def test_a_program_that_fails_as_it_runs_is_refused_with_what_it_says(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
+def test_a_program_that_returns_a_weight_returns_a_copy(tmp_path, registry):
     spec = registry.resolve("gives-its-weight", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", registry=registry)
     program = regplug.load(tmp_path / "b", program="torchscript")
@@ -611,7 +625,7 @@ def test_a_program_that_gives_a_weight_gives_a_copy(tmp_path, registry):
     assert torch.equal(program(given), torch.ones(1, 24))
 
 
-def test_nothing_is_written_that_no_reader_would_take(tmp_path, registry):
+def test_nothing_is_written_that_readers_refuse(tmp_path, registry):
     spec = registry.resolve("takes-anything", **SIZES, option=[[[[[0] * 120_000]]]])  # a line each in the manifest
     wanted = "expected a bundle that can be read, got: .*manifest.json: expected at most 1048576 bytes"
     with pytest.raises(regplug.ExportError, match=wanted):
@@ -627,9 +641,8 @@ def test_export_names_the_argument_that_is_of_a_wrong_type(tmp_path):
         regplug.export(spec, spec.build(), tmp_path / "b", layout={"start": 1})
 
 
-def test_options_that_the_installed_class_refuses_are_the_bundles_fault(tmp_path):
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    regplug.export(spec, spec.build(), tmp_path / "b")
+def test_options_that_the_installed_class_refuses_are_a_bundle_error(compressed, tmp_path):
+    shutil.copytree(compressed, tmp_path / "b")
     values = json.loads((tmp_path / "b" / "manifest.json").read_bytes())
     values["options"] = {"compressed_dim": "six"}
     (tmp_path / "b" / "manifest.json").write_text(json.dumps(values))
@@ -658,6 +671,7 @@ def test_the_default_device_of_the_caller_changes_nothing(tmp_path):
     assert regplug.verify(tmp_path / "b").ok
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_digest_in_any_process(tmp_path):
     code = (
         "import sys, torch, regplug\n"
@@ -666,7 +680,7 @@ def test_the_same_command_gives_the_same_digest_in_any_process(tmp_path):
         "print(regplug.export(spec, spec.build(), sys.argv[1]).digest)"
     )
     digests = set()
-    for seed in "123":
+    for seed in "12":
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path / seed],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -678,7 +692,7 @@ def test_the_same_command_gives_the_same_digest_in_any_process(tmp_path):
     assert len(digests) == 1
 
 
-def test_no_program_is_asked_for_an_empty_batch(registry, tmp_path):
+def test_no_program_is_run_for_an_empty_batch(registry, tmp_path):
     spec = registry.resolve("pool", num_registers=4, hidden_dim=24)
     layout = regplug.TokenLayout(num_registers=4, hidden_dim=24, start=1)
     for module, shape in ((trained(spec), (0, 4, 24)), (conditioner_of(spec, layout), (0, 9, 24))):

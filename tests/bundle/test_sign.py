@@ -170,7 +170,7 @@ def test_a_signature_inside_the_bundle_is_refused_for_no_loader_would_take_the_b
     assert err == f"error: signature {bundle}/bundle.sig: expected a place outside the bundle, got one inside.\n"
 
 
-def test_the_signature_stands_beside_the_folder_however_that_is_spelled(signed, keys, monkeypatch):
+def test_the_signature_is_next_to_the_folder_for_every_spelling_of_its_path(signed, keys, monkeypatch):
     monkeypatch.chdir(signed)
     for spelled in (".", f"{signed}/", "../bundle", "../bundle/", Path("../bundle")):
         assert default_signature_path(spelled) == Path(f"{signed}.sig")
@@ -227,7 +227,7 @@ def test_the_folder_is_read_once_after_the_signature_so_what_is_checked_is_what_
         read_signed_bundle(signed, public_key=keys / "p256.pub")
 
 
-def test_beside_a_writer_that_exchanges_bundles_the_signed_one_is_read_or_none(signed, keys, tmp_path):
+def test_while_a_writer_exchanges_bundles_only_the_signed_one_is_read(signed, keys, tmp_path):
     spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=6)
     regplug.export(spec, spec.build(), tmp_path / "another")
     digest = regplug.verify(signed).digest
@@ -423,7 +423,7 @@ def test_what_its_owner_signed_otherwise_is_still_held_to_the_files(run, signed,
     assert "got none; it is of another bundle" in said
 
 
-def test_the_core_needs_none_of_it_and_says_what_to_install(run_python, signed, keys):
+def test_signing_without_its_package_says_what_to_install(run_python, signed, keys):
     """A process in which model-signing cannot be imported, and one that shows that nothing else wants it."""
     absent = "import sys; sys.modules.update(model_signing=None, cryptography=None, OpenSSL=None)\n"
     command = "from regplug.commands.main import main; sys.argv = {!r}; main()"

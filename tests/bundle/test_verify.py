@@ -46,6 +46,7 @@ def test_by_default_eager_is_held_to_every_golden_case_and_nothing_else_runs(bun
     assert [(check.program, check.case) for check in found.checks] == [("eager", case) for case in CASES]
 
 
+@pytest.mark.compiler
 def test_with_programs_compiled_and_stored_programs_run_every_case_and_refuse_wrong_inputs(bundles):
     found = regplug.verify(bundles / "readout", programs=True)
     assert found.ok
@@ -64,13 +65,14 @@ def test_with_programs_compiled_and_stored_programs_run_every_case_and_refuse_wr
     assert {check.verdict for check in by_program["torchscript"][len(CASES) :]} == {"refused"}
 
 
-def test_steps_are_told_as_they_begin(bundles):
+def test_progress_is_called_at_the_start_of_each_step(bundles):
     steps = []
     regplug.verify(bundles / "conditioner", progress=steps.append)
     assert steps == ["eager"]
 
 
-def test_that_it_compiles_is_said_on_a_terminal_and_in_the_help(bundles):
+@pytest.mark.compiler
+def test_the_terminal_and_the_help_say_that_verify_compiles(bundles):
     screen, terminal = pty.openpty()
     seen = []
 
@@ -146,7 +148,7 @@ def scale(folder, case):
     return max((tensor.abs().max().item() for tensor in found if tensor.numel()), default=0.0)
 
 
-def test_an_error_of_eager_beyond_what_its_dtype_explains_is_refused(bundles, tmp_path):
+def test_an_eager_error_too_large_for_its_dtype_is_refused(bundles, tmp_path):
     folder = shutil.copytree(bundles / "readout", tmp_path / "b")
 
     def claim(share):
@@ -212,7 +214,7 @@ def test_a_module_too_coarse_in_its_dtype_is_not_exported(tmp_path, monkeypatch)
         regplug.export(spec, spec.build(), tmp_path / "b", backends=[])
 
 
-def test_a_program_that_takes_what_it_must_refuse_is_seen(bundles):
+def test_a_program_that_accepts_a_wrong_input_is_detected(bundles):
     program = regplug.load(bundles / "readout", program="torchscript")
     signature = program.manifest.input
     assert all(_refuses(program, given) for _, given in wrong_inputs(signature))
@@ -226,7 +228,7 @@ def test_a_program_that_takes_what_it_must_refuse_is_seen(bundles):
     assert not VerifiedCase("careless", "wrong R", "accepted").ok
 
 
-def test_a_bundle_whose_strategy_is_not_installed_still_has_its_programs_verified(bundles, tmp_path):
+def test_programs_are_verified_without_the_strategys_plugin(bundles, tmp_path):
     from regplug.registry.discovery import discover
 
     bare = regplug.Registry({"regplug": discover()["regplug"]})
@@ -252,7 +254,7 @@ class Chatty(torch.nn.Module):
         return registers.mean(1)
 
 
-def test_a_graph_break_is_a_failed_row_with_its_reason_beside_the_other_programs(tmp_path):
+def test_a_graph_break_is_a_failed_row_and_the_other_programs_are_verified(tmp_path):
     registry = installed_with(regplug.ReadoutEntry("chatty", Chatty))
     spec = registry.resolve("chatty", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", backends=[], registry=registry)
@@ -266,7 +268,7 @@ def test_a_graph_break_is_a_failed_row_with_its_reason_beside_the_other_programs
 @pytest.mark.parametrize(
     "error", [MemoryError(), SystemError("error return without exception set"), ImportError("map")]
 )
-def test_a_compiler_that_runs_out_of_memory_is_a_failed_row_beside_the_other_programs(bundles, monkeypatch, error):
+def test_a_compiler_out_of_memory_is_a_failed_row_and_the_other_programs_are_verified(bundles, monkeypatch, error):
     def compile_nothing(*args, **kwargs):
         raise error
 

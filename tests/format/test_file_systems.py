@@ -1,4 +1,4 @@
-"""File systems that lack a call, and places that are no plain folder: the next best way, and what is said of it."""
+"""File systems that lack a system call, and paths that are not a plain folder: what is done, and what is logged."""
 
 import errno
 import json
@@ -27,18 +27,55 @@ OLD = {"manifest.json": MANIFEST + b" ", "weights.safetensors": b"old" * 100}
 NEW = {"manifest.json": MANIFEST, "golden.safetensors": b"new" * 100}
 
 WRITE = """
-import json, sys
+import json, logging, os, sys
 from pathlib import Path
 from regplug.errors import ExportError
 from regplug.format.single_file import write_files
 from regplug.format.write_bundle import write_folder
-place, files = Path(sys.argv[1]), {name: text.encode() for name, text in json.loads(sys.argv[2]).items()}
-try:
+
+def write(place, texts):
+    files = {name: text.encode() for name, text in texts.items()}
     write_folder(place, files, force=True)
-    write_files({place.with_name("lone"): b"lone"}, force=False)
-except ExportError as error:
-    sys.exit(f"error: {error}")
+    write_files({place.with_name("single"): b"single"}, force=False)
 """
+WRITE_ONCE = f"""{WRITE}
+try:
+    write(Path(sys.argv[1]), json.loads(sys.argv[2]))
+except ExportError as error:
+    sys.exit(f"error: {{error}}")
+"""
+# answers every request on stdin with one line: what was logged, and the error
+WRITE_EACH = f"""{WRITE}
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger("regplug").addHandler(handler)
+for line in sys.stdin:
+    place, texts, os.environ["LACKING"] = json.loads(line)
+    lines.clear()
+    error = None
+    try:
+        write(Path(place), texts)
+    except ExportError as raised:
+        error = str(raised)
+    print(json.dumps([lines, error]), flush=True)
+"""
+
+
+class Writer:
+    """A process in which system calls fail as requested."""
+
+    def __init__(self, shim):
+        command = [sys.executable, "-c", WRITE_EACH]
+        env = os.environ | {"LD_PRELOAD": str(shim)}
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def write(self, place, **lacking):
+        """Write NEW by force while the calls fail with these error numbers; the logged lines and the error."""
+        listed = ",".join(f"{call}={number}" for call, number in lacking.items())
+        texts = {name: data.decode() for name, data in NEW.items()}
+        print(json.dumps([str(place), texts, listed]), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
 
 
 def content(folder):
@@ -57,17 +94,12 @@ def shim(tmp_path_factory):
     return library
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def write(shim):
-    """Write NEW by force in a process whose calls fail as listed."""
-
-    def run(place, **lacking):
-        listed = ",".join(f"{call}={number}" for call, number in lacking.items())
-        env = os.environ | {"LD_PRELOAD": str(shim), "LACKING": listed}
-        words = [sys.executable, "-c", WRITE, place, json.dumps({name: data.decode() for name, data in NEW.items()})]
-        return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-
-    return run
+    """``Writer.write`` of one process for the whole module."""
+    writer = Writer(shim)
+    yield writer.write
+    writer.process.communicate()
 
 
 LACKING = [
@@ -79,61 +111,65 @@ LACKING = [
 ]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("before", ["nothing", "an empty folder", "a bundle"])
 @pytest.mark.parametrize(("call", "number"), LACKING, ids=str)
-def test_a_bundle_is_written_without_a_call_and_one_line_says_what_is_weaker(write, tmp_path, call, number, before):
+def test_a_bundle_is_written_without_a_system_call_and_one_line_says_what_is_weaker(
+    write, tmp_path, call, number, before
+):
     place = tmp_path / "b"
     if before == "an empty folder":
         place.mkdir()
     elif before == "a bundle":
         write_folder(place, OLD, force=False)
         (place / "LICENSE").write_text("mine")
-    done = write(place, **{call: number})
-    assert (done.returncode, done.stdout) == (0, "")
+    logged, error = write(place, **{call: number})
+    assert error is None
     kept = {"LICENSE": b"mine"} if before == "a bundle" else {}
     assert content(place) == NEW | kept
-    assert (tmp_path / "lone").read_bytes() == b"lone"
+    assert (tmp_path / "single").read_bytes() == b"single"
     assert left(tmp_path) == []
-    of_bundle = [line for line in done.stderr.splitlines() if line.startswith(f"bundle {place}: ")]
+    of_bundle = [line for line in logged if line.startswith(f"bundle {place}: ")]
     weaker = {"renameat2": before == "a bundle", "fchmod": before == "a bundle", "chmod": before != "an empty folder"}
     assert len(of_bundle) == weaker.get(call, True)
     for line in of_bundle:
         assert WEAKER[call.removeprefix("f") if call == "fchmod" else call] in line
-    assert all(line.startswith(("bundle ", "file ")) for line in done.stderr.splitlines())
+    assert all(line.startswith(("bundle ", "file ")) for line in logged)
 
 
-def test_a_file_system_that_lacks_all_of_it_takes_a_bundle_and_says_so_in_one_line(write, tmp_path):
+@pytest.mark.compiler
+def test_a_bundle_is_written_without_any_of_the_calls_and_one_line_says_so(write, tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     all_of_it = {"flock": 38, "renameat2": 22, "fsync": 22, "fchmod": 1, "chmod": 1, "link": 1, "linkat": 1}
-    done = write(tmp_path / "b", **all_of_it)
-    assert done.returncode == 0, done.stderr
+    (first, second), error = write(tmp_path / "b", **all_of_it)
+    assert error is None
     assert content(tmp_path / "b") == NEW
-    first, second = done.stderr.splitlines()
     assert all(WEAKER[call] in first for call in ("flock", "renameat2", "fsync", "chmod"))
     assert WEAKER["link"] in second
 
 
-def test_a_local_file_system_says_nothing(write, tmp_path):
+@pytest.mark.compiler
+def test_nothing_is_logged_on_a_local_file_system(write, tmp_path):
     for _ in range(2):
-        assert write(tmp_path / "b").stderr == ""
-        (tmp_path / "lone").unlink()
+        assert write(tmp_path / "b") == [[], None]
+        (tmp_path / "single").unlink()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("call", ["flock", "renameat2", "fsync", "fchmod", "chmod"])
 def test_a_call_that_failed_is_not_taken_for_one_that_is_lacking(write, tmp_path, call):
     write_folder(tmp_path / "b", OLD, force=False)
-    done = write(tmp_path / "b", **{call: errno.EIO})
-    assert done.returncode == 1
-    assert "Input/output error; nothing was changed" in done.stderr
+    _, error = write(tmp_path / "b", **{call: errno.EIO})
+    assert "Input/output error; nothing was changed" in error
     assert content(tmp_path / "b") == OLD
 
 
+@pytest.mark.compiler
 def test_a_bundle_that_would_be_open_to_more_users_is_not_written_without_chmod(write, tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     (tmp_path / "b" / "manifest.json").chmod(0o600)
-    done = write(tmp_path / "b", fchmod=errno.EPERM, chmod=errno.EPERM)
-    assert done.returncode == 1
-    assert "more users could read the new one than the old one; nothing was changed" in done.stderr
+    _, error = write(tmp_path / "b", fchmod=errno.EPERM, chmod=errno.EPERM)
+    assert "more users could read the new one than the old one; nothing was changed" in error
     assert content(tmp_path / "b") == OLD
     assert left(tmp_path) == []
 
@@ -163,11 +199,11 @@ def no_exchange(monkeypatch):
 
 
 class Died(BaseException):
-    """A kill at this moment."""
+    """The writer was killed here."""
 
 
 def dying(monkeypatch, method, at):
-    """Let the writer die just before one of its renames or deletions; what would be cleaned up stays."""
+    """Kill the writer just before one of its renames or deletions; nothing is cleaned up."""
     real = getattr(Path, method)
     seen = []
 
@@ -230,7 +266,7 @@ def test_a_new_bundle_is_not_put_in_place_of_what_the_user_put_there_after_a_cra
 # ---- an empty folder is filled
 
 
-def test_who_reads_a_folder_that_is_being_filled_finds_no_manifest(tmp_path, monkeypatch):
+def test_a_reader_finds_no_manifest_while_a_folder_is_being_filled(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     seen = []
     write_file = write_bundle.write_file
@@ -327,7 +363,7 @@ LC_ALL=C ls -A "$1"
 def test_a_mount_point_is_filled_and_a_bundle_that_is_one_is_kept(tmp_path):
     place, files = tmp_path / "b", json.dumps({name: data.decode() for name, data in NEW.items()})
     place.mkdir()
-    words = ["unshare", "-m", "sh", "-c", MOUNTED, "sh", place, sys.executable, WRITE, files]
+    words = ["unshare", "-m", "sh", "-c", MOUNTED, "sh", place, sys.executable, WRITE_ONCE, files]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "a mount point cannot be replaced in one step; export to a folder inside it" in done.stderr
     assert done.stdout.split("\n")[:-1] == ["refused 1", *sorted([*NEW, "LICENSE", "lost+found"])]
@@ -386,7 +422,7 @@ def mistaken(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", MISTAKEN)
-def test_a_path_that_is_no_bundle_is_said_to_be_what_it_is(mistaken, monkeypatch, capsys, tmp_path, command):
+def test_the_message_says_what_is_at_a_path_that_is_not_a_bundle(mistaken, monkeypatch, capsys, tmp_path, command):
     monkeypatch.chdir(mistaken)
     words = command.replace("BUNDLE", "bundle").replace("OUT", str(tmp_path / "out")).split()
     monkeypatch.setattr(sys, "argv", ["regplug", *words])
@@ -394,7 +430,7 @@ def test_a_path_that_is_no_bundle_is_said_to_be_what_it_is(mistaken, monkeypatch
     assert MISTAKEN[command].replace("BUNDLE", "bundle") in capsys.readouterr().err
 
 
-def test_nothing_is_written_at_a_url_as_if_it_were_a_folder_here(tmp_path, monkeypatch):
+def test_a_url_is_refused_as_a_path_to_write_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ExportError, match="expected a folder of this machine, got a URL"):
         write_folder(Path("s3://bucket/b"), NEW, force=True)
@@ -405,7 +441,7 @@ def test_nothing_is_written_at_a_url_as_if_it_were_a_folder_here(tmp_path, monke
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "program", "golden.old"])
-def test_nothing_is_written_into_a_bundle_that_would_be_unreadable_then(tmp_path, name):
+def test_nothing_is_written_into_a_bundle_that_would_make_it_unreadable(tmp_path, name):
     write_folder(tmp_path / "b", OLD, force=False)
     with pytest.raises(ExportError, match="expected a place outside of bundles, got one inside .*b"):
         write_files({tmp_path / "b" / name: b"new"}, force=True)
@@ -430,7 +466,7 @@ def test_the_manifest_of_a_web_site_is_not_replaced_by_force(tmp_path, more):
 def test_verify_names_what_is_not_the_bundles_and_opens_none_of_it(mistaken, monkeypatch, capsys, tmp_path):
     place = shutil.copytree(mistaken / "bundle", tmp_path / "b")
     for name in ("LICENSE", "Thumbs.db"):
-        os.mkfifo(place / name)  # would hang whoever opens it
+        os.mkfifo(place / name)  # opening it would hang
     (place / "lost+found").mkdir(mode=0)
     (place / ".gitattributes").write_text("")
     assert regplug.load(place).out_dim == 7
@@ -443,7 +479,7 @@ def test_verify_names_what_is_not_the_bundles_and_opens_none_of_it(mistaken, mon
         regplug.load(place)
 
 
-def test_lone_files_are_written_where_there_are_no_links(tmp_path, monkeypatch):
+def test_single_files_are_written_on_a_file_system_without_links(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.EPERM, "Operation not permitted")
 

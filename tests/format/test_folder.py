@@ -1,4 +1,4 @@
-"""The load protocol: what damages a bundle is named, whatever hangs or is swapped is refused."""
+"""Reading a folder: damage is reported, and files that would block or change during the read are refused."""
 
 import os
 import shutil
@@ -47,19 +47,19 @@ def test_links_are_followed_where_the_caller_allows_them(copied):
     assert regplug.load(copied, follow_links=True).out_dim == 24
 
 
-def test_a_link_to_the_whole_folder_is_a_name_like_any_other(copied, tmp_path):
+def test_a_link_to_the_bundles_folder_is_followed(copied, tmp_path):
     (tmp_path / "latest").symlink_to(copied)
     assert regplug.load(tmp_path / "latest").out_dim == 24
 
 
-def test_dotfiles_and_a_readme_beside_the_bundle_are_never_opened(copied):
-    os.mkfifo(copied / "README.md")  # would hang whoever opens it
+def test_dotfiles_and_a_readme_in_the_folder_are_never_opened(copied):
+    os.mkfifo(copied / "README.md")  # opening it would hang
     os.mkfifo(copied / ".gitattributes")
     (copied / ".git").mkdir()
     assert regplug.load(copied).out_dim == 24
 
 
-def test_a_link_that_is_turned_to_another_bundle_while_it_is_read_gives_the_other_whole(bundle, copied, tmp_path):
+def test_a_link_changed_to_another_bundle_during_a_read_gives_the_other_bundle(bundle, copied, tmp_path):
     other = shutil.copytree(bundle, tmp_path / "other")
     (tmp_path / "latest").symlink_to(copied)
     seen = []
@@ -98,7 +98,7 @@ def emptied(folder):
         (emptied, "weights.safetensors: missing; export the bundle again."),
     ],
 )
-def test_a_folder_that_goes_while_it_is_read_is_named_as_it_is_then(copied, change, said):
+def test_a_folder_that_is_removed_during_a_read_is_reported(copied, change, said):
     def read(folder):
         if (copied / WEIGHTS).exists():
             change(copied)
@@ -109,7 +109,7 @@ def test_a_folder_that_goes_while_it_is_read_is_named_as_it_is_then(copied, chan
     assert str(error.value) == f"bundle {copied}: {said}"
 
 
-def test_a_folder_that_is_replaced_without_pause_ends_in_an_answer(bundle, tmp_path):
+def test_a_folder_that_is_always_replaced_ends_in_an_error(bundle, tmp_path):
     count = 0
 
     def read(folder):
@@ -126,7 +126,7 @@ def test_a_folder_that_is_replaced_without_pause_ends_in_an_answer(bundle, tmp_p
     assert count == 100
 
 
-def test_a_program_that_nobody_asked_for_is_read_in_parts(copied):
+def test_a_program_that_is_not_kept_is_read_in_parts(copied):
     size = 256 << 20
     os.truncate(copied / PROGRAM, size)
     set_value("files", PROGRAM, "size", value=size)(copied)
@@ -161,7 +161,7 @@ def test_a_socket_in_place_of_a_file_is_refused(copied):
             regplug.load(copied)
 
 
-def test_a_reader_beside_a_writer_sees_the_old_or_the_new_bundle_whole(bundle, tmp_path):
+def test_a_reader_sees_the_old_or_the_new_bundle_while_a_writer_replaces_it(bundle, tmp_path):
     spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=6)
     torch.manual_seed(1)
     other = regplug.export(spec, spec.build(), tmp_path / "other")

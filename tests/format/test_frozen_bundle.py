@@ -1,4 +1,4 @@
-"""Bundles of format 1, frozen when the format was: every later reader opens them, in Python and in C++."""
+"""The frozen bundles of format 1 can be opened by every later reader, in Python and in C++."""
 
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def test_a_frozen_manifest_is_written_again_as_it_is(name):
     assert parse_manifest("DIR", data).to_bytes() == data
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("name", DIGESTS)
 def test_a_frozen_bundle_is_opened_in_cpp_and_holds_every_golden_case(name):
     pinned = ["--pin", DIGESTS[name]]
@@ -62,6 +63,7 @@ def test_a_frozen_bundle_is_opened_in_cpp_and_holds_every_golden_case(name):
     check_golden(built() / "regplug_golden", FROZEN / name)
 
 
+@pytest.mark.compiler
 def test_the_frozen_model_library_holds_every_golden_case_in_cpp():
     pinned = ["--pin", DIGESTS["readout"]]
     assert run(built() / "regplug_open", FROZEN / "readout", "--aotinductor", *pinned) == (0, "ok\n")

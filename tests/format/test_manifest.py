@@ -1,4 +1,4 @@
-"""The manifest: written once, read strictly."""
+"""The manifest is read strictly, and read back as it was written."""
 
 import json
 
@@ -21,7 +21,7 @@ def manifest(tmp_path_factory):
 
 
 def changed(manifest, path, value):
-    """The manifest's bytes with the value at ``path`` replaced, or removed when ``value`` is Ellipsis."""
+    """The manifest's bytes with the value at ``path`` replaced, or removed if ``value`` is Ellipsis."""
     values = json.loads(manifest.to_bytes())
     *above, last = path
     inside = values
@@ -119,7 +119,7 @@ def test_what_is_no_plain_json_object_is_refused(manifest, change, message):
 
 
 @given(st.data())
-def test_no_change_of_a_value_gives_anything_but_a_manifest_or_a_bundle_error(manifest, data):
+def test_a_changed_value_gives_a_manifest_or_a_bundle_error(manifest, data):
     values = json.loads(manifest.to_bytes())
     inside, step = values, data.draw(st.sampled_from(sorted(values)))
     while isinstance(inside[step], (dict, list)) and inside[step] and data.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""Folders that are gone when they are done with, and swept where their maker died."""
+"""Temporary folders are deleted after use, and swept if their process died."""
 
 import os
 import signal
@@ -21,14 +21,14 @@ with temporary_folder(Path(sys.argv[1]), "made-") as folder:
 """
 
 
-def test_a_temporary_folder_is_its_owners_alone_and_gone_afterwards(tmp_path):
+def test_a_temporary_folder_is_private_and_deleted_afterwards(tmp_path):
     with temporary_folder(tmp_path, "made-") as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         (folder / "file").write_text("x")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_path):
+def test_folders_of_killed_processes_are_deleted_and_those_of_living_ones_kept(tmp_path):
     maker = subprocess.Popen([sys.executable, "-c", MAKER, tmp_path], stdout=subprocess.PIPE, text=True)
     assert maker.stdout.readline() == "ready\n"
     (tmp_path / "made-by-hand").mkdir()
@@ -42,7 +42,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_pa
         assert sorted(os.listdir(tmp_path)) == sorted([folder.name, "made-by-hand"])  # noqa: PTH208
 
 
-def test_a_link_under_such_a_name_is_not_followed(tmp_path):
+def test_a_link_with_a_temporary_name_is_not_followed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     (tmp_path / "made-0123456789ab").symlink_to(tmp_path / "mine")

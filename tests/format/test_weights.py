@@ -1,4 +1,4 @@
-"""State dicts to safetensors and back, and the strict reader in front."""
+"""State dicts are written to safetensors and read back, with strict checks of the header."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 
 @given(st.dictionaries(NAMES, st.tuples(SHAPES, st.sampled_from(DTYPES)), max_size=6))
-def test_what_is_saved_is_read_back_to_the_bit(wanted):
+def test_saved_tensors_are_read_back_bit_for_bit(wanted):
     state = {name: torch.randint(0, 2, shape).to(dtype) for name, (shape, dtype) in wanted.items()}
     found = load_tensors("file", save_tensors(state, {"strategy": "regplug:pool"}))
     assert sorted(found) == sorted(state)
@@ -63,7 +63,7 @@ def test_the_strict_reader_takes_what_the_reference_writes():
 
 
 class Keeps(nn.Module):
-    """A module with a place for one thing that a bundle cannot hold."""
+    """A module with an attribute that a bundle cannot hold."""
 
     def __init__(self, **things):
         super().__init__()
@@ -85,7 +85,7 @@ def forgetful():
 
 
 class Sub(torch.Tensor):
-    """A subclass; quantised weights are such."""
+    """A tensor subclass, as quantised weights are."""
 
 
 UNSTORABLE = {
@@ -98,7 +98,7 @@ UNSTORABLE = {
 
 
 @pytest.mark.parametrize("message", UNSTORABLE)
-def test_what_a_weights_file_would_lose_or_garble_is_refused_by_name(message):
+def test_tensors_that_a_weights_file_cannot_hold_are_refused_by_name(message):
     with pytest.raises(ExportError, match=message):
         state_of("strategy 'x'", UNSTORABLE[message])
 

@@ -1,9 +1,10 @@
-"""Putting a bundle in place: all of it, or nothing, whatever happens in between."""
+"""Writing a bundle is atomic, whatever happens in between."""
 
 import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -43,7 +44,7 @@ def test_a_folder_is_made_with_its_parents_and_plain_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "a" / "b" / "manifest.json").stat().st_mode) == 0o640
 
 
-def test_what_stands_there_is_kept_unless_it_is_to_be_replaced(tmp_path):
+def test_an_existing_bundle_is_kept_without_force(tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     with pytest.raises(ExportError, match="exists and is kept; use force to replace it"):
         write_folder(tmp_path / "b", NEW, force=False)
@@ -90,7 +91,7 @@ def test_force_never_replaces_a_folder_without_a_manifest_a_file_or_a_link(tmp_p
     assert content(tmp_path / "weights") == {"weights.safetensors": b"mine"}
 
 
-def test_a_readme_and_dotfiles_beside_the_bundle_are_carried_over(tmp_path):
+def test_a_readme_and_dotfiles_in_the_old_bundle_are_kept(tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     (tmp_path / "b" / "README.md").write_text("# mine")
     (tmp_path / "b" / ".gitattributes").write_text("*.pt lfs")
@@ -98,7 +99,7 @@ def test_a_readme_and_dotfiles_beside_the_bundle_are_carried_over(tmp_path):
     assert content(tmp_path / "b") == {**NEW, "README.md": b"# mine", ".gitattributes": b"*.pt lfs"}
 
 
-def test_a_folder_beside_the_bundle_is_not_thrown_away(tmp_path):
+def test_a_folder_inside_the_old_bundle_is_not_deleted(tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     (tmp_path / "b" / ".git").mkdir()
     with pytest.raises(ExportError, match="expected only files next to those of the bundle, got .git; move it away"):
@@ -106,7 +107,7 @@ def test_a_folder_beside_the_bundle_is_not_thrown_away(tmp_path):
     assert (tmp_path / "b" / ".git").is_dir()
 
 
-def test_a_disk_that_takes_no_more_leaves_the_old_bundle_and_nothing_else(tmp_path):
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(tmp_path):
     write_folder(tmp_path / "b", OLD, force=False)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # a write past it fails, as on a full disk
@@ -119,13 +120,13 @@ def test_a_disk_that_takes_no_more_leaves_the_old_bundle_and_nothing_else(tmp_pa
     assert stale(tmp_path) == []
 
 
-def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
+def test_a_path_that_cannot_be_written_is_an_export_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written: File exists; nothing was changed"):
         write_folder(tmp_path / "file" / "b", NEW, force=False)
 
 
-def test_of_exporters_to_one_new_place_one_wins_whole_and_the_others_are_told(tmp_path):
+def test_of_several_exporters_to_one_new_path_one_succeeds_and_the_others_get_an_error(tmp_path):
     outcomes = []
 
     def one(number):
@@ -152,7 +153,7 @@ import sys
 from pathlib import Path
 from regplug.format.write_bundle import write_folder
 versions = [{"manifest.json": mark, "golden.safetensors": mark * 300_000} for mark in (b"a", b"b")]
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it, and we inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process inherits that it is ignored
 print("ready", flush=True)
 turn = 0
 while True:
@@ -161,6 +162,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_an_exporter_killed_at_any_moment_loses_nothing_and_leaves_nothing_for_long(tmp_path):
     place = tmp_path / "b"
     whole = [{"manifest.json": mark, "golden.safetensors": mark * 300_000} for mark in (b"a", b"b")]
@@ -176,12 +178,12 @@ def test_an_exporter_killed_at_any_moment_loses_nothing_and_leaves_nothing_for_l
         writer.stdout.close()
         assert content(place) in whole
         left += len(stale(tmp_path))
-    assert left > 0  # or no writer was killed at work, and this test saw nothing
+    assert left > 0  # else no writer was killed while it wrote
     write_folder(place, whole[0], force=True)
     assert stale(tmp_path) == []
 
 
-def test_an_interrupted_export_leaves_a_whole_bundle_and_what_it_leaves_beside_is_swept(tmp_path):
+def test_an_interrupted_export_leaves_a_complete_bundle_and_its_temporary_folder_is_swept(tmp_path):
     place = tmp_path / "b"
     whole = [{"manifest.json": mark, "golden.safetensors": mark * 300_000} for mark in (b"a", b"b")]
     write_folder(place, whole[0], force=False)
@@ -193,11 +195,11 @@ def test_an_interrupted_export_leaves_a_whole_bundle_and_what_it_leaves_beside_i
     writer.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in writer.communicate(timeout=60)[1]
     assert content(place) in whole
-    write_folder(place, whole[0], force=True)  # an interrupt may come while the folder beside is being deleted
+    write_folder(place, whole[0], force=True)  # an interrupt may come while the temporary folder is being deleted
     assert stale(tmp_path) == []
 
 
-def test_a_living_exporters_folder_is_not_swept(tmp_path):
+def test_the_folder_of_a_living_exporter_is_not_swept(tmp_path):
     with locked_folder(tmp_path, prefix_for(tmp_path / "b")) as folder:
         (folder / "half").write_text("")
         write_folder(tmp_path / "b", NEW, force=False)
@@ -206,18 +208,18 @@ def test_a_living_exporters_folder_is_not_swept(tmp_path):
     assert stale(tmp_path) == []
 
 
-def test_what_only_looks_like_a_dead_exporters_is_kept(tmp_path):
+def test_names_that_only_resemble_temporary_ones_are_kept(tmp_path):
     (tmp_path / ".b.regplug-notes").mkdir()
     (tmp_path / ".b.regplug-0123456789ab.txt").write_text("mine")
     (tmp_path / ".c.regplug-0123456789ab").mkdir()
     (tmp_path / ".b.regplug-0123456789ab").mkdir()
-    (tmp_path / ".b.regplug-0123456789ac").write_text("of a lone file")
+    (tmp_path / ".b.regplug-0123456789ac").write_text("of a single file")
     write_folder(tmp_path / "b", NEW, force=False)
     assert stale(tmp_path) == [".b.regplug-0123456789ab.txt", ".b.regplug-notes", ".c.regplug-0123456789ab"]
 
 
 def late(monkeypatch, module, name, first):
-    """Do ``first`` just before a step of the writer is done for the first time."""
+    """Call ``first`` just before the writer's first call of a step."""
     step = getattr(module, name)
 
     def stepped(*arguments):
@@ -228,7 +230,7 @@ def late(monkeypatch, module, name, first):
     monkeypatch.setattr(module, name, stepped)
 
 
-def test_a_bundle_that_came_into_being_at_the_last_moment_is_not_replaced_without_force(tmp_path, monkeypatch):
+def test_a_bundle_created_concurrently_is_not_replaced_without_force(tmp_path, monkeypatch):
     late(monkeypatch, write_bundle, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
     with pytest.raises(ExportError, match="exists and is kept; use force"):
         write_folder(tmp_path / "b", NEW, force=False)
@@ -236,14 +238,14 @@ def test_a_bundle_that_came_into_being_at_the_last_moment_is_not_replaced_withou
     assert stale(tmp_path) == []
 
 
-def test_a_bundle_that_came_into_being_at_the_last_moment_is_replaced_with_force(tmp_path, monkeypatch):
+def test_a_bundle_created_concurrently_is_replaced_with_force(tmp_path, monkeypatch):
     late(monkeypatch, write_bundle, "sync_folder", lambda: write_folder(tmp_path / "b", OLD, force=False))
     write_folder(tmp_path / "b", NEW, force=True)
     assert content(tmp_path / "b") == NEW
     assert stale(tmp_path) == []
 
 
-def test_an_exporter_whose_folder_was_swept_before_it_was_locked_takes_another(tmp_path, monkeypatch):
+def test_an_exporter_makes_another_folder_if_its_first_was_swept_before_it_was_locked(tmp_path, monkeypatch):
     late(monkeypatch, temporary.fcntl, "flock", lambda: next(tmp_path.glob(".b.regplug-*")).rmdir())
     write_folder(tmp_path / "b", NEW, force=False)
     assert content(tmp_path / "b") == NEW
@@ -262,7 +264,7 @@ def test_an_exporter_waits_for_the_one_that_replaces_the_same_bundle(tmp_path):
     assert content(tmp_path / "b") == NEW
 
 
-def test_an_exporter_does_not_wait_for_ever(tmp_path, monkeypatch):
+def test_an_exporter_waits_for_a_limited_time(tmp_path, monkeypatch):
     monkeypatch.setattr(write_bundle, "LOCK_TIMEOUT_S", 0)
     write_folder(tmp_path / "b", OLD, force=False)
     descriptor = temporary.lock(tmp_path / "b")
@@ -291,25 +293,23 @@ def test_a_file_system_that_syncs_no_folders_does_not_make_a_written_bundle_an_e
     assert content(tmp_path / "b") == NEW
 
 
-def test_where_the_exchange_does_not_reach_the_disk_the_old_bundle_is_kept_beside_and_that_is_said(
-    tmp_path, monkeypatch
-):
+def test_an_exchange_that_cannot_be_synced_keeps_the_old_bundle_and_says_where(tmp_path, monkeypatch):
     write_folder(tmp_path / "b", OLD, force=False)
     fsync_that(monkeypatch, tmp_path, errno.EIO)
-    with pytest.raises(ExportError, match="the new bundle is there, the old one next to it as .b.regplug-") as told:
+    with pytest.raises(ExportError, match="the new bundle is there, the old one next to it as .b.regplug-") as raised:
         write_folder(tmp_path / "b", NEW, force=True)
-    assert "nothing was changed" not in str(told.value)
-    [beside] = stale(tmp_path)
-    assert (content(tmp_path / "b"), content(tmp_path / beside)) == (NEW, OLD)
+    assert "nothing was changed" not in str(raised.value)
+    [kept] = stale(tmp_path)
+    assert (content(tmp_path / "b"), content(tmp_path / kept)) == (NEW, OLD)
     with pytest.raises(ExportError, match="Input/output error; nothing was changed"):
-        write_folder(tmp_path / "b", NEW, force=True)  # what stands beside is not swept either
-    assert stale(tmp_path) == [beside]
+        write_folder(tmp_path / "b", NEW, force=True)  # and the old bundle next to it is not swept
+    assert stale(tmp_path) == [kept]
     monkeypatch.undo()
     write_folder(tmp_path / "b", NEW, force=True)
     assert stale(tmp_path) == []
 
 
-def test_folders_made_for_a_bundle_that_cannot_be_written_go_again(tmp_path, monkeypatch):
+def test_folders_made_for_a_bundle_that_cannot_be_written_are_removed(tmp_path, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
@@ -379,10 +379,10 @@ def test_a_bundle_is_closed_to_others_while_it_is_written(tmp_path, monkeypatch)
     assert len(seen) == 4
 
 
-# ---- lone files
+# ---- single files
 
 
-def test_lone_files_are_written_whole_with_the_permissions_that_stood_there(tmp_path):
+def test_single_files_keep_the_permissions_of_those_they_replace(tmp_path):
     (tmp_path / "old").write_bytes(b"old")
     (tmp_path / "old").chmod(0o600)
     (tmp_path / ".old.regplug-0123456789ab").write_bytes(b"of a killed writer")
@@ -396,14 +396,14 @@ def test_lone_files_are_written_whole_with_the_permissions_that_stood_there(tmp_
     assert stale(tmp_path) == []
 
 
-def test_a_lone_file_that_came_into_being_at_the_last_moment_is_kept(tmp_path, monkeypatch):
+def test_a_single_file_created_concurrently_is_kept(tmp_path, monkeypatch):
     late(monkeypatch, single_file, "rename_to_new", lambda: (tmp_path / "f").write_bytes(b"mine"))
     with pytest.raises(ExportError, match="exists and is kept; use force to replace it"):
         write_files({tmp_path / "f": b"new"}, force=False)
     assert content(tmp_path) == {"f": b"mine"}
 
 
-def test_a_lone_file_that_cannot_be_written_is_named_with_those_that_were(tmp_path, monkeypatch):
+def test_a_single_file_that_cannot_be_written_is_named_with_those_already_written(tmp_path, monkeypatch):
     late(monkeypatch, Path, "replace", lambda: (tmp_path / "two").mkdir())
     with pytest.raises(ExportError, match=r"file .*two: cannot be written: Is a directory; already written: .*one\.$"):
         write_files({tmp_path / "one": b"1", tmp_path / "two": b"2"}, force=True)
@@ -433,15 +433,22 @@ def export(place, *words):
     return subprocess.run([*words, *command], capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def exported(tmp_path):
-    """A bundle that stands there, and its bytes."""
-    done = export(tmp_path / "b")
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory):
+    place = tmp_path_factory.mktemp("exported") / "b"
+    done = export(place)
     assert done.returncode == 0, done.stderr
-    return tmp_path / "b", content(tmp_path / "b")
+    return place
 
 
-def test_a_full_disk_ends_the_command_with_1_and_the_old_bundle_stands(exported):
+@pytest.fixture
+def exported(exported_once, tmp_path):
+    """An existing bundle, and its bytes."""
+    place = shutil.copytree(exported_once, tmp_path / "b")
+    return place, content(place)
+
+
+def test_the_command_exits_with_1_on_a_full_disk_and_keeps_the_old_bundle(exported):
     place, old = exported
     done = export(place, "bash", "-c", 'ulimit -f 1; "$@"', "bash")  # a kilobyte a file
     assert (done.returncode, done.stdout) == (1, "")
@@ -450,9 +457,9 @@ def test_a_full_disk_ends_the_command_with_1_and_the_old_bundle_stands(exported)
     assert stale(place.parent) == []
 
 
-def test_a_place_that_may_not_be_written_ends_the_command_with_1_and_the_old_bundle_stands(exported):
+def test_the_command_exits_with_1_on_a_read_only_path_and_keeps_the_old_bundle(exported):
     place, old = exported
-    # for root too: a file system of one's own, mounted for reading only in a namespace of this process
+    # also for root: a file system mounted read-only in a namespace of this process
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
     done = export(place, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(place.parent))
     why = "Read-only file system"
@@ -475,7 +482,7 @@ main()
 """
 
 
-def test_an_interrupt_ends_the_command_with_130_and_the_old_bundle_stands(exported):
+def test_the_command_exits_with_130_on_an_interrupt_and_keeps_the_old_bundle(exported):
     place, old = exported
     command = [sys.executable, "-c", SLOWLY, *EXPORT[3:], "--no-programs", "--force", "-o", place]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
