@@ -365,7 +365,7 @@ def test_a_part_of_the_top_level_is_seen_as_well_and_a_new_head_is_the_models_ow
     model.reset_classifier(7)
     assert torch.equal(whole(IMAGES), wanted)
     model.norm = nn.Identity()
-    with pytest.raises(regplug.SpecError, match="VisionTransformer: norm: expected the module that it had"):
+    with pytest.raises(regplug.SpecError, match="VisionTransformer: norm: expected the module that attach found"):
         whole(IMAGES)
 
 
