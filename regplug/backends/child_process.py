@@ -1,4 +1,4 @@
-"""Runs a child process that may hang, print without end, leave children behind or die: nothing of it gets out."""
+"""Runs a child process that may hang, print without end, leave processes behind or crash; the parent is unaffected."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-KEPT = 16_384  # bytes of each stream; a child may print for ever
-TURN = 0.02  # seconds between two looks at a child
+MAX_OUTPUT = 1 << 20  # bytes kept of each stream; a child may print forever
+POLL_S = 0.02
 
 
 @dataclass
 class Ended:
-    """How a child ended: ``code`` as ``subprocess`` gives it, negative for a signal; None when it was stopped."""
+    """How a child ended: ``code`` as in ``subprocess``, negative for a signal; None if it was stopped."""
 
     code: int | None
     out: str = field(default="")
@@ -33,13 +33,13 @@ def run_bounded(
     env: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Ended:
-    """Run a command until it ends or ``overdue`` says so; then end it and all that it started.
+    """Run a command until it ends or ``overdue`` returns True; then kill its process group.
 
     Args:
         command: The program and its arguments.
-        overdue: Asked many times a second.
-        env: Its environment; None for ours.
-        folder: Where it runs; None for here.
+        overdue: Called many times a second.
+        env: Its environment; None for that of this process.
+        folder: Its working directory; None for that of this process.
 
     Raises:
         OSError: The program cannot be started.
@@ -60,12 +60,12 @@ def run_bounded(
             os.set_blocking(stream.fileno(), False)
             selector.register(stream, selectors.EVENT_READ)
         try:
-            # not until the streams end: a grandchild that lives on may hold them open
+            # do not wait for the end of the streams: a grandchild that lives on may keep them open
             while not _has_ended(child) and not (stopped := overdue()):
-                _read(selector, kept, TURN)
+                _read(selector, kept, POLL_S)
             _read(selector, kept, 0)
         finally:
-            # its leader is not reaped yet, so nobody else can have this number
+            # the child is not reaped yet, so no other process can have its id
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -76,14 +76,14 @@ def run_bounded(
 
 
 def run_elsewhere(command: Sequence[str], overdue: Callable[[], bool]) -> Ended:
-    """Run a command of ``python_child`` as ``run_bounded`` does, in a folder of its own."""
+    """Run a command from ``python_child`` with ``run_bounded``, in a new empty folder."""
     variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory(prefix="regplug-doctor-", ignore_cleanup_errors=True) as folder:
         return run_bounded(command, overdue, variables, Path(folder))
 
 
-def until(seconds: float, stop: Callable[[], bool]) -> Callable[[], bool]:
-    """What is true after so many seconds, or when ``stop`` says so."""
+def until(seconds: float, stop: Callable[[], bool] = lambda: False) -> Callable[[], bool]:
+    """A function that returns True after so many seconds, or when ``stop`` does."""
     end = time.monotonic() + seconds
     return lambda: stop() or time.monotonic() > end
 
@@ -110,4 +110,4 @@ def _read(selector: selectors.BaseSelector, kept: dict[IO[bytes], bytes], second
         content = os.read(key.fd, 65_536)
         if not content:
             selector.unregister(stream)
-        kept[stream] += content[: KEPT - len(kept[stream])]
+        kept[stream] += content[: MAX_OUTPUT - len(kept[stream])]

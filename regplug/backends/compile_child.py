@@ -12,18 +12,18 @@ from regplug.backends.inductor_private import NoShimError, compile_library
 
 
 def main(folder: str, vector: str) -> None:
-    """Read the graph from the folder, and write the library into it, or the operation for which there can be none."""
+    """Read the graph from the folder; write the library into it, or the operation that no library can call."""
     torch.set_num_threads(1)
-    graph = torch.export.load(Path(folder) / GRAPH)  # unpickles: this file is the parent's own
+    graph = torch.export.load(Path(folder) / GRAPH)  # unpickles: the parent wrote this file
     inputs = []
     values = {node.name: node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")}
-    for name in graph.graph_signature.user_inputs:  # the other placeholders are constants, which the graph holds
+    for name in graph.graph_signature.user_inputs:  # the other placeholders are constants of the graph
         value = values[name]
         sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
         inputs.append(torch.zeros(sizes, dtype=value.dtype))
     try:
         compile_library(graph, inputs, vector or None, str(Path(folder) / LIBRARY))
-    except Exception as error:  # Inductor wraps what is raised inside of it
+    except Exception as error:  # Inductor wraps exceptions in its own
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, NoShimError):
             cause = cause.__cause__ or getattr(cause, "inner_exception", None)

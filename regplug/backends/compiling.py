@@ -1,4 +1,4 @@
-"""Runs the compiler that makes a model library in a child process, which may hang or die; its settings are its own."""
+"""Compiles a model library in a child process, which may hang or crash, and which has its own settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import io
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from regplug.backends.child_process import format_exit, run_bounded, until
 from regplug.backends.compiler import compiler_words
 from regplug.backends.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 from regplug.backends.program_folder import program_folder, why_not
@@ -23,8 +22,7 @@ from regplug.backends.python_child import python_command
 from regplug.errors import ExportError, one_line, place_in
 from regplug.format.temporary import temporary_folder
 
-# what a compiler defines when it may use an instruction set, and the word of /proc/cpuinfo for it; those that
-# compilers use unasked
+# the macro that a compiler defines for an instruction set that it uses by itself, and the word of /proc/cpuinfo for it
 FLAGS = {
     "__SSE3__": "pni",
     "__SSSE3__": "ssse3",
@@ -64,24 +62,26 @@ FLAGS = {
     "__AMX_BF16__": "amx_bf16",
     "__AMX_INT8__": "amx_int8",
 }
-# Inductor's vector classes, and what their code uses
+# Inductor's vector classes, and the flags that their code needs
 VECTORS = {
     "VecAVX512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
     "VecAVX2": {"avx2", "fma", "f16c"},
 }
-# whatever configures torch's compiler from outside would make another library than the settings say
+# environment variables that configure torch's compiler: the backend's settings alone decide about a library
 CONFIGURING = re.compile(r"TORCH_|TORCHINDUCTOR_|TORCHDYNAMO_|AOT_INDUCTOR_|AOTINDUCTOR_|ATEN_CPU_CAPABILITY|CXX$")
-GRAPH, LIBRARY, COMPILER, EXPORTED, EDITED = "graph.pt2", "program.so", "c++", "exported", "edited"
-REFUSED = "refused"  # the operation that no library can hold, and the trace of its call
-# A process may have several model libraries, which all define the same C++ names: none may be bound to another's, so
-# the interface alone is visible, and the library's own calls of it stay inside.
+MACROS_LIMIT_S = 60.0  # for a compiler to list its macros
+# files in the child's folder; REFUSED names the operation that no library can call, and the trace of its call
+GRAPH, LIBRARY, COMPILER, REFUSED = "graph.pt2", "program.so", "c++", "refused"
+SYMBOL_VERSIONS_FILE, SOURCE_EDIT_FILE = "symbol_versions", "source_edit"
+# A process may have several model libraries, which all define the same C++ names. Only the interface is visible, and a
+# library's calls of its own functions stay inside it, so that no call reaches another library.
 SYMBOL_VERSIONS = "{ global: AOTInductor*; local: *; };\n"
-SOURCE_EDIT = f"s/{LAST_ERROR}/{LAST_ERROR_WITHOUT_DESTRUCTOR.replace('&', chr(92) + '&')}/\n"
 LINKER_FLAGS = ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-Bsymbolic")
+SOURCE_EDIT = f"s/{LAST_ERROR}/{LAST_ERROR_WITHOUT_DESTRUCTOR.replace('&', chr(92) + '&')}/\n"
 
 
 class CompilerError(Exception):
-    """All that the compiler's process printed, chained to the error that has one line of it."""
+    """All that the compiler's process printed; the cause of the error that quotes one line of it."""
 
 
 def compiler_of(owner: str) -> list[str]:
@@ -99,21 +99,16 @@ def compiler_of(owner: str) -> list[str]:
     return words
 
 
-CPLUSPLUS = "#define __cplusplus "  # among the macros of every C++ compiler
-
-
 def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
     """What a CPU must have for code of this ``-march``, in the words of ``/proc/cpuinfo``.
 
     Raises:
         ExportError: The compiler does not know the name, or does not work.
     """
-    words = ["-dM", "-E", "-x", "c++", "/dev/null"]
-    done = subprocess.run([*compiler, f"-march={isa}", *words], capture_output=True, text=True, check=False)
-    if done.returncode or CPLUSPLUS not in done.stdout:
-        plain = subprocess.run([*compiler, *words], capture_output=True, text=True, check=False)
-        if plain.returncode or CPLUSPLUS not in plain.stdout:
-            reason = one_line(RuntimeError(plain.stderr)) if plain.stderr.strip() else f"exit code {plain.returncode}"
+    macros, _ = _macros([*compiler, f"-march={isa}"])
+    if not macros:
+        works, reason = _macros(compiler)
+        if not works:
             raise ExportError(
                 f"{owner}: expected a C++ compiler that works, got {shlex.join(compiler)}: {reason}; see CXX."
             )
@@ -121,20 +116,30 @@ def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
             f"{owner}: isa: expected a name that {shlex.join(compiler)} takes for -march, or 'native', got {isa!r}; "
             "known: x86-64-v2, x86-64-v3, x86-64-v4, native, haswell, icelake-server, znver3, ..."
         )
-    defined = {words[1] for line in done.stdout.splitlines() if len(words := line.split()) > 1}
-    return frozenset(flag for macro, flag in FLAGS.items() if macro in defined)
+    return frozenset(flag for macro, flag in FLAGS.items() if macro in macros)
+
+
+def _macros(compiler: Sequence[str]) -> tuple[set[str], str]:
+    """The macros that a compiler predefines; an empty set and the reason if it does not work."""
+    ended = run_bounded([*compiler, "-dM", "-E", "-x", "c++", "/dev/null"], until(MACROS_LIMIT_S))
+    if ended.code is None:
+        return set(), f"no end within {MACROS_LIMIT_S:g} s"
+    macros = {words[1] for line in ended.out.splitlines() if len(words := line.split()) > 1}
+    if ended.code or "__cplusplus" not in macros:
+        return set(), one_line(RuntimeError(ended.err)) if ended.err.strip() else format_exit(ended.code)
+    return macros, ""
 
 
 def compile_in_child(
     owner: str, graph: ExportedProgram, compiler: Sequence[str], isa: str, flags: frozenset[str], limit: float
 ) -> bytes:
-    """The bytes of the model library, without symbols, paths of this machine, or a wish for an executable stack.
+    """The bytes of the model library, without symbols, paths of this machine, or an executable stack.
 
     Raises:
         ExportError: It cannot be compiled, or takes longer than ``limit`` seconds, or no program may run in the
             temporary folder.
     """
-    vector = next((name for name, used in VECTORS.items() if used <= flags), "")
+    vector = next((name for name, needed in VECTORS.items() if needed <= flags), "")
     graph.example_inputs = None  # the weights: only sizes and dtypes matter, and those are in the graph
     parent = program_folder()
     if parent is None:
@@ -149,30 +154,22 @@ def compile_in_child(
         (folder / GRAPH).write_bytes(saved.getbuffer())
         _write_wrapper(folder, compiler, isa)
         command = python_command("regplug.backends.compile_child", str(folder), vector)
-        with (folder / "output").open("wb") as output:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(folder),
-                cwd=folder, start_new_session=True,
-            )  # fmt: skip
-            try:
-                code = child.wait(limit)
-            except subprocess.TimeoutExpired:
-                raise ExportError(
-                    f"{owner}: expected the compiler to end within {limit:g} s, got no end; use a longer time_limit."
-                ) from None
-            finally:
-                _end(child)
+        ended = run_bounded(command, until(limit), _environment(folder), folder)
+        if ended.code is None:
+            raise ExportError(
+                f"{owner}: expected the compiler to end within {limit:g} s, got no end; use a longer time_limit."
+            )
         if (folder / REFUSED).exists():
             operation, _, trace = (folder / REFUSED).read_text().partition("\n")
             raise no_c_interface(owner, operation, place_in(trace, innermost_last=True))
-        if code or not (folder / LIBRARY).exists():
-            said = (folder / "output").read_text(errors="replace")
-            raise ExportError(f"{owner}: the compiler failed: {_reason(said, code)}") from CompilerError(said)
+        if ended.code or not (folder / LIBRARY).exists():
+            output = ended.out + ended.err
+            raise ExportError(f"{owner}: the compiler failed: {_reason(output, ended.code)}") from CompilerError(output)
         return (folder / LIBRARY).read_bytes()
 
 
 def no_c_interface(owner: str, operation: str, place: str | None) -> ExportError:
-    """The error of an operation that no model library can call, and where it is called."""
+    """The error for an operation that no model library can call, and where the user's code calls it."""
     where = f" at {place}" if place else ""
     return ExportError(
         f"{owner}: operation {operation}{where}: expected one that compiled code can call, got "
@@ -181,16 +178,16 @@ def no_c_interface(owner: str, operation: str, place: str | None) -> ExportError
 
 
 def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str) -> None:
-    """A compiler that names no folder of this machine, keeps no symbols but those of the interface, and asks for no
-    executable stack."""
+    """Write a script that runs the compiler so that the library names no folder of this machine, exports the interface
+    alone, and asks for no executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
     words = [*compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
-    words += [*LINKER_FLAGS, f"-Wl,--version-script={folder / EXPORTED}"]
-    (folder / EXPORTED).write_text(SYMBOL_VERSIONS)
-    (folder / EDITED).write_text(SOURCE_EDIT)
+    words += [*LINKER_FLAGS, f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}"]
+    (folder / SYMBOL_VERSIONS_FILE).write_text(SYMBOL_VERSIONS)
+    (folder / SOURCE_EDIT_FILE).write_text(SOURCE_EDIT)
     path = folder / COMPILER
-    # Inductor names a source by a hash of its command line, folders and all; it says -march=native, and the last one
-    # counts; torch 2.10 links libtorch too, which a C++ host that has libtorch_cpu alone would not find
+    # Inductor names a source by a hash of its command line, which has paths. It adds -march=native, but the last -march
+    # counts. torch 2.10 links libtorch, which a C++ host with libtorch_cpu alone would not find.
     path.write_text(
         "#!/bin/sh\n"
         "for word; do\n"
@@ -198,7 +195,7 @@ def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str) -> None:
         '  case "$word" in -ltorch) continue ;; -*) ;; *.cpp) source="$word" ;; esac\n'
         '  set -- "$@" "$word"\n'
         "done\n"
-        f'${{source:+sed -i -f {shlex.quote(str(folder / EDITED))} "$source"}}\n'
+        f'${{source:+sed -i -f {shlex.quote(str(folder / SOURCE_EDIT_FILE))} "$source"}}\n'
         f'exec {shlex.join(words)} ${{source:+"-ffile-prefix-map=$source=program.cpp"}} "$@" -march={isa}\n'
     )
     path.chmod(0o700)
@@ -217,16 +214,9 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and the compilers that it started, if they still run."""
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
 def _reason(output: str, code: int) -> str:
-    """What the child said of its end, on one line."""
+    """Why the child failed, on one line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = [line for line in lines if " error: " in line] or [line for line in lines if "Error: " in line][-1:]
-    told = told or lines[-1:]
-    return told[0] if told else f"exit code {code}, and not a word."
+    errors = [line for line in lines if " error: " in line] or [line for line in lines if "Error: " in line][-1:]
+    found = errors or lines[-1:]
+    return found[0] if found else f"{format_exit(code)}, and no output."

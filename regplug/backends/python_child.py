@@ -1,6 +1,6 @@
-"""Starts Python so that no file of the working directory is imported, and all else is that this process would import.
+"""Commands that run Python with the import path of this process, without the working directory.
 
-``python -m`` and ``python -c`` put the working directory first on the path, and ``-P``, which does not, came with 3.11.
+``python -m`` and ``python -c`` put the working directory first; ``-P``, which prevents that, needs Python 3.11.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-# `sys` is built in; nothing else is imported before the path is right. What the interpreter found on its own (site,
-# PYTHONPATH) stays, even the working directory; what this process has comes first, in its order.
+# Only `sys`, which is built in, is imported before the path is set. The entries of this process come first; those that
+# the interpreter found (site, PYTHONPATH) stay, even the working directory.
 START = (
     "import sys; own = [one for one in sys.path if one]; paths, here = eval(sys.argv.pop(1)); "
     "sys.path[:] = [one for one in paths if one != here or one in own]; "
@@ -30,22 +30,22 @@ def python_code(code: str, *arguments: str) -> list[str]:
 
 
 def import_path() -> list[str]:
-    """``sys.path`` from the root, without an entry that means the working directory, whatever that is."""
+    """``sys.path`` as absolute paths, without empty entries, which mean the working directory."""
     entries = [Path(one) for one in sys.path if isinstance(one, str) and one]
     try:
         return list(dict.fromkeys(str(one.absolute()) for one in entries))
-    except FileNotFoundError:  # the working directory is gone, and what is relative to it
+    except FileNotFoundError:  # the working directory is deleted, and with it all relative entries
         return list(dict.fromkeys(str(one) for one in entries if one.is_absolute()))
 
 
 def _path() -> str:
     try:
         here = str(Path.cwd())
-    except FileNotFoundError:  # it is gone
+    except FileNotFoundError:  # it is deleted
         here = ""
-    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # an empty entry means it too, by accident
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # an empty entry is an accident
     if any(one and Path(one).absolute() == Path(here) for one in named):
         here = ""
-    home = str(Path(__file__).resolve().parents[2])  # regplug's own; its last place, if it has no other
+    home = str(Path(__file__).resolve().parents[2])  # where regplug is, which comes last if it is not on the path
     paths = [one for one in import_path() if one != here]
     return ascii((import_path() + ([] if home in paths else [home]), here))

@@ -17,7 +17,7 @@ import click
 import pytest
 
 import regplug
-from regplug.backends.child_process import run_bounded, until
+from regplug.backends.child_process import MAX_OUTPUT, run_bounded, until
 from regplug.commands.doctor import environment
 from regplug.commands.doctor.command import doctor_command
 from regplug.commands.doctor.diagnostics import OK, PROBLEM, WARNING, clip, shorten, worst
@@ -590,14 +590,14 @@ def test_an_interrupt_ends_the_doctor_and_its_children(broken: Path, tmp_path: P
 
 def test_a_grandchild_that_keeps_the_streams_open_holds_nobody_up() -> None:
     # it has left the session, and lives on for as long as the test may take
-    ended = run_bounded(["sh", "-c", "echo said; setsid sleep 5 & exit 3"], until(60, lambda: False))
+    ended = run_bounded(["sh", "-c", "echo said; setsid sleep 5 & exit 3"], until(60))
     assert (ended.code, ended.out) == (3, "said\n")
 
 
 def test_endless_output_is_cut(tmp_path: Path) -> None:
-    ended = run_bounded(["sh", "-c", "yes | head -c 5000000"], until(60, lambda: False))
+    ended = run_bounded(["sh", "-c", "yes | head -c 5000000"], until(60))
     assert ended.code == 0
-    assert len(ended.out) == 16_384
+    assert len(ended.out) == MAX_OUTPUT
 
 
 def never() -> bool:
