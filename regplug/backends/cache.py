@@ -1,7 +1,7 @@
-"""Keeps files under what determines them, in the user's cache folder; safe with several processes.
+"""Keeps files in the user's cache folder under a digest of what determines them; safe with several processes.
 
-An entry is one safetensors file, ``KEY-SHA256.safetensors``: the sha256 of what determines it, and of its own bytes.
-It is written beside its place and renamed, so a reader sees all of it or nothing, and what is damaged shows itself.
+An entry is one safetensors file, ``KEY-SHA256.safetensors``: the sha256 of what determines it, and that of its bytes.
+It is written under another name and renamed: a reader sees all of it or nothing, and damage is always noticed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from regplug.registry.cache_folder import cache_folder as cache_folder
 from regplug.registry.cache_folder import check_ours, read_regular
 
 ENTRY = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.safetensors")
-DAY = 86_400.0
+DAY_S = 86_400.0
 WRITING = ".entry.writing-"
-INDUCTOR = "inductor"  # the folder of what torch.compile keeps
+INDUCTOR = "inductor"  # the folder where torch.compile keeps its libraries
 
 log = logging.getLogger("regplug")
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One entry as ``regplug cache`` shows it; ``description`` is None when it is damaged."""
+    """One entry as ``regplug cache`` shows it; ``description`` is None if it is damaged."""
 
     path: Path
     size: int
@@ -45,12 +45,12 @@ class CacheEntry:
 
 
 def key_of(determined_by: Any) -> str:
-    """The key of what is determined by these values: their sha256 as sorted JSON."""
+    """The key of files that these values determine: the sha256 of the values as sorted JSON."""
     return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
 
 
 def find(key: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """The description and the files kept under a key; None when there are none, or they are damaged."""
+    """The description and the files kept under a key; None if there are none, or they are damaged."""
     try:
         check_ours(cache_folder())
         paths = [path for path, found in _entries() if found == key]
@@ -60,15 +60,15 @@ def find(key: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         entry = _read(path)
         if entry is not None and entry[0].get("key") == key:
             with suppress(OSError):
-                os.utime(path)  # when it was last of use, for prune
+                os.utime(path)  # the time of last use, for prune
             return entry
-        with suppress(OSError):  # damaged, or under another's name: never used, and made anew
+        with suppress(OSError):  # damaged, or under another entry's name: never used, and made again
             path.unlink()
     return None
 
 
 def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Keep files under a key. A cache that cannot be written costs a line in the log and nothing else."""
+    """Keep files under a key. If the cache cannot be written, one line is logged and nothing fails."""
     import torch
 
     tensors = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items()}
@@ -80,18 +80,18 @@ def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -
         check_ours(folder)
         place = folder / f"{key}-{hashlib.sha256(data).hexdigest()}.safetensors"
         _sweep(folder)
-        with locked_file(folder, WRITING, 0o600) as (descriptor, beside):
+        with locked_file(folder, WRITING, 0o600) as (descriptor, written):
             write_all(descriptor, data)
-            beside.replace(place)
+            written.replace(place)
     except OSError as error:
         log.warning("cache %s: not written: %s; the next export compiles again.", folder, error.strerror or error)
 
 
 def entries() -> list[CacheEntry]:
-    """All entries, the last used first.
+    """All entries, the most recently used first.
 
     Raises:
-        PermissionError: The folder is not this user's alone, so nothing in it is read.
+        PermissionError: The folder is not private to this user, so nothing in it is read.
     """
     found = []
     with suppress(FileNotFoundError):
@@ -105,23 +105,22 @@ def entries() -> list[CacheEntry]:
 
 
 def prune(days: float) -> list[CacheEntry]:
-    """Delete what is damaged or was not used for so many days, and what killed processes left half written.
+    """Delete entries that are damaged or were not used for so many days, and what killed processes left half written.
 
-    So are the indexes of names, ``names-*.json``, which are written again for next to nothing, and what torch.compile
-    keeps.
+    The name caches, ``names-*.json``, and what torch.compile keeps are deleted too if they are as old.
 
     Returns:
-        What was deleted.
+        The entries that were deleted.
 
     Raises:
-        PermissionError: The folder is not this user's alone, so nothing in it is deleted.
+        PermissionError: The folder is not private to this user, so nothing in it is deleted.
     """
     now = time.time()
-    old = [one for one in entries() if one.description is None or now - one.last_used > days * DAY]
+    old = [one for one in entries() if one.description is None or now - one.last_used > days * DAY_S]
     for one in old:
         one.path.unlink(missing_ok=True)
     _sweep(cache_folder())
-    for pattern, longest in ((".*.writing", DAY), ("names-*.json", days * DAY), (INDUCTOR, days * DAY)):
+    for pattern, longest in ((".*.writing", DAY_S), ("names-*.json", days * DAY_S), (INDUCTOR, days * DAY_S)):
         for path in cache_folder().glob(pattern):
             with suppress(FileNotFoundError):
                 if now - path.stat().st_mtime > longest:

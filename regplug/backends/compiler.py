@@ -8,16 +8,16 @@ import shutil
 
 
 def compiler_words() -> list[str] | None:
-    """``$CXX`` as the words of a command, its program found on the path; ``c++`` without; None where there is none.
+    """``$CXX`` as the words of a command, with the program's full path; ``c++`` if unset; None if there is none.
 
-    ``CXX`` may name a compiler whose path has spaces, or be a command with words, as ``ccache g++`` and ``g++ -pipe``.
+    ``CXX`` may be a path with spaces, or a command of several words, as ``ccache g++`` and ``g++ -pipe``.
     """
     given = os.environ.get("CXX") or "c++"
     if (found := shutil.which(given)) is not None:
         return [found]
     try:
         program, *words = shlex.split(given)
-    except ValueError:  # no word, or a quote that nothing ends
+    except ValueError:  # no word, or an open quote
         return None
     found = shutil.which(program)
     return None if found is None else [found, *words]

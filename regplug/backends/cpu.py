@@ -1,4 +1,4 @@
-"""What this CPU can do, and whether that is enough for a program."""
+"""What this CPU has, and whether that is enough for a program."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from regplug.format.manifest import CPU_FLAGS
 
 T = TypeVar("T")
 UNKNOWN = (
-    "CPU: expected its flags in /proc/cpuinfo, got none, and the C library does not tell them; mount /proc, or use a "
-    "program that needs none, as torchscript."
+    "CPU: expected its flags in /proc/cpuinfo, got none, and none from the C library; mount /proc, or use a program "
+    "that needs none, as torchscript."
 )
-
-
 CPUINFO = Path("/proc/cpuinfo")
-# glibc's own view of the CPU (2.33), for where there is no /proc: <sys/platform/x86.h>
+# Where there is no /proc: a function of glibc 2.33, <sys/platform/x86.h>. Unlike the CPU's own answer (cpuid), it
+# leaves out what the system does not let programs use.
 C_FUNCTION = "__x86_get_cpuid_feature_leaf"
-# by leaf and register, as that function counts them: the bit of each word
+# by leaf and register, as that function counts them: the bit of each word of /proc/cpuinfo
 BITS = {
     (0, 2): {"pni": 0, "ssse3": 9, "fma": 12, "sse4_1": 19, "sse4_2": 20, "movbe": 22, "popcnt": 23, "avx": 28,
              "f16c": 29},
@@ -39,7 +38,7 @@ class CpuFlags:
     """What is known of this CPU.
 
     Args:
-        present: The instruction sets that the system lets programs use, in the words of ``/proc/cpuinfo``.
+        present: The flags that the system lets programs use, in the words of ``/proc/cpuinfo``.
         known: The words that could be looked up; None for all.
     """
 
@@ -47,25 +46,25 @@ class CpuFlags:
     known: frozenset[str] | None
 
     def missing(self, needed: Iterable[str]) -> list[str] | None:
-        """What of this the CPU has not; None where nobody can tell."""
+        """The needed flags that the CPU lacks, sorted; None if one of them could not be looked up."""
         lacking = sorted(set(needed) - self.present)
         return None if self.known is not None and not self.known.issuperset(lacking) else lacking
 
 
 @functools.cache
 def cpu_flags() -> CpuFlags:
-    """What this CPU has, by the system's list, or by the C library where there is none."""
-    listed = _listed_flags()
-    if listed is not None:
-        return CpuFlags(listed, None)
-    asked = _asked_flags()
-    return CpuFlags(frozenset(word for word, found in asked.items() if found), frozenset(asked))
+    """The flags of this CPU, from ``/proc/cpuinfo``, or from the C library where there is none."""
+    flags = _cpuinfo_flags()
+    if flags is not None:
+        return CpuFlags(flags, None)
+    found = _c_library_flags()
+    return CpuFlags(frozenset(word for word, present in found.items() if present), frozenset(found))
 
 
-def _listed_flags() -> frozenset[str] | None:
+def _cpuinfo_flags() -> frozenset[str] | None:
     try:
         with CPUINFO.open(encoding="utf-8") as file:
-            for line in file:  # the first processor speaks for all
+            for line in file:  # all processors have the same
                 name, _, value = line.partition(":")
                 if name.strip() == "flags":
                     return frozenset(value.split())
@@ -74,15 +73,15 @@ def _listed_flags() -> frozenset[str] | None:
     return None
 
 
-def _asked_flags() -> dict[str, bool]:
-    """Each word of ``BITS``, and whether programs may use it; none where the C library cannot be asked."""
+def _c_library_flags() -> dict[str, bool]:
+    """Each word of ``BITS``, and whether programs may use it; empty if the C library lacks the function."""
     import ctypes
 
     try:
         leaf_of = getattr(ctypes.CDLL(None), C_FUNCTION)
     except AttributeError:
         return {}
-    # what the CPU says, then what of that the system lets programs use
+    # four registers as the CPU gives them, then the same without what the system does not let programs use
     leaf_of.restype = ctypes.POINTER(ctypes.c_uint32 * 8)
     return {
         word: bool(leaf_of(leaf).contents[4 + register] >> bit & 1)
@@ -92,10 +91,10 @@ def _asked_flags() -> dict[str, bool]:
 
 
 def missing_flags(properties: Mapping[str, str]) -> list[str]:
-    """What a program with these properties needs and this CPU has not.
+    """The flags that a program with these properties needs and this CPU lacks.
 
     Raises:
-        BundleError: The program needs some, and nobody can tell what this CPU has.
+        BundleError: The program needs some, and what this CPU has cannot be looked up.
     """
     needed = properties.get(CPU_FLAGS, "").split()
     if not needed:
@@ -107,15 +106,15 @@ def missing_flags(properties: Mapping[str, str]) -> list[str]:
 
 
 def best_for_this_cpu(owner: str, programs: Sequence[T], properties: Sequence[Mapping[str, str]]) -> T:
-    """Of the programs that this CPU can run, the one that makes most of it.
+    """Of the programs that this CPU can run, the one that needs the most flags.
 
     Args:
         owner: The program, for messages.
         programs: At least one.
-        properties: Those of each.
+        properties: The properties of each program.
 
     Raises:
-        BundleError: This CPU can run none of them, or nobody can tell.
+        BundleError: This CPU can run none of them, or what it has cannot be looked up.
     """
     missing = [missing_flags(one) for one in properties]
     runnable = [index for index, lacking in enumerate(missing) if not lacking]

@@ -1,4 +1,4 @@
-"""Looks at a model library before it is shipped: what the dynamic linker would read of it, and run or search for."""
+"""Checks the parts of a model library that the dynamic linker reads, before the library is written to a bundle."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from regplug.errors import ExportError
 
-# what a process that has libtorch_cpu has anyway
-KNOWN = {
+# libraries that every process with libtorch_cpu has
+ALLOWED_LIBRARIES = {
     "libtorch.so", "libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libm.so.6",
     "libmvec.so.1", "libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2",
 }  # fmt: skip
@@ -18,16 +18,16 @@ EXECUTABLE, WRITABLE = 1, 2
 NEEDED, HASH, STRINGS, SYMBOLS, RPATH, RUNPATH, GNU_HASH = 1, 4, 5, 6, 15, 29, 0x6FFFFEF5
 SYMBOL = struct.Struct("<IBBHQQ")
 LOCAL, UNIQUE = 0, 10
-INTERFACE = "AOTInductor"  # how the names begin of all that torch calls in a model library
+INTERFACE = "AOTInductor"  # the prefix of all functions that torch calls in a model library
 
 
 def check_library(owner: str, data: bytes) -> None:
-    """Refuse a library that asks the dynamic linker for more than a model library needs.
+    """Refuse a library that needs more from the dynamic linker than a model library should.
 
     Raises:
-        ExportError: It is no shared object for x86-64, wants an executable stack or memory that is both written and
-            run, searches folders of its own, needs a library that no libtorch has, or exports anything but a model
-            library's interface, which other libraries in the process would be bound to.
+        ExportError: It is not a shared object for x86-64; needs an executable stack, or memory that is both writable
+            and executable; searches folders, or needs a library, that libtorch does not; or exports symbols besides a
+            model library's interface, which would receive calls of other libraries in the process.
     """
     if data[:6] != b"\x7fELF\x02\x01" or len(data) < 64 or struct.unpack_from("<HH", data, 16) != (SHARED, X86_64):
         raise ExportError(f"{owner}: expected a shared object for x86-64, got other bytes.")
@@ -64,7 +64,7 @@ def _check_segments(owner: str, data: bytes) -> None:
     searched = [_text(data, names + value) for tag, value in entries if tag in (RPATH, RUNPATH)]
     if searched:
         raise ExportError(f"{owner}: expected no folder to search for libraries, got {', '.join(searched)}.")
-    if foreign := sorted(needed - KNOWN):
+    if foreign := sorted(needed - ALLOWED_LIBRARIES):
         raise ExportError(f"{owner}: expected no library but libtorch's own, got {', '.join(foreign)}.")
     tags = {tag for tag, _ in entries}
     counts = [count(data, place_of(tag)) for tag, count in COUNTS.items() if tag in tags]
@@ -76,7 +76,7 @@ def _check_segments(owner: str, data: bytes) -> None:
 
 
 def _visible(data: bytes, symbols: int, count: int, names: int) -> Iterator[str]:
-    """The symbols, but those of the interface, that other libraries may be bound to, or that the process may share."""
+    """The exported symbols outside the interface, and those that are unique in a process."""
     for index in range(count):
         name, info, _, section, _, _ = SYMBOL.unpack_from(data, symbols + index * SYMBOL.size)
         if section and info >> 4 != LOCAL:
@@ -86,13 +86,13 @@ def _visible(data: bytes, symbols: int, count: int, names: int) -> Iterator[str]
 
 
 def _hash_count(data: bytes, place: int) -> int:
-    """The number of symbols, which the older table of hashes says."""
+    """The number of symbols, from the older hash table."""
     _, count = struct.unpack_from("<II", data, place)
     return int(count)
 
 
 def _gnu_hash_count(data: bytes, place: int) -> int:
-    """The number of symbols: the newer table has chains of the exported ones, and the last chain ends with the last."""
+    """The number of symbols, from the newer hash table: its last chain ends with the last symbol."""
     buckets, first, bloom, _ = struct.unpack_from("<IIII", data, place)
     begin = place + 16 + 8 * bloom
     last: int = max(struct.unpack_from(f"<{buckets}I", data, begin), default=0)

@@ -1,7 +1,7 @@
-"""Where torch.compile keeps its libraries while regplug calls it: a folder of this user's alone.
+"""Where torch.compile keeps its libraries while regplug calls it: a folder that is private to this user.
 
-torch's own place, ``torchinductor_USER`` in the temporary folder, may be another user's, who made it beforehand: the
-libraries and pickles that are in it would run as the caller.
+torch's own folder, ``torchinductor_USER`` in the temporary folder, may have been made by another user beforehand:
+libraries and pickles in it would run as the caller.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from regplug.registry.cache_folder import cache_folder, check_ours
 from regplug.registry.fork_locks import lock_over_forks
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-CHILDREN_PATH = "TORCH_CUSTOM_PYTHONPATH"  # what Inductor gives its processes as PYTHONPATH
-
+CHILDREN_PATH = "TORCH_CUSTOM_PYTHONPATH"  # what Inductor passes to its processes as PYTHONPATH
 
 log = logging.getLogger("regplug")
 
 
 @dataclass
 class _Use:
-    """How many threads are inside; the first sets the environment, which is one for all, and the last restores it."""
+    """How many threads are inside; the first sets the environment of the process, and the last restores it."""
 
     threads: int = 0
     end: ExitStack = field(default_factory=ExitStack)
@@ -47,12 +46,12 @@ _use = _Use()
 
 @contextmanager
 def private_inductor_folder() -> Iterator[None]:
-    """Inside it ``torch.compile`` reads and writes in a folder into which nobody else may write.
+    """Let ``torch.compile`` use a folder into which no other user may write.
 
     That is ``$TORCHINDUCTOR_CACHE_DIR``, or ``inductor`` in the cache, or a new folder that is deleted afterwards.
 
     Raises:
-        ExportError: There is no place for a folder.
+        ExportError: No folder can be made.
     """
     with _lock:
         if not _use.threads:
@@ -71,7 +70,7 @@ def private_inductor_folder() -> Iterator[None]:
 @contextmanager
 def _environment() -> Iterator[None]:
     with ExitStack() as stack:
-        folder = _kept_folder(os.environ.get(VARIABLE)) or _new_folder(stack)
+        folder = _permanent_folder(os.environ.get(VARIABLE)) or _folder_of_this_use(stack)
         ours = {VARIABLE: str(folder), CHILDREN_PATH: os.pathsep.join(import_path())}
         before = {name: os.environ.get(name) for name in ours}
         os.environ.update(ours)
@@ -86,7 +85,7 @@ def _environment() -> Iterator[None]:
 
 
 def _compiler(folder: Path) -> str | None:
-    """A program that runs ``$CXX`` where that is a command of several words, which Inductor takes for one name."""
+    """A script that runs ``$CXX`` if that is a command of several words, which Inductor would take as one name."""
     words = compiler_words()
     if words is None or len(words) == 1:
         return None
@@ -100,18 +99,18 @@ def _compiler(folder: Path) -> str | None:
     return str(path)
 
 
-def _kept_folder(own: str | None) -> Path | None:
-    """The user's own folder, or the one in the cache; None where others may write into both."""
-    # torch sets the variable itself as it is imported
+def _permanent_folder(own: str | None) -> Path | None:
+    """The user's own folder, or the one in the cache; None if others may write into both."""
+    # torch sets the variable itself when it is imported
     if own and not own.startswith(str(Path(tempfile.gettempdir(), "torchinductor_"))):
         try:
-            return _made(Path(own))
+            return _private(Path(own))
         except OSError:
             pass
     try:
-        _made(cache_folder())
-        folder = _made(cache_folder() / INDUCTOR)
-        os.utime(folder)  # when it was last of use, for prune
+        _private(cache_folder())
+        folder = _private(cache_folder() / INDUCTOR)
+        os.utime(folder)  # the time of last use, for prune
     except PermissionError as error:
         log.warning("cache %s: not used by torch.compile: %s.", error.filename, error.strerror)
         return None
@@ -120,7 +119,7 @@ def _kept_folder(own: str | None) -> Path | None:
     return folder
 
 
-def _made(folder: Path) -> Path:
+def _private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_ours(folder)
     if reason := why_not(folder):
@@ -128,7 +127,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _new_folder(stack: ExitStack) -> Path:
+def _folder_of_this_use(stack: ExitStack) -> Path:
     parent = program_folder()
     if parent is None:
         given = Path(tempfile.gettempdir())

@@ -1,6 +1,6 @@
-"""Every name of Inductor and AOTInductor that regplug leans on and torch does not promise to keep.
+"""Every name of Inductor and AOTInductor that regplug uses and torch does not promise to keep.
 
-Checked against torch 2.10 and 2.13; an earlier or later name would be guarded here by version.
+Tested with torch 2.10 and 2.13; a name that differs in another version is chosen by version here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def inductor_settings(compiler: str | None) -> Iterator[None]:
-    """Keep ``torch.compile`` from headers that are precompiled: it has one place for them, in the temporary folder.
+    """Turn off precompiled headers in ``torch.compile``, and set its C++ compiler.
 
-    ``torch._inductor.config.cpp_cache_precompile_headers``; ``TORCHINDUCTOR_CACHE_DIR`` does not move them.
+    ``torch._inductor.config.cpp_cache_precompile_headers``: they are in the shared temporary folder, from which
+    ``TORCHINDUCTOR_CACHE_DIR`` does not move them.
 
     Args:
-        compiler: The C++ compiler, ``cpp.cxx``; None for the one that torch finds.
+        compiler: The compiler, ``cpp.cxx``; None for the one that torch finds.
     """
     from torch._inductor import config
 
@@ -46,9 +47,9 @@ WITHOUT_WORKING_DIRECTORY = "import sys; sys.path[:] = [one for one in sys.path 
 
 
 def _keep_probe_from_working_directory() -> None:
-    """Inductor tries an instruction set by ``python -c``, which would import from the working directory first.
+    """Keep the working directory off the import path of Inductor's probe for an instruction set, a ``python -c``.
 
-    ``torch._inductor.cpu_vec_isa.VecISA._avx_py_load`` is that code.
+    ``torch._inductor.cpu_vec_isa.VecISA._avx_py_load`` is its code.
     """
     from torch._inductor.cpu_vec_isa import VecISA
 
@@ -57,8 +58,8 @@ def _keep_probe_from_working_directory() -> None:
         VecISA._avx_py_load = WITHOUT_WORKING_DIRECTORY + code
 
 
-# A line of the C++ that Inductor writes (torch 2.13), and one without a destructor. The C library keeps a model library
-# mapped until every thread that has such a destructor to run has ended, the main one too.
+# A line of the C++ that Inductor writes (torch 2.13), and one without a destructor. With the first, the C library keeps
+# a model library mapped until all threads that used it have ended, even the main thread.
 LAST_ERROR = "static thread_local std::string g_aoti_last_error;"
 LAST_ERROR_WITHOUT_DESTRUCTOR = (
     "static thread_local struct { char text[1024]; "
@@ -70,7 +71,7 @@ LAST_ERROR_WITHOUT_DESTRUCTOR = (
 
 
 class NoShimError(Exception):
-    """An operation has no function in torch's C interface, which is all that a model library calls."""
+    """An operation has no function in torch's C interface, and a model library can call nothing else."""
 
 
 def _refuse_operation(kernel: Any) -> NoReturn:
@@ -81,39 +82,39 @@ def _refuse_operation(kernel: Any) -> NoReturn:
 def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | None, output: str) -> None:
     """Compile a graph to a bare AOTInductor model library, in a process that does nothing else.
 
-    ``torch._inductor.aot_compile``; ``aoti_compile_and_package`` would wrap the library in an archive that is to be
+    ``torch._inductor.aot_compile``; ``aoti_compile_and_package`` would wrap the library in an archive that must be
     unpacked before every use.
 
     Args:
-        graph: The graph; its inputs are all there is, no weights are in it.
-        inputs: An input for each, of which only sizes and dtypes matter.
-        vector: Inductor's class of vectors to compile for; None for none.
+        graph: The graph, without weights.
+        inputs: A tensor for each input; only sizes and dtypes matter.
+        vector: Inductor's vector class to compile for; None for code without vectors.
         output: The library's path.
 
     Raises:
-        NoShimError: An operation needs Python's dispatcher, which a host without Python lacks; its name, and the trace
-            of its call. Before any C++ is compiled.
+        NoShimError: An operation needs Python's dispatcher, which a host without Python lacks; holds its name and the
+            trace of its call. Raised before any C++ is compiled.
     """
     from torch._inductor import aot_compile, config, cpu_vec_isa
     from torch._inductor.ir import FallbackKernel
 
-    # Inductor's own decision: whatever it does not lower, and whose name is not in torchgen.aoti.fallback_ops, it would
-    # hand to a "proxy executor"; this method describes the call for that
+    # Inductor would hand an operation that it does not lower, and that torchgen.aoti.fallback_ops does not name, to a
+    # "proxy executor"; this method describes the call for that
     FallbackKernel.export_extern_kernel_node = _refuse_operation  # type: ignore[method-assign]
 
-    # or Inductor takes the best that this CPU has
+    # otherwise Inductor takes the best class of this CPU
     known = cpu_vec_isa.supported_vec_isa_list
     known[:] = [one for one in known if type(one).__name__ == vector]
     options = {
         "aot_inductor.output_path": output,
-        "aot_inductor.allow_stack_allocation": True,  # what is small and does not grow with B needs no allocator
-        "aot_inductor.check_lowerbound": False,  # or B = 0 and 1 are refused, for the example has two samples
+        "aot_inductor.allow_stack_allocation": True,  # small tensors that do not grow with B need no allocator
+        "aot_inductor.check_lowerbound": False,  # otherwise B = 0 and 1 are refused: the example has 2
         "aot_inductor.precompile_headers": False,
         "cpp.simdlen": {"VecAVX512": 512, "VecAVX2": 256, None: 1}[vector],
         "cpp.vec_isa_ok": True,
-        "cpp.threads": 1,  # the number would be built in
+        "cpp.threads": 1,  # the number would be compiled in
     }
-    if hasattr(config.aot_inductor, "enable_line_tables"):  # torch 2.10 has none, and writes none
+    if hasattr(config.aot_inductor, "enable_line_tables"):  # torch 2.10 writes none
         options["aot_inductor.enable_line_tables"] = False
     aot_compile(graph.module(), tuple(inputs), options=options)
 
@@ -121,7 +122,7 @@ def compile_library(graph: ExportedProgram, inputs: list[Tensor], vector: str | 
 def open_library(path: str) -> Callable[[list[Tensor]], list[Tensor]]:
     """An AOTInductor model library as a function: ``torch._C._aoti.AOTIModelContainerRunnerCpu``.
 
-    ``aoti_load_package`` wants an archive, and calls the C++ compiler to look at the CPU: 10 s the first time.
+    ``aoti_load_package`` needs an archive, and runs the C++ compiler to inspect the CPU: 10 s the first time.
     """
     runner = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
     return runner.run

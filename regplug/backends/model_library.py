@@ -1,7 +1,7 @@
-"""Model libraries in this process: opened from checked bytes, shared by all programs of the same, freed with the last.
+"""Model libraries in this process: opened from checked bytes, shared by programs with equal bytes, freed with the last.
 
-The dynamic linker knows a library by its path, here that of a file in memory, ``/proc/self/fd/N``. So a descriptor
-stays open while its library is mapped: its number, used again, would give the old code.
+The dynamic linker identifies a library by its path, here that of a file in memory, ``/proc/self/fd/N``. So a descriptor
+stays open while its library is mapped: if its number were used again, the linker would give the old code.
 """
 
 from __future__ import annotations
@@ -25,38 +25,37 @@ from regplug.errors import BundleError, one_line
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 NO_MEMORY_FILES = {errno.ENOSYS, errno.EPERM, errno.EACCES}
-# Its own symbols first: model libraries of other makers export all that they define, and one of those in the global
-# scope, linked by the host or preloaded, would take over this one's calls.
+# Its own symbols first: model libraries from elsewhere export all that they define, and one in the global scope (linked
+# by the host, or preloaded) would receive this one's calls.
 BINDING = os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND
-
-
 Runner = list[Callable[[list[Tensor]], list[Tensor]]]
 
 
 class ModelLibrary:
-    """An open model library; nothing else refers to it, so that it is freed with its last user.
+    """An open model library, which is closed when nothing refers to this object.
 
     Args:
-        runner: What runs it, in a list: who empties that closes the library.
+        runner: What runs it, in a list: emptying the list closes the library.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Run the program; its inputs are checked."""
+        """Run the program; the caller has checked the inputs."""
         return self._runner[0](inputs)
 
 
 _open: weakref.WeakValueDictionary[str, ModelLibrary] = weakref.WeakValueDictionary()
-# of libraries that nobody uses and that do not unmap, as those with symbols that a process has once (STB_GNU_UNIQUE)
-_kept: dict[str, int] = {}
-# those to be freed: what runs each, its digest, its descriptor
+# by digest, the descriptors of unused libraries that the linker does not unmap, as those with unique symbols
+# (STB_GNU_UNIQUE)
+_still_mapped: dict[str, int] = {}
+# libraries to be closed: runner, digest, descriptor
 _unused: deque[tuple[Runner, str, int]] = deque()
 
 
 def open_model_library(where: str, data: bytes) -> ModelLibrary:
-    """The library with these bytes: the one that is open, or a new one.
+    """The library with these bytes: the open one if there is one.
 
     Args:
         where: The program's file, for messages.
@@ -76,7 +75,7 @@ def open_model_library(where: str, data: bytes) -> ModelLibrary:
 
 
 def _load(where: str, digest: str, data: bytes) -> ModelLibrary:
-    descriptor = _kept.pop(digest, None)
+    descriptor = _still_mapped.pop(digest, None)
     try:
         if descriptor is None:
             descriptor = _sealed(data)
@@ -86,23 +85,23 @@ def _load(where: str, digest: str, data: bytes) -> ModelLibrary:
     try:
         bound = dlopen(path, BINDING)
         try:
-            runner = [open_library(path)]  # finds it bound
+            runner = [open_library(path)]  # finds the library that is open with BINDING
         finally:
             dlclose(bound)
-    except (OSError, RuntimeError) as error:  # no library, or one of another torch
+    except (OSError, RuntimeError) as error:  # not a library, or one for another torch
         _forget(digest, descriptor)
         raise BundleError(f"{where}: {one_line(error).replace(f'{path}: ', '')}") from error
     library = ModelLibrary(runner)
-    # not at exit: the system frees all of it, and threads may still run it
+    # not at exit: the system frees all memory, and threads may still run the library
     weakref.finalize(library, _end_of_use, runner, digest, descriptor).atexit = False
     return library
 
 
 def _sealed(data: bytes) -> int:
-    """A descriptor of the checked bytes, as a file that nobody can change any more.
+    """A descriptor of a file with the checked bytes, which cannot be changed any more.
 
-    It is in memory, or where the system has no such files (seccomp, gVisor) one without a name, which nobody else can
-    open.
+    The file is in memory or, where the system allows no such files (seccomp, gVisor), a file without a name, which no
+    other process can open.
     """
     try:
         descriptor = os.memfd_create("regplug-program", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -127,7 +126,7 @@ def _unnamed(data: bytes) -> int:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(data)
         file.flush()
-        return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)  # it is written to no more
+        return os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)  # read-only
 
 
 def _end_of_use(runner: Runner, digest: str, descriptor: int) -> None:
@@ -136,16 +135,16 @@ def _end_of_use(runner: Runner, digest: str, descriptor: int) -> None:
 
 
 def _free_unused() -> None:
-    """Free what has no user, unless another thread opens a program: it is freed after that.
+    """Close unused libraries, unless another thread opens a program: that thread closes them afterwards.
 
-    A finalizer runs wherever the garbage collector does, so it must not wait for a lock.
+    A finalizer may run at any point of any thread, so it must not wait for a lock.
     """
     while _unused and LOADING.acquire(blocking=False):
         try:
             runner, digest, descriptor = _unused.popleft()
             runner.clear()  # torch's runner closes the library
             _forget(digest, descriptor)
-        except IndexError:  # another thread was faster
+        except IndexError:  # another thread took the last one
             pass
         finally:
             LOADING.release()
@@ -155,7 +154,7 @@ def _forget(digest: str, descriptor: int) -> None:
     """Close the descriptor of a library, unless it is still mapped."""
     try:
         dlclose(dlopen(f"/proc/self/fd/{descriptor}", BINDING | os.RTLD_NOLOAD))
-    except OSError:  # it is not
+    except OSError:  # it is not mapped
         os.close(descriptor)
     else:
-        _kept[digest] = descriptor
+        _still_mapped[digest] = descriptor

@@ -11,22 +11,22 @@ from pathlib import Path
 
 from regplug.registry.cache_folder import cache_folder, check_ours
 
-# Compilers are called by lines of text in places: no spaces, no quotes, no letters that a locale may not have.
-PLAIN = re.compile(r"[A-Za-z0-9/._+@%=:,-]+")
-OTHERS = ("/tmp", "/var/tmp")  # a folder of a random name, closed to others, is made inside
+# some compilers are called by shell lines: no spaces, no quotes, no letters that a locale may lack
+SAFE_PATH = re.compile(r"[A-Za-z0-9/._+@%=:,-]+")
+OTHERS = ("/tmp", "/var/tmp")  # inside, a private folder with a random name is made
 
 
 def program_folder() -> Path | None:
     """The temporary folder, or the first other one that may hold programs: the cache, ``/tmp``, ``/var/tmp``.
 
-    None where there is none; ``why_not`` says what is wrong with the temporary folder.
+    None if there is none; ``why_not`` says what is wrong with the temporary folder.
     """
     return next((folder for folder in _candidates() if not why_not(folder)), None)
 
 
 def why_not(folder: Path) -> str:
     """Why no program may be made and run in a folder; empty if one may."""
-    if not PLAIN.fullmatch(str(folder)):
+    if not SAFE_PATH.fullmatch(str(folder)):
         return "whose path has other characters than compilers take"
     try:
         if os.statvfs(folder).f_flag & os.ST_NOEXEC:

@@ -35,9 +35,9 @@ class TorchScriptBackend(ExportBackend):
         archive = io.BytesIO()
         try:
             with torchscript_without_warnings():
-                # into memory: torch.jit.save to a path ends the process when the disk is full
+                # to memory: torch.jit.save to a path crashes the process when the disk is full
                 torch.jit.save(torch.jit.script(source.module), archive)
-        except Exception as error:  # the TorchScript compiler raises nearly every built-in exception
+        except Exception as error:  # the compiler raises nearly every built-in exception
             hooks = hooks_of(source.module)
             advice = f"; it has the hooks {', '.join(hooks)}" if hooks else ""
             raise ExportError(
@@ -52,7 +52,7 @@ class TorchScriptBackend(ExportBackend):
         """Load the archive and set its weights.
 
         Raises:
-            BundleError: It does not load, or has other weights.
+            BundleError: It has other weights.
         """
         with LOADING, torchscript_without_warnings():
             module = torch.jit.load(io.BytesIO(program.data), map_location="cpu")
@@ -66,22 +66,22 @@ class TorchScriptBackend(ExportBackend):
 
         def run(given: Tensor) -> list[Tensor]:
             outputs = flatten(module(given))
-            # a module may give back a weight; the caller's next write there must not change the program
+            # a module may return a weight, and the caller may write to the result
             return [out.clone() if out.untyped_storage().data_ptr() in own else out for out in outputs]
 
         return run
 
 
 def check_archive(archive: bytes, made: bytes) -> None:
-    """Refuse to ship an archive that is not what torch made, less its debug records.
+    """Refuse an archive that is not what torch made, without its debug records.
 
     Args:
-        archive: What is shipped.
+        archive: The archive for the bundle.
         made: What ``torch.jit.save`` gave.
 
     Raises:
-        ExportError: A member is missing or added, has another size or a name that leaves the archive's folder, stands
-            twice, or is compressed.
+        ExportError: A member is missing, added, duplicate or compressed, or has another size, or a name that leaves the
+            archive's folder.
     """
     owner = f"program 'torchscript': {FILE}"
     with zipfile.ZipFile(io.BytesIO(made)) as before, zipfile.ZipFile(io.BytesIO(archive)) as after:
@@ -106,15 +106,15 @@ def _without_debug_records(archive: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as target:
         for member in source.infolist():
             if not member.filename.endswith(DEBUG):
-                # a fresh ZipInfo has the fixed date of 1980: the same module gives the same bytes
+                # a new ZipInfo has a fixed date (1980), so that the same module gives the same bytes
                 target.writestr(zipfile.ZipInfo(member.filename), _in_order(member.filename, source.read(member)))
     return cleaned.getvalue()
 
 
 def _in_order(name: str, data: bytes) -> bytes:
-    """A member's bytes, without what torch lets the process's hash seed decide: the order of ``Final`` attributes."""
+    """A member's bytes with ``Final`` attributes sorted: torch writes them in the order of the process's hash seed."""
     if name.endswith("/.data/serialization_id"):
-        return b"0" * len(data)  # a checksum of the members as torch wrote them; nothing reads it
+        return b"0" * len(data)  # a checksum of the members as torch wrote them, which nothing reads
     if not name.endswith(".py"):
         return data
     lines = data.splitlines(keepends=True)

@@ -75,7 +75,7 @@ def test_prune_deletes_what_was_not_used_and_what_was_left_half_written(folder):
     (folder / ".4567.writing").write_bytes(b"being written")
     (folder / "notes.txt").write_text("not ours")
     for path, days in ((old, 31), (folder / ".0123.writing", 2)):
-        os.utime(path, (time.time() - days * cache.DAY,) * 2)
+        os.utime(path, (time.time() - days * cache.DAY_S,) * 2)
     assert [one.path for one in cache.prune(days=30)] == [old]
     assert {path.name[:5] for path in folder.iterdir()} == {"bbbbb", ".4567", "notes"}
 

@@ -140,6 +140,6 @@ def test_prune_deletes_it_when_it_was_not_used(folder):
         (folder / "ab" / "library.so").write_bytes(b"x")
     cache.prune(days=30)
     assert folder.exists()
-    os.utime(folder, (time.time() - 31 * cache.DAY,) * 2)
+    os.utime(folder, (time.time() - 31 * cache.DAY_S,) * 2)
     cache.prune(days=30)
     assert not folder.exists()
