@@ -1,6 +1,6 @@
 """The checks that every readout and every backbone must pass: in Python, under pytest, and as ``regplug check``.
 
-Importing this package imports no torch: every name below is loaded when it is first used.
+Importing this package imports no torch: each name below is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from regplug.conformance.run import subject_of as subject_of
     from regplug.conformance.subject import Subject as Subject
 
-_HOMES = {
+_MODULES = {
     "BackboneSubject": "backbone_subject",
     "Check": "check",
     "CheckResult": "check",
@@ -37,12 +37,12 @@ _HOMES = {
     "subject_of": "run",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'regplug.conformance' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"regplug.conformance.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"regplug.conformance.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""Registers that are no numbers, or nearly too large for any: what a program makes of them is what eager makes."""
+"""Checks that a program gives what eager gives for NaN, infinity, and numbers that nearly overflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Inputs = Callable[[Sequence[int], torch.dtype], Iterator[tuple[str, Tensor]]]
 
 
 def checks(backends: Sequence[str]) -> tuple[Check[Subject], ...]:
-    """Two rows for each export backend."""
+    """Two checks for each export backend."""
     rows = [Check(f"not-finite[{name}]", _not_finite_of(name)) for name in backends]
     rows += [Check(f"overflow[{name}]", _overflow_of(name), advisory=True) for name in backends]
     return tuple(rows)
@@ -25,34 +25,32 @@ def checks(backends: Sequence[str]) -> tuple[Check[Subject], ...]:
 
 def _not_finite_of(backend: str) -> Callable[[Subject], None]:
     def not_finite(subject: Subject) -> None:
-        """NaN and infinity in the registers come out of the loaded program as out of a float64 forward.
+        """NaN and infinity in the registers give NaN and infinity in the program's output, as in a float64 forward.
 
-        A runtime whose maximum passes over NaN makes a number of a broken input, which nobody notices. Other samples of
-        the batch keep theirs.
+        A runtime whose maximum skips NaN gives a number for a broken input, and the fault goes unnoticed. Other samples
+        of the batch keep their answers.
         """
-        program = _loaded(subject, backend)
-        compare(f"program {backend!r}", program, subject, with_nan, with_infinity)
+        compare(f"program {backend!r}", program_of(subject, backend).run_flat, subject, with_nan, with_infinity)
 
     return not_finite
 
 
 def _overflow_of(backend: str) -> Callable[[Subject], None]:
     def overflow(subject: Subject) -> None:
-        """Of registers whose squares overflow the program gives the float64 forward's numbers, eager's, or none.
+        """For registers whose squares overflow, the program gives the numbers of float64 or eager, or none.
 
-        Runtimes overflow in other places than eager: which of two answers is right is the float64 forward's to say.
+        Runtimes overflow in other places than eager; a float64 forward decides which of two answers is right.
         """
-        program = _loaded(subject, backend)
-        compare(f"program {backend!r}", program, subject, near_the_largest)
+        compare(f"program {backend!r}", program_of(subject, backend).run_flat, subject, near_the_largest)
 
     return overflow
 
 
 def compare(what: str, run: Run, subject: Subject, *kinds: Inputs) -> None:
-    """Hold a program to eager and float64 on inputs of these kinds.
+    """Compare a program with eager and float64 on inputs of these kinds.
 
     Raises:
-        ConformanceError: It gives a number where there is none, or another, or none where there is one.
+        ConformanceError: It gives a number instead of NaN or infinity, another number, or none instead of a number.
         DoesNotApplyError: Eager refuses such inputs.
     """
     readout = subject.trained()
@@ -61,14 +59,7 @@ def compare(what: str, run: Run, subject: Subject, *kinds: Inputs) -> None:
         for name, given in kind(shape, subject.dtype):
             try:
                 readout(given)
-            except Exception as error:  # by an assert too
+            except Exception as error:  # also an AssertionError
                 raise DoesNotApplyError(f"refuses {name}: {class_name(error)}: {one_line(error)}") from error
             if fault := fault_of(run, readout, given):
                 raise ConformanceError(f"{what}: registers with {name}: {fault}.")
-
-
-def _loaded(subject: Subject, backend: str) -> Run:
-    made = program_of(subject, backend)
-    if isinstance(made, str):
-        raise DoesNotApplyError(f"there is no program, see program[{backend}]")
-    return made.run_flat

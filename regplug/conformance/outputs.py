@@ -1,4 +1,4 @@
-"""What a readout answers: shapes, widths, batches, and nothing that the caller did not ask for."""
+"""Checks of a readout's output: shapes, widths and batches, and no effect that the caller did not ask for."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from regplug.registry.spec import ReadoutSpec, specify
 from regplug.torch_private import OperationWatch
 
 UNKNOWN_OPTION = "option_that_no_readout_has"
-LARGE, MANY = 64, 32
+LARGE_BATCH, MANY = 64, 32
 
 
 def constructor(subject: Subject) -> None:
     """The spec builds the same readout again, also from JSON, and an unknown option is refused.
 
-    A bundle holds options as JSON and weights by name, shape and value; a constructor that swallows ``**options`` takes
-    a misspelt one for none.
+    A bundle holds options as JSON, and weights by name, shape and value. A constructor that accepts any ``**options``
+    ignores a misspelt one.
     """
     spec = subject.spec
     first = subject.fresh()
@@ -34,20 +34,20 @@ def constructor(subject: Subject) -> None:
         raise ConformanceError(f"build: expected a {spec.readout_class.__name__}, got {type(first).__name__}.")
     stored = json.loads(json.dumps(spec.as_dict()))
     again = specify(spec.entry, stored["num_registers"], stored["hidden_dim"], stored["options"])
-    if again.as_dict() != stored:  # the width, then: the options are those of the file
+    if again.as_dict() != stored:  # only the width can differ: the options are those of the file
         raise ConformanceError(f"options from JSON: expected {stored}, got {again.as_dict()}.")
-    _same_state(replace(subject, spec=again).fresh(), first)
-    _refuses_unknown_option(spec)
+    _check_same_state(replace(subject, spec=again).fresh(), first)
+    _check_unknown_option(spec)
 
 
-def _same_state(got: nn.Module, wanted: nn.Module) -> None:
+def _check_same_state(got: nn.Module, wanted: nn.Module) -> None:
     state = got.state_dict()
     if list(state) != list(wanted.state_dict()):
         raise ConformanceError(f"second build: expected weights {list(wanted.state_dict())}, got {list(state)}.")
     for name, tensor in wanted.state_dict().items():
         other = state[name]
         if not (isinstance(tensor, Tensor) and isinstance(other, Tensor)):
-            continue  # an extra state is whatever its module makes of it
+            continue  # an extra state may be anything
         if other.shape != tensor.shape or other.dtype != tensor.dtype:
             raise ConformanceError(
                 f"second build: {name}: expected {tensor.dtype} {list(tensor.shape)}, got {other.dtype} "
@@ -57,7 +57,7 @@ def _same_state(got: nn.Module, wanted: nn.Module) -> None:
             raise ConformanceError(f"second build: {name}: expected the same values from the same seed, got others.")
 
 
-def _refuses_unknown_option(spec: ReadoutSpec) -> None:
+def _check_unknown_option(spec: ReadoutSpec) -> None:
     try:
         specify(spec.entry, spec.num_registers, spec.hidden_dim, {**spec.options, UNKNOWN_OPTION: 1})
     except SpecError:
@@ -66,12 +66,12 @@ def _refuses_unknown_option(spec: ReadoutSpec) -> None:
 
 
 def shape(subject: Subject) -> None:
-    """Registers ``[B, R, D]`` give one tensor ``[B, cond_dim]``, a large batch too.
+    """Registers ``[B, R, D]`` give one tensor ``[B, cond_dim]``, also for a large batch.
 
-    Another rank, or a tuple, passes through a few layers and fails far from here, or never.
+    Another rank, or a tuple, fails a few layers later, or never.
     """
     readout = subject.trained()
-    for batch in (2, LARGE):
+    for batch in (2, LARGE_BATCH):
         _check_shape(subject, subject.answer(readout, subject.registers(batch)), batch)
 
 
@@ -82,12 +82,12 @@ def _check_shape(subject: Subject, output: Tensor, batch: int) -> None:
 
 
 def dtype(subject: Subject) -> None:
-    """Weights and registers of a dtype give an answer of that dtype, near that of float64.
+    """Weights and registers of a dtype give an answer of that dtype, close to that of float64.
 
-    Half the networks run in bfloat16, and float64 is the truth that programs are measured by: constants made in float32
-    and casts inside break the one or the other. A dtype that torch has no kernel for is passed over.
+    Many networks run in bfloat16, and programs are compared with float64. Constants made in float32, and casts in the
+    forward, break one or the other. A dtype for which torch has no kernel is skipped.
     """
-    with_truth = False
+    has_truth = False
     for wanted, tolerance in TOLERANCES.items():  # float64 first
         readout = subject.trained().to(wanted)
         narrowing = Narrowing()
@@ -95,7 +95,9 @@ def dtype(subject: Subject) -> None:
             with narrowing.watching():
                 got = subject.answer(readout, subject.registers(4, dtype=wanted))
         except RuntimeError as error:
-            if isinstance(error, NotImplementedError) or "not implemented for" in str(error):
+            if isinstance(error, NotImplementedError) or "not implemented for" in str(
+                error
+            ):  # torch has no class for it
                 continue
             raise ConformanceError(
                 f"weights and registers of {wanted}: expected an answer, got {class_name(error)}: {one_line(error)}"
@@ -103,39 +105,39 @@ def dtype(subject: Subject) -> None:
         if got.dtype != wanted:
             raise ConformanceError(f"weights and registers of {wanted}: expected {wanted}, got {got.dtype}.")
         if wanted == torch.float64:
-            with_truth = True
+            has_truth = True
             narrowing.refuse(got)
-        elif with_truth:
+        elif has_truth:
             truth = subject.answer(readout.double(), subject.registers(4, dtype=wanted).double())
             close(f"answer in {wanted}", got.double(), truth, tolerance)
 
 
 class Narrowing:
-    """Watches a float64 forward for an operation that leaves float64."""
+    """Watches a float64 forward for an operation that computes in another dtype."""
 
     def __init__(self) -> None:
         self.operation: str | None = None
 
     def watching(self) -> OperationWatch:
         """Run the forward inside it."""
-        return OperationWatch(self._see)
+        return OperationWatch(self._note)
 
-    def _see(self, operation: str, inputs: tuple[object, ...], output: object) -> None:
+    def _note(self, operation: str, inputs: tuple[object, ...], output: object) -> None:
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         leaves = any(_is_float(one) and one.dtype != torch.float64 for one in outputs)
         if leaves and any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in inputs):
             self.operation = self.operation or operation
 
     def refuse(self, answer: Tensor) -> None:
-        """Refuse an answer that was computed in less than float64, somewhere on the way or all of it.
+        """Refuse an answer that was computed in less than float64, in part or as a whole.
 
         Raises:
             ConformanceError: It was.
         """
         owner = "weights and registers of torch.float64"
         if self.operation is not None:
-            raise ConformanceError(f"{owner}: expected float64 all the way, got less from {self.operation}.")
-        fractions = answer[answer != answer.round()]  # whole numbers are exact in both
+            raise ConformanceError(f"{owner}: expected float64 throughout, got less from {self.operation}.")
+        fractions = answer[answer != answer.round()]  # integers are exact in both
         if fractions.numel() and bool((fractions.float().double() == fractions).all()):
             raise ConformanceError(f"{owner}: expected float64's digits, got float32's.")
 
@@ -145,9 +147,9 @@ def _is_float(value: object) -> TypeGuard[Tensor]:
 
 
 def cond_dim(subject: Subject) -> None:
-    """``out_dim``, if the readout has one, and its forwards in eval and train mode all have the spec's ``cond_dim``.
+    """``out_dim``, if the readout has one, and outputs in eval and train mode all have the spec's ``cond_dim``.
 
-    The spec's is that of a forward on the meta device. The FiLM generator is built for it before anything real runs.
+    The spec's was measured on the meta device; the FiLM generator is built for that width.
     """
     wanted = subject.spec.cond_dim
     readout = subject.fresh()
@@ -166,15 +168,15 @@ def cond_dim(subject: Subject) -> None:
 
 
 def batch_0(subject: Subject) -> None:
-    """No samples give an answer without samples.
+    """An empty batch gives an empty answer.
 
-    The last shard of a data set may be empty. A readout that is not regplug's own may refuse: then its bundles say so,
-    and every loader does.
+    The last shard of a data set may be empty. A readout that is not regplug's own may refuse it: its bundles record
+    that, and every loader refuses it too.
     """
     readout = subject.trained()
     try:
         output = subject.answer(readout, subject.registers(0))
-    except (Exception, SystemExit) as error:  # an unchanged module may refuse in any way
+    except (Exception, SystemExit) as error:  # an unchanged module may raise anything
         if subject.is_own:
             raise
         raise DoesNotApplyError(f"refuses an empty batch: {class_name(error)}: {one_line(error)}") from error
@@ -182,9 +184,9 @@ def batch_0(subject: Subject) -> None:
 
 
 def batch_1(subject: Subject) -> None:
-    """One sample gives an answer with one sample, finite numbers all.
+    """One sample gives an answer for one sample, with finite numbers.
 
-    A squeeze or a statistic over the batch shows itself here, and one sample is what a server mostly gets.
+    A squeeze or a statistic over the batch fails here, and a server mostly gets one sample.
     """
     output = subject.answer(subject.trained(), subject.registers(1))
     _check_shape(subject, output, 1)
@@ -195,48 +197,48 @@ def batch_1(subject: Subject) -> None:
 def batch_odd(subject: Subject) -> None:
     """Seven samples give seven answers.
 
-    The last batch of an epoch is as odd as it likes; pairs and halves of a batch lose a sample there.
+    The last batch of an epoch may have any size; code that takes pairs or halves of a batch loses a sample.
     """
     _check_shape(subject, subject.answer(subject.trained(), subject.registers(7)), 7)
 
 
 def batch_independence(subject: Subject) -> None:
-    """Each sample alone gives what it gives among others, in any order.
+    """A sample gives the same answer alone and in a batch, in any order.
 
-    Else what a user gets depends on who else asks, and no batch reproduces another.
+    Otherwise the answer to one user depends on the requests of others, and no batch reproduces another.
     """
     readout = subject.trained()
     for batch in (4, MANY):
         registers = subject.registers(batch)
-        whole = subject.answer(readout, registers.clone())
+        together = subject.answer(readout, registers.clone())
         for index in range(4):
             alone = subject.answer(readout, registers[index : index + 1].clone())
-            close(f"sample {index} of {batch} alone", alone, whole[index : index + 1], subject.tolerance)
-        mixed = subject.answer(readout, registers.flip(0))
-        close(f"{batch} samples in another order", mixed, whole.flip(0), subject.tolerance)
+            close(f"sample {index} of {batch} alone", alone, together[index : index + 1], subject.tolerance)
+        reversed_order = subject.answer(readout, registers.flip(0))
+        close(f"{batch} samples in another order", reversed_order, together.flip(0), subject.tolerance)
 
 
 def deterministic(subject: Subject) -> None:
-    """In eval mode the same registers give the same bits, whatever was asked between, and no buffer moves.
+    """In eval mode the same registers always give the same bits, and no buffer changes.
 
-    A dropout left on, or statistics that go on, make every comparison of two programs worthless.
+    With dropout left on, or statistics that still change, programs cannot be compared.
     """
     readout = subject.trained()
     before = {name: tensor.clone() for name, tensor in readout.named_buffers()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():  # not seeded: a readout that draws must show it
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # not seeded, so that random numbers show
         first, _, again = (readout(subject.registers(4, seed)) for seed in (0, 1, 0))
     if not (isinstance(first, Tensor) and isinstance(again, Tensor) and same_bits(again, first)):
         raise ConformanceError("second answer in eval mode: expected the bits of the first, got others.")
     after = dict(readout.named_buffers())
     for name, tensor in before.items():
         if name not in after or not same_bits(after[name], tensor):
-            raise ConformanceError(f"buffer {name!r}: expected to stay as it is in eval mode, got other values.")
+            raise ConformanceError(f"buffer {name!r}: expected no change in eval mode, got other values.")
 
 
 def input_unchanged(subject: Subject) -> None:
-    """The registers are the same bits after the call, in eval and in train mode.
+    """The call does not change the registers, in eval or train mode.
 
-    They are a slice of the backbone's tokens: the layers behind would go on with what the readout left there.
+    They are a slice of the backbone's tokens: later layers would use the changed values.
     """
     for training in (False, True):
         given = subject.registers(4)
@@ -247,39 +249,39 @@ def input_unchanged(subject: Subject) -> None:
 
 
 def register_slice(subject: Subject) -> None:
-    """Registers that lie strided in memory give what their contiguous copy gives, with gradients and without.
+    """Registers with any strides give the same as a contiguous copy, with and without gradients.
 
-    They are a slice of the tokens, at the layout's place or anywhere. Code that counts on contiguous memory reads the
-    patches beside them, or fails.
+    They are a slice of the tokens, at the layout's positions. Code that assumes contiguous memory fails, or reads the
+    patches next to them.
     """
     readout = subject.trained()
     contexts: tuple[type[AbstractContextManager[None]], ...] = (torch.enable_grad, torch.inference_mode)
     for context in contexts:
-        for place, strided in _slices(subject).items():
+        for name, strided in _slices(subject).items():
             copied = strided.clone(memory_format=torch.contiguous_format)
             with context():
                 wanted, got = seeded_answer(readout, copied), seeded_answer(readout, strided)
-            close(f"registers {place}", got, wanted, subject.tolerance)
+            close(f"registers {name}", got, wanted, subject.tolerance)
 
 
 def _slices(subject: Subject) -> dict[str, Tensor]:
-    """Registers as views of something larger, or stored in another order."""
-    tokens, number = subject.tokens(4), subject.spec.num_registers
+    """Registers as views of a larger tensor, or with another order of strides."""
+    tokens, count = subject.tokens(4), subject.spec.num_registers
     positions = subject.layout.positions(tokens.shape[1])
     steps = {after - before for before, after in pairwise(positions)} or {1}
     registers = subject.registers(4)
     wide = torch.cat([registers, registers.flip(2)], dim=2)
     slices = {
         "in the middle of the tokens": torch.cat([registers.flip(0), registers, registers.flip(0)], dim=1)[
-            :, number : 2 * number
+            :, count : 2 * count
         ],
         "that are every second token": torch.stack([registers, registers.flip(0)], dim=2).flatten(1, 2)[:, ::2],
         "stored samples last": registers.permute(1, 2, 0).contiguous().permute(2, 0, 1),
         "stored channels first": registers.transpose(1, 2).contiguous().transpose(1, 2),
         "in the middle of the channels": wide[:, :, : registers.shape[2]],
     }
-    if len(steps) == 1:  # evenly placed: what the backbone gives is a slice
-        slices["at the layout's place"] = tokens[:, positions[0] : positions[-1] + 1 : steps.pop()]
+    if len(steps) == 1:  # at even distances, so that a slice gives them
+        slices["at the layout's positions"] = tokens[:, positions[0] : positions[-1] + 1 : steps.pop()]
     return slices
 
 

@@ -1,7 +1,7 @@
 """Pytest's options for ``pytest --pyargs regplug.conformance --readout NAME``.
 
-Every run of pytest imports this module, in every environment that has regplug: it imports nothing but pytest, and all
-else only when a readout is asked for.
+Every run of pytest imports this module if regplug is installed, so it imports only pytest at first, and the rest when a
+readout is named.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from regplug.conformance.backbone_subject import BackboneSubject
     from regplug.conformance.subject import Subject
 
-ASKED: pytest.StashKey[list[Subject | BackboneSubject]] = pytest.StashKey()
+SUBJECTS: pytest.StashKey[list[Subject | BackboneSubject]] = pytest.StashKey()
 MODULE = "regplug.conformance.test_conformance"
-TEST = "::test_asked_readout["  # an item found by its module's name has no file in its id
+TEST = "::test_asked_readout["  # an item that --pyargs found has no file in its id
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,27 +53,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Finds what is asked for: a wrong name is a wrong use of pytest, not a failing test."""
-    if _asks(session.config):
-        from regplug.conformance.pytest_readouts import subjects_asked_for
+    """Looks up the readouts and backbones: a wrong name is a usage error, not a failing test."""
+    if _names_subjects(session.config):
+        from regplug.conformance.pytest_readouts import named_subjects
 
-        session.config.stash[ASKED] = subjects_asked_for(session.config)
+        session.config.stash[SUBJECTS] = named_subjects(session.config)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Looks at what was collected, before anything is deselected."""
-    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist can but crash; its ids are looked at below
+    """Looks at the collected tests, before any is deselected."""
+    if not hasattr(config, "workerinput"):  # a usage error would crash a worker of pytest-xdist; see below
         _refuse_to_check_nothing(config, any(_module_of(item) == MODULE for item in items))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Looks at what a worker of pytest-xdist collected."""
+    """Looks at the tests that a worker of pytest-xdist collected."""
     _refuse_to_check_nothing(node.config, any(TEST in one for one in ids))
 
 
-def _asks(config: pytest.Config) -> bool:
+def _names_subjects(config: pytest.Config) -> bool:
     return bool(config.getoption("readout") or config.getoption("readout_backbone"))
 
 
@@ -82,12 +82,12 @@ def _module_of(item: pytest.Item) -> str | None:
 
 
 def _refuse_to_check_nothing(config: pytest.Config, collected: bool) -> None:
-    """Refuse the tests without a readout, and readouts without the tests: both would pass without a word."""
-    if collected and not _asks(config):
+    """Refuse the tests without a readout, and a readout without the tests: both would silently check nothing."""
+    if collected and not _names_subjects(config):
         raise pytest.UsageError(
             "regplug.conformance: expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none."
         )
-    if _asks(config) and not collected:
+    if _names_subjects(config) and not collected:
         word = "--readout" if config.getoption("readout") else "--readout-backbone"
         raise pytest.UsageError(
             f"{word}: expected `--pyargs regplug.conformance` with it, got other tests only; where a configuration "

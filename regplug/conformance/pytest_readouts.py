@@ -1,4 +1,4 @@
-"""What pytest's ``--readout`` and ``--readout-backbone`` options ask for."""
+"""The readouts and backbones that pytest's ``--readout`` and ``--readout-backbone`` name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from regplug.registry.option_text import parse_option, parse_sizes
 from regplug.registry.spec import specify
 
 
-def subjects_asked_for(config: pytest.Config) -> list[Subject | BackboneSubject]:
+def named_subjects(config: pytest.Config) -> list[Subject | BackboneSubject]:
     """A subject for each ``--readout``, and for each ``--readout-backbone``.
 
     Raises:
-        pytest.UsageError: A name is unknown, an option does not fit, or what is named cannot be built.
+        pytest.UsageError: A name is unknown, an option does not fit, or a readout or model cannot be built.
     """
     options, model_options = (_options(config, word) for word in ("readout_option", "readout_model_option"))
     text = config.getoption("readout_input")
@@ -31,7 +31,7 @@ def subjects_asked_for(config: pytest.Config) -> list[Subject | BackboneSubject]
         names, backbones = (dict.fromkeys(config.getoption(word) or ()) for word in ("readout", "readout_backbone"))
         subjects: list[Subject | BackboneSubject] = [_subject(config, name, options) for name in names]
         subjects += [backbone_subject_of(name, options=model_options, input_shape=shape) for name in backbones]
-        return list({subject.name: subject for subject in subjects}.values())  # one of them under two spellings
+        return list({subject.name: subject for subject in subjects}.values())  # one may be named in two ways
     except RegplugError as error:
         raise pytest.UsageError(str(error)) from error
 

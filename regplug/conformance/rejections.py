@@ -1,4 +1,4 @@
-"""What a readout refuses: registers of other sizes, another rank or another dtype than it was built for."""
+"""Checks that a readout refuses registers of other sizes, another rank or another dtype than it was built for."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64)
 def refuses_num_registers(subject: Subject) -> None:
     """One register more or less is refused.
 
-    A readout that pools answers for any number, and one that concatenates gives another width: nobody notices that
-    the backbone's registers are not those it was trained with.
+    A readout that pools accepts any number, and one that concatenates gives another width: it goes unnoticed that the
+    backbone's registers are not those it was trained with.
     """
-    number, width = _sizes(subject)
-    _refuses(subject, [(2, number + 1, width), (2, number - 1, width)])
+    count, width = _sizes(subject)
+    _check_refusals(subject, [(2, count + 1, width), (2, count - 1, width)])
 
 
 def refuses_hidden_dim(subject: Subject) -> None:
-    """Tokens of another width are refused, those with R and D swapped among them.
+    """Tokens of another width are refused, also those with R and D swapped.
 
-    A layer that is as wide says so in its own words; one by element does not say anything.
+    A linear layer refuses them in its own words; an elementwise operation accepts them.
     """
-    number, width = _sizes(subject)
-    shapes = [(2, number, width + 1), (2, number, width - 1), (2, width, number)]
-    _refuses(subject, (one for one in shapes if one != (2, number, width)))
+    count, width = _sizes(subject)
+    shapes = [(2, count, width + 1), (2, count, width - 1), (2, width, count)]
+    _check_refusals(subject, (one for one in shapes if one != (2, count, width)))
 
 
 def refuses_rank(subject: Subject) -> None:
-    """Registers without a batch, or with a size too many, are refused.
+    """Registers without a batch, or with one dimension too many, are refused.
 
-    ``[R, D]`` is taken for R samples by whatever flattens, and sums run over another dimension than meant.
+    Code that flattens takes ``[R, D]`` for R samples, and sums run over the wrong dimension.
     """
-    number, width = _sizes(subject)
-    _refuses(subject, [(number, width), (2, number, width, 1), (1, 2, number, width), ()])
+    count, width = _sizes(subject)
+    _check_refusals(subject, [(count, width), (2, count, width, 1), (1, 2, count, width), ()])
 
 
 def refuses_dtype(subject: Subject) -> None:
-    """Registers of another dtype are an error, or are converted to that of the weights.
+    """Registers of another dtype are refused, or converted to the dtype of the weights.
 
-    Silently another dtype of the answer doubles what it costs, or loses digits, in all that follows. A readout
-    without weights computes in the dtype of the registers.
+    An answer that silently has another dtype doubles the cost of all that follows, or loses digits. A readout without
+    weights computes in the dtype of the registers.
     """
     readout = subject.trained()
     has_weights = any(parameter.is_floating_point() for parameter in readout.parameters())
@@ -56,11 +56,13 @@ def refuses_dtype(subject: Subject) -> None:
         registers = (4 * subject.registers(4)).to(given)
         try:
             got = subject.answer(readout, registers.clone())
-        except (Exception, SystemExit):  # refused, in whatever words
+        except (Exception, SystemExit):  # refused, with any message
             continue
         truth = subject.answer(readout, registers.to(subject.dtype))
         wanted = subject.dtype if has_weights else given
-        if got.dtype != wanted and wanted.is_floating_point:  # a mean of integers is none; its value is compared
+        if (
+            got.dtype != wanted and wanted.is_floating_point
+        ):  # the mean of integers has another dtype; its value is compared
             raise ConformanceError(
                 f"registers of {given}: expected an error or an answer of {wanted}, got {got.dtype}."
             )
@@ -72,24 +74,24 @@ def _sizes(subject: Subject) -> tuple[int, int]:
     return subject.spec.num_registers, subject.spec.hidden_dim
 
 
-def _refuses(subject: Subject, shapes: Iterable[Sequence[int]]) -> None:
+def _check_refusals(subject: Subject, shapes: Iterable[Sequence[int]]) -> None:
     readout = subject.trained()
     for shape in shapes:
         try:
             got = subject.answer(readout, torch.zeros(list(shape), dtype=subject.dtype))
-        except (Exception, SystemExit) as error:  # refused, in whatever words
+        except (Exception, SystemExit) as error:  # refused, with any message
             if subject.is_own:
-                _check_words(subject, error, shape)
+                _check_message(subject, error, shape)
             continue
         raise ConformanceError(f"registers {list(shape)}: expected to be refused, got an answer {list(got.shape)}.")
 
 
-def _check_words(subject: Subject, error: BaseException, shape: Sequence[int]) -> None:
-    number, width = _sizes(subject)
-    words = (f"[B, {number}, {width}]", str(list(shape)))
-    if not isinstance(error, ShapeError) or any(word not in str(error) for word in words):
+def _check_message(subject: Subject, error: BaseException, shape: Sequence[int]) -> None:
+    count, width = _sizes(subject)
+    parts = (f"[B, {count}, {width}]", str(list(shape)))
+    if not isinstance(error, ShapeError) or any(part not in str(error) for part in parts):
         raise ConformanceError(
-            f"registers {list(shape)}: expected a ShapeError with {words[0]} and {words[1]}, got "
+            f"registers {list(shape)}: expected a ShapeError with {parts[0]} and {parts[1]}, got "
             f"{class_name(error)}: {one_line(error)}"
         ) from error
 

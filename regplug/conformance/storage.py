@@ -1,4 +1,4 @@
-"""What is kept of a readout: its state dict, its safetensors file and its copies are all of it, and its own."""
+"""Checks that a readout's state dict, safetensors file and copies are complete and independent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ OTHER_SEED = 1
 
 
 def state_dict(subject: Subject) -> None:
-    """The state dict, loaded into a fresh build of another seed, gives the same output to the bit.
+    """The state dict, loaded into a new readout of another seed, gives the same output to the bit.
 
-    What decides the output and is not in the state dict, as a number drawn at random or a statistic kept aside, is
-    lost with every checkpoint, without a word.
+    A value that changes the output but is not in the state dict, such as a random number or a statistic kept
+    elsewhere, is silently lost with every checkpoint.
     """
     readout = _used(subject)
     other = subject.fresh(OTHER_SEED).eval()
@@ -28,10 +28,10 @@ def state_dict(subject: Subject) -> None:
 
 
 def safetensors(subject: Subject) -> None:
-    """The weights come back from a safetensors file with their names, shapes, dtypes and bits, and fit a fresh build.
+    """The weights read from a safetensors file have the same names, shapes, dtypes and bits, and fit a new readout.
 
-    A bundle holds them so. Tied weights, buffers outside the state dict and tensor subclasses have no place in such a
-    file; torch and safetensors drop or flatten some of them without a word.
+    A bundle stores them like this. Such a file cannot hold tied weights, buffers outside the state dict or tensor
+    subclasses; torch and safetensors silently drop or flatten some of them.
     """
     owner = f"strategy {subject.name!r}"
     readout = _used(subject)
@@ -45,10 +45,10 @@ def safetensors(subject: Subject) -> None:
 
 
 def deepcopy(subject: Subject) -> None:
-    """A deep copy answers the same to the bit, obeys its own weights, and leaves the original alone.
+    """A deep copy gives the same bits, uses its own weights, and does not change the original.
 
-    Averaged weights, exports and ensembles are made of copies; one that shares a tensor, or calls the original's
-    through a closure, is trained along with it or not at all.
+    Averaged weights, exports and ensembles use copies. A copy that shares a tensor, or uses the original's through a
+    closure, is trained together with it, or not at all.
     """
     readout = subject.trained()
     before = _run(readout, subject)
@@ -56,14 +56,14 @@ def deepcopy(subject: Subject) -> None:
     close("a copy", _run(copied, subject), before, tolerance=0)
     weights = subject.trained(OTHER_SEED).state_dict()
     copied.load_state_dict(weights)
-    moved = _run(copied, subject)
+    changed = _run(copied, subject)
     close("the original, after others were given other weights", _run(readout, subject), before, tolerance=0)
     readout.load_state_dict(weights)
-    close("a copy that is given other weights", moved, _run(readout, subject), tolerance=0)
+    close("a copy that is given other weights", changed, _run(readout, subject), tolerance=0)
 
 
 def _used(subject: Subject) -> nn.Module:
-    """A trained readout that has seen a batch in train mode, so that its statistics have moved too."""
+    """A trained readout after a batch in train mode, so that its statistics have changed too."""
     readout = subject.trained().train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         readout(subject.registers(7))

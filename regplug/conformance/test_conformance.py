@@ -1,4 +1,4 @@
-"""The checks of what is asked for: ``pytest --pyargs regplug.conformance --readout NAME`` or ``--readout-backbone``."""
+"""The tests of ``pytest --pyargs regplug.conformance --readout NAME`` or ``--readout-backbone NAME``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from regplug.conformance.pytest_plugin import ASKED
+from regplug.conformance.pytest_plugin import SUBJECTS
 
 if TYPE_CHECKING:
     from regplug.conformance.backbone_subject import BackboneSubject
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a check and subject."""
-    subjects = metafunc.config.stash.get(ASKED, [])
+    """One test for each check and subject."""
+    subjects = metafunc.config.stash.get(SUBJECTS, [])
     tests = []
-    if subjects:  # else pytest is about to refuse, and needs no torch for that
+    if subjects:  # without any, pytest refuses the run, which needs no torch
         from regplug.conformance.parametrize import params_of
 
         tests = [test for subject in subjects for test in params_of(subject)]
