@@ -1,4 +1,4 @@
-"""The checks under pytest: one test each, in real runs of pytest; and what the plugin costs those who want none."""
+"""The checks as pytest tests, in real runs of pytest; and what the plugin costs a run that uses no check."""
 
 from collections import Counter
 from xml.etree import ElementTree
@@ -51,25 +51,74 @@ def test_readout(subject, check):
 """
 
 
+KIT = ["--pyargs", "regplug.conformance"]
+# the runs of pytest, all in one process: their words
+RUNS = {
+    "readouts": [*KIT, "--readout", "pool", "--readout", "readouts_to_test:OneWrongNumber", *FAST],
+    "own tests": ["test_own.py"],
+    "backbone": [*KIT, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks=1"],
+    "no readout": KIT,
+    "no readout for a worker": [*KIT, "-n", "1"],
+    "other tests": ["test_nothing.py", "--readout", "pool"],
+    "unknown readout": [*KIT, "--readout", "poool"],
+    "no option": [*KIT, "--readout", "pool", "--readout-option", "x"],
+    "no compiler": [*KIT, "--readout", "pool", "--readout-compiler", "x"],
+    "unknown option": [*KIT, "--readout", "readouts_to_test:OneWrongNumber", "--readout-option", "colour=1"],
+    "unknown backbone": [*KIT, "--readout-backbone", "digit-vit"],
+    "no sizes": [*KIT, "--readout-backbone", "digits-vit", "--readout-input", "8,x"],
+    "no model option": [*KIT, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks"],
+    "other tests for a backbone": ["test_nothing.py", "--readout-backbone", "digits-vit"],
+}
+# the message of each run that pytest refuses
+REFUSALS = {
+    "no readout": "expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none.",
+    "no readout for a worker": "expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none.",
+    "other tests": "--readout: expected `--pyargs regplug.conformance` with it, got other tests only;",
+    "unknown readout": "strategy 'poool': not registered; known:",
+    "no option": "--readout-option: expected key=value, got 'x'.",
+    "no compiler": "compiler: expected one of eager, inductor, got 'x'.",
+    "unknown option": "option 'colour': expected a known option, got 1",
+    "unknown backbone": "closest: digits-vit",
+    "no sizes": "--readout-input: input: expected positive integers, as 3,224,224, got '8,x'.",
+    "no model option": "--readout-model-option: expected key=value, got 'num_blocks'.",
+    "other tests for a backbone": "--readout-backbone: expected `--pyargs regplug.conformance` with it",
+}
+# prints each run's name and exit code around what pytest prints
+RUN_ALL = """
+import os, sys, pytest
+os.dup2(1, 2)
+os.chdir({folder!r})
+for name, words in {runs!r}.items():
+    print("run:", name, flush=True)
+    code = int(pytest.main(words))
+    sys.stderr.flush()
+    print("exit code:", code, flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
-def run_pytest(run_python, tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readouts")
     (folder / "readouts_to_test.py").write_text(READOUTS)
     (folder / "test_own.py").write_text(OWN_TESTS)
     (folder / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
+    return folder
 
-    def run(*commands, after=""):
-        """Run pytest once for each list of words, in one process; what it printed, and the reports' test cases."""
-        report = tmp_path_factory.mktemp("report") / "report.xml"
-        words = [[*QUIET, f"--rootdir={folder}", f"--junitxml={report}", *command] for command in commands]
-        code = (
-            f"import os, sys, pytest\nos.chdir({str(folder)!r})\nprint([int(pytest.main(one)) for one in {words!r}])\n"
-        )
-        done = run_python(code + after, [folder])
-        cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
-        return done.stdout + done.stderr, {case.get("name"): case for case in cases}
 
-    return run
+@pytest.fixture(scope="module")
+def outputs(run_python, folder):
+    """What each run of pytest printed; their reports are in the folder."""
+    runs = {
+        name: [*QUIET, f"--rootdir={folder}", f"--junitxml={folder / name}.xml", *words] for name, words in RUNS.items()
+    }
+    printed = run_python(RUN_ALL.format(folder=str(folder), runs=runs), [folder]).stdout
+    return dict(part.split("\n", 1) for part in printed.split("run: ")[1:])
+
+
+@pytest.fixture
+def cases_of(outputs, folder):
+    """The test cases in the report of a run."""
+    return lambda name: {case.get("name"): case for case in ElementTree.parse(folder / f"{name}.xml").iter("testcase")}
 
 
 def outcomes(cases, prefix=""):
@@ -82,9 +131,9 @@ def outcomes(cases, prefix=""):
     return found
 
 
-def test_each_readout_that_is_named_gets_one_test_for_every_check(run_pytest):
-    asked = ["--readout", "pool", "--readout", "readouts_to_test:OneWrongNumber", *FAST]
-    said, cases = run_pytest(["--pyargs", "regplug.conformance", *asked])
+@pytest.mark.slow
+def test_each_readout_that_is_named_gets_one_test_for_every_check(outputs, cases_of):
+    cases = cases_of("readouts")
     checks = [check.name for check in all_checks(["torchscript"])]
     names = ("regplug:pool", "readouts-to-test:one-wrong-number")
     assert list(cases) == [f"test_asked_readout[{name}-{check}]" for name in names for check in checks]
@@ -92,57 +141,57 @@ def test_each_readout_that_is_named_gets_one_test_for_every_check(run_pytest):
     assert [name for name, case in cases.items() if case.find("failure") is not None] == [
         "test_asked_readout[readouts-to-test:one-wrong-number-flop-count]"
     ]
-    assert "ConformanceError: readouts-to-test:one-wrong-number: flop-count: " in said
-    assert "run_check" not in said  # the traceback ends in the test
+    assert "ConformanceError: readouts-to-test:one-wrong-number: flop-count: " in outputs["readouts"]
+    assert "run_check" not in outputs["readouts"]  # the traceback ends in the test
 
 
-def test_an_authors_own_test_file_gets_every_check_and_its_expected_failures(run_pytest):
-    said, cases = run_pytest(["test_own.py"])
+@pytest.mark.slow
+def test_an_authors_own_test_file_gets_every_check_and_its_expected_failures(outputs, cases_of):
+    cases = cases_of("own tests")
     checks = [check.name for check in all_checks([])]
     assert list(cases) == [f"test_readout[own:{name}-{check}]" for name in ("wrong", "sevens") for check in checks]
 
-    def end_of(test):
+    def outcome_of(test):
         found = next(iter(cases[f"test_readout[own:{test}]"]), None)
         return None if found is None else (found.get("type") or found.tag, found.get("message"))
 
-    assert end_of("wrong-batch-odd") is None
-    kind, reason = end_of("wrong-flop-count")
+    assert outcome_of("wrong-batch-odd") is None
+    kind, reason = outcome_of("wrong-flop-count")
     assert (kind, reason.split(" (")[0]) == ("pytest.xfail", "counted wrongly")
-    kind, reason = end_of("wrong-refuses-num-registers")
+    kind, reason = outcome_of("wrong-refuses-num-registers")
     assert (kind, reason.split(":")[0]) == ("pytest.xfail", "advisory")
-    assert end_of("sevens-flop-count")[0] == "pytest.skip"
+    assert outcome_of("sevens-flop-count")[0] == "pytest.skip"
     for name in ("wrong", "sevens"):
-        assert "shape: declared to fail (not so), but it passed" in end_of(f"{name}-shape")[1]
-    assert "ArithmeticError: seven is too many" in end_of("sevens-batch-odd")[1]
-    assert '>           raise ArithmeticError("seven is too many")' in said  # where it was raised
+        assert "shape: declared to fail (not so), but it passed" in outcome_of(f"{name}-shape")[1]
+    assert "ArithmeticError: seven is too many" in outcome_of("sevens-batch-odd")[1]
+    # the line that raised it
+    assert '>           raise ArithmeticError("seven is too many")' in outputs["own tests"]
 
 
-def test_without_a_readout_pytest_gets_no_torch_and_no_click_of_ours(run_pytest):
-    after = "print([name in sys.modules for name in ('regplug.conformance.pytest_plugin', 'torch', 'click', 'rich')])"
-    said, _ = run_pytest(["test_nothing.py"], after=after)
-    assert "1 passed" in said
-    assert "[True, False, False, False]" in said
+@pytest.mark.slow
+def test_each_backbone_that_is_named_gets_one_test_for_every_check(outputs, cases_of):
+    checks = [check.name for check in all_backbone_checks()]
+    assert list(cases_of("backbone")) == [f"test_asked_readout[regplug-digits:digits-vit-{check}]" for check in checks]
+    assert "failed" not in outputs["backbone"]
 
 
-def test_what_would_check_nothing_is_a_wrong_use_of_pytest(run_pytest):
-    kit = ["--pyargs", "regplug.conformance"]
-    said, _ = run_pytest(
-        kit,
-        [*kit, "-n", "1"],
-        ["test_nothing.py", "--readout", "pool"],
-        [*kit, "--readout", "poool"],
-        [*kit, "--readout", "pool", "--readout-option", "x"],
-        [*kit, "--readout", "pool", "--readout-compiler", "x"],
-        [*kit, "--readout", "readouts_to_test:OneWrongNumber", "--readout-option", "colour=1"],
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_run_that_would_check_nothing_is_a_usage_error_of_pytest(outputs, name):
+    assert outputs[name].rstrip().endswith("exit code: 4")
+    assert REFUSALS[name] in outputs[name]
+    assert "Traceback" not in outputs[name]
+
+
+def test_without_a_readout_pytest_gets_no_torch_and_no_click_of_ours(run_python, folder):
+    code = (
+        f"import os, sys, pytest\nos.chdir({str(folder)!r})\n"
+        f"pytest.main({[*QUIET, f'--rootdir={folder}', 'test_nothing.py']!r})\n"
+        "print([name in sys.modules for name in ('regplug.conformance.pytest_plugin', 'torch', 'click', 'rich')])"
     )
-    assert "[4, 4, 4, 4, 4, 4, 4]" in said
-    assert said.count("expected --readout NAME, --readout module:Class or --readout-backbone NAME, got none.") == 2
-    assert "expected `--pyargs regplug.conformance` with it, got other tests only;" in said
-    assert "strategy 'poool': not registered; known:" in said
-    assert "--readout-option: expected key=value, got 'x'." in said
-    assert "compiler: expected one of eager, inductor, got 'x'." in said
-    assert "option 'colour': expected a known option, got 1" in said
-    assert "Traceback" not in said
+    printed = run_python(code, [folder]).stdout
+    assert "1 passed" in printed
+    assert "[True, False, False, False]" in printed
 
 
 def test_a_decorator_without_readouts_or_with_unknown_names_is_refused():
@@ -159,22 +208,3 @@ def test_a_decorator_without_readouts_or_with_unknown_names_is_refused():
         parametrize_with_checks([spec], expected_failures={"regplug:mean": {"shape": " "}}, backends=[])
     with pytest.raises(SpecError, match="expected one of regplug:mean, got 'mean'."):
         parametrize_with_checks([spec], expected_failures={"mean": {"shape": "reason"}}, backends=[])
-
-
-def test_each_backbone_that_is_named_gets_one_test_for_every_check(run_pytest):
-    kit = ["--pyargs", "regplug.conformance"]
-    said, cases = run_pytest([*kit, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks=1"])
-    checks = [check.name for check in all_backbone_checks()]
-    assert list(cases) == [f"test_asked_readout[regplug-digits:digits-vit-{check}]" for check in checks]
-    assert "failed" not in said
-    said, _ = run_pytest(
-        [*kit, "--readout-backbone", "digit-vit"],
-        [*kit, "--readout-backbone", "digits-vit", "--readout-input", "8,x"],
-        [*kit, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks"],
-        ["test_nothing.py", "--readout-backbone", "digits-vit"],
-    )
-    assert "[4, 4, 4, 4]" in said
-    assert "closest: digits-vit" in said
-    assert "--readout-input: input: expected positive integers, as 3,224,224, got '8,x'." in said
-    assert "--readout-model-option: expected key=value, got 'num_blocks'." in said
-    assert "--readout-backbone: expected `--pyargs regplug.conformance` with it" in said
