@@ -1,8 +1,8 @@
-"""``python -m regplug``: the same command."""
+"""``python -m regplug``: the command ``regplug``."""
 
 import sys
 
-# `-m` puts the working directory first on the path, where the command `regplug` does not look at all
+# `-m` puts the working directory first on the path; the command `regplug` does not have it there
 if not getattr(sys.flags, "safe_path", False):
     del sys.path[0]
 

@@ -17,7 +17,10 @@ HEADS = ("backend", "holds", "strategy", "R", "D", "settings", "torch", "kB", "l
 @json_option
 @click.pass_context
 def cache_command(context: click.Context, as_json: bool) -> None:
-    """Show the compiled programs that are kept: they hold no weights, so a retrained readout needs no compiler."""
+    """List the cached compiled programs.
+
+    They hold no weights, so that exporting a retrained readout needs no compiler.
+    """
     if context.invoked_subcommand is not None:
         return
     from regplug.backends.cache import cache_folder, entries
@@ -37,10 +40,12 @@ def cache_command(context: click.Context, as_json: bool) -> None:
 
 
 @cache_command.command("prune")
-@click.option("--days", type=click.FloatRange(0), default=30, show_default=True, help="Keep what was used since.")
+@click.option(
+    "--days", type=click.FloatRange(0), default=30, show_default=True, help="Keep entries used within so many days."
+)
 @json_option
 def prune_command(days: float, as_json: bool) -> None:
-    """Delete what was not used for some days, and what is damaged; `--days 0` deletes all."""
+    """Delete entries that were not used for some days, and damaged ones; `--days 0` deletes all."""
     from regplug.backends.cache import prune
 
     gone = prune(days)

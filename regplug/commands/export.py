@@ -41,14 +41,14 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     "--weights",
     type=click.Path(exists=True),
     metavar="FILE",
-    help="Trained weights, safetensors; a file that says what it is of needs no STRATEGY, sizes and options here.",
+    help="Trained weights, safetensors. A file with regplug's metadata needs no STRATEGY, sizes and options.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Of the initial weights, without --weights.",
+    help="Seed of the initial weights, without --weights.",
 )
 @click.option(
     "--backend",
@@ -57,25 +57,30 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     default=("torchscript",),
     show_default=True,
     shell_complete=complete_export_backend,
-    help="Repeatable.",
+    help="Export backend of a program. Repeatable.",
 )
 @click.option(
-    "--isa", multiple=True, help="What aotinductor compiles for; x86-64-v3 by default, native, ... Repeatable."
+    "--isa", multiple=True, help="Instruction set for aotinductor: x86-64-v3 (default), native, ... Repeatable."
 )
-@click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take; 600 by default.")
-@click.option("--no-programs", is_flag=True, help="Data only: no program of any backend.")
+@click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take. Default: 600.")
+@click.option("--no-programs", is_flag=True, help="Export data only, no programs.")
 @film_generator_option
-@click.option("--film", type=KeyValue(), multiple=True, help="Export a conditioner; an option of its FiLM generator.")
-@layout_option("Where the registers sit")
+@click.option(
+    "--film",
+    type=KeyValue(),
+    multiple=True,
+    help="Export a conditioner, with this option of its FiLM generator. Repeatable.",
+)
+@layout_option("Where the registers are")
 @click.option(
     "--with-backbone",
     is_flag=True,
     help="Export the backbone too, so that the bundle takes the backbone's inputs. Needs --backbone NAME:MODEL.",
 )
 @click.option("--whole", is_flag=True, hidden=True, callback=_warn_of_old_name, expose_value=False)
-@click.option("--force", is_flag=True, help="Replace the bundle that stands there, in one step.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle, atomically.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to make."
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder to create."
 )
 @json_option
 def export_command(
@@ -99,12 +104,12 @@ def export_command(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Write a bundle: weights, golden cases, and programs proven equal to eager."""
+    """Write a bundle: weights, golden cases, and programs that were checked to be equal to eager."""
     from regplug.format.place import absolute, check_place
 
     try:
         check_place(output, force)  # before torch is imported and anything is computed
-        place_of_output = absolute(output)  # before a plugin is imported, which may change the working folder
+        place_of_output = absolute(output)  # before a plugin is imported, which may change the working directory
     except ExportError as error:
         raise click.UsageError(str(error)) from error
     compiled = {"isa": isa or None, "time_limit": time_limit}
@@ -139,14 +144,14 @@ def export_command(
         complain(f"weights are initial, from seed {seed}; use --weights FILE for trained ones")
     if backbone is not None:
         complain(
-            f"layout is what the plugin declares; `regplug check --backbone {backbone}` compares it with the network"
+            f"layout: as declared by the plugin; `regplug check --backbone {backbone}` compares it with the network"
         )
 
 
 def _attached(
     choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
 ) -> tuple[ReadoutSpec, Any, None]:
-    """The backbone with the readout, and FiLM generator if any, on top; it has a layout of its own."""
+    """The backbone with the readout, and a FiLM generator if chosen; its layout is in it."""
     if choice["backbone"] is None or choice["num_registers"] is not None or choice["hidden_dim"] is not None or layout:
         raise click.UsageError(
             "--with-backbone: expected --backbone NAME:MODEL, which gives sizes and layout, got otherwise."
@@ -167,7 +172,7 @@ def _attached(
         film_options=dict(film) or None,
         model_options=dict(choice["model_option"]),
     )
-    input_shape(module)  # or it is refused as a wrong choice, before anything is computed
+    input_shape(module)  # refuses a wrong choice before anything is computed
     if weights is not None:
         fill(module, weights, module.spec)
     return module.spec, module, None
@@ -176,7 +181,7 @@ def _attached(
 def _chosen_module(
     choice: dict[str, Any], film_generator: str | None, film: Any, layout: Any, weights: str | None, seed: int
 ) -> tuple[ReadoutSpec, Any, TokenLayout | None]:
-    """What is to be exported, and where its registers sit: as the options say, and where they do not, the weights."""
+    """The module to export, and its layout: from the options, and what they leave out, from the weights file."""
     generator = "regplug:kernel-film" if film and film_generator is None else film_generator
     without_sizes = all(choice[word] is None for word in ("num_registers", "hidden_dim", "backbone"))
     if weights is not None and (without_sizes or choice["strategy"] is None):
@@ -184,7 +189,7 @@ def _chosen_module(
 
         note = read_note(weights, choice["strategy"])
         if note is not None:
-            # what was given too comes last and wins, and is compared with the file when the weights are set
+            # given options come last and win; they are compared with the file when the weights are loaded
             options = (*note.options.items(), *choice["options"])
             choice |= {"strategy": note.strategy, "options": options}
             if without_sizes:

@@ -1,4 +1,4 @@
-"""A click group that imports a command's module only when that command is used, or help is asked for."""
+"""A click group that imports a command's module only when the command is used or help is shown."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from regplug.registry.streams import apart
 from regplug.registry.tracebacks import VARIABLE, show_traceback
 
 
-def _ask_for_tracebacks(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:
+def _turn_on_tracebacks(context: click.Context, parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
         before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = "1"
-        context.find_root().call_on_close(lambda: _set_back(before))
+        context.find_root().call_on_close(lambda: _restore(before))
 
 
-def _set_back(before: str | None) -> None:
+def _restore(before: str | None) -> None:
     if before is None:
         os.environ.pop(VARIABLE, None)
     else:
@@ -33,25 +33,25 @@ TRACEBACK = click.Option(
     ["--traceback"],
     is_flag=True,
     expose_value=False,
-    callback=_ask_for_tracebacks,
-    help="Print the whole traceback of an error too.",
+    callback=_turn_on_tracebacks,
+    help="Print the traceback of an error too.",
 )
 
 
 class LazyGroup(click.Group):
-    """A group with commands that stand in other modules; ``list`` must not pay for what ``bench`` imports.
+    """A group whose commands are in other modules: ``list`` must not pay for the imports of ``bench``.
 
     Args:
-        elsewhere: Each such command's name, and where it stands, as ``"module:attr"``.
+        commands_in: Each command's name, and its place as ``"module:attr"``.
     """
 
-    def __init__(self, *args: Any, elsewhere: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, commands_in: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._elsewhere = elsewhere
+        self._commands_in = commands_in
         self.params.append(TRACEBACK)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; where it is asked for, the traceback of what it raises is printed."""
+        """Run the command; with ``--traceback``, print the traceback of what it raises."""
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, click.ClickException):
@@ -61,18 +61,18 @@ class LazyGroup(click.Group):
             raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every command's name, sorted."""
-        return sorted({*super().list_commands(ctx), *self._elsewhere})
+        """The names of all commands, sorted."""
+        return sorted({*super().list_commands(ctx), *self._commands_in})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, imported now."""
-        if cmd_name not in self.commands and cmd_name in self._elsewhere:
-            module, _, attribute = self._elsewhere[cmd_name].partition(":")
+        if cmd_name not in self.commands and cmd_name in self._commands_in:
+            module, _, attribute = self._commands_in[cmd_name].partition(":")
             self.add_command(getattr(importlib.import_module(module), attribute), cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add a command, which takes ``--traceback`` too; while it runs, stdout is for its own data alone."""
+        """Add a command with the option ``--traceback``; while it runs, only its own data goes to stdout."""
         for one in (cmd, *(cmd.commands.values() if isinstance(cmd, click.Group) else ())):
             one.params.append(TRACEBACK)
         if cmd.callback is not None:
@@ -86,9 +86,7 @@ def _guarded(owner: str, callback: Callable[..., Any]) -> Callable[..., Any]:
         with apart():
             try:
                 return callback(*arguments, **options)
-            except SystemExit as error:  # ours end by click's own exit, so code of others ended it, maybe with success
-                raise RegplugError(
-                    f"{owner}: expected to come to its end, got SystemExit: {one_line(error)}."
-                ) from error
+            except SystemExit as error:  # regplug exits through click, so a plugin called this, maybe with success
+                raise RegplugError(f"{owner}: expected to finish, got SystemExit: {one_line(error)}.") from error
 
     return run

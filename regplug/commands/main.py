@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from regplug.registry.entries import Entry
 
 HERE = Path(__file__).resolve().parents[1]
-ELSEWHERE = {
+COMMANDS_IN = {
     "audit": "regplug.commands.audit.command:audit_command",
     "bench": "regplug.commands.bench.command:bench_command",
     "cache": "regplug.commands.cache:cache_command",
@@ -56,13 +56,13 @@ ELSEWHERE = {
 }
 
 
-def _show_version(ctx: click.Context, param: click.Parameter, is_asked_for: bool) -> None:
-    if is_asked_for:
+def _show_version(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
+    if is_given:
         say(f"regplug, version {own_version()}")
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, elsewhere=ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, commands_in=COMMANDS_IN, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
@@ -72,11 +72,11 @@ def _show_version(ctx: click.Context, param: click.Parameter, is_asked_for: bool
     help="Show the version and exit.",
 )
 def group() -> None:
-    """Pick a register readout by name, get the matching FiLM width, ship it to Python and C++."""
+    """Pool register tokens by name: pick a readout, get the matching FiLM width, ship both to Python and C++."""
 
 
 def main() -> NoReturn:
-    """The entry point: runs the command, and ends the process whatever plugins left running in it."""
+    """The entry point: runs the command and ends the process, even if plugins left threads running."""
     try:
         claim()
         guard_torch()
@@ -84,14 +84,14 @@ def main() -> NoReturn:
     except OSError as error:
         complain(f"error: stdout: {error.strerror}")
         code = EXIT_FAILED
-    except BaseException:  # a fault of ours; a plugin may have replaced sys.excepthook
+    except BaseException:  # a bug in regplug; a plugin may have replaced sys.excepthook
         complain(traceback.format_exc())
         code = EXIT_FAILED
     end(code)
 
 
 def answer() -> int:
-    """Run the command that ``sys.argv`` asks for: every error on purpose is one message on stderr and an exit code."""
+    """Run the command in ``sys.argv``: each error that regplug raises is one message on stderr and an exit code."""
     warnings.showwarning = _show_warning
     if is_gone():
         complain(f"error: {GONE}")
@@ -99,7 +99,7 @@ def answer() -> int:
     try:
         code = group(standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except SystemExit as error:  # of click itself, after a completion
+    except SystemExit as error:  # click exits after a completion
         return error.code if isinstance(error.code, int) else 0
     except click.ClickException as error:
         _shown(error).show(file=own_stderr())
@@ -109,29 +109,29 @@ def answer() -> int:
         return EXIT_INTERRUPTED
     except (RegplugError, ImportError, OSError, MemoryError, RuntimeError) as error:
         return _failed(error)
-    except FutureWarning as error:  # where the user made warnings errors
+    except FutureWarning as error:  # the user made warnings errors
         complain(f"error: {message_of(error)}")
         return EXIT_USAGE
 
 
 def _failed(error: Exception) -> int:
-    """Report an error in a line; gives the exit code.
+    """Report an error in one line; gives the exit code.
 
     Raises:
-        RuntimeError: It is a fault of ours.
+        RuntimeError: It is a bug in regplug.
     """
-    if is_out_of_memory(error):  # whatever it stopped: a plugin's import, a constructor, a program
+    if is_out_of_memory(error):  # in a plugin's import, a constructor, a program
         complain("error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.")
         return EXIT_FAILED
     if isinstance(error, RegplugError):
-        complain(f"error: {message_of(error)}")  # a plugin may raise a class of its own
+        complain(f"error: {message_of(error)}")  # a plugin may raise its own subclass
         return exit_code(error)
     if isinstance(error, ImportError):
         complain(
             f"error: {one_line(error)}; an installation is damaged, or a plugin changed sys.path: see regplug doctor."
         )
         return EXIT_FAILED
-    if isinstance(error, OSError):  # a full disk behind stdout, a folder that may not be listed
+    if isinstance(error, OSError):  # a full disk, a folder without permission
         complain(f"error: {error if error.errno is not None else f'{error.filename}: {error.strerror}'}")
         return EXIT_FAILED
     raise error
@@ -145,19 +145,19 @@ def _shown(error: click.ClickException) -> click.ClickException:
     )
 
 
-_show_elsewhere = warnings.showwarning
+_show_other_warning = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """One line for a name that is going out of use; the line of click that called us tells nobody anything."""
+    """Print one line for a deprecated name, without the place in click's code."""
     if issubclass(category, FutureWarning):
         complain(f"warning: {message_of(message) if isinstance(message, Warning) else message}")
     else:
-        _show_elsewhere(message, category, *place, **more)
+        _show_other_warning(message, category, *place, **more)
 
 
 def exit_code(error: RegplugError) -> int:
-    """1 a check failed or a file is bad, 2 a name or an option is wrong, 3 the named plugin failed to load."""
+    """1: a check failed or a file is bad; 2: a name or an option is wrong; 3: the named plugin failed to load."""
     if isinstance(error, PluginError):
         return EXIT_PLUGIN
     return EXIT_USAGE if isinstance(error, (NameLookupError, SpecError)) else EXIT_FAILED
@@ -166,7 +166,7 @@ def exit_code(error: RegplugError) -> int:
 @group.command("list")
 @json_option
 def list_command(as_json: bool) -> None:
-    """Show the strategies, backbones and export backends, and who brought them."""
+    """List readout strategies, FiLM generators, backbones, export backends, and the packages that provide them."""
     from regplug.registry.default import default_registry
 
     registry = default_registry()
@@ -235,10 +235,10 @@ def cond_dim_command(
     model_option: Any,
     as_json: bool,
 ) -> None:
-    """Print the width of the conditioning vector; with --backbone, site by site.
+    """Print the width of the conditioning vector (cond_dim); with --backbone, for each FiLM site.
 
-    It allocates no weights, and imports torch only where the width must be measured: of a built-in strategy, and of any
-    that states its width, it is calculated.
+    Allocates no weights. Imports torch only if the width must be measured, because the strategy does not state it; the
+    built-in strategies do.
     """
     from dataclasses import asdict
 
@@ -258,7 +258,7 @@ def cond_dim_command(
 
 @group.command("cmake-dir")
 def cmake_dir_command() -> None:
-    """Print the folder for CMAKE_PREFIX_PATH, under which find_package(regplug) looks."""
+    """Print the folder to add to CMAKE_PREFIX_PATH, so that find_package(regplug) works."""
     say(_folder(HERE))
 
 
@@ -270,5 +270,5 @@ def include_dir_command() -> None:
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
-        raise RegplugError(f"{path}: expected a folder, got a place in an archive; unpack regplug, or install it.")
+        raise RegplugError(f"{path}: expected a folder, got a path in an archive; unpack regplug, or install it.")
     return path

@@ -1,4 +1,4 @@
-"""What the command line prints: columns for people, one JSON object for machines, progress beside both."""
+"""Prints what commands report: columns for people, one JSON object for programs, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def say(text: object = "") -> None:
-    """A line of data on stdout."""
+    """Print a line of data on stdout."""
     click.echo(text, file=own_stdout())
 
 
 def complain(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     click.echo(text, file=own_stderr(), err=True)
 
 
 def print_json(command: str, values: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; ``schema`` names its form and the form's version."""
+    """Print one JSON object on stdout; ``schema`` names its format and the format's version."""
     import json
 
     say(json.dumps({"schema": f"regplug.{command}/1", **values}, indent=1))
 
 
 def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table in plain columns, the same in a terminal, a pipe and a file; nothing is cut off."""
+    """Print a table in plain columns: the same in a terminal, a pipe and a file, never truncated."""
     cells = [[escape(str(cell)) for cell in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     head, *lines = [
@@ -44,7 +44,7 @@ def print_columns(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """A moving line on stderr that says which step runs and for how long; silent when stderr is no terminal."""
+    """Show on stderr which step runs and for how long; silent if stderr is not a terminal."""
     stderr = own_stderr() or sys.stderr
     if not stderr.isatty():
         yield lambda step: None

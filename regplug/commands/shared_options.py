@@ -1,4 +1,4 @@
-"""The options that several commands share, and what they mean together."""
+"""Options that several commands share, and what they choose together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIELD_ENDS = re.compile(r",\s*(?=\w+=)")
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
-    """``key=value``; the value is a number or JSON where it reads as such, else text."""
+    """``key=value``; the value is a number or JSON if it parses as such, else text."""
 
     name = "key=value"
 
@@ -39,7 +39,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since
 
 
 class LayoutText(KeyValue):
-    """Fields of a layout, one or several: ``start=1``, or the line or the JSON that ``regplug info`` prints."""
+    """One or several fields of a layout: ``start=1``, or the line or the JSON that ``regplug info`` prints."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A tuple of fields with their values."""
@@ -61,19 +61,19 @@ class LayoutText(KeyValue):
         return fields
 
 
-def layout_option(wanted: str) -> Callable[[Any], Any]:
-    """``--layout`` with its help; the command gets the fields of all that was given, with their values."""
+def layout_option(help_text: str) -> Callable[[Any], Any]:
+    """``--layout`` with its help; the command gets all given fields with their values."""
     return click.option(
         "--layout",
         type=LayoutText(),
         multiple=True,
         callback=lambda ctx, param, given: tuple(field for one in given for field in one),
-        help=f"{wanted}: start=1, num_tokens=201, ..., or the line that info prints.",
+        help=f"{help_text}: start=1, num_tokens=201, ..., or the line that `regplug info` prints. Repeatable.",
     )
 
 
 def complete_strategy(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Strategy names for the shell."""
+    """Completes strategy names in the shell."""
     from regplug.registry.default import strategies
 
     with briefly_apart():
@@ -81,7 +81,7 @@ def complete_strategy(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Backbone names for the shell."""
+    """Completes backbone names in the shell."""
     from regplug.registry.default import backbones
 
     with briefly_apart():
@@ -89,12 +89,12 @@ def complete_backbone(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 def complete_checkable(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of strategies and backbones for the shell."""
+    """Completes names of strategies and backbones in the shell."""
     return [*complete_strategy(ctx, param, incomplete), *complete_backbone(ctx, param, incomplete)]
 
 
 def complete_export_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Export backends' names for the shell."""
+    """Completes names of export backends in the shell."""
     from regplug.registry.default import default_registry
 
     with briefly_apart():
@@ -103,7 +103,7 @@ def complete_export_backend(ctx: click.Context, param: click.Parameter, incomple
 
 
 def complete_film_generator(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """FiLM generators' names for the shell."""
+    """Completes names of FiLM generators in the shell."""
     from regplug.registry.default import default_registry
 
     with briefly_apart():
@@ -115,14 +115,14 @@ film_generator_option = click.option(
     "--film-generator",
     metavar="NAME",
     shell_complete=complete_film_generator,
-    help="The conditioner's FiLM generator, by its registered name; kernel-film with --film alone.",
+    help="Registered name of the conditioner's FiLM generator; kernel-film if only --film is given.",
 )
 model_option = click.option(
     "-M",
     "--model-option",
     type=KeyValue(),
     multiple=True,
-    help="An option of the backbone's model, img_size=224; JSON, else text.",
+    help="An option of the backbone's model, such as img_size=224: JSON, or else text. Repeatable.",
 )
 
 
@@ -131,10 +131,14 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         model_option,
         click.option(
-            "-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy; JSON, else text."
+            "-O",
+            "options",
+            type=KeyValue(),
+            multiple=True,
+            help="An option of the strategy: JSON, or else text. Repeatable.",
         ),
         click.option(
-            "--backbone", metavar="NAME[:MODEL]", shell_complete=complete_backbone, help="Take the sizes of a backbone."
+            "--backbone", metavar="NAME[:MODEL]", shell_complete=complete_backbone, help="Take R and D from a backbone."
         ),
         click.option("--hidden-dim", type=int, metavar="D", help="Width of a register token."),
         click.option("--num-registers", type=int, metavar="R", help="Registers per sample."),
@@ -143,9 +147,9 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-follow_links_option = click.option("--follow-links", is_flag=True, help="Allow symbolic links to files.")
-digest_option = click.option("--digest", metavar="SHA256", help="Refuse any bundle but the one with this digest.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+follow_links_option = click.option("--follow-links", is_flag=True, help="Accept files that are symbolic links.")
+digest_option = click.option("--digest", metavar="SHA256", help="Accept only the bundle with this digest.")
 
 
 def chosen_backbone(name: str, model_options: Any = ()) -> tuple[BackboneEntry, BackboneSizes]:
@@ -164,10 +168,10 @@ def chosen_spec(
     options: Any,
     model_option: Any = (),
 ) -> tuple[ReadoutSpec, BackboneSizes | None]:
-    """The spec that the shared options choose, and the backbone's sizes when one was named.
+    """The spec that the shared options choose, and the backbone's sizes if one is named.
 
     Raises:
-        click.UsageError: The sizes are not given, or given twice, or there is no backbone for a model's options.
+        click.UsageError: Sizes are missing or given twice, or a model's options are given without a backbone.
     """
     from regplug.registry.default import resolve
 
@@ -183,11 +187,11 @@ def chosen_sizes(
     options: Any,
     model_option: Any = (),
 ) -> tuple[tuple[str, int, int], dict[str, Any], BackboneSizes | None]:
-    """As ``chosen_spec``, before the strategy is looked up: its name, R and D, its options, the backbone's sizes."""
+    """As ``chosen_spec``, before the lookup: the strategy's name, R and D; its options; the backbone's sizes."""
     given = dict(options)
     sizes = None
     if model_option and backbone is None:
-        raise click.UsageError("--model-option: expected --backbone NAME beside it, got none.")
+        raise click.UsageError("--model-option: expected --backbone NAME too, got none.")
     if backbone is not None:
         if num_registers is not None or hidden_dim is not None:
             raise click.UsageError("sizes: expected --backbone or --num-registers and --hidden-dim, got both.")

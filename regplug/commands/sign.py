@@ -1,4 +1,4 @@
-"""The command that signs a bundle. Importing this module imports neither torch nor a plugin, nor model-signing."""
+"""The ``sign`` command. Importing this module imports neither torch nor a plugin nor model-signing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from regplug.errors import ExportError
 @click.option(
     "--key", type=click.Path(), required=True, metavar="FILE", help="The private key, PEM: P-256, P-384 or P-521."
 )
-@click.option("--password-env", metavar="VARIABLE", help="The environment variable with the key's password.")
+@click.option("--password-env", metavar="VARIABLE", help="The environment variable that holds the key's password.")
 @click.option(
-    "--signature", type=click.Path(path_type=Path), metavar="FILE", help="The file to write; BUNDLE.sig by default."
+    "--signature", type=click.Path(path_type=Path), metavar="FILE", help="The file to write. Default: BUNDLE.sig."
 )
-@click.option("--force", is_flag=True, help="Replace the signature that stands there, in one step.")
+@click.option("--force", is_flag=True, help="Replace an existing signature, atomically.")
 @digest_option
 @follow_links_option
 @json_option
@@ -35,7 +35,7 @@ def sign_command(
     follow_links: bool,
     as_json: bool,
 ) -> None:
-    """Sign a bundle, offline, into BUNDLE.sig beside it; `regplug verify --public-key` checks that.
+    """Sign a bundle, offline: writes BUNDLE.sig next to it, which `regplug verify --public-key` checks.
 
     Needs `pip install 'regplug[sign]'`.
     """

@@ -1,4 +1,4 @@
-"""Lets the command import torch although another distribution's entry points cannot be read, and never without room."""
+"""Guards the import of torch: against unreadable entry points of other packages, and against too little memory."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from types import ModuleType
 
 from regplug.commands.printing import complain
 
-AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # torch's own variable; it lists entry points to load device backends
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # torch's own variable: whether to load device backends by entry points
 LIBRARIES = ("libtorch_cpu.so", "libtorch_python.so")
-WORKING_SPACE = 128 << 20  # address space that torch and numpy take as they start, besides the libraries' own
+WORKING_SPACE = 128 << 20  # address space that torch and numpy need at start, besides that of the libraries
 
 
 class TorchGuard:
-    """Looks at the address space and the entry points just before torch does; finds nothing itself.
+    """An import finder that finds nothing, but checks the address space and the entry points just before torch loads.
 
-    Where ``importlib.metadata`` raises, ``import torch`` does too. Where memory runs out in the libraries' own start,
-    they end the process.
+    If ``importlib.metadata`` raises, ``import torch`` does too. If memory runs out while torch's libraries start, they
+    end the process.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Called by the import system for every module that is not loaded yet."""
+        """The import system calls this for every module that is not loaded yet."""
         if name == "torch":
             check_room()
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
             if raised := skip_unreadable_backends():
                 why = f"the metadata of a distribution cannot be read ({raised})"
-                complain(f"warning: {why}, so torch loads no device backends of others; `regplug doctor` names it.")
+                complain(f"warning: {why}, so torch loads no device backends of other packages; see `regplug doctor`.")
         return None
 
 
 def guard_torch() -> None:
-    """Put a guard in front of the import of torch."""
+    """Install the guard, unless torch is imported already."""
     if "torch" not in sys.modules:
         sys.meta_path.insert(0, TorchGuard())
 
 
 def check_room() -> None:
-    """Look whether the process may map torch's libraries, where its address space is limited (``ulimit -v``).
+    """Check that the process may map torch's libraries, if its address space is limited (``ulimit -v``).
 
     Raises:
         MemoryError: It may not.
@@ -63,10 +63,10 @@ def check_room() -> None:
 
 
 def skip_unreadable_backends() -> str | None:
-    """Where the entry points cannot be read, have torch look for none, here and in processes that are started here.
+    """If the entry points cannot be read, make torch ignore them, in this process and its children.
 
     Returns:
-        What ``importlib.metadata`` raised; None where nothing had to be done.
+        The name of the exception that ``importlib.metadata`` raised; None if nothing had to be done.
     """
     if os.environ.get(AUTOLOAD, "1") != "1":
         return None

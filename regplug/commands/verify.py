@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 @click.option(
     "--programs",
     is_flag=True,
-    help="Run every program too, which is code of whoever made the bundle, and compile the installed class.",
+    help="Run every program too, which is code from the bundle's author, and compile the installed class.",
 )
 @digest_option
-@click.option("--public-key", type=click.Path(), metavar="FILE", help="Refuse a bundle that this key did not sign.")
-@click.option("--signature", type=click.Path(), metavar="FILE", help="With --public-key; BUNDLE.sig by default.")
+@click.option("--public-key", type=click.Path(), metavar="FILE", help="Accept only a bundle that this key signed.")
+@click.option(
+    "--signature", type=click.Path(), metavar="FILE", help="The signature for --public-key. Default: BUNDLE.sig."
+)
 @follow_links_option
 @json_option
 def verify_command(
@@ -38,11 +40,11 @@ def verify_command(
     follow_links: bool,
     as_json: bool,
 ) -> None:
-    """Check files, digests, and eager against the golden cases; with --programs, every program on every case.
+    """Check a bundle's files and digests, and the installed class in eager mode against the golden cases.
 
-    With --public-key, the signature first, and that it is of what is checked. Runs nothing of the bundle without
-    --programs. With it, the installed class is also compiled by torch.compile and held to every case, in a column of
-    its own: that takes a C++ compiler and up to half a minute.
+    With --public-key, the signature is checked first. Without --programs, no code from the bundle runs. With it, every
+    program runs on every case, and so does the installed class compiled by torch.compile, which needs a C++ compiler
+    and up to half a minute.
     """
     from regplug.bundle.verify import verify
 
@@ -57,7 +59,7 @@ def verify_command(
                 follow_links=follow_links,
                 progress=step,
             )
-    except NameLookupError as error:  # a name in the bundle, none that the user gave
+    except NameLookupError as error:  # a name in the bundle, not one that the user gave
         raise BundleError(f"bundle {bundle}: {error}") from error
     for check in found.checks:
         if check.exception is not None:
@@ -81,7 +83,7 @@ def verify_command(
             if check.detail:
                 say(check.detail)
         if found.passed_over:
-            say(f"not of the bundle, not opened: {shorten(found.passed_over)}")
+            say(f"not in the manifest, not opened: {shorten(found.passed_over)}")
         say(f"digest {found.digest}")
     if not found.ok:
         click.get_current_context().exit(EXIT_FAILED)

@@ -302,7 +302,7 @@ def test_beside_a_backbone_it_says_what_the_conditioning_costs_of_the_whole(run)
     assert 0 < row["share"] < 0.5
     code, out, _ = run("mean", *BESIDE, "--rounds", "5")
     title, heads, cells = out.splitlines()
-    assert "mean beside timm:vit_small_patch14_reg4_dinov2, inputs [B, 3, 28, 28]" in title
+    assert "mean with timm:vit_small_patch14_reg4_dinov2, inputs [B, 3, 28, 28]" in title
     assert heads.split() == ["B", "whole", "readout", "share"]
     assert (cells.split()[0], cells[-1]) == ("2", "%")
 

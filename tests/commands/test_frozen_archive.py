@@ -85,7 +85,7 @@ def test_a_folder_that_cmake_can_use_is_printed_or_it_is_said_that_there_is_none
             assert Path(done.stdout.strip()).is_dir()
         else:
             assert ".pyz/regplug" in done.stderr
-            assert "expected a folder, got a place in an archive; unpack regplug, or install it." in done.stderr
+            assert "expected a folder, got a path in an archive; unpack regplug, or install it." in done.stderr
 
 
 def test_a_new_plugin_is_written_there_as_by_what_is_installed(frozen: Run, tmp_path: Path) -> None:

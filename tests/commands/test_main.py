@@ -173,7 +173,7 @@ WRONG_USAGE = {
         "-o",
         "x",
     ],
-    "--model-option: expected --backbone NAME beside it": ["cond-dim", *COMPRESS, "-M", "img_size=28"],
+    "--model-option: expected --backbone NAME too": ["cond-dim", *COMPRESS, "-M", "img_size=28"],
     "model 'vit_smal': not known to timm; closest of 1": ["cond-dim", "--backbone", "timm:vit_smal"],
     "model 'test_vit': carries no register tokens": ["info", "timm:test_vit"],
     "model '/no/where': expected a model type, a folder": ["info", "transformers:/no/where"],

@@ -473,7 +473,7 @@ def test_verify_names_what_is_not_the_bundles_and_opens_none_of_it(mistaken, mon
     assert regplug.verify(place).passed_over == (".gitattributes", "LICENSE", "Thumbs.db", "lost\\x2bfound")
     monkeypatch.setattr(sys, "argv", ["regplug", "verify", str(place)])
     assert answer() == 0
-    assert "not of the bundle, not opened: .gitattributes, LICENSE, Thumbs.db" in capsys.readouterr().out
+    assert "not in the manifest, not opened: .gitattributes, LICENSE, Thumbs.db" in capsys.readouterr().out
     (place / "weights.old").write_text("")
     with pytest.raises(regplug.BundleError, match=r"weights.old: not listed in the manifest; remove it"):
         regplug.load(place)

@@ -21,7 +21,7 @@ from regplug import (
     SpecError,
     TokenLayout,
 )
-from regplug.commands.bench.beside_backbone import conditioning_cost
+from regplug.commands.bench.backbone_share import conditioning_cost
 from regplug.nn.attach import AttachedConditioner, AttachedReadout
 
 

@@ -39,29 +39,52 @@ AT_LEAST_ONE = click.IntRange(1)
 
 @click.command("bench")
 @click.argument("strategy", shell_complete=complete_strategy)
-@click.option("--against", metavar="MODULE:CLASS", help="The module to compare with; without, ours in eager mode.")
-@click.option("--num-registers", type=int, metavar="R", multiple=True, help="Repeatable.")
+@click.option(
+    "--against", metavar="MODULE:CLASS", help="The module to compare with; default: the readout itself in eager mode."
+)
+@click.option("--num-registers", type=int, metavar="R", multiple=True, help="Registers per sample. Repeatable.")
 @click.option("--hidden-dim", type=int, metavar="D", help="Width of a register token.")
 @click.option(
     "--backbone",
     metavar="NAME[:MODEL]",
     shell_complete=complete_backbone,
-    help="Say instead what the readout costs beside this backbone.",
+    help="Measure instead what share of this backbone's time the readout takes.",
 )
 @model_option
 @film_generator_option
-@click.option("--film", type=KeyValue(), multiple=True, help="With --backbone: an option of a FiLM generator, too.")
-@click.option("-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy; JSON, else text.")
-@click.option("--batch", type=AT_LEAST_ONE, metavar="B", multiple=True, required=True, help="Repeatable.")
 @click.option(
-    "--tokens", type=AT_LEAST_ONE, metavar="N", default=197, show_default=True, help="Sequence that a slice is of."
+    "--film",
+    type=KeyValue(),
+    multiple=True,
+    help="With --backbone: measure a FiLM generator too, with this option. Repeatable.",
+)
+@click.option(
+    "-O", "options", type=KeyValue(), multiple=True, help="An option of the strategy: JSON, or else text. Repeatable."
+)
+@click.option("--batch", type=AT_LEAST_ONE, metavar="B", multiple=True, required=True, help="Samples. Repeatable.")
+@click.option(
+    "--tokens",
+    type=AT_LEAST_ONE,
+    metavar="N",
+    default=197,
+    show_default=True,
+    help="Length of the token sequence that the register slice is taken from.",
 )
 @click.option("--mode", type=click.Choice(MODES), multiple=True, default=MODES, help="Repeatable; all by default.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True)
 @click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True)
-@click.option("--threads", type=AT_LEAST_ONE, default=1, show_default=True, help="Of one operation, on the CPU.")
-@click.option("--rounds", type=AT_LEAST_ONE, help="Pairs of blocks a row; by default what half a second allows.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw the ratios, too.")
+@click.option(
+    "--threads", type=AT_LEAST_ONE, default=1, show_default=True, help="Threads of one operation, on the CPU."
+)
+@click.option(
+    "--rounds", type=AT_LEAST_ONE, help="Pairs of timed blocks per row; default: as many as half a second allows."
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write an HTML page with charts of the ratios.",
+)
 @json_option
 def bench_command(
     strategy: str,
@@ -83,15 +106,15 @@ def bench_command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how many times faster a readout is than another module, and how sure that is.
+    """Measure how many times faster a readout is than another module, with quartiles.
 
-    With --backbone: what it costs beside that backbone, in microseconds and as a share of the whole.
+    With --backbone: what the readout costs, in microseconds and as a share of backbone and readout together.
     """
     if backbone is not None:
         meaningless = ("against", "num_registers", "hidden_dim", "tokens", "mode", "dtype", "device", "html")
-        _refuse_beside("--backbone", *meaningless)
+        _refuse_together("--backbone", *meaningless)
         choice = {"options": dict(options), "model_options": dict(model_option), "film": dict(film)}
-        _bench_beside(
+        _bench_with_backbone(
             backbone,
             strategy,
             film_generator,
@@ -102,7 +125,7 @@ def bench_command(
             as_json=as_json,
         )
         return
-    _refuse_beside("--num-registers", "model_option", "film_generator", "film")
+    _refuse_together("--num-registers", "model_option", "film_generator", "film")
     if not num_registers or hidden_dim is None:
         raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.")
     if html is not None:  # now, not after minutes of measuring
@@ -111,7 +134,7 @@ def bench_command(
             raise click.UsageError(f"--html: expected a file, got {str(html)!r}.")
         if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
             raise click.UsageError(f"--html: expected a folder that can be written into, got {str(folder)!r}.")
-        html = html.absolute()  # before a plugin is imported, which may change the working folder
+        html = html.absolute()  # before a plugin is imported, which may change the working directory
     specs = [chosen_spec(strategy, r, hidden_dim, None, options)[0] for r in dict.fromkeys(num_registers)]
     from regplug.commands.bench.measure import bench, build_other
 
@@ -139,15 +162,15 @@ def bench_command(
         say(line)
 
 
-def _refuse_beside(option: str, *others: str) -> None:
-    """Refuse what was given though it means nothing beside another option."""
+def _refuse_together(option: str, *others: str) -> None:
+    """Refuse options that mean nothing together with another option."""
     source = click.get_current_context().get_parameter_source
     given = [word for word in others if source(word) is click.core.ParameterSource.COMMANDLINE]
     if given:
         raise click.UsageError(f"{option}: expected without --{given[0].replace('_', '-')}, got both.")
 
 
-def _bench_beside(
+def _bench_with_backbone(
     backbone: str,
     strategy: str,
     film_generator: str | None,
@@ -162,7 +185,7 @@ def _bench_beside(
 ) -> None:
     import torch
 
-    from regplug.commands.bench.beside_backbone import conditioning_cost
+    from regplug.commands.bench.backbone_share import conditioning_cost
     from regplug.commands.bench.timing import describe_machine
     from regplug.nn.attach import attach, input_shape
 
@@ -189,7 +212,7 @@ def _bench_beside(
         print_json("bench-backbone", {**measured, "rows": [{"batch": size, **asdict(cost)} for size, cost in costs]})
         return
     say(
-        f"{strategy} beside {backbone}, inputs [B, {', '.join(map(str, shape))}]: {machine['cpu']}, "
+        f"{strategy} with {backbone}, inputs [B, {', '.join(map(str, shape))}]: {machine['cpu']}, "
         f"torch {machine['torch']}, threads {threads}, eager, us per call"
     )
     rows = [

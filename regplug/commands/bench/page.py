@@ -1,15 +1,13 @@
-"""One self-contained page of a benchmark: bars of the ratios with their spread, and the table."""
+"""The HTML page of a benchmark, in one file: bars of the ratios with their spread, and the table."""
 
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import product
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from regplug.commands.bench.report import (
     HEADS,
@@ -24,6 +22,7 @@ from regplug.commands.bench.report import (
     mismatches,
     title,
 )
+from regplug.format.single_file import write_files
 
 MODE_TITLES = {"eager": "Eager", "torchscript": "TorchScript", "compile": "torch.compile"}
 PLACE_TITLES = {"contiguous": "contiguous", "slice": "register slice"}
@@ -59,25 +58,16 @@ ul { color: var(--quiet); padding-left: 20px; overflow-wrap: anywhere; }
 
 
 def write_page(path: Path, report: Report) -> None:
-    """Write the page beside ``path``, then put it in place: a page that stood there is never half gone."""
-    text = page(report)
-    with NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".writing", delete=False
-    ) as file:
-        beside = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            beside.chmod(0o666 & ~_umask())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+    """Write the page atomically: an existing page is replaced whole, or kept.
+
+    Raises:
+        ExportError: The place is not a file, or the system refuses.
+    """
+    write_files({path: page(report).encode()}, force=True)
 
 
 def page(report: Report) -> str:
-    """The page as text: HTML that is well-formed XML too, with no script and no address in it.
+    """The page as text: HTML that is also well-formed XML, without scripts and external addresses.
 
     Example:
         >>> from regplug.commands.bench.report import Plan
@@ -94,8 +84,8 @@ def page(report: Report) -> str:
             f"<title>{name}</title><style>{STYLE}</style></head><body><main>",
             f"<h1>{name.replace('.', '.<wbr/>')}</h1>",
             f"<p>{escape(environment(report))}.</p>",
-            "<p>How many times faster, as the median of pairs of blocks that ran side by side. Right of the line at 1 "
-            "is faster, left of it slower; the thin stroke spans the quartiles. The scale is logarithmic. Inference is "
+            "<p>How many times faster, as the median over pairs of adjacent blocks. Right of the line at 1 is faster, "
+            "left of it is slower; the thin line spans the quartiles. The scale is logarithmic. Inference is "
             "in inference mode with frozen parameters, forward under no_grad with trainable ones.</p>",
             *_sections(report),
             *_table(report),
@@ -105,7 +95,7 @@ def page(report: Report) -> str:
 
 
 def _sections(report: Report) -> Iterator[str]:
-    """A heading and its pictures for each mode."""
+    """A heading and the charts of each mode."""
     ratios = [row.ratio.median for row in report.rows if row.ratio]
     faster, slower = max([1.25, *ratios]) * 1.15, min([0.8, *ratios]) / 1.15
     for index, mode in enumerate(report.plan.modes):
@@ -113,7 +103,9 @@ def _sections(report: Report) -> Iterator[str]:
         found = [row.ratio.median for row in rows if row.ratio]
         yield f'<section aria-labelledby="m{index}"><h2 id="m{index}">{MODE_TITLES[mode]}</h2>'
         if not found:
-            nothing = "Failed; see below the numbers." if any(map(failed, rows)) else "Nothing to compare with."
+            nothing = (
+                "Failed; see the reasons below the table." if any(map(failed, rows)) else "Nothing to compare with."
+            )
             yield f"<p>{nothing}</p></section>"
             continue
         low, median, high = min(found), statistics.median(found), max(found)
@@ -171,7 +163,7 @@ def _picture(rows: Sequence[Row], name: str, title: str, slower: float, faster: 
 
 
 def _ticks(slower: float, faster: float) -> list[float]:
-    """Round ratios that lie inside, few enough that their numbers have room; 1 is always one."""
+    """Round ratios within the scale, few enough to leave room for their labels; 1 is always among them."""
     if faster / slower < 4:
         return [ratio for ratio in (0.5, 0.75, 1, 1.5, 2, 3) if slower <= ratio <= faster]
     step = math.ceil(math.log2(faster / slower) / 5)
@@ -180,13 +172,13 @@ def _ticks(slower: float, faster: float) -> list[float]:
 
 
 def _table(report: Report) -> Iterator[str]:
-    """The same numbers and more, for those who read or listen."""
+    """The same numbers and more as a table, for screen readers too."""
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in HEADS)
     yield '<h2 id="numbers">Numbers</h2>'
     yield (
-        "<p>Times in microseconds a call (median). The shares are of the copy bandwidth and of the rate of matrix "
-        "products that were measured on the same machine; a copy writes as much as it reads, so what reads more than "
-        "it writes can go a little beyond its rate.</p>"
+        "<p>Times in microseconds per call (median). The shares are of the copy bandwidth and of the rate of matrix "
+        "products that were measured on the same machine. A copy writes as much as it reads, so a module that reads "
+        "more than it writes can slightly exceed its rate.</p>"
     )
     yield '<div class="table" role="region" aria-labelledby="numbers" tabindex="0"><table>'
     yield f"<thead><tr>{heads}</tr></thead><tbody>"
@@ -196,9 +188,3 @@ def _table(report: Report) -> Iterator[str]:
     reasons = [*failures(report), *mismatches(report)]
     if reasons:
         yield f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

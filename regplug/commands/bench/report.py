@@ -1,4 +1,4 @@
-"""What ``regplug bench`` measures, and what it found: plain data, without torch."""
+"""What ``regplug bench`` measures, and its results: plain data, without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PASSES = ("forward", "inference", "forward+backward")
 PLACES = ("contiguous", "slice")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
-LIKE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # how far rounding takes equal answers apart
+ROUNDING = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}  # how much rounding lets equal outputs differ
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Side:
-    """What one of the two sides reached in a row.
+    """The results of one of the two sides in a row.
 
     Args:
-        microseconds: One call; None where it failed.
-        bandwidth_share: Of the measured copy bandwidth; None where nothing is moved, or with backward.
-        gemm_share: Of the measured rate of matrix products; None without ``flop_count``, or with backward.
+        microseconds: The time of one call; None if it failed.
+        bandwidth_share: The share of the measured copy bandwidth; None if nothing is moved, or with backward.
+        gemm_share: The share of the measured rate of matrix products; None without ``flop_count``, or with backward.
         failed: Why it does not run in this mode.
     """
 
@@ -53,9 +53,9 @@ class Row:
         ours: The strategy.
         other: The other module, or ours in eager mode; None where ours is eager and alone.
         ratio: How many times faster than the other.
-        rounds: Pairs of blocks that the row rests on.
-        difference: Largest difference between the answers, relative to the largest value, over the output and
-            every gradient; None where they were not compared.
+        rounds: The number of pairs of blocks that were measured.
+        difference: The largest difference between the sides' outputs and gradients, relative to the largest value; None
+            if they were not compared.
         difference_note: Why they were not.
     """
 
@@ -77,13 +77,13 @@ class Plan:
     """What to measure; the fields are the options of ``regplug bench``.
 
     Args:
-        batches: Each B.
-        tokens: N, the length of the sequence that a register slice is cut from.
+        batches: The values of B.
+        tokens: N, the length of the sequence that a register slice is taken from.
         modes: Of ``MODES``.
         dtype: One of ``DTYPES``.
         device: One of ``DEVICES``.
         threads: Threads of one operation on the CPU.
-        rounds: Pairs of blocks a row; None for as many as half a second allows.
+        rounds: Pairs of blocks per row; None for as many as half a second allows.
     """
 
     batches: Sequence[int]
@@ -97,7 +97,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class CopyRate:
-    """The measured copy bandwidth at the working set of one size; bytes read plus bytes written."""
+    """The copy bandwidth at one size: bytes read plus bytes written, per second."""
 
     num_registers: int
     batch: int
@@ -106,18 +106,18 @@ class CopyRate:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and on what.
+    """The results, and the machine.
 
     Args:
         strategy: Full name.
-        options: The strategy's.
-        against: The other module, as it was named.
+        options: The strategy's options.
+        against: The other module's name, as the user gave it.
         sizes: R and ``cond_dim`` (one number for each R), and D.
-        plan: What was asked for.
+        plan: What was to be measured.
         machine: Names and versions.
         gemm_flops_per_second: The measured rate of matrix products.
         copies: The measured copy bandwidths.
-        rows: By mode, R, work, registers, batch.
+        rows: The rows, by mode, R, work, registers, batch.
     """
 
     strategy: str
@@ -138,7 +138,7 @@ HEADS = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The row as text, under ``HEADS``; what does not apply is a dash."""
+    """The row as text, under ``HEADS``; a dash where a column does not apply."""
     other = row.other or Side()
     return (
         row.mode,
@@ -175,12 +175,12 @@ def environment(report: Report) -> str:
 
 
 def failed(row: Row) -> bool:
-    """Whether a side of it does not run."""
+    """Whether one of its sides failed."""
     return row.ours.failed is not None or (row.other is not None and row.other.failed is not None)
 
 
 def failures(report: Report) -> list[str]:
-    """Why a side does not run in some mode; each reason once."""
+    """Why sides failed in a mode; each reason once."""
     sides = [
         (row.mode, row.work, name, side.failed)
         for row in report.rows
@@ -191,10 +191,10 @@ def failures(report: Report) -> list[str]:
 
 
 def mismatches(report: Report) -> list[str]:
-    """A line where the other computes something else, for then a ratio says little; none where it does not."""
+    """One line if the other's outputs differ, because a ratio says little then."""
     apart = max((row.difference for row in report.rows if row.difference is not None), default=0.0)
-    if apart > LIKE[report.plan.dtype]:
-        return [f"not the same: with equal weights the answers differ by up to {apart:.1e} of the largest"]
+    if apart > ROUNDING[report.plan.dtype]:
+        return [f"not the same: with equal weights the outputs differ by up to {apart:.1e} of the largest"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Times functions side by side, so that what disturbs the machine disturbs them all; and what the machine can do."""
+"""Times functions in turns, so that a disturbance of the machine affects them all; and the machine's own rates."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from regplug.torch_private import cpu_capability
 
 BLOCK_SECONDS = 0.001  # below the time slice of a busy machine
 CELL_SECONDS = 0.35  # all steps together
-LEAST_ROUNDS, MOST_ROUNDS = 5, 201
+MIN_ROUNDS, MAX_ROUNDS = 5, 201
 GEMM_SIZE = {"cpu": 512, "cuda": 4096}
 
 
+# not torch.utils.benchmark: its Timer makes two more calls before each block, which triples the time of slow steps, and
+# importing it imports setuptools
 def interleaved(steps: Sequence[Callable[[], object]], device: torch.device, rounds: int | None) -> list[list[float]]:
-    """Seconds per call of each step, one number a round; the blocks of a round stand side by side."""
+    """Seconds per call of each step, one number per round; the blocks of a round run one after another."""
     counts, round_seconds = [], 0.0
     for step in steps:
         count, seconds = 1, 0.0
         while seconds < BLOCK_SECONDS / 2:
             count = max(count + 1, round(count * BLOCK_SECONDS / seconds)) if seconds else 1
-            seconds = min(_block(step, count, device) for _ in range(3))  # of three, one is hardly disturbed
+            seconds = min(_block(step, count, device) for _ in range(3))  # the fastest of three is hardly disturbed
         counts.append(count)
         round_seconds += seconds
     if rounds is None:
-        rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(CELL_SECONDS / round_seconds)))
+        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(CELL_SECONDS / round_seconds)))
     order = list(range(len(steps)))
     calm: list[list[float]] = []
     disturbed: list[list[float]] = []
@@ -45,12 +47,12 @@ def interleaved(steps: Sequence[Callable[[], object]], device: torch.device, rou
             seconds_per_call[index] = _block(steps[index], counts[index], device) / counts[index]
         order.reverse()
         (calm if getrusage(RUSAGE_SELF).ru_nivcsw == preempted else disturbed).append(seconds_per_call)
-    kept = calm if len(calm) >= min(rounds, LEAST_ROUNDS) else calm + disturbed
+    kept = calm if len(calm) >= min(rounds, MIN_ROUNDS) else calm + disturbed
     return [list(series) for series in zip(*kept, strict=True)]
 
 
 def _block(step: Callable[[], object], count: int, device: torch.device) -> float:
-    """Seconds for so many calls; on a GPU, until it has done them."""
+    """Seconds for ``count`` calls; on a GPU, until they are done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -68,7 +70,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def copy_rate(moved: int, device: str, rounds: int | None) -> float:
-    """Bytes read and written per second by a ``Tensor.copy_`` that moves so many, half of them each way; the best."""
+    """Bytes per second of the best ``Tensor.copy_`` that moves so many: half are read, half are written."""
     source = torch.ones(-(-moved // 2), dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     [times] = interleaved([partial(target.copy_, source)], source.device, rounds)
@@ -76,7 +78,7 @@ def copy_rate(moved: int, device: str, rounds: int | None) -> float:
 
 
 def gemm_rate(dtype: torch.dtype, device: str, rounds: int | None) -> float:
-    """FLOPs per second of a product of two square matrices, 2 per multiply-add; the best."""
+    """FLOPs per second of the best product of two square matrices, 2 per multiply-add."""
     size = GEMM_SIZE[device]
     matrix = torch.ones(size, size, dtype=dtype, device=device) / size
     [times] = interleaved([partial(torch.mm, matrix, matrix)], matrix.device, rounds)
@@ -84,7 +86,7 @@ def gemm_rate(dtype: torch.dtype, device: str, rounds: int | None) -> float:
 
 
 def describe_machine(device: str) -> dict[str, str | None]:
-    """Names and versions of what the times depend on."""
+    """Names and versions that the times depend on."""
     return {
         "cpu": _cpu_name(),
         "instruction_set": cpu_capability(),

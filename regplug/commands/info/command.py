@@ -25,7 +25,7 @@ from regplug.registry.option_text import read_value
 @follow_links_option
 @json_option
 def info_command(what: str, digest: str | None, follow_links: bool, as_json: bool, **choice: Any) -> None:
-    """Say what a strategy, a backbone, a bundle or a weights file is. Runs nothing of a bundle."""
+    """Describe a strategy, a backbone, a bundle or a weights file. Runs no code from a bundle."""
     import json
 
     from regplug.commands.info.describe import describe
@@ -37,9 +37,9 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
     if as_json:
         print_json("info", values)
         return
-    # a stranger's words may talk to the terminal
+    # text from a file may hold terminal escapes
     show = to_ascii if "bundle" in values or "weights" in values else _visible_lines
-    for key, value in json.loads(json.dumps(values)).items():  # tuples print as the lists they are in JSON
+    for key, value in json.loads(json.dumps(values)).items():  # prints tuples as lists, as in JSON
         if isinstance(value, list) and _is_table(value):
             say(f"{key}:")
             print_columns([*map(show, value[0])], [[show(_cell(cell)) for cell in row.values()] for row in value])
@@ -69,7 +69,7 @@ def _format(value: Any) -> str:
 
 
 def _as_option(value: Any) -> str:
-    """A value as ``-O key=value`` and ``--layout`` take it back."""
+    """A value in the form that ``-O key=value`` and ``--layout`` parse."""
     import json
 
     from regplug.registry.options import JSON_WORDS

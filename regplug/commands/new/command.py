@@ -14,20 +14,20 @@ from regplug.commands.shared_options import json_option
 
 @click.command("new")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--strategy", metavar="NAME", help="The readout's name; from the folder's when not given.")
+@click.option("--strategy", metavar="NAME", help="The readout's name. Default: from the folder's name.")
 @click.option(
-    "--readout", "kinds", flag_value="readout", multiple=True, help="With a readout; so without any of these."
+    "--readout", "kinds", flag_value="readout", multiple=True, help="With a readout; the default if no kind is given."
 )
 @click.option("--backbone", "kinds", flag_value="backbone", multiple=True, help="With a backbone, NAME-vit.")
 @click.option("--film", "kinds", flag_value="film", multiple=True, help="With a FiLM generator, NAME-film.")
 @click.option("--backend", "kinds", flag_value="backend", multiple=True, help="With an export backend, NAME-graph.")
 @json_option
 def new_command(path: Path, strategy: str | None, kinds: tuple[str, ...], as_json: bool) -> None:
-    """Write the package of a new plugin: what it offers, its entry points, tests, README, CI.
+    """Write the package of a new plugin: code, entry points, tests, README, CI.
 
-    The last part of PATH is the distribution's name, such as acme-readouts. It installs and passes its tests as it is.
-    A plugin may offer several kinds. Its README and CI take regplug from where the variable REGPLUG says: a name on an
-    index, a folder, or git+https://...
+    The last part of PATH is the distribution's name, such as acme-readouts. The package installs and passes its tests
+    unchanged. A plugin may offer several kinds. Its README and CI install regplug from the place that the variable
+    REGPLUG names: a name on an index, a folder, or git+https://...
     """
     from regplug.commands.new.scaffold import KINDS, check_empty, names_of, write_plugin
     from regplug.errors import ExportError

@@ -1,4 +1,4 @@
-"""Writes the package of a new plugin: what it offers, its entry points, its tests."""
+"""Writes the package of a new plugin: code, entry points, tests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 TEMPLATES = files("regplug.commands.new") / "template"  # not by path: regplug may be in an archive
-# stricter than what an index takes: one spelling, good for a shell, an import and a URL
+# stricter than an index requires: one form that works in a shell, an import and a URL
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-# what a plugin may offer, each with its words for people
+# what a plugin may offer, and how the README calls it
 KINDS = {
     "readout": "a register readout",
     "backbone": "a backbone",
@@ -36,7 +36,7 @@ AFFIXES = re.compile(r"^regplug-|-(readouts?|backbones?|films?|backends?|plugin|
 
 @dataclass(frozen=True)
 class Names:
-    """What the files of a new plugin call things."""
+    """The names in the files of a new plugin."""
 
     distribution: str
     package: str
@@ -45,14 +45,14 @@ class Names:
 
 
 def names_of(path: Path, strategy: str | None = None) -> Names:
-    """The names that follow from the folder's.
+    """The names, derived from the folder's name.
 
     Args:
-        path: The folder to make; its last part is the distribution's name.
-        strategy: The readout's name; from the distribution's when None.
+        path: The folder to create; its last part is the distribution's name.
+        strategy: The readout's name; derived from the distribution's when None.
 
     Raises:
-        SpecError: A name cannot be used: other characters, a built-in strategy, a package that exists.
+        SpecError: A name cannot be used: it has other characters, or is a built-in strategy or an existing package.
     """
     distribution = path.name
     _check_name("distribution", distribution, "acme-readouts")
@@ -73,35 +73,35 @@ def write_plugin(path: Path, names: Names, kinds: Sequence[str] = ("readout",)) 
     """Write the package, all of it or nothing; gives its files, relative to ``path``.
 
     Args:
-        path: The folder to make.
-        names: What the files call things.
-        kinds: What it offers, of ``KINDS``, one or more.
+        path: The folder to create.
+        names: The names in the files.
+        kinds: One or more of ``KINDS``.
 
     Raises:
-        ExportError: Something exists there, or the system refuses; nothing was changed.
+        ExportError: The path exists and is not an empty folder, or the system refuses; nothing was changed.
     """
     check_empty(path)
     values = _values(names, [kind for kind in KINDS if kind in kinds])
-    beside = path.parent / f".{path.name}.regplug-{secrets.token_hex(6)}"
+    temporary = path.parent / f".{path.name}.regplug-{secrets.token_hex(6)}"
     written = []
     try:
         for target, text in _files(values, kinds):
-            (beside / target).parent.mkdir(parents=True, exist_ok=True)
-            (beside / target).write_text(text, encoding="utf-8")
+            (temporary / target).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / target).write_text(text, encoding="utf-8")
             written.append(target)
-        beside.rename(path)  # never replaces a folder that holds something, one that came just now included
+        temporary.rename(path)  # never replaces a folder that is not empty, even one created concurrently
     except OSError as error:
         raise ExportError(f"plugin {path}: cannot be written: {error.strerror}; nothing was changed.") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return sorted(written)
 
 
 def check_empty(path: Path) -> None:
-    """Refuse a place where anything but an empty folder stands.
+    """Refuse a path that exists and is not an empty folder.
 
     Raises:
-        ExportError: Something does.
+        ExportError: It exists and is not an empty folder.
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ExportError(f"plugin {path}: expected a new folder, got a file that exists; it is kept.")
@@ -115,20 +115,20 @@ def _check_name(word: str, name: str, example: str) -> None:
 
 
 def _values(names: Names, kinds: Sequence[str]) -> dict[str, str]:
-    """What the templates' words stand for."""
+    """The values of the templates' variables."""
     words = {**vars(names), "stem": names.readout_class.removesuffix("Readout") or names.readout_class}
     by_module = [kind for kind in kinds if kind != "readout"]
     entry_points = []
     if "readout" in kinds:
         entry_points += [
-            "# one line for each readout: the name that users type, and its class",
+            "# one line per readout: the name that users type, and its class",
             "[project.entry-points.regplug_readouts_v1]",
             f'{names.strategy} = "{names.package}.readout:{names.readout_class}"',
             "",
         ]
     if by_module:
         entry_points += [
-            "# the module that says what else there is",
+            "# the module that lists what else the plugin offers",
             "[project.entry-points.regplug_v1]",
             f'{names.strategy} = "{names.package}.plugin"',
             "",
@@ -146,12 +146,12 @@ def _values(names: Names, kinds: Sequence[str]) -> dict[str, str]:
 
 
 def _part(kind: str, what: str, words: Mapping[str, str]) -> str:
-    """A kind's piece of a file that all kinds share."""
+    """A kind's part of a file that all kinds share."""
     return Template((TEMPLATES / kind / f"{what}.part").read_text(encoding="utf-8")).substitute(words)
 
 
 def _files(values: Mapping[str, str], kinds: Sequence[str]) -> Iterable[tuple[Path, str]]:
-    """Every file: its place, and its text."""
+    """Every file: its path, and its text."""
     for folder in ("common", *kinds):
         for relative, text in _templates(TEMPLATES / folder, Path()):
             if relative.name == "plugin.py.template" and not values["hooks"]:
@@ -160,7 +160,7 @@ def _files(values: Mapping[str, str], kinds: Sequence[str]) -> Iterable[tuple[Pa
 
 
 def _templates(folder: Traversable, place: Path) -> Iterator[tuple[Path, str]]:
-    """Every template below a folder: its place, and its text."""
+    """Every template under a folder: its path, and its text."""
     for one in folder.iterdir():
         if one.is_dir():
             yield from _templates(one, place / one.name)
@@ -169,7 +169,7 @@ def _templates(folder: Traversable, place: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _target(relative: Path) -> Path:
-    """Where a template's file belongs; packaging tools would look at ``.gitignore`` and the like in our own wheel."""
+    """The path of a template's file; packaging tools would act on a ``.gitignore`` in regplug's own wheel."""
     places = {"package": "$package", "github": ".github/workflows"}
     parts = [places.get(part, part) for part in relative.with_suffix("").parts]
     return Path(*(".gitignore" if part == "gitignore" else part for part in parts))

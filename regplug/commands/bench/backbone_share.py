@@ -1,4 +1,4 @@
-"""What a readout costs beside the backbone that it reads."""
+"""What a readout costs compared with the backbone that it reads."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from regplug.nn.attach import AttachedConditioner, AttachedReadout
 
 @dataclass(frozen=True)
 class ConditioningCost:
-    """Microseconds of one call, eager and in inference mode, measured side by side.
+    """Microseconds of one call, eager and in inference mode, measured in turns.
 
     Args:
         whole: From the model's inputs to the conditioning vector or the FiLM pairs.
-        conditioning: Of that, what comes after the tokens: selecting registers, readout, FiLM generator.
-        share: The part of the whole that it is, between 0 and 1: the ratio of the medians.
+        conditioning: The part of that after the tokens: register selection, readout, FiLM generator.
+        share: The share of ``conditioning`` in ``whole``, between 0 and 1: the ratio of the medians.
     """
 
     whole: Spread
@@ -34,15 +34,15 @@ class ConditioningCost:
 def conditioning_cost(
     attached: AttachedReadout | AttachedConditioner, inputs: Any, *, rounds: int | None = None
 ) -> ConditioningCost:
-    """Time the conditioning beside the whole, on these inputs and as many threads as torch has now.
+    """Time the conditioning as a part of the whole, on these inputs and with torch's current number of threads.
 
     Args:
-        attached: What ``attach`` gave; its mode (``eval()``) is the caller's.
-        inputs: What it takes, images ``[B, C, H, W]`` for most backbones.
-        rounds: Pairs of blocks to measure; by default what a third of a second allows, and five at least.
+        attached: A module that ``attach`` gave; the caller sets its mode (``eval()``).
+        inputs: Its inputs, images ``[B, C, H, W]`` for most backbones.
+        rounds: Pairs of blocks to measure; by default as many as a third of a second allows, at least five.
 
     Raises:
-        SpecError: ``attached`` is not what ``attach`` gave.
+        SpecError: ``attached`` does not come from ``attach``.
     """
     steps: list[nn.Module]
     if isinstance(attached, AttachedConditioner):
