@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 from pathlib import Path
 
@@ -52,8 +53,7 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str]:
 
 def test_imports_run_in_one_direction_lazy_ones_too():
     graph = {name: imports(path) & set(MODULES) for name, path in MODULES.items()}
-    doors = {"regplug", "regplug.backends", "regplug.conformance"}  # their names are loaded when they are first used
-    graph = {name: found - doors - {name} for name, found in graph.items() if name not in doors}
+    graph = {name: found - {name} for name, found in graph.items()}
     assert sum(map(len, graph.values())) > 50
     assert cycle_in(graph) == []
 
@@ -80,6 +80,22 @@ def test_a_folder_imports_only_from_the_folders_before_it(name):
     assert backward(name, imports(MODULES[name])) == set()
 
 
+@pytest.mark.parametrize("folder", ["backends", "conformance"])
+def test_the_public_names_of_a_folder_come_from_it_and_the_folders_before_it(folder):
+    found = imports(PACKAGE / folder / "__init__.pyi")
+    assert len(found) > 10
+    assert backward(f"regplug.{folder}", found) == set()
+
+
+@pytest.mark.parametrize("package", ["regplug", "regplug.backends", "regplug.conformance"])
+def test_each_public_name_is_there_and_an_unknown_one_is_an_attribute_error(package):
+    module = importlib.import_module(package)
+    assert all(hasattr(module, name) for name in module.__all__)
+    assert set(module.__all__) < set(dir(module))
+    with pytest.raises(AttributeError, match=rf"^module '{package}' has no attribute 'nonsense'$"):
+        _ = module.nonsense
+
+
 def test_an_import_that_runs_back_is_seen():
     assert backward("regplug.registry.spec", {"regplug.nn.film", "regplug.errors", "torch"}) == {"regplug.nn.film"}
     assert backward("regplug.format.folder", {"regplug.nn.film"}) == {"regplug.nn.film"}
@@ -88,7 +104,7 @@ def test_an_import_that_runs_back_is_seen():
 def test_the_top_level_holds_the_folders_in_order_and_nothing_else():
     found = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "include", "share"}
     modules = {"errors.py", "torch_private.py"}
-    assert found == {"__init__.py", "__main__.py", "py.typed", *modules, *ORDER[2:]}
+    assert found == {"__init__.py", "__init__.pyi", "__main__.py", "py.typed", *modules, *ORDER[2:]}
 
 
 LIGHT_FILES = {path for folder in LIGHT_FOLDERS for path in (PACKAGE / folder).rglob("*.py")}

@@ -17,7 +17,7 @@ def rows(page):
 
 def test_the_table_lists_the_folders_of_the_package_in_the_order_of_imports():
     shown = [path.name + "/" if path.is_dir() else path.name for path in PACKAGE.iterdir()]
-    left_out = {"__init__.py", "__main__.py", "py.typed", "__pycache__/"}
+    left_out = {"__init__.py", "__init__.pyi", "__main__.py", "py.typed", "__pycache__/"}
     assert sorted(rows(PAGE)) == sorted(set(shown) - left_out)
     order = [name.removesuffix("/").removesuffix(".py") for name in rows(PAGE)]
     assert order[:9] == [
