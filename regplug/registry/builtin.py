@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 from regplug.registry.entries import ExportBackendEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.hookspecs import hookimpl
-
-FILM_FAMILIES = Path(__file__).with_name("film_families.csv")
 
 
 @hookimpl
@@ -87,8 +85,9 @@ def regplug_readouts() -> list[ReadoutEntry]:
 @hookimpl
 def regplug_films() -> list[FiLMEntry]:
     """The built-in FiLM generator, and the public families of film_families.csv, which docs/film.md shows."""
-    with FILM_FAMILIES.open(encoding="utf-8", newline="") as file:
-        families: list[dict[str, Any]] = list(csv.DictReader(file))
+    # not by its path: the package may be in a zip file
+    text = files("regplug.registry").joinpath("film_families.csv").read_text("utf-8")
+    families: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
     return [
         FiLMEntry(
             "kernel-film",

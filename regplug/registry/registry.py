@@ -1,128 +1,44 @@
-"""The strategies and backbones known now, and who brought them."""
+"""The strategies, FiLM generators, backbones and export backends known now, found by name."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import NameLookupError, PluginError, closest
 from regplug.registry.deprecation import warn_once
-from regplug.registry.discovery import NO_METADATA, Found, discover
+from regplug.registry.discovery import NO_METADATA, discover
 from regplug.registry.distributions import normalise
-from regplug.registry.entries import (
-    NAME_PATTERN,
-    BackboneEntry,
-    Entry,
-    ExportBackendEntry,
-    FiLMEntry,
-    Provenance,
-    ReadoutEntry,
-)
-from regplug.registry.import_lock import ImportLock
-from regplug.registry.kept_host import kept_host
+from regplug.registry.entries import BackboneEntry, ExportBackendEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.name_cache import NameIndex
-from regplug.registry.names import OWN, EntryT, display_names, is_own, pick, refuse_own, worker_hint
-from regplug.registry.references import import_plugin
-from regplug.registry.staging import PluginRecord, stage
+from regplug.registry.names import OWN, EntryT, display_names, pick, worker_hint
+from regplug.registry.plugins import Plugins
 
 if TYPE_CHECKING:
     from regplug.registry.spec import ReadoutSpec
 
 
-class Registry:
-    """Knows the installed plugins; imports one only when something of it is asked for.
+class Registry(Plugins):
+    """Finds what plugins offer, by name; a plugin is imported when something of it is needed, and not before.
 
     Args:
         found: The distributions to start from; ``discover()`` gives those that are installed.
         disabled: Distributions that are blocked before anything of theirs is imported.
         strict: Raise at the first broken plugin instead of recording it.
-        index: Tells from an earlier process who offers a name; None to import all plugins to know.
+        index: What each plugin offered in an earlier process; None to import all plugins to know.
     """
-
-    def __init__(
-        self,
-        found: Mapping[str, Found],
-        disabled: Iterable[str] = (),
-        strict: bool = False,
-        index: NameIndex | None = None,
-    ) -> None:
-        self._entries: dict[str, Mapping[str, tuple[Entry, ...]]] = {}  # of each distribution, by hook
-        self._index = index
-        self._pending = dict(found)
-        self._records: dict[str, PluginRecord] = {}
-        self._claims: dict[str, list[str]] = {}  # names that a broken plugin would have offered
-        self._strict = strict
-        self._lock = ImportLock()
-        for distribution in disabled:
-            self.block(distribution)
 
     @classmethod
     def installed(cls) -> Registry:
-        """A registry of what is installed, as ``REGPLUG_DISABLE`` and ``REGPLUG_STRICT`` ask."""
+        """A registry of what is installed, with the settings ``REGPLUG_DISABLE`` and ``REGPLUG_STRICT``."""
         disabled = [one for one in os.environ.get("REGPLUG_DISABLE", "").split(",") if one.strip()]
         found = discover()
-        if os.environ.get("REGPLUG_STRICT", "") == "1":  # all plugins are imported then, whatever is asked for
+        if os.environ.get("REGPLUG_STRICT", "") == "1":  # all plugins are imported then, for any lookup
             return cls(found, disabled, strict=True)
         return cls(found, disabled, index=NameIndex(found))
 
-    # ---- plugins
-
-    def register(self, plugin: object, distribution: str, version: str = "unknown") -> None:
-        """Add a plugin object (a module or an instance with hookimpls) of the running program.
-
-        Raises:
-            PluginError: The name is taken, or the plugin is broken; nothing of it is kept then.
-        """
-        name = normalise(distribution)
-        if not NAME_PATTERN.fullmatch(name):  # a bundle writes it down as a part of the strategy's name
-            raise PluginError(f"plugin {distribution!r}: expected letters, digits, '.', '_' and '-' in its name.")
-        with self._lock:
-            if name in self._pending or name in self._records:
-                raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
-            with self._lock.importing(name), kept_host():
-                entries = stage(Provenance(name, version), (), [plugin])
-            self._commit(name, entries, version)
-
-    def unregister(self, distribution: str) -> None:
-        """Forget a distribution and all that it brought.
-
-        Raises:
-            NameLookupError: No such plugin is known.
-            PluginError: It is regplug itself.
-        """
-        name = normalise(distribution)
-        refuse_own(name)
-        with self._lock:
-            if self._pending.pop(name, None) is None and self._records.pop(name, None) is None:
-                known = sorted({*self._pending, *self._records})
-                raise NameLookupError(f"plugin {name!r}: not known{closest(name, known)}.")
-            self._claims.pop(name, None)
-            self._entries.pop(name, None)
-
-    def block(self, distribution: str) -> None:
-        """Never import this distribution's plugin; forget it if it was.
-
-        Raises:
-            PluginError: It is regplug itself.
-        """
-        name = normalise(distribution.strip())
-        refuse_own(name)
-        with self._lock:
-            found = self._pending.pop(name, None)
-            version = found.version if found else getattr(self._records.get(name), "version", "unknown")
-            self._records[name] = PluginRecord(name, version, "blocked")
-            self._claims.pop(name, None)
-            self._entries.pop(name, None)
-
-    def plugins(self) -> list[PluginRecord]:
-        """Every plugin and what became of it, sorted by distribution."""
-        with self._lock:
-            self._load_all()
-            return [self._records[name] for name in sorted(self._records)]
-
     def only(self, *distributions: str) -> Registry:
-        """A registry of these plugins alone: no other one is imported for it, or makes a name of theirs ambiguous."""
+        """A registry of these plugins alone: no other one is imported for it or makes one of their names ambiguous."""
         made = Registry({})
         with self._lock:
             for name in distributions:
@@ -200,16 +116,23 @@ class Registry:
 
         return specify(self.readout_entry(strategy), num_registers, hidden_dim, options)
 
-    # ---- inside
+    # ---- the order of a lookup
+    #
+    # "DISTRIBUTION:NAME" is looked up in that distribution alone, which is imported. A bare name means the first of:
+    #
+    # 1. the built-in with this name; no other plugin is imported
+    # 2. the entry of the one plugin that offered it when all plugins were last imported (name_cache.py)
+    # 3. the entry with this name of all plugins: regplug's own, else the only one (names.py, pick)
+    # 4. the entry with this as an old name of all plugins, in the same way
 
     def _find(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
         if not isinstance(name, str):
             raise NameLookupError(f"{word}: expected a name, got {name!r}.")
         if self._strict:
-            self._load_all()  # one broken plugin is fatal, whatever is asked for
+            self._load_all()  # one broken plugin is an error of every lookup
         distribution, _, bare = name.rpartition(":")
         if distribution:
-            entry = self._find_owned(word, hook, wanted, normalise(distribution), bare)
+            entry = self._find_in(normalise(distribution), word, hook, wanted, bare)
         else:
             entry = self._find_bare(word, hook, wanted, name)
         if entry.name != bare:
@@ -217,10 +140,11 @@ class Registry:
         return entry
 
     def _find_bare(self, word: str, hook: str, wanted: type[EntryT], name: str) -> EntryT:
-        own = self._find_own(hook, wanted, name)
-        if own is not None:  # a bare built-in name means the built-in, whoever else uses it, and imports nobody else
-            return own
-        entry = self._find_remembered(hook, wanted, name) or pick(word, name, self._all(hook, wanted))
+        entry = (
+            self._find_own(hook, wanted, name)
+            or self._find_remembered(hook, wanted, name)
+            or pick(word, name, self._all(hook, wanted))
+        )
         if entry is not None:
             return entry
         for record in self.plugins() if wanted is ReadoutEntry else ():  # only strategies are claimed without an import
@@ -234,7 +158,7 @@ class Registry:
         raise NameLookupError(f"{word} {name!r}: not registered{worker_hint()}{known}{hint}.")
 
     def _find_own(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
-        """The built-in of this name; without the lock once it is loaded, for another plugin may be importing."""
+        """The built-in with this name; without the lock once it is loaded, as another plugin may be importing."""
         if OWN not in self._entries:
             with self._lock:
                 self._load(OWN)
@@ -242,7 +166,7 @@ class Registry:
         return next((entry for entry in offered if isinstance(entry, wanted) and entry.name == name), None)
 
     def _find_remembered(self, hook: str, wanted: type[EntryT], name: str) -> EntryT | None:
-        """What the plugin gives that offered this name in an earlier process; None if that does not settle it."""
+        """The entry of the plugin that offered this name in an earlier process; None if that is not certain."""
         with self._lock:
             owners = self._index.owners(hook, name) if self._index else None
             if owners is None:
@@ -252,7 +176,7 @@ class Registry:
             offered = [entry for entry in self._loaded(hook, wanted) if entry.name == name]
         return offered[0] if len(offered) == 1 else None
 
-    def _find_owned(self, word: str, hook: str, wanted: type[EntryT], distribution: str, bare: str) -> EntryT:
+    def _find_in(self, distribution: str, word: str, hook: str, wanted: type[EntryT], bare: str) -> EntryT:
         full = f"{distribution}:{bare}"
         if distribution == OWN and (own := self._find_own(hook, wanted, bare)):
             return own
@@ -260,10 +184,9 @@ class Registry:
             self._load(distribution)
             record = self._records.get(distribution)
             if record is None:
-                known = sorted({*self._pending, *self._records})
                 raise NameLookupError(
                     f"{word} {full!r}: expected an installed plugin, got {distribution!r}"
-                    f"{worker_hint()}{closest(distribution, known)}."
+                    f"{worker_hint()}{closest(distribution, self._known())}."
                 )
             if record.status == "blocked":
                 raise NameLookupError(f"{word} {full!r}: the plugin is blocked; see REGPLUG_DISABLE.")
@@ -273,53 +196,3 @@ class Registry:
         if entry := pick(word, bare, offered):
             return entry
         raise NameLookupError(f"{word} {full!r}: not registered{closest(bare, [entry.name for entry in offered])}.")
-
-    def _all(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
-        self._load_all()
-        with self._lock:
-            entries = self._loaded(hook, wanted)
-        return sorted(entries, key=lambda entry: (not is_own(entry), entry.full_name))
-
-    def _loaded(self, hook: str, wanted: type[EntryT]) -> list[EntryT]:
-        return [entry for each in self._entries.values() for entry in each[hook] if isinstance(entry, wanted)]
-
-    def _load_all(self) -> None:
-        with self._lock:
-            for distribution in list(self._pending):
-                self._load(distribution)
-            if self._index:
-                self._index.keep()
-
-    def _load(self, distribution: str) -> None:
-        """Import one distribution's plugin as a transaction: all of it is registered, or nothing."""
-        if OWN in self._pending and distribution != OWN:  # a plugin may ask for it while it is imported
-            self._load(OWN)
-        found = self._pending.pop(distribution, None)  # first: a plugin may ask the registry while it is imported
-        if found is None:
-            return
-        version = found.version
-        try:
-            if not found.speaks_our_protocol:
-                raise PluginError(f"plugin {distribution!r}: {found.refusal}")
-            with self._lock.importing(distribution), kept_host():
-                modules = [import_plugin(distribution, reference) for reference in found.modules]
-                entries = stage(Provenance(distribution, version), found.readouts, modules)
-        except PluginError as error:
-            if self._strict:
-                self._pending[distribution] = found  # so that it is fatal to whoever asks next, too
-                raise
-            self._records[distribution] = PluginRecord(distribution, version, "broken", error, tuple(found.notes))
-            self._claims[distribution] = [name for name, _ in found.readouts]
-        except BaseException:  # an interrupt says nothing of the plugin
-            self._pending[distribution] = found
-            raise
-        else:
-            self._commit(distribution, entries, version, found.notes)
-        if self._index:
-            self._index.note(distribution, self._entries.get(distribution))  # None of a broken one
-
-    def _commit(
-        self, name: str, entries: Mapping[str, tuple[Entry, ...]], version: str, notes: Iterable[str] = ()
-    ) -> None:
-        self._entries[name] = entries
-        self._records[name] = PluginRecord(name, version, "ok", notes=tuple(notes))
