@@ -1,4 +1,4 @@
-"""A bundle that holds the whole: images in, conditioning vector or FiLM pairs out, in Python and in C++."""
+"""Bundles with a backbone: images in, conditioning vector or FiLM pairs out, in Python and in C++."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ CPP = {"torchscript": "regplug_golden", "aotinductor": "regplug_aoti_golden"}
 
 
 def whole(model=VIT, seed=0, **options):
-    """A small vision transformer of timm with a readout or, with ``film_options``, FiLM pairs behind it; as trained."""
+    """A small timm vision transformer with a readout or, with ``film_options``, FiLM pairs; its weights are changed."""
     torch.manual_seed(seed)
     img_size = 28 if model == VIT else 32
     options = {"strategy": "compress-concat", "compressed_dim": 6, **options}
@@ -154,7 +154,7 @@ def test_a_backbone_is_compared_with_its_weights_before_it_is_allocated(tmp_path
 
 
 def test_each_weight_compiled_into_a_program_is_detected(module):
-    """Of the gate's second set of weights, each one by itself is seen when it is still the first set's."""
+    """With the gate's second set of weights, each weight left at its first value is detected."""
     module = copy.deepcopy(module)
     owner, sizes = "whole", module.tokens.input_shape
     signature = signature_of_conditioner(owner, module, module.layout, sizes)
@@ -223,9 +223,9 @@ def test_regplug_run_takes_images(bundle, tmp_path):
 class Patches(nn.Module):
     """A backbone in three lines: every register is a projection of the mean image."""
 
-    def __init__(self, size: int = 8, told: bool = True):
+    def __init__(self, size: int = 8, has_size: bool = True):
         super().__init__()
-        self.size, self.told = size, told
+        self.size, self.has_size = size, has_size
         self.project = nn.Linear(3, 8 * 6)
 
 
@@ -233,7 +233,7 @@ class Tokens(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.project = model.project
-        if model.told:
+        if model.has_size:
             self.input_shape = (3, model.size, model.size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -269,7 +269,7 @@ def test_a_bundle_loads_wherever_the_backbone_is_installed_and_nowhere_else(tmp_
 
 def test_a_backbone_without_an_input_size_is_not_exported(tmp_path):
     registry = registry_of()
-    module = regplug.attach("patches", "mean", model_options={"told": False}, registry=registry)
+    module = regplug.attach("patches", "mean", model_options={"has_size": False}, registry=registry)
     with pytest.raises(regplug.ExportError, match="'mean': Tokens: expected a backbone that states"):
         regplug.export(module.spec, module, tmp_path / "b", registry=registry)
 

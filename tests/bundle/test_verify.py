@@ -1,4 +1,4 @@
-"""Verify: what it runs, what it finds, and that it finds what is wrong."""
+"""Verify: what it runs, and that it detects what is wrong."""
 
 import contextlib
 import math
@@ -76,7 +76,7 @@ def test_the_terminal_and_the_help_say_that_verify_compiles(bundles):
     screen, terminal = pty.openpty()
     seen = []
 
-    def look():  # or what is written would wait for a reader
+    def look():  # else the writer would block
         with contextlib.suppress(OSError):  # the other end is closed
             while True:
                 seen.append(os.read(screen, 4096))

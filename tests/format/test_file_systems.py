@@ -308,7 +308,7 @@ def test_what_a_dead_writer_left_in_a_folder_is_cleared_and_nothing_else(tmp_pat
     assert content(tmp_path / "b") == NEW | {".gitattributes": b"mine"}
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / FILLING).write_bytes(MANIFEST)
-    (tmp_path / "c" / "program.onnx").write_text("of nobody's list")
+    (tmp_path / "c" / "program.onnx").write_text("not listed")
     with pytest.raises(ExportError, match="exists and is kept"):
         write_folder(tmp_path / "c", NEW, force=False)
 

@@ -71,7 +71,7 @@ def test_an_empty_folder_is_filled_and_stays_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "weights.bin", "manifest.json.bak"])
-def test_force_never_replaces_a_folder_with_somebodys_work_in_it(tmp_path, name):
+def test_force_never_replaces_a_folder_with_a_users_files(tmp_path, name):
     write_folder(tmp_path / "b", OLD, force=False)
     (tmp_path / "b" / name).write_text("years")
     with pytest.raises(ExportError, match=f"expected a bundle to replace, got a folder with {name}"):

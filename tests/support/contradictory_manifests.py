@@ -1,4 +1,4 @@
-"""Manifests whose keys are each as the schema says, and whose keys together agree, or contradict each other.
+"""Manifests in which each key fits the schema, and the keys together agree or contradict each other.
 
 Every rule of ``regplug/agreement.py`` is met from both sides. A case is a base, what is changed in it, and how the
 reader's message begins after the file, or None where it must accept the manifest.
@@ -11,7 +11,7 @@ from support.good_manifests import BASES, CASE, SHA, conditioner, readout
 
 
 def with_values(base: str, edits: dict[str, object]) -> bytes:
-    """A base with other values at some places, each ``layout/start``; Ellipsis takes one away."""
+    """A base manifest with values changed at paths like ``layout/start``; Ellipsis removes one."""
     values = json.loads(json.dumps(BASES[base]()))
     for where, value in edits.items():
         inside: object = values
@@ -32,7 +32,7 @@ def golden_cases(*cases: tuple[str, int, int]) -> dict[str, object]:
 
 
 def pairs(count: int) -> list[dict]:
-    """So many outputs of a conditioner."""
+    """This many outputs of a conditioner."""
     names = [f"{'gamma' if index % 2 == 0 else 'beta'}_{index // 2}" for index in range(count)]
     return [{"name": name, "dtype": "float32", "shape": ["B", 3 + index]} for index, name in enumerate(names)]
 
@@ -47,7 +47,7 @@ Edits = typing.Iterator[tuple[str, dict[str, object], str | None]]
 
 
 def of_parts() -> Edits:
-    """What there must be, by what the manifest holds."""
+    """Which keys are required by the value of ``holds``."""
     film = conditioner()["film"]
     yield "readout", {"film": film}, "film: expected null, got {"
     yield "readout", {"layout": LAYOUT}, None
@@ -71,7 +71,7 @@ def of_parts() -> Edits:
 
 
 def of_layouts() -> Edits:
-    """Positions, and the sizes that they are to fit."""
+    """Positions, and the sizes that they must fit."""
     yield "conditioner", {"layout/start": None}, POSITIONS
     yield "conditioner", {"layout/indices": [0, 1, 2, 3], "layout/num_tokens": 9}, POSITIONS
     yield "conditioner", INDICES | FIXED, None
@@ -105,7 +105,7 @@ def of_layouts() -> Edits:
 
 
 def of_inputs() -> Edits:
-    """Name, sizes and the least number of tokens."""
+    """The input's name, sizes and smallest number of tokens."""
     for base, name in (("readout", "registers"), ("conditioner", "tokens"), ("images", "images")):
         for other in {"registers", "tokens", "images"} - {name}:
             yield base, {"input/name": other}, f'input.name: expected "{name}", got "{other}"'
@@ -138,7 +138,7 @@ def of_inputs() -> Edits:
 
 
 def of_outputs() -> Edits:
-    """Their number, names, dtypes and sizes."""
+    """The outputs' number, names, dtypes and sizes."""
     one = readout()["outputs"]
     for outputs in ([], one * 2):
         yield "readout", {"outputs": outputs}, f"outputs: expected one output, got {len(outputs)}"
@@ -167,7 +167,7 @@ def of_outputs() -> Edits:
 
 
 def of_cases() -> Edits:
-    """The golden cases: which there are, and that each is one of this input."""
+    """The golden cases: which exist, and that each fits the input."""
     among = "golden.cases: expected each case once and batch_1 among them"
     for names in ([], ["batch_2"], ["batch_1", "batch_1"], ["a", "batch_1", "a"]):
         yield "readout", golden_cases(*((name, 2 if name == "batch_2" else 1, 4) for name in names)), among
@@ -198,7 +198,7 @@ def of_cases() -> Edits:
 
 
 def of_programs() -> Edits:
-    """Their files' names, what they need of a CPU, and their cases."""
+    """The programs' file names, CPU flags and cases."""
     for file in ("program.onn", "program.torchscript.pt", "onnx"):
         edits = {"programs/0/file": file, "files/program.onnx": ..., f"files/{file}": {"size": 1, "sha256": SHA}}
         yield "readout", edits, "programs.0.file: expected a name that begins with program.onnx, got "
@@ -229,7 +229,7 @@ def of_programs() -> Edits:
 
 
 def of_files() -> Edits:
-    """Which are listed, and how large each may be."""
+    """Which files are listed, and how large each may be."""
     listed = "files: expected [weights.safetensors, golden.safetensors, program.onnx], got ["
     record = {"size": 1, "sha256": SHA}
     for name in ("weights.safetensors", "golden.safetensors", "program.onnx"):
@@ -245,10 +245,10 @@ def of_files() -> Edits:
 
 
 def agreement() -> typing.Iterator[tuple[str, bytes, str | None]]:
-    """Every key as its schema says, and what two keys say agrees, or does not."""
+    """Each key fits the schema; the keys agree or do not."""
     for group in (of_parts, of_layouts, of_inputs, of_outputs, of_cases, of_programs, of_files):
         for number, (base, edits, said) in enumerate(group()):
-            told = "; ".join(
+            changes = "; ".join(
                 where if value is ... else f"{where} {json.dumps(value)[:60]}" for where, value in edits.items()
             )
-            yield f"{group.__name__} {number}, {base}: {told}", with_values(base, edits), said
+            yield f"{group.__name__} {number}, {base}: {changes}", with_values(base, edits), said

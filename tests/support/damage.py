@@ -1,4 +1,4 @@
-"""Ways to damage a bundle, each with the message that both languages must give (DIR stands for the folder)."""
+"""Ways to damage a bundle, each with the message that both languages must give; DIR is the folder."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 def rename_strategy(full_name: str) -> Callable[[dict], None]:
-    """The change of a manifest that makes its strategy another's."""
+    """Changes a manifest's strategy to another distribution's."""
 
     def change(values: dict) -> None:
         values["strategy"] = full_name
@@ -63,7 +63,7 @@ def change_golden(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 def negate_outputs(folder: Path, *cases: str) -> None:
-    """Wrong outputs of these cases, of the same size, so that the tolerances stay right."""
+    """Wrong outputs for these cases, of the same magnitude, so that the tolerances stay right."""
 
     def change(tensors: dict) -> None:
         for name in tensors:
@@ -118,7 +118,7 @@ def set_value(*path: object, value: object) -> Callable[[Path], None]:
 
 
 def with_backbone(**changes: object) -> Callable[[Path], None]:
-    """The damage of a manifest that has the key ``backbone``, and these values too."""
+    """Adds the key ``backbone`` to a manifest, and these values."""
 
     def change(values: dict) -> None:
         backbone = {"name": "acme:vit", "model": None, "options": {}, "normalized": True}
@@ -129,12 +129,12 @@ def with_backbone(**changes: object) -> Callable[[Path], None]:
 
 
 def added_file(name: bytes) -> Callable[[Path], None]:
-    """The damage of a file whose name may be any bytes."""
+    """Adds a file with any bytes as its name."""
     return lambda folder: (folder / os.fsdecode(name)).touch()
 
 
 def to_pointer(name: str) -> Callable[[Path], object]:
-    """The damage of a clone without ``git lfs pull``."""
+    """Replaces a file by a pointer, as in a clone without ``git lfs pull``."""
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 208\n"
     return lambda folder: (folder / name).write_text(text)
 
@@ -145,7 +145,7 @@ def many_files(folder: Path) -> None:
 
 
 def with_outputs(count: int) -> Callable[[Path], None]:
-    """The damage of a conditioner's manifest with so many outputs."""
+    """Gives the manifest of a conditioner this many outputs."""
 
     def change(values: dict) -> None:
         film = {"generator": "regplug:kernel-film", "options": {}, "form": "gamma", "order": "gamma-first"}
@@ -358,11 +358,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         with_backbone(backbone={"name": "acme:vit", "model": None, "options": {}, "normalized": None}),
         "bundle DIR: manifest.json: backbone.normalized: expected true or false, got null.",
     ),
-    "a backbone whose model is no name": (
+    "a backbone with a model that is not a name": (
         with_backbone(backbone={"name": "acme:vit", "model": 3, "options": {}, "normalized": True}),
         "bundle DIR: manifest.json: backbone.model: expected a model's name, never a path or an address, got 3.",
     ),
-    "a backbone whose model lies elsewhere": (
+    "a backbone with a model that is a URL": (
         with_backbone(backbone={"name": "acme:vit", "model": "hf-hub:acme/vit", "options": {}, "normalized": True}),
         "bundle DIR: manifest.json: backbone.model: expected a model's name, never a path or an address, "
         'got "hf-hub:acme/vit".',
@@ -384,7 +384,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         added_file("golden é".encode()),
         "bundle DIR: golden\\x20\\xc3\\xa9: not listed in the manifest; remove it.",
     ),
-    "more files than anybody looks at": (many_files, "bundle DIR: expected at most 4096 files, got more."),
+    "more files than allowed": (many_files, "bundle DIR: expected at most 4096 files, got more."),
     "a key that moves the cursor": (
         set_value("\x1b[2J é", value="é"),
         'bundle DIR: manifest.json: "\\u001b[2J \\u00e9": expected no such key, got "\\u00e9".',
@@ -397,11 +397,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "manifest.json").write_text('{"\\u001b é": 1, "\\u001b é": 1}', encoding="utf-8"),
         "bundle DIR: manifest.json: duplicate key '\\u001b \\u00e9'.",
     ),
-    "a key twice beside deep nesting": (
+    "a duplicate key and deep nesting": (
         lambda f: (f / "manifest.json").write_text('{"a": 1, "a": ' + "[" * 65 + "]" * 65 + "}"),
         "bundle DIR: manifest.json: nested deeper than 64.",
     ),
-    "a key twice beside what is no JSON": (
+    "a duplicate key and malformed JSON": (
         lambda f: (f / "manifest.json").write_text('{"a": 1, "a": 1, "b"}'),
         "bundle DIR: manifest.json: not JSON.",
     ),
@@ -478,7 +478,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         set_value("input", "min_batch", value=1),
         "bundle DIR: manifest.json: golden.cases.0.batch: expected an integer >= 1, got 0.",
     ),
-    "a case whose name says another batch": (
+    "a case with another batch in its name": (
         set_value("golden", "cases", 1, "batch", value=5),
         'bundle DIR: manifest.json: golden.cases.1.case: expected "batch_5", got "batch_1".',
     ),

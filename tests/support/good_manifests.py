@@ -1,11 +1,11 @@
-"""Manifests that every reader accepts: what the malformed ones are made from."""
+"""Manifests that every reader accepts; the malformed ones are made from them."""
 
 SHA = "0" * 64
 CASE = {"case": "batch_1", "batch": 1, "start": None, "length": 4, "eager_error": 0.0, "tolerance": 1e-6}
 
 
 def readout() -> dict:
-    """A readout with one program: the smallest manifest that has something in every list."""
+    """A readout with one program: the smallest manifest with an item in every list."""
     program = {
         "backend": "onnx",
         "file": "program.onnx",

@@ -1,4 +1,4 @@
-"""Safetensors files grown from the rules of docs/bundle.md: each rule met from both sides, with its whole message.
+"""Safetensors files for each rule of docs/bundle.md: files that just break it, with the message, and that just keep it.
 
 A case is a file's bytes and what the reader must say of it, ``RULE: DETAIL``, or None where it must accept the file.
 """
@@ -15,7 +15,7 @@ OTHER_DTYPES = (
 FULL = "header: expected a JSON object from '{' to '}', then nothing but spaces"
 NO_JSON = "header: expected a JSON object in UTF-8"
 PLAIN = "in plain digits, below 2^53"
-# what a number in digits is not, as JSON spells it, and as a message shows it
+# values that are not plain digits: as JSON writes them, and as a message shows them
 NO_SIZES = {
     "a negative": ("-1", "-1"),
     "minus zero": ("-0", "0"),
@@ -152,8 +152,8 @@ def texts_of_the_header():
     yield "brackets after an escaped quote", raw(f'{{"__metadata__":{{"a":"\\"{"[" * 65}"}}}}'), None
     yield "a surrogate pair", raw('{"__metadata__":{"a":"\\ud83d\\ude00"}}'), None
     for word, letters in {
-        "a lone continuation": b"\x80",
-        "a lone start": b"\xc3",
+        "a continuation byte alone": b"\x80",
+        "a start byte alone": b"\xc3",
         "0xff": b"\xff",
         "an overlong NUL": b"\xc0\x80",
         "an overlong slash": b"\xe0\x80\xaf",
@@ -172,7 +172,7 @@ def keys_that_stand_twice():
         ("a name", '{"w":ENTRY,"w":ENTRY}', "w"),
         ("a name, escaped", '{"w":ENTRY,"\\u0077":ENTRY}', "w"),
         ("a name, then more", '{"w":ENTRY,"w":ENTRY,"a":1}', "w"),
-        ("a name beside another", '{"v":ENTRY,"w":1,"w":2}', "w"),
+        ("a name after another", '{"v":ENTRY,"w":1,"w":2}', "w"),
         ("the first of two names", '{"v":1,"w":1,"w":1,"v":1}', "w"),
         ("the outer before the inner", '{"w":1,"w":{"a":1,"a":1}}', "w"),
         ("the inner before the outer", '{"w":{"a":1,"a":1},"w":1}', "a"),
@@ -318,7 +318,7 @@ def shapes():
     for rank in (9, 10, 64):
         said = f"shape: tensor 'w': expected at most 8 sizes, got {rank}"
         yield f"rank {rank}", one(entry(shape=json.dumps([1] * rank), offsets="[0,1]"), 1), said
-    yield "a size of 2^53 - 1 beside 0", one(entry(shape="[0,9007199254740991]", offsets="[0,0]"), 0), None
+    yield "a size of 2^53 - 1 and a size of 0", one(entry(shape="[0,9007199254740991]", offsets="[0,0]"), 0), None
     for name, size in DTYPES.items():
         for last in (2**13 // size - 1, 2**13 // size):
             for order in ([0, 2**50, last], [last, 0, 2**50], [2**50, last, 0]):
@@ -388,12 +388,12 @@ def booleans():
     for name, size in DTYPES.items():
         if name != "BOOL":
             yield f"bytes of 7 as {name}", file({"w": entry(name, "[1]", f"[0,{size}]")}, b"\7" * size), None
-    beside = {"w": entry("BOOL", "[1]", "[0,1]"), "z": entry(shape="[9]", offsets="[1,10]")}
-    yield "a boolean before bytes that could be such", file(beside, b"\1" + b"\0\1\0" * 3), None
-    beside = {"a": entry(), "w": entry("BOOL", "[1]", "[2,3]"), "z": entry(offsets="[3,5]")}
-    yield "a boolean between others that are none", file(beside, b"\7\7\1\7\7"), None
+    around = {"w": entry("BOOL", "[1]", "[0,1]"), "z": entry(shape="[9]", offsets="[1,10]")}
+    yield "a boolean before bytes that could be such", file(around, b"\1" + b"\0\1\0" * 3), None
+    around = {"a": entry(), "w": entry("BOOL", "[1]", "[2,3]"), "z": entry(offsets="[3,5]")}
+    yield "a boolean between others that are none", file(around, b"\7\7\1\7\7"), None
     said = "bool: tensor 'w': expected bytes 0 and 1, got 3"
-    yield "a boolean 3 between others", file(beside, b"\7\7\3\7\7"), said
+    yield "a boolean 3 between others", file(around, b"\7\7\3\7\7"), said
     yield (
         "the first of two booleans by name",
         file({"w": entry("BOOL", "[1]", "[1,2]"), "x": entry("BOOL", "[1]", "[0,1]")}, b"\5\3"),
@@ -402,7 +402,7 @@ def booleans():
 
 
 def several_faults():
-    """The first rule in the order of the table is said; among tensors the first by name."""
+    """The message names the first broken rule in the table's order; among tensors the first by name."""
     faults = [
         ("name: expected 1 to 256 letters, digits, '_', '.' and '-', got \"a/\"", "a/", "1"),
         ("tensor: tensor 'b': expected an object, got 1", "b", "1"),

@@ -1,4 +1,4 @@
-"""Manifests grown from the schema in regplug/manifest.py: each key missing, null, of another type, at its limits.
+"""Manifests made from the schema in regplug/format/manifest.py: each key missing, null, of another type, at its limits.
 
 A case is a manifest's bytes and how the reader's message begins after the file, or None where it must accept them.
 """
@@ -16,7 +16,7 @@ Case = tuple[bytes, str | None]
 
 
 def places(hint: object, value: object, path: tuple = ()) -> typing.Iterator[tuple[tuple, object, object]]:
-    """Every place of a manifest, with its type in the schema: ``(path, hint, value)``."""
+    """Every value of a manifest, with its type in the schema: ``(path, hint, value)``."""
     arguments = typing.get_args(hint)
     if type(None) in arguments:
         if path:
@@ -42,7 +42,7 @@ def places(hint: object, value: object, path: tuple = ()) -> typing.Iterator[tup
 
 
 def changed(base: dict, path: tuple, value: object) -> bytes:
-    """The manifest with another value at the place, or with none there for Ellipsis."""
+    """The manifest with another value at a path, or without one for Ellipsis."""
     values = json.loads(json.dumps(base))
     inside = values
     for step in path[:-1]:
@@ -59,7 +59,7 @@ def words(path: tuple) -> str:
 
 
 def fields_of(base: str, values: dict) -> typing.Iterator[tuple[str, bytes, str | None]]:
-    """Each key of each record: missing, and of every type that it may not have."""
+    """Each key of each record: missing, and of every wrong type."""
     for path, hint, value in places(Manifest, values):
         where = words(path)
         if (
@@ -83,7 +83,7 @@ def without_none(hint: object) -> object:
 
 
 def may_be(hint: object, kind: object) -> bool:
-    """Whether the schema alone may allow a value of this type; what it then says is another rule's business."""
+    """Whether the schema allows a value of this type; another rule may still refuse it."""
     if type(None) in typing.get_args(hint):
         return True if kind is None else may_be(without_none(hint), kind)
     while typing.get_origin(hint) is typing.Annotated:
@@ -103,7 +103,7 @@ def may_be(hint: object, kind: object) -> bool:
 
 
 def limits() -> typing.Iterator[tuple[str, bytes, str | None]]:
-    """Numbers just inside and just outside, as JSON may spell them."""
+    """Numbers just inside and just outside the limits, in every JSON notation."""
     large = "an integer >= 1, got "
     for key in ("num_registers", "hidden_dim", "cond_dim"):
         for text, shown in (
@@ -141,7 +141,7 @@ def limits() -> typing.Iterator[tuple[str, bytes, str | None]]:
 
 
 def texts() -> typing.Iterator[tuple[str, bytes, str | None]]:
-    """What is no JSON, or not once."""
+    """Malformed JSON, and duplicate keys."""
     good = json.dumps(readout())
     for key in readout():
         twice = good[:-1] + f',"{key}":1}}'
@@ -189,7 +189,7 @@ def texts() -> typing.Iterator[tuple[str, bytes, str | None]]:
 
 
 def shown_values() -> typing.Iterator[tuple[str, bytes, str | None]]:
-    """Values as a message shows them: numbers at the ends of what languages hold, texts at the length that is cut."""
+    """Values as a message shows them: numbers at the limits of integer types, strings around the length that is cut."""
     for text, shown in (
         ("-2", "-2"), ("-64", "-64"), ("-70", "-70"),
         ("-4611686018427387905", "-4611686018427387905"),
