@@ -62,7 +62,7 @@ def answer(module: nn.Module, images: Tensor = IMAGES) -> Tensor:
 
 
 @each_model
-def test_the_mode_of_what_is_attached_is_its_own_and_its_answers_keep_to_it(make: Any) -> None:
+def test_an_attached_module_has_its_own_mode_and_its_outputs_follow_it(make: Any) -> None:
     model = make()
     whole = regplug.attach(model, "pool")
     for of_whole, of_model in ((True, False), (False, True), (True, True), (False, False)):
@@ -105,7 +105,7 @@ def test_it_starts_in_the_mode_of_the_model_and_keeps_that_of_each_part(mode: bo
     assert whole.tokens.model.blocks[1].training is not mode
 
 
-def test_parts_of_it_have_modes_of_their_own_as_any_modules_have() -> None:
+def test_its_modules_have_separate_modes_like_any_modules() -> None:
     whole = regplug.attach(network(), "pool", film_options=PAIRS).train()
     whole.tokens.eval()
     assert (whole.training, whole.conditioner.training, is_random(whole)) == (True, True, False)
@@ -284,7 +284,7 @@ CHECKPOINTED = {
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", CHECKPOINTED)
-def test_gradient_checkpointing_is_each_ones_own_setting_from_attach_on(kind: str) -> None:
+def test_gradient_checkpointing_is_a_separate_setting_after_attach(kind: str) -> None:
     make, switch, first = CHECKPOINTED[kind]
     model = make().train()
     switch(model, True)
@@ -358,7 +358,7 @@ def test_a_module_that_the_model_runs_otherwise_later_is_never_run_as_before_sil
         regplug.attach(model, "pool")(IMAGES)
 
 
-def test_a_part_of_the_top_level_is_seen_as_well_and_a_new_head_is_the_models_own_affair() -> None:
+def test_a_replaced_top_level_module_is_seen_and_a_new_head_is_ignored() -> None:
     model = network().eval()
     whole = regplug.attach(model, "pool")
     wanted = whole(IMAGES)
@@ -400,7 +400,7 @@ def test_a_method_that_was_replaced_is_moved_along_where_that_can_be_and_else_re
         regplug.attach(model, "pool")
 
 
-def test_a_part_that_torch_compiled_is_compiled_in_modes_of_its_own() -> None:
+def test_a_compiled_part_is_compiled_separately_with_its_own_mode() -> None:
     model = network().eval()
     model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
     model.blocks[1].compile(backend="eager")
@@ -413,7 +413,7 @@ def test_a_part_that_torch_compiled_is_compiled_in_modes_of_its_own() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_scripted_part_is_refused_for_it_cannot_have_a_mode_of_its_own() -> None:
+def test_a_scripted_part_is_refused_because_it_cannot_have_a_separate_mode() -> None:
     model = network()
     model.blocks[0] = torch.jit.script(model.blocks[0])
     with pytest.raises(regplug.SpecError, match="expected modules of Python, got a scripted RecursiveScriptModule"):

@@ -90,7 +90,7 @@ def registry() -> Registry:
 
 
 @pytest.mark.parametrize("cls", [Tiny, Derived])
-def test_a_model_is_known_by_its_class_and_those_derived_from_it(cls: type[Tiny], registry: Registry) -> None:
+def test_a_model_is_recognised_by_its_class_and_its_base_classes(cls: type[Tiny], registry: Registry) -> None:
     with torch.device("meta"):
         model = cls(num_registers=5)
     wanted = TokenLayout(num_registers=5, hidden_dim=8, start=1, normalized=True)
@@ -98,7 +98,7 @@ def test_a_model_is_known_by_its_class_and_those_derived_from_it(cls: type[Tiny]
     assert regplug.layout_of(torch.compile(model, backend="eager"), registry=registry) == wanted
 
 
-def test_a_model_that_nobody_knows_is_refused_and_the_backbones_that_recognise_models_are_named() -> None:
+def test_an_unknown_model_is_refused_and_the_backbones_that_recognise_models_are_named() -> None:
     with pytest.raises(NameLookupError, match=r"model Linear: has no registers that an installed.*: acme:tiny; use"):
         regplug.layout_of(nn.Linear(1, 1), registry=builtin_with(acme=TINY))
 
@@ -113,7 +113,7 @@ def test_two_plugins_that_know_a_model_are_both_named_and_one_may_be_chosen() ->
     assert regplug.layout_of(Tiny(), registry=registry).num_registers == 2
 
 
-def test_a_model_without_registers_is_refused_in_the_plugins_own_words(registry: Registry) -> None:
+def test_a_model_without_registers_is_refused_with_the_plugins_message(registry: Registry) -> None:
     for call in (regplug.layout_of, regplug.attach):
         with pytest.raises(SpecError, match="model 'tiny': carries no register tokens"):
             call(Tiny(num_registers=0), registry=registry)
@@ -184,7 +184,7 @@ class Halves(nn.Module):
         return [(conditioning[:, :3], conditioning[:, 3:])]
 
 
-def test_a_generator_of_no_known_family_is_attached_when_its_form_and_order_are_stated(registry: Registry) -> None:
+def test_a_generator_of_an_unknown_family_is_attached_when_its_form_and_order_are_stated(registry: Registry) -> None:
     images = torch.randn(2, 3, 4, 4)
     with pytest.raises(SpecError, match="Halves: expected a known family or a stated form and order"):
         regplug.attach(Tiny(), film=Halves, registry=registry)

@@ -199,7 +199,7 @@ def test_a_swapped_pair_is_swapped_scripted_compiled_and_exported_too() -> None:
 
 
 @pytest.mark.parametrize("generator", [KernelFiLMGenerator, UpstreamGenerator])
-def test_a_known_family_needs_nothing_stated(generator: Any) -> None:
+def test_a_known_family_needs_no_form_and_order(generator: Any) -> None:
     conditioner = Conditioner(LAYOUTS["front"], RegisterMean(R, D), generator(D, KERNEL, LAYERS))
     assert conditioner.convention == Convention("gamma", "gamma-first")
     pairs = conditioner(tokens_for(LAYOUTS["front"]))

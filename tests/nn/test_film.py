@@ -144,7 +144,7 @@ def test_weight_decay_tags_are_those_of_upstream(no_weight_decay: bool | float) 
     [(True, (True, None)), (False, (None, None)), (0.0, (None, 0.0)), (1e-3, (None, 1e-3))],
     ids=repr,
 )
-def test_biases_are_always_free_of_decay_and_weights_as_asked(
+def test_biases_never_decay_and_weights_as_configured(
     no_weight_decay: bool | float, weight: tuple[object, object]
 ) -> None:
     found = tags(KernelFiLMGenerator(**SIZES, no_weight_decay=no_weight_decay))
@@ -214,7 +214,7 @@ def test_a_strided_conditioning_vector_is_read_as_its_copy() -> None:
     torch.testing.assert_close(film(strided), film(strided.contiguous()), rtol=1e-6, atol=1e-6)
 
 
-def test_a_saved_archive_still_tells_its_sizes() -> None:
+def test_a_saved_archive_keeps_its_sizes() -> None:
     archive = io.BytesIO()
     torch.jit.save(torch.jit.script(trained()), archive)
     archive.seek(0)

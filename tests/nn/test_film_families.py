@@ -453,7 +453,7 @@ def test_the_page_shows_what_the_code_knows() -> None:
     assert all(f"`{word}`" in PAGE.read_text() for word in WIDTH_WORDS)
 
 
-def test_every_family_of_the_table_is_tried_here_and_none_is_imported_to_be_known() -> None:
+def test_every_family_of_the_table_is_tested_here_and_none_is_imported_to_be_known() -> None:
     entries = builtin.regplug_films()
     assert {case.family for case in (*CASES, PAIRS)} == {entry.name for entry in entries}
     names = [name for entry in entries for name in (entry.build, *entry.classes)]
@@ -514,7 +514,7 @@ def test_a_copy_is_paired_by_naming_its_width_and_nothing_is_guessed(spec: regpl
     )
 
 
-def test_a_copy_that_wants_features_too_is_no_generator_whatever_is_stated() -> None:
+def test_a_copy_that_takes_features_too_is_no_generator_even_with_stated_form_and_order() -> None:
     with pytest.raises(SpecError, match="got a module that applies FiLM itself"):
         convention_of(CopiedBlock(12, 2), "1+gamma", "shift-first", registry=UNKNOWING)
 
@@ -527,7 +527,7 @@ class WiderBlock(DiTBlock):
         self.adaLN_modulation[1] = nn.Linear(cond_dim, 6 * hidden_size)
 
 
-def test_a_derived_class_with_a_word_of_its_own_is_not_taken_for_its_family(spec: regplug.ReadoutSpec) -> None:
+def test_a_subclass_with_another_width_argument_is_not_taken_for_its_family(spec: regplug.ReadoutSpec) -> None:
     assert refusal(spec, WiderBlock, hidden_size=6) == (
         "FiLM generator WiderBlock: expected one of hidden_size, cond_dim, global_cond_dim, "
         "conditioning_embedding_dim, conditioning_dim, cond_channels, dim_condition, condition_shape, context_dim, "
@@ -542,7 +542,7 @@ def test_what_takes_no_conditioning_vector_does_not_pair(spec: regplug.ReadoutSp
     assert "got none; use width= to name it." in refusal(spec, normalization.AdaLayerNormSingle)
 
 
-def test_a_constructor_that_refuses_the_width_says_so(spec: regplug.ReadoutSpec) -> None:
+def test_a_constructor_that_refuses_the_width_is_reported(spec: regplug.ReadoutSpec) -> None:
     text = refusal(spec, DiTBlock, num_heads=5)
     assert "got hidden_size=12, num_heads=5: dim should be divisible by num_heads" in text
     assert f"({__file__}:" in text

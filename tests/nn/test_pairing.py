@@ -83,7 +83,7 @@ def test_the_class_of_nvsubquadratic_is_built_unchanged(spec: ReadoutSpec, film:
     assert made.mlp[0].in_features == 12
 
 
-def test_a_foreign_class_gets_the_width_under_its_own_word(spec: ReadoutSpec) -> None:
+def test_a_third_party_class_gets_the_width_as_its_own_argument(spec: ReadoutSpec) -> None:
     assert regplug.pair(spec, GlobalCond).global_cond_dim == 12
     assert regplug.pair(spec, ConditioningEmbedding, embedding_dim=6).linear.weight.shape == (12, 12)
     assert regplug.pair(spec, Stranger, width="style", depth=3).style == 12
@@ -94,7 +94,7 @@ def test_an_option_of_the_generator_may_be_named_as_a_size_of_the_readout(spec: 
     assert made.layer.weight.shape == (9, 12)
 
 
-def test_a_word_that_is_not_known_must_be_named(spec: ReadoutSpec) -> None:
+def test_an_unknown_argument_for_the_width_must_be_named(spec: ReadoutSpec) -> None:
     text = refusal(spec, Stranger)
     assert text == (
         "FiLM generator Stranger: expected one of cond_dim, global_cond_dim, conditioning_embedding_dim, "
@@ -104,7 +104,7 @@ def test_a_word_that_is_not_known_must_be_named(spec: ReadoutSpec) -> None:
     assert "expected a constructor that names 'styl', got (style" in refusal(spec, Stranger, width="styl")
 
 
-def test_two_known_words_in_one_constructor_are_not_guessed(spec: ReadoutSpec) -> None:
+def test_two_known_arguments_in_one_constructor_are_not_guessed(spec: ReadoutSpec) -> None:
     assert "got cond_dim, global_cond_dim; use width= to name it." in refusal(spec, TwoWords)
     assert regplug.pair(spec, TwoWords, width="global_cond_dim", cond_dim=5).given == (5, 12)
 
@@ -155,7 +155,7 @@ def test_an_instance_of_another_width_is_refused_with_both_widths(spec: ReadoutS
     )
 
 
-def test_a_foreign_instance_says_its_width_by_a_known_or_a_named_attribute(spec: ReadoutSpec) -> None:
+def test_a_third_party_instance_has_its_width_in_a_known_or_named_attribute(spec: ReadoutSpec) -> None:
     for film, width in ((GlobalCond(12), None), (Stranger(12), "style")):
         assert regplug.pair(spec, film, width=width) is film
     assert "expected conditioning of width 9, got 12" in refusal(spec, GlobalCond(9))
@@ -174,7 +174,7 @@ def test_an_instance_takes_no_options(spec: ReadoutSpec) -> None:
     )
 
 
-def test_a_width_is_checked_against_whoever_gives_it() -> None:
+def test_a_width_is_checked_against_the_readout_that_gives_it() -> None:
     check_film_width(KernelFiLMGenerator(12, 4, 2), 12, "RegisterMean")
     with pytest.raises(SpecError, match="expected conditioning of width 12, got 13 from RegisterMean"):
         check_film_width(KernelFiLMGenerator(12, 4, 2), 13, "RegisterMean")
@@ -204,13 +204,13 @@ def test_the_nearest_family_wins() -> None:
         assert film_family(KernelFiLMGenerator, registry).name == "far"
 
 
-def test_what_the_pairs_mean_is_known_of_a_family_or_stated() -> None:
+def test_the_meaning_of_pairs_is_known_for_a_family_or_stated_by_the_caller() -> None:
     assert convention_of(UpstreamGenerator(12, 4, 2)) == Convention("gamma", "gamma-first")
     assert convention_of(Stranger(12), "1+gamma", "shift-first") == Convention("1+gamma", "shift-first")
 
 
 @pytest.mark.parametrize("stated", [{}, {"form": "gamma"}, {"order": "gamma-first"}])
-def test_what_is_not_known_is_not_guessed(stated: dict[str, str]) -> None:
+def test_an_unknown_meaning_is_not_guessed(stated: dict[str, str]) -> None:
     with pytest.raises(SpecError) as caught:
         convention_of(Stranger(12), **stated)
     assert str(caught.value) == (
@@ -250,7 +250,7 @@ def with_third_party_family() -> Any:
 
 
 @pytest.mark.usefixtures("with_third_party_family")
-def test_the_word_of_a_third_party_family_serves_its_class_and_its_instance(spec: ReadoutSpec) -> None:
+def test_the_argument_of_a_third_party_family_works_for_its_class_and_instance(spec: ReadoutSpec) -> None:
     made = regplug.pair(spec, Styled)
     assert made.style_dim == 12
     assert regplug.pair(spec, made) is made
@@ -265,7 +265,7 @@ def test_what_is_no_class_with_a_signature_is_refused_as_a_film_generator(film: 
 
 
 @pytest.mark.parametrize(("word", "stated"), [("form", "1+gamma"), ("order", "shift-first")])
-def test_what_a_known_family_means_cannot_be_stated_otherwise(word: str, stated: str) -> None:
+def test_the_meaning_of_a_known_family_cannot_be_contradicted(word: str, stated: str) -> None:
     film = KernelFiLMGenerator(12, 3, 1)
     with pytest.raises(SpecError, match=f"{word}: expected '.*', which its family means, got '{re.escape(stated)}'"):
         convention_of(film, **{word: stated})
@@ -327,7 +327,7 @@ def test_a_registered_generator_is_built_by_its_name(spec, name):
 
 
 @pytest.mark.parametrize("name", ["nudge", "acme:nudge"])
-def test_a_plugins_generator_is_built_by_its_name_with_its_own_word(spec, name):
+def test_a_plugins_generator_is_built_by_name_with_its_own_argument(spec, name):
     registry = registry_of(FiLMEntry("nudge", Nudge, width="style", form="1+gamma", order="shift-first"))
     film = regplug.pair(spec, name, registry=registry, features=5)
     assert type(film) is Nudge
@@ -342,7 +342,7 @@ def test_a_text_that_is_both_a_familys_name_and_a_class_means_the_family(spec):
 
 
 @pytest.mark.parametrize("name", ["kernel-fim", "regplug:kernel-fim", "no-such", "", "a b", "acme:no-such"])
-def test_a_name_that_nobody_registered_is_refused(spec, name):
+def test_an_unregistered_name_is_refused(spec, name):
     with pytest.raises(regplug.NameLookupError, match="FiLM generator"):
         regplug.pair(spec, name, **SIZES)
 
@@ -352,14 +352,14 @@ def test_a_misspelled_name_gets_the_closest(spec):
         regplug.pair(spec, "kernel-fim", **SIZES)
 
 
-def test_a_name_as_width_word_overrules_the_family(spec):
+def test_a_given_width_argument_overrides_the_family(spec):
     registry = registry_of(FiLMEntry("nudge", Nudge, width="style"))
     with pytest.raises(SpecError, match=r"'nudge': expected a constructor that names 'no_such', got \(style, features"):
         regplug.pair(spec, "nudge", registry=registry, width="no_such", features=5)
 
 
 @pytest.mark.parametrize("word", ["context_dim", "dim_condition", "condition_shape", "llm_dim"])
-def test_the_width_words_of_other_projects_are_known(spec, word):
+def test_the_width_arguments_of_other_projects_are_known(spec, word):
     text = f"def __init__(self, {word}: int):\n    nn.Module.__init__(self)\n    self.{word} = {word}\n"
     members: dict[str, Any] = {}
     exec(text, {"nn": nn}, members)

@@ -226,7 +226,7 @@ def test_gradients_are_those_of_upstream(name: str) -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_the_fast_way_back_of_pooling_is_right_to_every_order_and_under_every_transform() -> None:
+def test_the_fast_backward_of_pooling_is_right_to_every_order_and_under_every_transform() -> None:
     torch.manual_seed(0)
     weights = torch.rand(R, dtype=torch.float64, requires_grad=True)
     given = registers(dtype=torch.float64).requires_grad_()
@@ -245,7 +245,7 @@ def test_the_fast_way_back_of_pooling_is_right_to_every_order_and_under_every_tr
         torch.testing.assert_close(found, wanted)
 
 
-def test_pooling_takes_the_fast_way_back_where_there_is_much_and_gives_the_same() -> None:
+def test_pooling_uses_the_fast_backward_for_large_inputs_with_the_same_result() -> None:
     batch, found = averages.LARGE // (R * D) + 1, []
     for readout in oracles("pool"):
         given = registers(batch).requires_grad_()
@@ -406,7 +406,7 @@ def test_mamba_reg_keeps_the_keys_and_the_start_of_its_source() -> None:
 
 
 @every_readout
-def test_a_saved_archive_still_tells_its_sizes(name: str) -> None:
+def test_a_saved_archive_keeps_its_sizes(name: str) -> None:
     readout = trained(name)
     archive = io.BytesIO()
     torch.jit.save(torch.jit.script(readout), archive)
@@ -450,7 +450,7 @@ def test_a_readout_moves_and_trains_as_any_module() -> None:
         ("attention", {"num_head": 3}, "option 'num_head': expected a known option, got 3"),
     ],
 )  # fmt: skip
-def test_an_option_that_does_not_fit_is_refused_when_it_is_asked_for(strategy: str, options: dict, text: str) -> None:
+def test_an_option_that_does_not_fit_is_refused_by_pair(strategy: str, options: dict, text: str) -> None:
     with pytest.raises(SpecError) as caught:
         regplug.resolve(strategy, num_registers=R, hidden_dim=D, **options)
     assert text in str(caught.value)

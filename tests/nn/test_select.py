@@ -124,7 +124,7 @@ def test_gradients_reach_the_registers_and_no_other_token() -> None:
     assert touched == list(layout.indices)
 
 
-def test_a_selection_has_no_state_of_its_own() -> None:
+def test_a_selection_has_no_state() -> None:
     assert SelectRegisters(LAYOUTS["unevenly spaced"]).state_dict() == {}
 
 

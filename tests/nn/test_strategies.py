@@ -204,7 +204,7 @@ def test_a_global_hook_sees_the_call_of_every_layer_with_weights(strategy):
         assert all(readout.get_submodule(name) in modules_seen(readout, registers()) for name in layers)
 
 
-def test_the_hook_of_these_tests_does_not_see_a_layer_whose_weights_are_taken_by_hand():
+def test_the_hook_of_these_tests_does_not_see_a_layer_that_is_not_called():
     readout = trained("regplug:compress-concat")
     readout.forward = lambda given: nn.functional.linear(given, readout.compress.weight).flatten(1)
     assert readout.compress not in modules_seen(readout, registers())

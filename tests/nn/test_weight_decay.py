@@ -137,7 +137,7 @@ class Tied(nn.Module):
         self.scale = nn.Parameter(torch.tensor(1.0))
 
 
-def test_a_tied_parameter_stands_once_a_frozen_one_never() -> None:
+def test_a_tied_parameter_is_listed_once_and_a_frozen_one_never() -> None:
     found = decays(Tied())
     assert "frozen" not in found
     assert (found["film.mlp.0.weight"], found["again.bias"], found["scale"]) == (1e-3, 0.0, 0.0)
@@ -253,7 +253,7 @@ def test_the_groups_survive_what_the_tags_may_not(way: str) -> None:
     assert (meant_by_tags(changed) == wanted) is keeps_tags
 
 
-def test_what_only_a_tag_told_is_lost_with_it() -> None:
+def test_a_decay_that_only_a_tag_declared_is_lost_with_the_tag() -> None:
     copied = copy.deepcopy(upstream.KernelFiLMGenerator(6, 4, 2, no_weight_decay=1e-3))
     assert decays(copied) == {"mlp.0.weight": GIVEN, "mlp.0.bias": 0.0, "mlp.2.weight": GIVEN, "mlp.2.bias": 0.0}
 
@@ -332,7 +332,7 @@ def train_in_two_processes(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_train_every_readout_and_a_conditioner_as_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_every_readout_and_a_conditioner_like_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_in_two_processes, (str(tmp_path),), nprocs=PROCESSES)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
     for name in [*EVERY, CONDITIONER]:

@@ -193,7 +193,7 @@ def test_a_spawned_worker_gets_the_program(program):
     worker.join()
 
 
-def test_a_program_whose_bundle_was_replaced_is_not_opened_again(tmp_path):
+def test_a_program_is_not_opened_again_after_its_bundle_was_replaced(tmp_path):
     regplug.export(SPEC, SPEC.build(), tmp_path / "b")
     data = pickle.dumps(regplug.load(tmp_path / "b", program="torchscript"))
     regplug.export(SPEC, SPEC.build(), tmp_path / "b", force=True)

@@ -579,7 +579,7 @@ WRONG = {
     "describes a class": (entry_of(describe=lambda model: ("small", {"depth": int})), "describe", "a JSON value"),
     "swallows options": (entry_of(build=swallows), "refusals", "option no_such_name=1: expected a refusal"),
     "takes any name": (entry_of(build=takes_any_name), "refusals", "model 'no-such-name': expected a refusal"),
-    "another's class": (entry_of(classes=("torch.nn:Linear",)), "recognised", "model Net: carries no registers"),
+    "another's class": (entry_of(classes=("torch.nn:Linear",)), "recognised", "model Net: has no registers"),
     "unknown strategy": (entry_of(readouts=("compress-concat", "meen")), "strategies", "strategy 'meen': not"),
     "option missing": (entry_of(options={}), "strategies", "compressed_dim"),
     "no such site": (

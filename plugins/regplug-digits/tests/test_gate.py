@@ -32,7 +32,7 @@ def test_gate_is_what_its_formula_says() -> None:
     torch.testing.assert_close(readout(registers), expected)
 
 
-def test_gate_tells_registers_apart_and_samples_too() -> None:
+def test_gate_distinguishes_registers_and_samples() -> None:
     readout, registers = trained_like(), torch.randn(2, 3, 5)
     assert not torch.allclose(readout(registers), readout(registers.flip(1)))
     assert not torch.allclose(readout(registers + 1) - readout(registers), torch.ones(2, 5))

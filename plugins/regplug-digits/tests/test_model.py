@@ -20,7 +20,7 @@ def test_shipped_weights_name_at_least_98_percent_of_the_held_out_fifth(shipped:
     assert accuracy(shipped, parts[1]) >= 98.0
 
 
-def test_plain_methods_are_what_the_readme_says_beside_it() -> None:
+def test_plain_methods_reach_the_accuracies_in_the_readme() -> None:
     figures = plain_accuracies()
     assert figures["logistic regression"] == pytest.approx(96.4, abs=0.4)
     assert figures["3 nearest neighbours"] == pytest.approx(98.6, abs=0.4)
@@ -99,7 +99,7 @@ def test_convolution_is_what_summing_by_hand_gives() -> None:
     torch.testing.assert_close(convolve(grids, kernels), expected)
 
 
-def test_each_sample_gets_the_kernel_that_its_own_pairs_ask_for() -> None:
+def test_each_sample_gets_the_kernel_of_its_own_pairs() -> None:
     kernel = SirenKernel(channels=6, side=4, features=8, num_layers=2)
     pairs = [(torch.randn(3, 8), torch.randn(3, 8)) for _ in range(2)]
     drawn = kernel(pairs)
@@ -124,7 +124,7 @@ def test_normalisation_is_that_of_the_training_part(parts: Parts) -> None:
     assert grey.std().item() == pytest.approx(STD, abs=1e-4)
 
 
-def test_augmentation_moves_images_a_little_and_alike_for_one_seed(parts: Parts) -> None:
+def test_augmentation_moves_images_a_little_and_equally_for_one_seed(parts: Parts) -> None:
     images = parts[0].images[:50]
     first, again = (augment(images, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, again)

@@ -87,7 +87,7 @@ def marked(configuration: Configuration) -> tuple[Any, Tensor]:
     ids=[*NETWORKS, *(name for name, one in CONFIGURATIONS.items() if one.num_registers)],
 )
 @torch.inference_mode()
-def test_marked_registers_stand_where_the_layout_says(configuration: Configuration) -> None:
+def test_marked_registers_are_where_the_layout_says(configuration: Configuration) -> None:
     network, marks = marked(configuration)
     layout = regplug.layout_of(network)
     first, given = network.blocks[0], images(configuration, batch=1)
@@ -148,7 +148,7 @@ class Derived(CountsTokens):
 
 
 @torch.no_grad()
-def test_a_subclass_is_read_unless_it_has_a_forward_of_its_own() -> None:
+def test_a_subclass_is_read_unless_it_has_its_own_forward() -> None:
     network, given = make(NETWORKS["hybrid, CLS, padded"]), images(NETWORKS["hybrid, CLS, padded"])
     layout, expected = regplug.layout_of(network), regplug.read_registers(network, given)
     network.__class__ = Tagged
@@ -228,7 +228,7 @@ def test_reading_works_under_autocast_wherever_the_network_does() -> None:
         hyena({"input": images(NETWORKS["Hyena, GAP"])})
 
 
-def test_threads_that_read_at_once_get_each_their_own() -> None:
+def test_threads_that_read_at_once_each_get_their_own_result() -> None:
     network = make(NETWORKS["hybrid, CLS, padded"])
     given = [images(NETWORKS["hybrid, CLS, padded"], seed) for seed in range(6)]
     with torch.no_grad():

@@ -33,7 +33,7 @@ def test_listing_imports_neither_torch_nor_nvsubquadratic() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_widths_are_told_site_by_site() -> None:
+def test_widths_are_printed_site_by_site() -> None:
     code, text, err = run_command(
         "cond-dim", "--backbone", "nvsubquadratic:hybrid_hhha_learnable_omega_blockdiag_film", "--json"
     )
@@ -109,7 +109,7 @@ def test_a_size_that_no_configuration_can_have_is_refused() -> None:
         build("r4_f2_A", compressed_dim=96)
 
 
-def test_a_network_that_is_asked_for_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvsubquadratic.lazy_config", None)  # what Python finds where nothing is installed
     with pytest.raises(regplug.SpecError, match=r"use pip install 'regplug-nvsubquadratic\[nvsubquadratic\]'"):
         build()
@@ -149,7 +149,7 @@ def test_the_official_vit5_ends_in_its_registers(num_patches: int, num_registers
 
 @pytest.mark.parametrize("sizes", [(0, 4, 8), (196, 0, 8), (196, 4, 0), (196.0, 4, 8), (True, 4, 8)])
 @pytest.mark.parametrize("rule", [mamba_reg_layout, vit5_layout])
-def test_a_rule_refuses_sizes_that_are_none(rule: object, sizes: tuple[int, int, int]) -> None:
+def test_a_rule_refuses_sizes_that_are_not_positive_integers(rule: object, sizes: tuple[int, int, int]) -> None:
     with pytest.raises(regplug.SpecError, match="positive integer"):
         rule(*sizes)  # type: ignore[operator]
 

@@ -67,7 +67,7 @@ def test_a_block_takes_a_readout_from_lazy_config_and_keeps_its_keys(strategy: s
 
 
 @both
-def test_a_network_gives_the_logits_of_its_own_readouts_to_the_bit(strategy: str) -> None:
+def test_a_network_gives_the_logits_of_its_own_readouts_bit_for_bit(strategy: str) -> None:
     source = trained(instantiate(network_config(CHOICES[strategy][0])))
     network = instantiate(with_regplug(strategy)).eval()
     assert [type(block.register_pooling) for block in network.blocks] == [CHOICES[strategy][2]] * 2

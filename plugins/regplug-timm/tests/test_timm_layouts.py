@@ -92,7 +92,7 @@ def test_a_mark_in_each_register_is_found_where_the_layout_says_in_every_model(c
         assert found == [[position] for position in layout.positions(layout.min_tokens + 4)], name
 
 
-def test_a_mark_that_stands_elsewhere_is_seen() -> None:
+def test_a_mark_at_another_position_is_seen() -> None:
     model = build("vit_small_patch14_reg4_dinov2", img_size=28).eval()
     arrange = model._pos_embed
     model._pos_embed = lambda patches: arrange(patches).roll(1, dims=1)
@@ -128,7 +128,7 @@ def test_a_model_is_known_by_its_name_without_its_weights() -> None:
 
 
 def test_another_family_of_timm_carries_none_either() -> None:
-    with pytest.raises(regplug.NameLookupError, match="model ResNet: carries no registers"):
+    with pytest.raises(regplug.NameLookupError, match="model ResNet: has no registers"):
         regplug.layout_of(timm.create_model("test_resnet"))
     entry = regplug.default_registry().backbone_entry("timm")
     with pytest.raises(regplug.SpecError, match="model 'test_resnet': carries no register tokens"):

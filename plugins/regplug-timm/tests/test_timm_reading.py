@@ -53,7 +53,7 @@ def test_registers_come_as_forward_features_gives_them(named: tuple[str, nn.Modu
     assert torch.equal(registers, features[:, layout.start : layout.start + layout.num_registers])
 
 
-def test_the_norm_is_applied_or_not_as_asked(named: tuple[str, nn.Module, torch.Tensor]) -> None:
+def test_the_norm_is_applied_or_not_as_requested(named: tuple[str, nn.Module, torch.Tensor]) -> None:
     _, model, given = named
     layout = regplug.layout_of(model)
     # timm's own way to tokens before the norm
@@ -86,7 +86,7 @@ def test_reading_leaves_the_model_as_it_was(named: tuple[str, nn.Module, torch.T
     assert torch.equal(model(given), output)
 
 
-def test_a_replaced_forward_features_is_run_and_never_with_another_norm_than_asked() -> None:
+def test_a_replaced_forward_features_is_run_and_never_with_another_norm_than_requested() -> None:
     model, given = build("vit_small_patch14_reg4_dinov2"), images("vit_small_patch14_reg4_dinov2")
     original = model.forward_features
     model.forward_features = lambda images: 2 * original(images)
@@ -140,7 +140,7 @@ def test_naflex_patches_of_several_sizes_are_read_in_one_batch() -> None:
     assert torch.equal(regplug.read_registers(model, {**inputs, "patches": changed}), registers)
 
 
-def test_a_compiled_model_is_known_as_what_it_compiles() -> None:
+def test_a_compiled_model_is_recognised_as_the_model_inside() -> None:
     model, given = build("vit_small_patch14_reg4_dinov2"), images("vit_small_patch14_reg4_dinov2")
     compiled = torch.compile(model, backend="eager")
     assert regplug.layout_of(compiled) == regplug.layout_of(model)
@@ -239,7 +239,7 @@ def test_a_model_that_cannot_be_described_is_attached_all_the_same_and_says_why(
     assert "expected one that timm.create_model made" in str(source)
 
 
-def test_names_and_options_that_timm_refuses_are_the_users_to_mend() -> None:
+def test_names_and_options_that_timm_refuses_are_user_errors() -> None:
     with pytest.raises(regplug.NameLookupError, match="'vit_smal_patch14_reg4_dinov2': not known to timm; closest"):
         regplug.attach("timm:vit_smal_patch14_reg4_dinov2")
     with pytest.raises(regplug.NameLookupError, match=r"backbone 'tim': not registered.*closest: timm"):

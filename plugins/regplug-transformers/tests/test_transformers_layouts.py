@@ -74,7 +74,7 @@ def test_radio_keeps_its_registers_between_the_tokens_of_its_summary_and_its_pat
         assert not torch.equal(before.summary, bare(case.images()).summary)
 
 
-def test_layout_and_norm_are_told_on_the_meta_device_and_by_a_configuration_alone(case: Case) -> None:
+def test_layout_and_norm_are_known_on_the_meta_device_and_from_a_configuration_alone(case: Case) -> None:
     expected = regplug.TokenLayout(
         num_registers=case.num_registers,
         hidden_dim=case.hidden_dim,
@@ -143,7 +143,7 @@ def test_a_part_of_a_model_is_refused() -> None:
         regplug.layout_of(model.model)
 
 
-def test_no_registers_in_a_configuration_is_told_with_the_name_of_the_attribute(case: Case) -> None:
+def test_a_configuration_without_registers_is_refused_with_the_name_of_the_attribute(case: Case) -> None:
     word = "num_registers" if case.model_type == "radio" else "num_register_tokens"
     with pytest.raises(
         regplug.SpecError, match=rf"model {case.prefix}Config: carries no register tokens \({word} is 0\); use"
@@ -178,7 +178,7 @@ def test_a_derived_class_and_a_compiled_model_are_recognised(case: Case) -> None
     assert regplug.layout_of(torch.compile(model)) == regplug.layout_of(model)
 
 
-def test_a_derived_class_with_a_forward_of_its_own_is_refused(case: Case) -> None:
+def test_a_subclass_with_its_own_forward_is_refused(case: Case) -> None:
     plain = type(case.model)
 
     def without_registers(self: Any, *arguments: Any, **words: Any) -> Any:

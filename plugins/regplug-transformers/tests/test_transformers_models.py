@@ -59,7 +59,7 @@ def test_a_name_is_measured_without_weights() -> None:
     }
 
 
-def test_the_command_line_tells_a_layout_and_says_what_has_none() -> None:
+def test_the_command_line_prints_a_layout_and_reports_models_without_one() -> None:
     code, out, _ = run_command("info", "transformers:sapiens2", "--json")
     assert (code, json.loads(out)["layout"]["num_registers"]) == (0, 8)
     for name, text in (
@@ -146,7 +146,7 @@ def test_an_option_that_no_model_can_be_built_of_is_refused(options: dict[str, A
     assert re.search(text, refusal("dinov3_vit", **options))
 
 
-def test_a_missing_transformers_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_transformers_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "use pip install 'regplug-transformers[transformers]'." in refusal("radio")
 

@@ -53,7 +53,7 @@ def test_registers_are_the_models_own_features_contiguous(case: Case) -> None:
 
 
 @with_norm
-def test_the_norm_is_the_models_own_applied_or_not_as_asked(case: Case) -> None:
+def test_the_norm_is_the_models_own_applied_or_not_as_requested(case: Case) -> None:
     images = case.images()
     with torch.no_grad():
         raw = own_registers(case, case.raw(copy.deepcopy(case.model), images))
@@ -89,7 +89,7 @@ def test_reading_leaves_the_model_as_it_was_also_after_an_error(case: Case) -> N
     assert state_of(hooked)[0][""][2] != before[0][""][2]
 
 
-def test_a_hook_of_the_users_own_sees_the_reading(case: Case) -> None:
+def test_a_hook_of_the_user_sees_the_reading(case: Case) -> None:
     seen: list[Any] = []
     handle = case.model.register_forward_hook(lambda module, arguments, output: seen.append(module))
     try:
@@ -184,7 +184,7 @@ def test_a_classifier_is_read_as_the_model_inside() -> None:
     assert describe(model) == describe(model.dinov2_with_registers)
 
 
-def test_tipsv2_whole_is_read_by_its_vision_tower_whatever_the_text() -> None:
+def test_all_of_tipsv2_is_read_through_its_vision_tower_for_any_text() -> None:
     text = {"num_hidden_layers": 1, "vocab_size": 50}
     model = transformers.Tipsv2Model(
         transformers.Tipsv2Config(text_config=text, vision_config={"num_hidden_layers": 1, "num_register_tokens": 2})

@@ -199,7 +199,7 @@ def test_the_generalised_mean_keeps_signs() -> None:
     close(readout(-registers()), -readout(registers()).detach())
 
 
-def test_the_exponent_starts_where_it_is_told_and_no_step_makes_it_negative() -> None:
+def test_the_exponent_starts_at_the_given_value_and_no_step_makes_it_negative() -> None:
     assert RegisterGeM(R, D).log_p.exp().item() == pytest.approx(3.0)
     readout = RegisterGeM(R, D, p=0.5)
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_channel_pool_starts_as_the_mean_and_is_pool_where_channels_agree() -> N
     close(readout(registers()), pool(registers()).detach())
 
 
-def test_own_projections_that_agree_are_compress_concat() -> None:
+def test_equal_projections_are_compress_concat() -> None:
     shared = regplug.create("compress-concat", num_registers=R, hidden_dim=D, compressed_dim=2).double()
     readout = PerRegisterCompressConcat(R, D, 2).double()
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_own_projections_that_agree_are_compress_concat() -> None:
     close(readout(registers()), shared(registers()).detach())
 
 
-def test_own_projections_start_spread_as_a_linear_layer_does() -> None:
+def test_projections_are_initialised_like_a_linear_layer() -> None:
     torch.manual_seed(0)
     weight = PerRegisterCompressConcat(8, 64, 32).weight
     linear = nn.Linear(64, 8 * 32, bias=False).weight

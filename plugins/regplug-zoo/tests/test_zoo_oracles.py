@@ -135,7 +135,7 @@ def published_pma(weights: dict[str, Tensor], given: Tensor, heads: int, key_bia
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize(("seeds", "heads"), [(1, 1), (1, 4), (3, 2)])
-def test_pma_answers_as_published_whatever_the_key_bias_there(seeds: int, heads: int, layer_norm: bool) -> None:
+def test_pma_equals_the_published_code_for_every_key_bias(seeds: int, heads: int, layer_norm: bool) -> None:
     ours = trained(RegisterPMA(R, D, seeds, heads, layer_norm))
     answers = [published_pma(ours.state_dict(), registers(), heads, bias * torch.ones(D).double()) for bias in (0, 0.7)]
     for answer in answers:
@@ -172,7 +172,7 @@ def test_efficient_probing_answers_as_published(batch: int, queries: int, d_out:
 
 
 @every_batch
-def test_abmil_answers_as_the_published_attention_whatever_its_last_bias(batch: int) -> None:
+def test_abmil_equals_the_published_attention_for_every_last_bias(batch: int) -> None:
     ours = trained(RegisterABMIL(R, D, attention_dim=7))
     theirs = nn.Sequential(nn.Linear(D, 7), nn.Tanh(), nn.Linear(7, 1)).double()
     with torch.no_grad():

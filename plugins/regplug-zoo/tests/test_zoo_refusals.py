@@ -81,6 +81,6 @@ def test_an_option_of_another_type_is_refused(strategy: str, options: dict[str, 
 
 
 @pytest.mark.parametrize("strategy", ["per-register-compress-concat", "concat-linear"])
-def test_a_width_that_only_the_user_can_know_is_asked_for(strategy: str) -> None:
+def test_a_width_that_cannot_be_found_must_be_named(strategy: str) -> None:
     with pytest.raises(regplug.SpecError, match="expected option .*: int, got none"):
         regplug.resolve(strategy, num_registers=R, hidden_dim=D)
