@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import Conditioner, KernelFiLMGenerator, ShapeError, SpecError, TokenLayout
+from regplug.nn.conditioner import BuiltReadout
 from regplug.nn.pairing import Convention
 from regplug.nn.readouts.averages import RegisterMean, RegisterPooling
 from regplug.nn.readouts.concatenations import RegisterCompressConcat, RegisterConcat
+from regplug.registry.entries import ReadoutEntry
+from regplug.registry.spec import specify
 
 R, D, KERNEL, LAYERS = 3, 5, 4, 2
 SIZES = {"num_registers": R, "hidden_dim": D}
@@ -91,7 +94,7 @@ def test_a_scripted_conditioner_answers_as_the_eager_one(layout: TokenLayout, re
             identical(scripted(tokens), conditioner(tokens))
 
 
-@every_layout
+@pytest.mark.parametrize("layout", [LAYOUTS["fixed"], LAYOUTS["explicit"]], ids=["a slice", "a stack"])
 def test_a_compiled_conditioner_answers_as_the_eager_one(layout: TokenLayout) -> None:
     torch.compiler.reset()
     conditioner = conditioner_for(layout, "compress-concat")
@@ -111,6 +114,37 @@ def test_an_exported_conditioner_answers_as_the_eager_one(layout: TokenLayout) -
         for more in (0, 9):
             tokens = tokens_for(layout, batch, more)
             identical(exported(tokens), conditioner(tokens))
+
+
+class CountingConcat(RegisterConcat):
+    """Counts its forwards."""
+
+    forwards = 0
+
+    def forward(self, registers: Tensor) -> Tensor:
+        type(self).forwards += 1
+        return super().forward(registers)
+
+
+def test_a_readout_built_from_its_spec_is_not_run_again_to_measure_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountingConcat, "forwards", 0)
+    spec = specify(ReadoutEntry("counting", CountingConcat), R, D, {})
+    assert CountingConcat.forwards == 1  # on the meta device
+    film = KernelFiLMGenerator(spec.cond_dim, KERNEL, LAYERS)
+    built = Conditioner(LAYOUTS["front"], BuiltReadout(spec), film)
+    assert CountingConcat.forwards == 1
+    unmeasured = Conditioner(LAYOUTS["front"], spec.build(), film)
+    assert CountingConcat.forwards == 2
+    identical(built(tokens_for(LAYOUTS["front"])), unmeasured(tokens_for(LAYOUTS["front"])))
+
+
+def test_a_built_readout_is_checked_against_the_layout_and_the_generator() -> None:
+    readout = BuiltReadout(regplug.resolve("concat", **SIZES))
+    with pytest.raises(SpecError, match=r"^FiLM generator KernelFiLMGenerator: .* width 7, got 15 from RegisterConcat"):
+        Conditioner(LAYOUTS["front"], readout, KernelFiLMGenerator(7, KERNEL, LAYERS))
+    other = TokenLayout(num_registers=R + 1, hidden_dim=D, start=1)
+    with pytest.raises(SpecError, match="^strategy 'concat': num_registers: expected 4 as the layout has, got 3"):
+        Conditioner(other, readout, KernelFiLMGenerator(R * D, KERNEL, LAYERS))
 
 
 def test_the_keys_are_those_of_readout_and_film() -> None:

@@ -332,6 +332,7 @@ def train_in_two_processes(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_every_readout_and_a_conditioner_like_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_in_two_processes, (str(tmp_path),), nprocs=PROCESSES)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]

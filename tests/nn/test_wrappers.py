@@ -184,6 +184,7 @@ def run_there(program, given, answers):
     answers.put(program(given).clone().tolist())
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_gets_the_program(program):
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
