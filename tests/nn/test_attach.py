@@ -1,4 +1,4 @@
-"""What is attached shares tensors and hooks with the model, and has modes, settings and submodules for itself."""
+"""An attached module shares tensors and hooks with the model, and has separate modes, settings and submodules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGES = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 def network(**options: Any) -> Any:
-    """A ViT whose answers are random in train mode, and in no other."""
+    """A ViT with random outputs in train mode only."""
     torch.manual_seed(0)
     return timm.create_model("vit_small_patch14_reg4_dinov2", img_size=28, depth=2, proj_drop_rate=0.5, **options)
 
@@ -74,7 +74,7 @@ def test_an_attached_module_has_its_own_mode_and_its_outputs_follow_it(make: Any
 
 
 class Bare(nn.Module):
-    """What `attach` would give if it shared the modules: the strangers' case."""
+    """What `attach` would return if it shared the modules."""
 
     def __init__(self, whole: AttachedReadout, model: Any) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def test_a_tensor_that_is_replaced_moved_or_converted_in_one_is_so_in_the_other(
 
 
 class Normed(nn.Module):
-    """A backbone with statistics in buffers, that are replaced where they are not changed in place."""
+    """A backbone with statistics in buffers: some are replaced, some changed in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ def test_pruned_and_parametrized_weights_are_those_of_the_model() -> None:
 
 
 def recomputed(whole: Any, block: nn.Module) -> bool:
-    """Whether a block runs again on the way back, as it does with gradient checkpointing."""
+    """Whether a block runs again in the backward pass, as with gradient checkpointing."""
     calls: list[int] = []
     hook = block.norm1.register_forward_pre_hook(lambda *_: calls.append(1))
     answer(whole).sum().backward()
@@ -302,7 +302,7 @@ def test_gradient_checkpointing_is_a_separate_setting_after_attach(kind: str) ->
 
 
 class Adapter(nn.Module):
-    """LoRA in its essence."""
+    """LoRA, reduced to the minimum."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -442,7 +442,7 @@ def test_a_frozen_backbone_stays_in_eval_mode_and_takes_no_gradients(make: Any) 
     assert model.training  # the model's own mode is left
     assert {one.requires_grad for one in whole.tokens.parameters()} == {False}
     assert {one.requires_grad for one in whole.readout.parameters()} == {True}
-    used = {id(one) for one in whole.tokens.parameters()}  # of the model, whose weights they are
+    used = {id(one) for one in whole.tokens.parameters()}  # the model's own weights
     assert all(one.requires_grad is not (id(one) in used) for one in model.parameters())
     whole(IMAGES).sum().backward()
     assert {one.grad is None for one in model.parameters()} == {True}

@@ -1,4 +1,4 @@
-"""Models recognised by their class, read by their plugin's own means, and a readout attached to them."""
+"""Models are recognised by their class, read by their plugin, and get a readout attached."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tiny(nn.Module):
 
 
 class Derived(Tiny):
-    """Known by what it is derived from."""
+    """Known by its base class."""
 
 
 class TinyTokens(nn.Module):
@@ -174,7 +174,7 @@ def test_attaching_a_generator_passes_the_width_on(registry: Registry) -> None:
 
 
 class Halves(nn.Module):
-    """A generator of nobody's family: shift first."""
+    """A generator of no known family: shift first."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From tokens to FiLM pairs: the composition by hand, every way to run it, and what does not fit together."""
+"""From tokens to FiLM pairs: the composition by hand, every way to run it, and parts that do not fit together."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_making_a_conditioner_leaves_readout_and_random_numbers_alone() -> None:
 
 
 class FixedPairs(nn.Module):
-    """A foreign generator: scale is the first part of the conditioning vector, shift the second."""
+    """A third-party generator: scale is the first part of the conditioning vector, shift the second."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def test_a_form_that_is_none_of_the_two_is_refused() -> None:
 
 
 class AnyReadout(nn.Module):
-    """A readout with neither sizes nor out_dim: its first forward tells."""
+    """A readout with neither sizes nor out_dim: its width is known after a forward."""
 
     def __init__(self, wanted: int = D) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class SaysWrong(AnyReadout):
 
 
 class Asserts(nn.Module):
-    """Refuses by an assertion, as much research code does."""
+    """Refuses with an assertion, like much research code."""
 
     def forward(self, registers: Tensor) -> Tensor:
         assert registers.shape[1] == 99, "99 registers wanted"

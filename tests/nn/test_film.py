@@ -1,4 +1,4 @@
-"""The FiLM generator: its formula, nvSubquadratic's as the oracle, every way to run it, what it refuses."""
+"""The FiLM generator: its formula, nvSubquadratic's as the reference, every way to run it, its refusals."""
 
 from __future__ import annotations
 

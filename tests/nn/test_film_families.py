@@ -1,4 +1,4 @@
-"""Six public FiLM families pair unchanged; what the table says of each is what its module computes."""
+"""Six public FiLM families pair unchanged; the table's entry for each is what its module computes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """One head: what matters is that its layers come before those that take the conditioning vector."""
+    """One head; its layers come before those that take the conditioning vector."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ def spec() -> regplug.ReadoutSpec:
 
 @pytest.fixture(autouse=True)
 def importable() -> Iterator[None]:
-    """The rebuilt classes lie where they are published."""
+    """The rebuilt classes are importable under their published names."""
     with pytest.MonkeyPatch.context() as patch:
         for reference, cls in PUBLISHED.items():
             module = reference.partition(":")[0]
@@ -325,7 +325,7 @@ def importable() -> Iterator[None]:
 
 
 def trained(film: nn.Module) -> nn.Module:
-    """Away from the start, where most modulate by nothing."""
+    """Weights away from the initial ones, with which most modulate by nothing."""
     torch.manual_seed(1)
     return moved(film, 0.3)
 
@@ -386,7 +386,7 @@ def test_gradients_go_through_the_pair_to_the_readout(spec: regplug.ReadoutSpec,
 
 
 def modulation(case: Case, film: nn.Module, given: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
-    """What the module modulates and what comes of it, channels last."""
+    """The features before and after modulation, channels last."""
     h = given
     if case.cls is normalization.AdaGroupNorm:  # calls a function, which no hook sees
         h = F.group_norm(given, film.num_groups, eps=film.eps)
@@ -436,7 +436,7 @@ def test_the_pairs_of_nvsubquadratic_are_the_identity_at_its_start_gamma_first(s
 
 
 def rows() -> list[str]:
-    """The table of docs/film.md, made from what regplug knows."""
+    """The table of docs/film.md, made from the registry."""
     made = []
     for entry in builtin.regplug_films():
         classes = "<br>".join(f"`{name}`" for name in (entry.build, *entry.classes))
@@ -493,7 +493,7 @@ def test_the_generator_of_nvsubquadratic_may_be_a_conditioners(spec: regplug.Rea
 
 
 class CopiedBlock(DiTBlock):
-    """Stands for a copy: the registry below knows no family."""
+    """Simulates a copy: the registry below knows no family."""
 
 
 UNKNOWING = regplug.Registry({})
@@ -520,7 +520,7 @@ def test_a_copy_that_takes_features_too_is_no_generator_even_with_stated_form_an
 
 
 class WiderBlock(DiTBlock):
-    """A user's own: its conditioning vector has another width than its tokens."""
+    """A user's class: its conditioning vector has another width than its tokens."""
 
     def __init__(self, hidden_size: int, cond_dim: int, num_heads: int = 1) -> None:
         super().__init__(hidden_size, num_heads)

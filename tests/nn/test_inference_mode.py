@@ -1,4 +1,4 @@
-"""Weights that are made or loaded inside inference mode can be trained, as those made anywhere else."""
+"""Weights that are made or loaded inside inference mode can be trained."""
 
 import pytest
 import torch

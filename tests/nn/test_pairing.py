@@ -1,4 +1,4 @@
-"""Pairing passes the readout's width on under the generator's own word, or checks the one it has."""
+"""Pairing passes the readout's width as the generator's own argument, or checks the width that it has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def spec() -> ReadoutSpec:
 
 
 class GlobalCond(nn.Module):
-    """As diffusion-policy calls it, and with an option that has the name of one of the readout's sizes."""
+    """diffusion-policy's name for the width, and an option named like one of the readout's sizes."""
 
     def __init__(self, global_cond_dim: int, hidden_dim: int = 5) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class GlobalCond(nn.Module):
 
 
 class ConditioningEmbedding(nn.Module):
-    """As adaptive layer norms call it."""
+    """The name for the width in adaptive layer norms."""
 
     def __init__(self, embedding_dim: int, conditioning_embedding_dim: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ConditioningEmbedding(nn.Module):
 
 
 class Stranger(nn.Module):
-    """Its word must be named."""
+    """Its argument for the width must be named."""
 
     def __init__(self, style: int, *, depth: int = 1) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ def test_a_width_is_checked_against_the_readout_that_gives_it() -> None:
 
 
 class Derived(KernelFiLMGenerator):
-    """A user's own class on top of ours."""
+    """A user's subclass of ours."""
 
 
 def test_a_family_is_recognised_along_the_classes_it_is_made_of() -> None:
@@ -244,7 +244,7 @@ class Styled(nn.Module):
 
 @pytest.fixture
 def with_third_party_family() -> Any:
-    """A plugin with its own word for the width, and a generator whose first layer takes something else."""
+    """A plugin with its own argument for the width, and a generator with another width in its first layer."""
     with registered(FiLMEntry("style", Styled, width="style_dim", form="1+gamma", order="shift-first")):
         yield
 
@@ -295,7 +295,7 @@ def test_families_are_looked_up_in_the_registry_that_is_given() -> None:
 
 
 class Nudge(nn.Module):
-    """A plugin's own generator: a word of its own for the width, and pairs in the other order."""
+    """A plugin's generator: its own argument for the width, and pairs in the other order."""
 
     def __init__(self, style: int, features: int) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ every_readout = pytest.mark.parametrize("name", MAKE)
 
 
 def trained(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A readout whose parameters are no longer the initial ones."""
+    """A readout with parameters other than the initial ones."""
     torch.manual_seed(0)
     return moved(MAKE[name]().to(dtype))
 
@@ -264,7 +264,7 @@ def test_pooling_uses_the_fast_backward_for_large_inputs_with_the_same_result() 
 
 
 class Adapted(nn.Module):
-    """A linear layer with something added, as adapters do it; ``weight`` is that of the layer inside."""
+    """A linear layer with an addition, like an adapter; ``weight`` is that of the layer inside."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class Adapted(nn.Module):
 
 
 class Quantized(nn.Module):
-    """A linear layer whose weight is kept as small integers, as quantizers do it."""
+    """A linear layer that keeps its weight as small integers, like a quantizer."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Selecting registers is fancy indexing with the layout's positions, however it is run."""
+"""Selecting registers is fancy indexing with the layout's positions, in every way to run it."""
 
 from __future__ import annotations
 

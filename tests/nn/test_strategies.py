@@ -1,4 +1,4 @@
-"""Every installed strategy, the core's and the plugins': what every readout must, and what ours do besides."""
+"""Every installed strategy, built-in and of the plugins: what every readout must do, and what ours do in addition."""
 
 import copy
 import doctest
@@ -56,7 +56,7 @@ def test_the_comparison_notices_a_small_difference_and_another_dtype():
 @every_strategy
 def test_it_does_what_every_readout_must(strategy):
     results = check_readout(spec_of(strategy), backends=["torchscript"], compiler="eager")
-    # what digits-gate costs nobody has counted
+    # digits-gate has no flop_count
     allowed = {("flop-count", "not applicable")} if strategy.startswith("regplug-digits") else set()
     assert {(result.check, result.verdict) for result in results if result.verdict != "passed"} == allowed, results
 
@@ -174,7 +174,7 @@ def test_a_wrong_shape_is_refused_naming_both_shapes(strategy):
             readout(torch.zeros(shape))
         with pytest.raises(torch.jit.Error, match=re.escape(text)):
             scripted(torch.zeros(shape))
-    # Dynamo buries the text, and compiles anew for each rank
+    # Dynamo hides the text, and compiles again for each rank
     for shape in WRONG_SHAPES[:2]:
         with pytest.raises(RuntimeError, match=re.escape(f"expected registers [B, {R}, ")):
             compiled(readout)(torch.zeros(shape))
@@ -192,7 +192,7 @@ def test_a_size_that_is_no_positive_integer_is_refused_by_name(strategy, word, v
 
 
 def modules_seen(readout, given):
-    """The modules whose calls a global hook sees, as counters of FLOPs and profilers set one."""
+    """The modules that a global hook sees; FLOP counters and profilers set one."""
     seen = []
     hook = register_module_forward_hook(lambda module, *_: seen.append(module))
     readout(given)

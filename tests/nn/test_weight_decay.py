@@ -30,7 +30,7 @@ CHOICES = [False, True, 0, 1, 0.0, 1e-3]
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters, without what wrappers put before their names."""
+    """The parameters, without the prefixes of wrappers."""
     found = {}
     for name, parameter in module.named_parameters():
         for prefix in ("module.", "_orig_mod."):
@@ -40,7 +40,7 @@ def named(module: nn.Module) -> dict[str, Tensor]:
 
 
 def decays(module: nn.Module, given: float = GIVEN) -> dict[str, float]:
-    """What the groups say of each parameter, which stands in one group, once."""
+    """The decay of each parameter by the groups; each is in one group, once."""
     of = {}
     for group in param_groups(module, weight_decay=given):
         assert list(group) == ["params", "weight_decay"]
@@ -53,7 +53,7 @@ def decays(module: nn.Module, given: float = GIVEN) -> dict[str, float]:
 
 
 def meant_by_tags(module: nn.Module) -> dict[str, float]:
-    """What nvSubquadratic's tags say of each parameter."""
+    """The decay of each parameter by nvSubquadratic's tags."""
     return {
         name: 0.0 if getattr(parameter, "_no_weight_decay", False) else getattr(parameter, "_weight_decay", GIVEN)
         for name, parameter in named(module).items()
@@ -158,7 +158,7 @@ def test_a_tag_counts_before_a_shape_and_a_declaration_before_a_tag() -> None:
 
 
 class ChannelLogits(nn.Module):
-    """A third party's, with logits that are a matrix: it says so where copies keep it."""
+    """A third party's readout with a matrix of logits: it declares no decay in an attribute, which copies keep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def module_and_batch(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def step(module: nn.Module, batch: Tensor) -> dict[str, Any]:
-    """One step of SGD: what came of the weights, and how each is decayed."""
+    """One step of SGD: the new weights, and each one's decay."""
     groups = param_groups(module, weight_decay=GIVEN)  # before the forward, which puts FSDP2's whole weights in place
     output = module(batch)
     parts = [output] if isinstance(output, Tensor) else [part for pair in output for part in pair]
@@ -297,7 +297,7 @@ def step(module: nn.Module, batch: Tensor) -> dict[str, Any]:
 
 
 def train_in_two_processes(rank: int, folder: str) -> None:
-    """What each of the processes does: every readout and a conditioner, by DDP and by FSDP2."""
+    """Run in each process: every readout and a conditioner, with DDP and with FSDP2."""
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard

@@ -1,4 +1,4 @@
-"""What training puts around a module or its weights is taken off by export, or named."""
+"""Wrappers that training puts around a module or its weights are removed by export, or named."""
 
 import copy
 import multiprocessing
