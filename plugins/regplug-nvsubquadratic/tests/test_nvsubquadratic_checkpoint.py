@@ -106,8 +106,8 @@ WRONG = [
         {f"{FILM}2.weight": (130, 64), f"{FILM}2.bias": (130,)},
         f"{FILM}2.weight: expected [2 * L * 32, h] (L = 2 or 3) with {OUT_LINEAR} [24, 32], got [130, 64].",
     ),
-    (POOL, {f"{FILM}2.weight": (512, 64), f"{FILM}2.bias": (512,)}, "(L = 2 or 3) beside"),
-    (POOL, {OUT_LINEAR: (24, 0)}, f"beside {OUT_LINEAR} [24, 0], got [128, 64]."),
+    (POOL, {f"{FILM}2.weight": (512, 64), f"{FILM}2.bias": (512,)}, "(L = 2 or 3) with"),
+    (POOL, {OUT_LINEAR: (24, 0)}, f"with {OUT_LINEAR} [24, 0], got [128, 64]."),
     (POOL, {OUT_LINEAR: None}, f"{OUT_LINEAR}: expected [D, k] with {FILM}2.weight [128, 64], got none."),
     (POOL, {f"{FILM}2.bias": None}, f"{FILM}2.bias: expected [2 * L * k] with {FILM}2.weight [128, 64], got none."),
 ]
@@ -149,7 +149,7 @@ def test_a_tensor_of_the_readout_or_its_generator_is_never_left_behind(name: str
     begin = re.escape(name[:200])  # of a longer message the middle is cut out
     with pytest.raises(regplug.SpecError, match=rf"^{begin}.* alone, got \[3, 2\]\.$"):
         find_readouts({**shapes, name: (3, 2)})
-    with pytest.raises(regplug.SpecError, match=f"^{begin}"):  # wherever it stands among the names
+    with pytest.raises(regplug.SpecError, match=f"^{begin}"):  # at any position among the names
         find_readouts({name: (3, 2), **shapes})
     find_readouts(shapes)
 
@@ -172,7 +172,7 @@ MAMBA_REG = {"small": (12, 384, 2), "base": (12, 768, 4), "large": (16, 1024, 8)
 
 
 def mamba_shapes(num_registers: int, hidden_dim: int, ratio: int) -> dict[str, tuple[int, ...]]:
-    # the head's width as the source writes it, which is why R // ratio stands there
+    # the head's width as the source writes it, hence R // ratio
     return {
         "cls_token": (1, num_registers, hidden_dim),
         "pos_embed_cls": (1, num_registers, hidden_dim),

@@ -19,7 +19,7 @@ import regplug
 from regplug_nvsubquadratic.network import film_sites, tokens
 from regplug_nvsubquadratic.shipped import CONFIGURATIONS, Configuration, build, network_config
 
-# 16 patches; padding stands behind the registers of those whose T no row of four fills
+# 16 patches; if T is no multiple of the row of four, padding follows the registers
 NETWORKS = {
     "Hyena, GAP": Configuration(4, "gap", "HH", 3, 6, hidden_dim=24, image_size=64),
     "Hyena, GAP, padded": Configuration(6, "gap", "HH", 2, hidden_dim=24, image_size=64),
@@ -55,7 +55,7 @@ def seen(module: nn.Module, run: Callable[[], object], *, before: bool = False) 
 
 
 def check_marks(layout: regplug.TokenLayout, tokens: Tensor, marks: Tensor) -> None:
-    """Each mark stands where the layout says, and nowhere else."""
+    """Each mark is where the layout says, and nowhere else."""
     positions = layout.positions(tokens.shape[1])
     for sample in tokens:
         found = [(sample == mark).all(dim=-1).nonzero().flatten().tolist() for mark in marks]
@@ -66,7 +66,7 @@ def check_marks(layout: regplug.TokenLayout, tokens: Tensor, marks: Tensor) -> N
 
 
 def marked(configuration: Configuration) -> tuple[Any, Tensor]:
-    """A network whose blocks hand their input on unchanged, and whose registers bear marks."""
+    """A network with blocks that return their input unchanged, and with marked registers."""
     network = make(configuration)
     marks = torch.arange(1000.0, 1000.0 + configuration.num_registers)[:, None].expand(-1, configuration.hidden_dim)
     with torch.no_grad():
@@ -137,7 +137,7 @@ class Tagged(ViT5ClassificationNet):
 
 
 class CountsTokens(ViT5ClassificationNet):
-    """A user's network whose forward is another."""
+    """A user's network with another forward."""
 
     def forward(self, inputs: Any) -> Any:
         return {**super().forward(inputs), "count": self.num_patches}

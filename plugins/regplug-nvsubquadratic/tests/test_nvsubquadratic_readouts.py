@@ -30,7 +30,7 @@ both = pytest.mark.parametrize("strategy", CHOICES)
 
 
 def with_regplug(strategy: str) -> Any:
-    """The configuration of a network whose blocks take their readout from ``regplug.create``."""
+    """The configuration of a network with readouts from ``regplug.create`` in its blocks."""
     configuration, options, _, _ = CHOICES[strategy]
     config = network_config(configuration)
     config.layer_types.H.register_pooling_cfg = LazyConfig(regplug.create)(

@@ -63,7 +63,7 @@ def test_the_rest_say_that_they_carry_none() -> None:
 
 
 def marked_positions(model: nn.Module, images: torch.Tensor) -> list[list[int]]:
-    """For each register, the positions whose tokens change with its parameter, when no block mixes tokens."""
+    """For each register, the positions of the tokens that change with its parameter, if no block mixes tokens."""
     register = register_of(model)
     assert register is not None
     tokens, _ = tokens_of(regplug.default_registry().backbone_entry("timm"), model, normalized=None)

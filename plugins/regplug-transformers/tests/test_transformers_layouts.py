@@ -1,4 +1,4 @@
-"""Where the registers sit, proven on every family's real class and width, and told on the meta device."""
+"""Where the registers sit: tested on every family's real class and width, and on the meta device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = ("families", "layouts", "models", "plugin", "reading")
 
 
 def blocks_left_out(model: nn.Module) -> Any:
-    """A copy whose blocks add nothing: a token then shows what was put there, and no other token."""
+    """A copy with blocks that add nothing: each token then shows its own input only."""
     bare = copy.deepcopy(model)
     last = [module for name, module in bare.named_modules() if name.endswith(("o_proj", "fc2", "down_proj"))]
     assert len(last) == 2  # of attention and MLP, in one block

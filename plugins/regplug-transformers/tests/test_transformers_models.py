@@ -107,10 +107,10 @@ def test_a_folder_that_holds_nothing_usable_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text("{")
     assert refusal(name).startswith(f"NameLookupError: model {name!r}: expected a configuration there, got OSError: ")
-    for text, told in (("[]", "None"), ('{"model_type": "vit"}', "'vit'"), ('{"hidden_size": 3}', "None")):
+    for text, shown in (("[]", "None"), ('{"model_type": "vit"}', "'vit'"), ('{"hidden_size": 3}', "None")):
         config.write_text(text)
         assert refusal(name) == (
-            f"SpecError: model {name!r}: carries no register tokens that this plugin knows of (model_type {told}); "
+            f"SpecError: model {name!r}: carries no register tokens that this plugin knows of (model_type {shown}); "
             f"known: {TYPES}."
         )
     config.write_text('{"model_type": "radio", "hidden_size": "wide"}')
@@ -174,7 +174,7 @@ def test_a_model_that_is_not_what_its_configuration_builds_is_not_described() ->
     without.make_preprocessor_external()
     with pytest.raises(regplug.SpecError, match=r"input_conditioner\.norm_mean differs"):
         describe(without)
-    # it is read and trained all the same; only a bundle must name it
+    # it can still be read and trained; only a bundle must name it
     assert isinstance(regplug.attach(without, "mean").source, regplug.SpecError)
 
 

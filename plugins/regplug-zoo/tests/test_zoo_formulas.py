@@ -98,7 +98,7 @@ every_formula = pytest.mark.parametrize("strategy", FORMULAS)
 
 
 def trained(strategy: str) -> nn.Module:
-    """A readout in float64 whose parameters are no longer the initial ones."""
+    """A readout in float64 with parameters other than the initial ones."""
     torch.manual_seed(0)
     return moved(regplug.create(strategy, num_registers=R, hidden_dim=D, **OPTIONS.get(strategy, {})).double())
 
@@ -210,7 +210,7 @@ def test_the_exponent_starts_at_the_given_value_and_no_step_makes_it_negative() 
     assert given.grad.isfinite().all()
 
 
-# ---- beside the core's readouts
+# ---- compared with the built-in readouts
 
 
 def test_channel_pool_starts_as_the_mean_and_is_pool_where_channels_agree() -> None:

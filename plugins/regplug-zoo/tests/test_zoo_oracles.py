@@ -1,7 +1,7 @@
 """Upstream's code as the oracle: the same weights in, the same numbers out.
 
 timm's code runs as installed. Set Transformer's, efficient-probing's and ABMIL's cannot be installed: what they publish
-is written anew below, with operations and an order of its own.
+is written again below, with other operations in another order.
 """
 
 from __future__ import annotations
