@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,16 +19,44 @@ from support.commands import run_command
 from support.distributions import write_distribution
 from support.environment import clean_environment
 
+import regplug
+
 # a shared machine is slow at times, and a slow answer is no wrong one
 settings.register_profile("regplug", deadline=None)
 settings.load_profile("regplug")
 
+ROOT = Path(__file__).resolve().parents[1]
+WEEK_S = 604_800.0
+
+
+def program_cache() -> Path:
+    """A folder in build/ for compiled programs, named by what decides how they are made."""
+    tools = [version("torch"), sys.version, os.path.realpath(shutil.which("c++") or "")]
+    made_by = hashlib.sha256("\n".join(tools).encode())
+    package = Path(regplug.__file__).parent
+    for folder in ("backends", "format"):
+        for path in sorted((package / folder).glob("*.py")):
+            made_by.update(path.read_bytes())
+    caches = ROOT / "build" / "test-cache"
+    kept = caches / made_by.hexdigest()[:16]
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.utime(kept)
+    for other in caches.iterdir():
+        with suppress(FileNotFoundError):  # another process deletes it
+            if time.time() - other.stat().st_mtime > WEEK_S:
+                shutil.rmtree(other)
+    for names in kept.glob("names-*.json"):  # of plugins that earlier runs installed
+        names.unlink(missing_ok=True)
+    return kept
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests compile each program once, all processes that run them together, and leave the user's cache alone."""
+    """The user's cache is left alone: a link to one in build/, which all processes and later runs share."""
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with suppress(FileExistsError):  # another process was faster
+        (shared / "cache").symlink_to(program_cache())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGPLUG_CACHE_DIR", str(shared / "cache"))
         yield

@@ -6,6 +6,7 @@ It is written under another name and renamed: a reader sees all of it or nothing
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from regplug.registry.cache_folder import check_ours, read_regular
 ENTRY = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.safetensors")
 DAY_S = 86_400.0
 WRITING = ".entry.writing-"
+LOCK = ".lock"
 INDUCTOR = "inductor"  # the folder where torch.compile keeps its libraries
 
 log = logging.getLogger("regplug")
@@ -85,6 +87,19 @@ def keep(key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -
             written.replace(place)
     except OSError as error:
         log.warning("cache %s: not written: %s; the next export compiles again.", folder, error.strerror or error)
+
+
+@contextmanager
+def sole_maker(key: str) -> Iterator[None]:
+    """Let one process make the files of a key while others wait; no lock if the cache cannot be written."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder = cache_folder()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_ours(folder)
+            lock = stack.enter_context((folder / LOCK).open("wb"))
+            fcntl.lockf(lock, fcntl.LOCK_EX, 1, int(key[:15], 16))  # one byte of one file for each key
+        yield
 
 
 def entries() -> list[CacheEntry]:

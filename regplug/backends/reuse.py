@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from regplug.backends.cache import find, keep, key_of
+from regplug.backends.cache import find, keep, key_of, sole_maker
 from regplug.backends.graph import format_graph
 from regplug.backends.interface import Program, Source
 from regplug.registry.version import own_version
@@ -46,16 +46,26 @@ def reused(
             **versions,
         }
     )
-    if (found := find(key)) is not None:
-        description, files = found
-        return [Program(name, files[name], properties) for name, properties in sorted(description["programs"].items())]
-    programs = make()
-    description = {
-        "backend": backend,
-        **{word: source.description[word] for word in ("holds", "strategy", "num_registers", "hidden_dim")},
-        "settings": settings,
-        "programs": {program.file: dict(program.properties) for program in programs},
-        **versions,
-    }
-    keep(key, description, {program.file: program.data for program in programs})
+    if (programs := _find(key)) is not None:
+        return programs
+    with sole_maker(key):
+        if (programs := _find(key)) is not None:  # another process made them meanwhile
+            return programs
+        programs = make()
+        description = {
+            "backend": backend,
+            **{word: source.description[word] for word in ("holds", "strategy", "num_registers", "hidden_dim")},
+            "settings": settings,
+            "programs": {program.file: dict(program.properties) for program in programs},
+            **versions,
+        }
+        keep(key, description, {program.file: program.data for program in programs})
     return programs
+
+
+def _find(key: str) -> list[Program] | None:
+    found = find(key)
+    if found is None:
+        return None
+    description, files = found
+    return [Program(name, files[name], properties) for name, properties in sorted(description["programs"].items())]

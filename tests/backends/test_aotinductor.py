@@ -221,9 +221,17 @@ def put_another_in_its_place(entry):
     other.rename(other.with_name(other.name.replace("0" * 64, asked, 1)))
 
 
+def copy_entry_of(library, folder):
+    """Copy the entry of the cache that holds a library to another cache."""
+    folder.mkdir(mode=0o700)
+    data = library.read_bytes()
+    [entry] = [one for one in cache.cache_folder().glob("*-*.safetensors") if data in one.read_bytes()]
+    shutil.copy(entry, folder)
+
+
 @pytest.mark.parametrize("damage", [change_a_byte, put_another_in_its_place])
 def test_a_damaged_or_foreign_entry_of_the_cache_is_never_used(bundle, tmp_path, monkeypatch, damage):
-    shutil.copytree(cache.cache_folder(), tmp_path / "cache")
+    copy_entry_of(bundle / LIBRARY, tmp_path / "cache")
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)

@@ -184,3 +184,32 @@ def test_processes_that_write_read_prune_and_die_at_once_see_whole_entries_only(
             writer.kill()
             writer.wait()
     assert all(entry.description for entry in cache.entries())
+
+
+MAKER = """
+import sys
+from regplug.backends import cache
+
+with cache.sole_maker(sys.argv[1]):
+    print("in", flush=True)
+    sys.stdin.readline()
+    cache.keep(sys.argv[1], {"backend": "b"}, {"program.b": b"made by another process"})
+"""
+
+
+def test_a_process_waits_while_another_makes_the_files_of_the_same_key():
+    command = [sys.executable, "-c", MAKER, KEY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout.readline() == "in\n"
+        with cache.sole_maker("b" * 64):
+            assert cache.find(KEY) is None
+        maker.stdin.write("\n")
+        maker.stdin.flush()
+        with cache.sole_maker(KEY):
+            assert cache.find(KEY)[1] == {"program.b": b"made by another process"}
+
+
+def test_without_a_cache_folder_nobody_waits(folder):
+    folder.write_text("no folder")
+    with cache.sole_maker(KEY):
+        assert folder.read_text() == "no folder"
