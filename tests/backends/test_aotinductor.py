@@ -1,4 +1,4 @@
-"""The aotinductor backend: what it compiles, for which CPU, from what, and what its programs refuse."""
+"""The aotinductor backend: what it compiles, for which CPU, and what its programs refuse."""
 
 import gc
 import hashlib
@@ -20,7 +20,7 @@ from support.readouts import SIZES, trained
 from torch import nn
 
 import regplug
-from regplug.backends import aotinductor, cache, compiling
+from regplug.backends import InputSpec, Source, TensorSpec, aotinductor, cache, compiling, export_graph, flatten
 from regplug.backends.cpu import CpuFlags, cpu_flags
 
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
@@ -88,8 +88,9 @@ def bundle(tmp_path_factory):
     return folder
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_readouts_library_agrees_with_eager_on_every_case_slices_and_empty_batches_included(tmp_path, strategy):
+def test_a_readouts_library_agrees_with_eager_on_every_case_even_slices_and_empty_batches(tmp_path, strategy):
     spec = regplug.resolve(strategy, **SIZES, **STRATEGIES[strategy])
     module = trained(spec)
     regplug.export(spec, module, tmp_path / "b", **ONLY)
@@ -114,23 +115,58 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("place", LAYOUTS)
-def test_every_layouts_conditioner_compiles_for_every_length_that_holds_its_registers(tmp_path, place):
+def conditioner_of(place):
     spec = regplug.resolve("pool", **SIZES)
     torch.manual_seed(0)
     kwargs = {"kernel_hidden_dim": 5, "num_film_layers": 2, "init_type": "small_random", "init_std": 0.5}
     film = regplug.pair(spec, regplug.KernelFiLMGenerator, **kwargs)
-    layout = LAYOUTS[place]
-    conditioner = regplug.Conditioner(layout, trained(spec), film)
+    return spec, regplug.Conditioner(LAYOUTS[place], trained(spec), film).eval()
+
+
+def lengths_of(layout):
+    return [layout.num_tokens] if layout.num_tokens else [layout.min_tokens, layout.min_tokens + 1, 50]
+
+
+REPRESENTATIVE = ("prefix with nothing before it", "indices")
+OTHERS = [pytest.param(place, marks=pytest.mark.torture) for place in LAYOUTS if place not in REPRESENTATIVE]
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("place", [*REPRESENTATIVE, *OTHERS])
+def test_a_layouts_conditioner_compiles_for_every_length_that_holds_its_registers(tmp_path, place):
+    spec, conditioner = conditioner_of(place)
     regplug.export(spec, conditioner, tmp_path / "b", **ONLY)
     program = regplug.load(tmp_path / "b", program="aotinductor")
-    for length in [layout.num_tokens] if layout.num_tokens else [layout.min_tokens, layout.min_tokens + 1, 50]:
+    for length in lengths_of(LAYOUTS[place]):
         tokens = torch.randn(2, length, 24)
         for got, wanted in zip(program(tokens), conditioner(tokens), strict=True):
             torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("place", LAYOUTS)
+def test_every_layouts_conditioner_has_one_graph_for_every_length_that_holds_its_registers(place):
+    layout = LAYOUTS[place]
+    _, conditioner = conditioner_of(place)
+    length = layout.num_tokens or "T"
+    source = Source(
+        conditioner,
+        torch.randn(2, layout.num_tokens or layout.min_tokens, 24),
+        InputSpec("tokens", "float32", ("B", length, 24), 0, None if layout.num_tokens else layout.min_tokens),
+        [TensorSpec("gamma_0", "float32", ("B", 24))],
+        {},
+        {},
+    )
+    graph = export_graph("test", conditioner, source).module()
+    for length in lengths_of(layout):
+        tokens = torch.randn(3, length, 24)
+        torch.testing.assert_close(flatten(graph(tokens)), flatten(conditioner(tokens)))
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.torture) for dtype in (torch.float64, torch.float16))],
+)
 def test_other_dtypes_compile_too(tmp_path, dtype):
     spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
     regplug.export(spec, trained(spec).to(dtype), tmp_path / "b", **ONLY)
@@ -145,7 +181,8 @@ def executable_stack(library: bytes) -> bool:
     return not stacks or bool(stacks[0] & 1)
 
 
-def test_a_library_wants_no_executable_stack_and_names_nothing_of_this_machine(bundle):
+@pytest.mark.compiler
+def test_a_library_needs_no_executable_stack_and_names_no_folder_of_this_machine(bundle):
     library = (bundle / LIBRARY).read_bytes()
     assert not executable_stack(library)
     assert b"\0libtorch_cpu.so\0" in library
@@ -163,7 +200,8 @@ def test_a_library_wants_no_executable_stack_and_names_nothing_of_this_machine(b
     assert not [path for path in paths if path.startswith(b"/") or not re.match(rb"torch/|program\.cpp", path)]
 
 
-def test_a_library_is_the_same_to_the_byte_when_exported_from_another_folder_and_process(bundle, tmp_path):
+@pytest.mark.compiler
+def test_export_from_another_folder_and_process_gives_the_same_bytes(bundle, tmp_path):
     code = f"""
 import torch, regplug
 spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=6)
@@ -178,6 +216,7 @@ regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=["aotinduct
     assert (tmp_path / "b" / "weights.safetensors").read_bytes() != (bundle / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.compiler
 def test_a_retrained_readout_is_exported_without_the_compiler_and_computes_with_its_own_weights(
     bundle, tmp_path, compiled
 ):
@@ -192,7 +231,8 @@ def test_a_retrained_readout_is_exported_without_the_compiler_and_computes_with_
     assert not torch.allclose(first, second)
 
 
-def test_another_number_in_the_forward_is_another_program(tmp_path, registry, monkeypatch):
+@pytest.mark.compiler
+def test_another_constant_in_the_forward_makes_another_program(tmp_path, registry, monkeypatch):
     spec = registry.resolve("adds-numbers", **SIZES)
     module = spec.build()
     regplug.export(spec, module, tmp_path / "b", **ONLY, registry=registry)
@@ -225,10 +265,12 @@ def copy_entry_of(library, folder):
     """Copy the entry of the cache that holds a library to another cache."""
     folder.mkdir(mode=0o700)
     data = library.read_bytes()
-    [entry] = [one for one in cache.cache_folder().glob("*-*.safetensors") if data in one.read_bytes()]
+    kept = [one for one in cache.entries() if one.description["strategy"] == "regplug:compress-concat"]
+    [entry] = [one.path for one in kept if data in one.path.read_bytes()]
     shutil.copy(entry, folder)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("damage", [change_a_byte, put_another_in_its_place])
 def test_a_damaged_or_foreign_entry_of_the_cache_is_never_used(bundle, tmp_path, monkeypatch, damage):
     copy_entry_of(bundle / LIBRARY, tmp_path / "cache")
@@ -243,9 +285,8 @@ def test_a_damaged_or_foreign_entry_of_the_cache_is_never_used(bundle, tmp_path,
     assert regplug.verify(tmp_path / "b", programs=True).ok
 
 
-def test_a_cache_that_cannot_be_written_costs_one_line_and_compiling_leaves_nothing_behind(
-    tmp_path, monkeypatch, caplog
-):
+@pytest.mark.compiler
+def test_an_unwritable_cache_logs_one_line_and_compiling_leaves_no_files(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "file" / "cache"))
     (tmp_path / "temporary").mkdir()
@@ -261,7 +302,8 @@ def test_a_cache_that_cannot_be_written_costs_one_line_and_compiling_leaves_noth
     assert recorded.sha256 == hashlib.sha256((tmp_path / "b" / program.file).read_bytes()).hexdigest()
 
 
-def test_several_instruction_sets_make_several_programs_and_the_best_that_this_cpu_has_is_run(tmp_path):
+@pytest.mark.compiler
+def test_each_instruction_set_makes_a_program_and_the_best_for_this_cpu_is_run(tmp_path):
     spec = regplug.resolve("pool", **SIZES)
     isa = ["x86-64-v2", "x86-64-v3", "native"]
     done = regplug.export(spec, trained(spec), tmp_path / "b", **ONLY, settings={"aotinductor": {"isa": isa}})
@@ -287,7 +329,8 @@ def test_several_instruction_sets_make_several_programs_and_the_best_that_this_c
     assert rows["aotinductor native"].detail == "program 'aotinductor native': not run here, wants none_such."
 
 
-def test_a_program_for_a_cpu_that_this_is_not_is_refused_before_it_is_loaded(bundle, tmp_path):
+@pytest.mark.compiler
+def test_a_program_for_another_cpu_is_refused_before_it_is_loaded(bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
     (folder / LIBRARY).write_bytes(b"would end the process")
     edit_manifest(folder, lambda m: m["programs"][0]["properties"].update(cpu_flags="avx2 zz_none_such amx_none_such"))
@@ -300,10 +343,9 @@ def test_a_program_for_a_cpu_that_this_is_not_is_refused_before_it_is_loaded(bun
     )
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("command", ["false", "true", "c++ --no-such-option"])
-def test_a_compiler_that_does_not_work_is_said_to_be_the_fault_and_not_the_instruction_set(
-    tmp_path, monkeypatch, command
-):
+def test_a_broken_compiler_is_reported_instead_of_the_instruction_set(tmp_path, monkeypatch, command):
     monkeypatch.setenv("CXX", command)
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))  # or a program of before is taken
     spec = regplug.resolve("mean", **SIZES)
@@ -322,14 +364,14 @@ def test_a_compiler_that_does_not_work_is_said_to_be_the_fault_and_not_the_instr
         ({"speed": 1}, r"option 'speed': expected a known option, got 1; known: isa, time_limit"),
     ],
 )
-def test_a_setting_that_is_wrong_is_refused_and_nothing_is_written(tmp_path, settings, message):
+def test_a_wrong_setting_is_refused_and_nothing_is_written(tmp_path, settings, message):
     spec = regplug.resolve("mean", **SIZES)
     with pytest.raises(regplug.RegplugError, match=message):
         regplug.export(spec, spec.build(), tmp_path / "b", **ONLY, settings={"aotinductor": settings})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_of_a_backend_that_is_not_asked_for_are_refused(tmp_path):
+def test_settings_of_a_backend_that_is_not_used_are_refused(tmp_path):
     spec = regplug.resolve("mean", **SIZES)
     with pytest.raises(regplug.SpecError, match="settings: expected those of the backends, got some of aotinductor"):
         regplug.export(spec, spec.build(), tmp_path / "b", settings={"aotinductor": {"isa": ["native"]}})
@@ -364,7 +406,8 @@ def write_compiler(path, script):
     path.chmod(0o700)
 
 
-def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
+@pytest.mark.compiler
+def test_a_hanging_compiler_is_killed_with_its_children(tmp_path, monkeypatch):
     started = tmp_path / "pid"
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     write_compiler(tmp_path / "slow-compiler", f"echo $$ > {started}; sleep 1000")
@@ -380,7 +423,8 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path, monke
     assert not (tmp_path / "b").exists()
 
 
-def test_what_a_failing_compiler_says_is_reported_on_one_line(tmp_path, monkeypatch):
+@pytest.mark.compiler
+def test_a_compiler_error_is_reported_on_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     write_compiler(
         tmp_path / "bad", 'case " $*" in *" --version"*) exec c++ "$@";; esac; echo "x.h:1:2: error: no" >&2; exit 1'
@@ -392,7 +436,7 @@ def test_what_a_failing_compiler_says_is_reported_on_one_line(tmp_path, monkeypa
     assert str(error.value) == "program 'aotinductor': the compiler failed: x.h:1:2: error: no"
 
 
-def test_a_temporary_folder_in_which_no_program_may_run_is_named_with_what_to_set(tmp_path):
+def test_a_noexec_temporary_folder_is_named_with_what_to_set(tmp_path):
     code = """
 import regplug, regplug.backends.program_folder
 regplug.backends.program_folder.OTHERS = ()
@@ -420,6 +464,7 @@ def test_a_module_without_a_graph_is_refused(tmp_path, registry):
         regplug.export(spec, spec.build(), tmp_path / "b", **ONLY, registry=registry)
 
 
+@pytest.mark.compiler
 def test_a_program_that_returns_a_weight_returns_a_copy(tmp_path, registry):
     spec = registry.resolve("gives-its-weight", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", **ONLY, registry=registry)
@@ -434,6 +479,7 @@ def change_properties(folder, **changes):
     edit_manifest(folder, lambda manifest: manifest["programs"][0]["properties"].update(changes))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -450,7 +496,7 @@ def change_properties(folder, **changes):
         ({"compress.weight": ["float32", [6, -1]]}, f"{LIBRARY}: weights: expected the JSON text of {{name: [dtype, "),
     ],
 )
-def test_a_program_that_wants_other_weights_is_refused(bundle, tmp_path, weights, message):
+def test_a_program_that_needs_other_weights_is_refused(bundle, tmp_path, weights, message):
     folder = shutil.copytree(bundle, tmp_path / "b")
     change_properties(folder, weights=json.dumps(weights))
     with pytest.raises(regplug.BundleError) as error:
@@ -458,7 +504,8 @@ def test_a_program_that_wants_other_weights_is_refused(bundle, tmp_path, weights
     assert str(error.value).startswith(f"bundle {folder}: {message}")
 
 
-def test_a_library_that_is_none_is_one_line(bundle, tmp_path):
+@pytest.mark.compiler
+def test_a_file_that_is_not_a_library_is_refused_on_one_line(bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
     (folder / LIBRARY).write_bytes(b"no library")
     repin(folder)
@@ -468,7 +515,8 @@ def test_a_library_that_is_none_is_one_line(bundle, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_second_library_is_not_taken_for_the_first_that_was_dropped(bundle, tmp_path):
+@pytest.mark.compiler
+def test_a_new_library_is_not_confused_with_a_dropped_one(bundle, tmp_path):
     """The system's loader knows a library by its path; a descriptor's number may come again."""
     given = torch.randn(2, 4, 24)
     program = regplug.load(bundle, program="aotinductor")
@@ -484,7 +532,8 @@ def test_a_second_library_is_not_taken_for_the_first_that_was_dropped(bundle, tm
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_threads_share_a_program_and_autocast_does_not_reach_it(bundle):
+@pytest.mark.compiler
+def test_threads_share_a_program_and_autocast_has_no_effect_on_it(bundle):
     program = regplug.load(bundle, program="aotinductor")
     module = regplug.load(bundle)
     given = torch.randn(8, 4, 24)
@@ -506,7 +555,8 @@ def test_threads_share_a_program_and_autocast_does_not_reach_it(bundle):
     assert wrong == []
 
 
-def test_the_plugin_that_made_the_readout_need_not_be_installed_to_run_a_program(install_plugin, run_python, tmp_path):
+@pytest.mark.compiler
+def test_a_program_runs_without_the_plugin_that_made_the_readout(install_plugin, run_python, tmp_path):
     points = {"regplug_readouts_v1": {"nv-compress": "nvsubquadratic.modules.film:RegisterCompressConcat"}}
     folder = install_plugin("acme-aot", {}, points)
     make = f"""

@@ -1,4 +1,4 @@
-"""The cache: what is kept comes back the same or not at all, whoever else reads and writes."""
+"""The cache: an entry is found complete or not at all, even with several processes."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_what_is_kept_comes_back_with_its_description():
+def test_kept_files_are_found_with_their_description():
     assert cache.find(KEY) is None
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one", "program.b.2": bytes(range(256))})
     description, files = cache.find(KEY)
@@ -29,13 +29,13 @@ def test_what_is_kept_comes_back_with_its_description():
     assert cache.find("b" * 64) is None
 
 
-def test_the_folder_is_the_users_alone(folder):
+def test_the_folder_is_private_to_the_user(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.iterdir()) == list(folder.glob(f"{KEY}-*.safetensors"))
 
 
-def test_nothing_is_taken_from_a_folder_into_which_others_may_write(folder, caplog):
+def test_a_folder_into_which_others_may_write_is_not_used(folder, caplog):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
     folder.chmod(0o777)
     assert cache.find(KEY) is None
@@ -47,7 +47,7 @@ def test_nothing_is_taken_from_a_folder_into_which_others_may_write(folder, capl
 
 
 @pytest.mark.parametrize("where", [0, 9, 300, -1])
-def test_one_changed_byte_anywhere_is_seen_and_the_entry_deleted(folder, where):
+def test_an_entry_with_one_changed_byte_is_deleted(folder, where):
     cache.keep(KEY, DESCRIPTION, {"program.b": bytes(500)})
     [path] = folder.iterdir()
     data = bytearray(path.read_bytes())
@@ -57,7 +57,7 @@ def test_one_changed_byte_anywhere_is_seen_and_the_entry_deleted(folder, where):
     assert list(folder.iterdir()) == []
 
 
-def test_a_truncated_entry_is_seen_by_find_and_shown_as_damaged(folder):
+def test_a_truncated_entry_is_listed_as_damaged_and_pruned(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": bytes(500)})
     [path] = folder.iterdir()
     os.truncate(path, 100)
@@ -67,7 +67,7 @@ def test_a_truncated_entry_is_seen_by_find_and_shown_as_damaged(folder):
     assert cache.entries() == []
 
 
-def test_prune_deletes_what_was_not_used_and_what_was_left_half_written(folder):
+def test_prune_deletes_unused_entries_and_unfinished_files(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"old"})
     [old] = folder.iterdir()
     cache.keep("b" * 64, DESCRIPTION, {"program.b": b"new"})
@@ -80,7 +80,7 @@ def test_prune_deletes_what_was_not_used_and_what_was_left_half_written(folder):
     assert {path.name[:5] for path in folder.iterdir()} == {"bbbbb", ".4567", "notes"}
 
 
-def test_a_folder_that_others_may_write_into_is_neither_listed_nor_pruned(folder):
+def test_a_folder_into_which_others_may_write_is_neither_listed_nor_pruned(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
     folder.chmod(0o777)
     for use in (cache.entries, lambda: cache.prune(days=0)):
@@ -97,7 +97,7 @@ def test_a_folder_that_others_may_write_into_is_neither_listed_nor_pruned(folder
     assert [one.path for one in cache.entries()] == [path]
 
 
-def test_a_pipe_with_the_name_of_an_entry_is_damage_and_waited_for_by_nobody(folder):
+def test_a_pipe_with_the_name_of_an_entry_is_damage_and_is_not_waited_for(folder):
     folder.mkdir(mode=0o700)
     os.mkfifo(folder / f"{KEY}-{'0' * 64}.safetensors")
     [entry] = cache.entries()
@@ -106,7 +106,7 @@ def test_a_pipe_with_the_name_of_an_entry_is_damage_and_waited_for_by_nobody(fol
     assert list(folder.iterdir()) == []
 
 
-def test_what_a_killed_process_left_half_written_goes_with_the_next_entry(folder):
+def test_unfinished_files_of_a_killed_process_are_deleted_with_the_next_entry(folder):
     cache.keep(KEY, DESCRIPTION, {"program.b": b"one"})
     (folder / f"{cache.WRITING}0123456789ab").write_bytes(b"half")
     with locked_file(folder, cache.WRITING, 0o600) as (_, writing):
@@ -114,7 +114,7 @@ def test_what_a_killed_process_left_half_written_goes_with_the_next_entry(folder
         assert [path.name for path in folder.glob(".*")] == [writing.name]
 
 
-def test_where_there_is_no_folder_there_is_nothing_to_prune(folder):
+def test_without_a_folder_there_is_nothing_to_prune(folder):
     assert not folder.exists()
     assert cache.prune(days=0) == []
 
@@ -127,7 +127,7 @@ def test_finding_an_entry_counts_as_using_it(folder):
     assert cache.prune(days=1) == []
 
 
-def test_the_place_follows_the_environment(monkeypatch, tmp_path):
+def test_the_environment_decides_where_the_folder_is(monkeypatch, tmp_path):
     assert cache.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("REGPLUG_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
@@ -137,7 +137,7 @@ def test_the_place_follows_the_environment(monkeypatch, tmp_path):
     assert str(cache.cache_folder()) == "/home-of-someone/.cache/regplug"
 
 
-def test_without_a_home_nothing_is_found_or_kept_and_it_is_said(monkeypatch, caplog):
+def test_without_a_home_nothing_is_found_or_kept_and_one_line_says_so(monkeypatch, caplog):
     for name in ("REGPLUG_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "~")
@@ -170,7 +170,7 @@ while seen < 100:
 """
 
 
-def test_processes_that_write_read_prune_and_die_at_once_see_whole_entries_only(folder):
+def test_processes_that_write_read_prune_and_die_together_see_only_complete_entries(folder):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, who]) for who in "xy"]
     readers = [
         subprocess.Popen([sys.executable, "-c", READER, *words], stderr=subprocess.PIPE) for words in ([], ["prune"])
@@ -209,7 +209,7 @@ def test_a_process_waits_while_another_makes_the_files_of_the_same_key():
             assert cache.find(KEY)[1] == {"program.b": b"made by another process"}
 
 
-def test_without_a_cache_folder_nobody_waits(folder):
+def test_without_a_cache_folder_there_is_no_lock(folder):
     folder.write_text("no folder")
     with cache.sole_maker(KEY):
         assert folder.read_text() == "no folder"

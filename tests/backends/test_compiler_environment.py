@@ -1,4 +1,4 @@
-"""What surrounds the compiler: temporary folders, commands with words, no home, no working directory, other letters."""
+"""The compiler's environment: temporary folders, commands of several words, no home, no working directory, locales."""
 
 import os
 import shutil
@@ -42,16 +42,16 @@ def bundle(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["my tmp", "it's", 'a"b', "é", "a$HOME", "a;b", "a\\b"])
-def test_a_temporary_folder_whose_path_no_compiler_takes_is_not_used(tmp_path, monkeypatch, name):
-    awkward = tmp_path / name
-    awkward.mkdir()
-    monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(awkward))
+def test_a_temporary_folder_with_a_path_that_compilers_reject_is_not_used(tmp_path, monkeypatch, name):
+    unusual = tmp_path / name
+    unusual.mkdir()
+    monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(unusual))
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     assert folders.program_folder() == tmp_path / "cache"
-    assert "other characters" in folders.why_not(awkward)
+    assert "other characters" in folders.why_not(unusual)
 
 
-def test_where_no_folder_will_do_there_is_none_and_the_reason_is_said(tmp_path, monkeypatch):
+def test_if_no_folder_is_usable_the_result_is_none_and_the_reason_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "my cache"))
     monkeypatch.setattr(folders, "OTHERS", ())
@@ -65,7 +65,7 @@ def test_a_plain_temporary_folder_is_used(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not MAY_MOUNT, reason="may not mount")
-def test_a_folder_that_is_mounted_noexec_is_not_used(tmp_path):
+def test_a_noexec_folder_is_not_used(tmp_path):
     code = "import sys\nfrom pathlib import Path\nfrom regplug.backends.program_folder import *\n"
     code += "print(why_not(Path(sys.argv[1])), program_folder())"
     mount = 'mount -t tmpfs -o noexec none "$1" && TMPDIR="$1" REGPLUG_CACHE_DIR="$1/c" exec "$2" -c "$3" "$1"'
@@ -74,18 +74,20 @@ def test_a_folder_that_is_mounted_noexec_is_not_used(tmp_path):
     assert done.stdout == "which is mounted noexec /tmp\n"
 
 
-def test_a_program_is_compiled_from_an_awkward_temporary_folder_by_a_command_with_words(run, tmp_path):
-    awkward = tmp_path / "it's my tmp"
-    awkward.mkdir()
-    done = run(EXPORT, TMPDIR=str(awkward), CXX="g++ -pipe")
+@pytest.mark.compiler
+def test_a_program_compiles_with_an_unusual_temporary_folder_and_a_compiler_of_several_words(run, tmp_path):
+    unusual = tmp_path / "it's my tmp"
+    unusual.mkdir()
+    done = run(EXPORT, TMPDIR=str(unusual), CXX="g++ -pipe")
     assert done.returncode == 0, done.stderr
-    assert not list(awkward.glob("regplug-*"))
+    assert not list(unusual.glob("regplug-*"))
 
 
 # ---- the compiler
 
 
-def test_a_compiler_may_be_a_path_with_spaces_or_a_command_with_words(tmp_path, monkeypatch):
+@pytest.mark.compiler
+def test_a_compiler_may_be_a_path_with_spaces_or_a_command_of_several_words(tmp_path, monkeypatch):
     compiler = shutil.which("c++")
     (tmp_path / "my tools").mkdir()
     spaced = tmp_path / "my tools" / "c++"
@@ -106,7 +108,8 @@ def test_a_compiler_may_be_a_path_with_spaces_or_a_command_with_words(tmp_path, 
         assert compiler_words() == words, given
 
 
-def test_torch_compile_is_given_a_program_for_a_command_with_words(tmp_path, monkeypatch):
+@pytest.mark.compiler
+def test_torch_compile_gets_a_script_for_a_command_of_several_words(tmp_path, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setenv("CXX", "c++ -pipe -DNAME='a b'")
@@ -124,7 +127,8 @@ def test_torch_compile_is_given_a_program_for_a_command_with_words(tmp_path, mon
     assert [path.name for path in Path(program).parent.iterdir()] == [Path(program).name]
 
 
-def test_the_doctor_tries_the_command_with_its_words(monkeypatch):
+@pytest.mark.compiler
+def test_the_doctor_runs_a_command_of_several_words(monkeypatch):
     from regplug.commands.doctor.environment import check_compiler
 
     monkeypatch.setenv("CXX", "c++ -pipe")
@@ -139,30 +143,31 @@ def test_the_doctor_tries_the_command_with_its_words(monkeypatch):
 GONE = "os.mkdir({0!r}); os.chdir({0!r}); os.rmdir({0!r})"
 
 
-NOBODY = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+UNKNOWN_USER = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
 
 
-@pytest.mark.skipif(subprocess.run([*NOBODY, "true"], check=False).returncode != 0, reason="no user namespaces")
-def test_a_user_without_a_name_and_a_home_exports_and_one_line_says_that_the_cache_is_off(tmp_path):
+@pytest.mark.compiler
+@pytest.mark.skipif(subprocess.run([*UNKNOWN_USER, "true"], check=False).returncode != 0, reason="no user namespaces")
+def test_a_user_without_name_and_home_can_export_and_one_line_says_that_the_cache_is_off(tmp_path):
     names = ("HOME", "REGPLUG_CACHE_DIR", "XDG_CACHE_HOME", "USER", "LOGNAME", "LNAME", "USERNAME")
     env = {name: value for name, value in os.environ.items() if name not in names and "INDUCTOR" not in name}
     code = "from regplug.commands.main import main; main()"
     for command, lines in ((EXPORT, 2), ("verify OUT --programs", 0)):
         words = command.replace("OUT", str(tmp_path / "out")).split()
         done = subprocess.run(
-            [*NOBODY, sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=False
+            [*UNKNOWN_USER, sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=False
         )
         assert (done.returncode, len(done.stderr.splitlines())) == (0, lines), done.stderr
         assert ("no home directory; set REGPLUG_CACHE_DIR" in done.stderr) == bool(lines)
 
 
 @pytest.mark.parametrize("command", ["list", "verify BUNDLE", "export mean --num-registers 3 --hidden-dim 7 -o OUT"])
-def test_a_command_in_a_working_directory_that_is_gone_says_so_in_one_line(run, bundle, tmp_path, command):
+def test_a_command_in_a_deleted_working_directory_says_so_in_one_line(run, bundle, tmp_path, command):
     done = run(command.replace("BUNDLE", str(bundle)), GONE.format(str(tmp_path / "gone")))
     assert (done.returncode, done.stderr) == (1, f"error: {working_directory.GONE}\n")
 
 
-def test_python_raises_before_torch_ends_the_process(bundle, tmp_path):
+def test_in_a_deleted_working_directory_python_raises_before_torch_crashes(bundle, tmp_path):
     code = "import os, sys, regplug\nspec = regplug.resolve('mean', num_registers=3, hidden_dim=7)\n"
     code += GONE.format(str(tmp_path / "gone"))
     code += "\nfor call in (lambda: regplug.load(sys.argv[1]), lambda: regplug.verify(sys.argv[1]),"
@@ -176,8 +181,9 @@ def test_python_raises_before_torch_ends_the_process(bundle, tmp_path):
     assert done.stdout.splitlines() == [*2 * ["BundleError True"], *2 * ["ExportError True"]]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("utf8", ["1", "0"])
-def test_a_path_of_other_letters_is_taken_in_a_locale_without_them(run, tmp_path, utf8):
+def test_a_path_with_letters_beyond_the_locale_works(run, tmp_path, utf8):
     locale = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": utf8}
     place = tmp_path / "büß"
     done = run(f"export mean --num-registers 3 --hidden-dim 7 -o {place}", **locale)
@@ -191,8 +197,9 @@ def test_a_path_of_other_letters_is_taken_in_a_locale_without_them(run, tmp_path
 # ---- no files in memory
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("number", [1, 38])
-def test_a_program_runs_where_the_system_has_no_files_in_memory(tmp_path, number):
+def test_a_program_runs_without_memfd_create(tmp_path, number):
     shim = tmp_path / "lacking.so"
     source = Path(__file__).resolve().parents[1] / "cpp" / "lacking.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)

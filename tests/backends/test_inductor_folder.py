@@ -1,4 +1,4 @@
-"""torch.compile, where regplug calls it, loads nothing that another user may have put somewhere."""
+"""torch.compile, when regplug calls it, loads nothing that another user may have written."""
 
 import getpass
 import os
@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache" / "inductor"
 
 
+@pytest.mark.compiler
 def test_a_folder_that_another_user_made_for_torch_is_neither_read_nor_written(tmp_path):
     spec = regplug.resolve("mean", num_registers=2, hidden_dim=8)
     regplug.export(spec, spec.build(), tmp_path / "b", backends=[])
@@ -72,7 +73,7 @@ def test_the_users_own_folder_is_used_and_the_environment_is_as_before(folder, t
     assert os.environ[NAME] == str(tmp_path / "own")
 
 
-def test_bench_and_check_compile_in_it_too(folder, monkeypatch):
+def test_bench_and_check_use_the_folder_too(folder, monkeypatch):
     seen = []
 
     def compile_nothing(module, **_):
@@ -92,7 +93,7 @@ def test_bench_and_check_compile_in_it_too(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("shared", ["cache", "cache/inductor"])
-def test_where_others_may_write_into_the_cache_a_new_folder_is_made_and_deleted(folder, tmp_path, shared):
+def test_if_others_may_write_into_the_cache_a_new_folder_is_made_and_deleted(folder, tmp_path, shared):
     folder.mkdir(parents=True)
     (tmp_path / shared).chmod(0o777)
     with private_inductor_folder():
@@ -103,7 +104,7 @@ def test_where_others_may_write_into_the_cache_a_new_folder_is_made_and_deleted(
     assert list(folder.iterdir()) == []
 
 
-def test_threads_share_it_and_the_last_restores_the_environment(folder):
+def test_threads_share_the_folder_and_the_last_restores_the_environment(folder):
     entered, leave = threading.Event(), threading.Event()
 
     def other():
@@ -121,7 +122,7 @@ def test_threads_share_it_and_the_last_restores_the_environment(folder):
     assert NAME not in os.environ
 
 
-def test_a_place_that_cannot_be_had_is_one_line_that_says_what_to_set(folder, monkeypatch):
+def test_without_any_usable_folder_one_line_says_what_to_set(folder, monkeypatch):
     monkeypatch.setenv("REGPLUG_CACHE_DIR", "/proc/none")
     monkeypatch.setattr("tempfile.tempdir", "/proc/none")
     monkeypatch.setattr("regplug.backends.program_folder.OTHERS", ("/proc/none",))
@@ -134,7 +135,7 @@ def test_a_place_that_cannot_be_had_is_one_line_that_says_what_to_set(folder, mo
     assert NAME not in os.environ
 
 
-def test_prune_deletes_it_when_it_was_not_used(folder):
+def test_prune_deletes_an_unused_folder(folder):
     with private_inductor_folder():
         (folder / "ab").mkdir()
         (folder / "ab" / "library.so").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""Model libraries share a process: none is bound to another's code, and each is freed with its last user."""
+"""Model libraries share a process: none calls another's code, and each is freed with its last user."""
 
 import itertools
 import shutil
@@ -66,7 +66,8 @@ def right(*folders):
     return done.stdout.count("right")
 
 
-def test_a_program_runs_its_own_code_whatever_model_library_is_in_the_global_scope(bundles, old):
+@pytest.mark.compiler
+def test_a_program_runs_its_own_code_with_any_model_library_in_the_global_scope(bundles, old):
     everyone = [*bundles.values(), FROZEN]
     pairs = list(itertools.permutations(everyone, 2))
     assert right(*itertools.chain(*pairs)) == len(pairs) == 20
@@ -80,6 +81,7 @@ def held():
     return sum("memfd:regplug-program" in path for path in paths), mapped
 
 
+@pytest.mark.compiler
 def test_a_dropped_program_leaves_no_descriptor_and_no_mapping(bundles, tmp_path):
     before = held()
     folder = shutil.copytree(bundles["pool"], tmp_path / "b")
@@ -94,7 +96,8 @@ def test_a_dropped_program_leaves_no_descriptor_and_no_mapping(bundles, tmp_path
         assert held() == before
 
 
-def test_a_program_lives_as_long_as_any_of_those_that_share_it(bundles):
+@pytest.mark.compiler
+def test_a_shared_library_lives_as_long_as_its_last_program(bundles):
     before = held()
     first, second = (regplug.load(bundles["mean"], program="aotinductor") for _ in range(2))
     assert held()[0] == before[0] + 1
@@ -105,7 +108,8 @@ def test_a_program_lives_as_long_as_any_of_those_that_share_it(bundles):
     assert held() == before
 
 
-def test_a_library_that_does_not_unmap_keeps_its_descriptor_and_is_opened_again_by_it(old, bundles):
+@pytest.mark.compiler
+def test_a_library_that_stays_mapped_keeps_its_descriptor_and_is_reused(old, bundles):
     module = regplug.load(old)
     regplug.load(old, program="aotinductor")
     descriptors, mappings = held()
@@ -119,7 +123,8 @@ def test_a_library_that_does_not_unmap_keeps_its_descriptor_and_is_opened_again_
         assert held() == (descriptors, mappings)
 
 
-def test_what_ends_while_another_thread_opens_a_program_is_freed_after_that(bundles):
+@pytest.mark.compiler
+def test_a_program_dropped_while_another_is_opened_is_freed_afterwards(bundles):
     before = held()
     program = regplug.load(bundles["mean"], program="aotinductor")
     opening, go_on = threading.Event(), threading.Event()
@@ -140,7 +145,8 @@ def test_what_ends_while_another_thread_opens_a_program_is_freed_after_that(bund
     assert held() == before
 
 
-def test_a_process_that_ends_with_programs_in_globals_cycles_and_threads_ends_well(bundles):
+@pytest.mark.compiler
+def test_a_process_with_programs_in_globals_cycles_and_threads_exits_cleanly(bundles):
     code = f"""
 import sys, threading, torch, regplug
 program = regplug.load({str(bundles["pool"])!r}, program="aotinductor")
@@ -163,7 +169,8 @@ print("end")
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
-def test_threads_that_open_run_and_drop_programs_at_once_get_right_numbers_and_leave_nothing(bundles):
+@pytest.mark.compiler
+def test_threads_that_open_run_and_drop_programs_get_right_numbers_and_leak_nothing(bundles):
     before = held()
     modules = {strategy: regplug.load(folder) for strategy, folder in bundles.items()}
     wrong = []

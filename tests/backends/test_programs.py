@@ -1,4 +1,4 @@
-"""What a loaded program is held to at every door, what it may throw, and what may be in it when it is shipped."""
+"""Programs: wrong results are refused, exceptions are translated, and files hold only what they should."""
 
 import copy
 import io
@@ -50,7 +50,7 @@ class Hungry(Scaled):
 
 
 class Throwing(ExportBackend):
-    """Runs the module that it exported, and raises where it is told to."""
+    """Runs the module that it exported, and raises what a test sets."""
 
     raises: BaseException | None = None
     at = ""
@@ -95,45 +95,48 @@ def scaled(tmp_path_factory, registry):
 
 
 @pytest.fixture(scope="module")
-def impostor(scaled):
-    """The first bundle, with the other's programs, and every digest true."""
-    folder = shutil.copytree(scaled / "once", scaled / "impostor")
+def swapped(scaled):
+    """The first bundle with the programs of the second, and all digests right."""
+    folder = shutil.copytree(scaled / "once", scaled / "swapped")
     for program in (SCRIPT, LIBRARY, "program.onnx"):
         shutil.copyfile(scaled / "twice" / program, folder / program)
     repin(folder)
     return folder
 
 
-# ---- the golden case is run before anything is handed out
+# ---- the golden case is run before load returns
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("backend", [*BOTH, "onnx"])
-def test_a_program_that_computes_something_else_is_not_handed_out(impostor, backend, registry):
-    with pytest.raises(BundleError, match=rf"impostor: program '{backend}': case 'batch_1': error \S+ is above"):
-        regplug.load(impostor, program=backend, registry=registry)
+def test_a_program_with_wrong_results_is_refused(swapped, backend, registry):
+    with pytest.raises(BundleError, match=rf"swapped: program '{backend}': case 'batch_1': error \S+ is above"):
+        regplug.load(swapped, program=backend, registry=registry)
     with pytest.raises(BundleError, match="case 'batch_1': error"):
-        regplug.verify(impostor, programs=True, registry=registry)
+        regplug.verify(swapped, programs=True, registry=registry)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("program", ["regplug_open", "regplug_aoti_open"])
-def test_cpp_hands_out_no_program_that_computes_something_else(impostor, program):
+def test_a_program_with_wrong_results_is_refused_in_cpp(swapped, program):
     kinds = BOTH if program == "regplug_open" else BOTH[1:]
     for kind in kinds:
-        code, out = run(built() / program, impostor, f"--{kind}")
+        code, out = run(built() / program, swapped, f"--{kind}")
         assert code == 1
-        assert out.startswith(f"bundle {impostor}: program '{kind}': case 'batch_1': error ")
+        assert out.startswith(f"bundle {swapped}: program '{kind}': case 'batch_1': error ")
 
 
-def test_regplug_run_writes_nothing_of_a_program_that_computes_something_else(impostor, tmp_path):
+@pytest.mark.compiler
+def test_regplug_run_writes_nothing_for_a_program_with_wrong_results(swapped, tmp_path):
     (tmp_path / "in.safetensors").write_bytes(save_tensors({"registers": torch.ones(1, 4, 24)}))
-    command = [built() / "regplug-run" / "regplug-run", impostor, tmp_path / "in.safetensors", tmp_path / "out"]
+    command = [built() / "regplug-run" / "regplug-run", swapped, tmp_path / "in.safetensors", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "case 'batch_1': error" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-# ---- whatever is thrown
+# ---- exceptions
 
 
 @pytest.mark.parametrize("at", ["open", "run"])
@@ -148,7 +151,7 @@ def test_regplug_run_writes_nothing_of_a_program_that_computes_something_else(im
     ],
     ids=lambda raised: type(raised).__name__,
 )
-def test_whatever_a_program_raises_is_a_bundle_error_on_one_line(tmp_path, registry, monkeypatch, at, raised):
+def test_any_exception_of_a_program_is_a_bundle_error_on_one_line(tmp_path, registry, monkeypatch, at, raised):
     spec = registry.resolve("scaled", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", backends=["throwing"], registry=registry)
     monkeypatch.setattr(Throwing, "raises", raised)
@@ -161,7 +164,7 @@ def test_whatever_a_program_raises_is_a_bundle_error_on_one_line(tmp_path, regis
     assert not (tmp_path / "c").exists()
 
 
-def test_an_interrupt_stays_one(tmp_path, registry, monkeypatch):
+def test_an_interrupt_stays_an_interrupt(tmp_path, registry, monkeypatch):
     spec = registry.resolve("scaled", **SIZES)
     regplug.export(spec, spec.build(), tmp_path / "b", backends=["throwing"], registry=registry)
     monkeypatch.setattr(Throwing, "raises", KeyboardInterrupt())
@@ -171,8 +174,9 @@ def test_an_interrupt_stays_one(tmp_path, registry, monkeypatch):
             regplug.load(tmp_path / "b", program="throwing", registry=registry)
 
 
+@pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_program_that_wants_all_memory_is_an_error_in_both_languages(scaled, tmp_path, registry):
+def test_a_program_that_allocates_too_much_is_an_error_in_both_languages(scaled, tmp_path, registry):
     folder = shutil.copytree(scaled / "once", tmp_path / "b")
     archive = io.BytesIO()
     torch.jit.save(torch.jit.script(Hungry(24).eval()), archive)
@@ -187,15 +191,16 @@ def test_a_program_that_wants_all_memory_is_an_error_in_both_languages(scaled, t
     assert "program 'torchscript': " in out
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
-    ("thrown", "told"),
+    ("thrown", "message"),
     [
         ("42", "expected a std::exception, got another type."),
         ("std::bad_alloc()", "expected enough memory, got none."),
         (r'std::runtime_error("one\ntwo")', "one"),
     ],
 )
-def test_what_a_model_library_throws_is_an_error(scaled, tmp_path, thrown, told):
+def test_an_exception_of_a_model_library_is_an_error_in_cpp(scaled, tmp_path, thrown, message):
     folder = shutil.copytree(scaled / "once", tmp_path / "b")
     names = [
         "ContainerGetNumInputs",
@@ -210,12 +215,16 @@ def test_what_a_model_library_throws_is_an_error(scaled, tmp_path, thrown, told)
     (tmp_path / "library.cpp").write_text(code)
     subprocess.run(["c++", "-shared", "-fPIC", "-o", folder / LIBRARY, tmp_path / "library.cpp"], check=True)
     repin(folder)
-    assert run(built() / "regplug_aoti_open", folder, "--aotinductor") == (1, f"bundle {folder}: {LIBRARY}: {told}\n")
+    assert run(built() / "regplug_aoti_open", folder, "--aotinductor") == (
+        1,
+        f"bundle {folder}: {LIBRARY}: {message}\n",
+    )
 
 
-# ---- one program at a time
+# ---- several threads
 
 
+@pytest.mark.compiler
 def test_threads_open_programs_of_both_kinds_at_once(scaled, registry):
     given, failed = torch.ones(1, 4, 24), []
     expected = registry.resolve("scaled", **SIZES).build()(given)
@@ -234,6 +243,7 @@ def test_threads_open_programs_of_both_kinds_at_once(scaled, registry):
     assert failed == []
 
 
+@pytest.mark.compiler
 def test_threads_open_programs_of_both_kinds_at_once_in_cpp(tmp_path):
     regplug.export(*readout("compress-concat"), tmp_path / "b", backends=BOTH)
     torch.manual_seed(1)
@@ -242,7 +252,7 @@ def test_threads_open_programs_of_both_kinds_at_once_in_cpp(tmp_path):
     assert code == 0, out
 
 
-# ---- what is in a program when it is shipped
+# ---- what is in a program
 
 
 def zipped(members, compression=zipfile.ZIP_STORED):
@@ -273,7 +283,7 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("case", SHIPPED)
-def test_an_archive_that_is_not_what_torch_made_is_not_shipped(case):
+def test_an_archive_that_differs_from_what_torch_made_is_refused(case):
     made, shipped, message = SHIPPED[case]
     check_archive(zipped(GOOD), zipped([*GOOD, ("program/code/__torch__.py.debug_pkl", b"x")]))
     with pytest.raises(ExportError, match=message):
@@ -281,7 +291,7 @@ def test_an_archive_that_is_not_what_torch_made_is_not_shipped(case):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_member_that_stands_twice_or_is_compressed_is_not_shipped():
+def test_a_duplicate_or_compressed_member_is_refused():
     twice = [*GOOD, GOOD[0]]
     with pytest.raises(ExportError, match="each once"):
         check_archive(zipped(twice), zipped(twice))
@@ -315,21 +325,27 @@ __asm__(".data; .globl AOTInductorOnce; .type AOTInductorOnce, @gnu_unique_objec
 """
 
 
+def small_library(folder, *flags):
+    (folder / "a.cpp").write_text(SOURCE)
+    subprocess.run(["c++", "-shared", "-fPIC", "-o", folder / "a.so", folder / "a.cpp", *flags], check=True)
+    return (folder / "a.so").read_bytes()
+
+
+@pytest.mark.compiler
+def test_a_library_with_the_interface_alone_is_accepted(tmp_path):
+    check_library("library", small_library(tmp_path))
+
+
+@pytest.mark.compiler
 @pytest.mark.parametrize("case", LIBRARIES)
-def test_a_library_that_asks_the_linker_for_more_is_not_shipped(tmp_path, case):
+def test_a_library_that_needs_more_from_the_linker_is_refused(tmp_path, case):
     flags, message = LIBRARIES[case]
-    (tmp_path / "a.cpp").write_text(SOURCE)
-    for extra in ([], flags):
-        command = ["c++", "-shared", "-fPIC", "-o", tmp_path / "a.so", tmp_path / "a.cpp", *extra]
-        subprocess.run(command, check=True)
-        data = (tmp_path / "a.so").read_bytes()
-        if not extra:
-            check_library("library", data)
     with pytest.raises(ExportError, match=message):
-        check_library("library", data)
+        check_library("library", small_library(tmp_path, *flags))
 
 
-def test_a_library_that_exports_all_that_it_defines_is_not_shipped_and_one_made_today_exports_the_interface(scaled):
+@pytest.mark.compiler
+def test_a_library_that_exports_all_its_symbols_is_refused_and_todays_exports_the_interface(scaled):
     old = (Path(__file__).parents[1] / "data" / "format-1" / "readout" / LIBRARY).read_bytes()
     with pytest.raises(
         ExportError, match=r"library: expected no exported symbol but AOTInductor\*, got _Z\w+ and \d{3} "
@@ -338,7 +354,8 @@ def test_a_library_that_exports_all_that_it_defines_is_not_shipped_and_one_made_
     check_library("library", (scaled / "once" / LIBRARY).read_bytes())
 
 
-def test_a_library_that_is_none_or_is_cut_is_not_shipped(scaled):
+@pytest.mark.compiler
+def test_a_truncated_library_or_other_bytes_are_refused(scaled):
     whole = (scaled / "once" / LIBRARY).read_bytes()
     check_library("library", whole)
     program = whole[:16] + struct.pack("<H", 2) + whole[18:]
@@ -348,7 +365,7 @@ def test_a_library_that_is_none_or_is_cut_is_not_shipped(scaled):
 
 
 @pytest.mark.parametrize("place", [Path.home(), Path(torch.__file__).parent])
-def test_a_path_of_this_machine_is_in_no_program(place, monkeypatch, tmp_path, registry):
+def test_a_program_with_a_path_of_this_machine_is_refused(place, monkeypatch, tmp_path, registry):
     check_machine_paths("program", zipped(GOOD))
     text = f"x{place}/secret.py".encode()
     with pytest.raises(ExportError, match=f"program: expected no path of this machine, got '{place}"):
@@ -363,6 +380,7 @@ def test_a_path_of_this_machine_is_in_no_program(place, monkeypatch, tmp_path, r
     assert not (tmp_path / "b").exists()
 
 
-def test_a_bundle_of_every_kind_holds_no_path_of_this_machine(scaled):
+@pytest.mark.compiler
+def test_a_bundle_with_all_programs_holds_no_path_of_this_machine(scaled):
     for program in json.loads((scaled / "once" / "manifest.json").read_bytes())["programs"]:
         check_machine_paths(program["file"], (scaled / "once" / program["file"]).read_bytes())

@@ -48,6 +48,7 @@ def export(cls, folder, backend):
         return regplug.export(spec, spec.build(), folder, backends=[backend])
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("cls", "operation"),
     [
@@ -70,8 +71,8 @@ def test_an_operation_without_a_c_interface_is_refused_by_its_name(cls, operatio
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("backend", ["torchscript", "aotinductor"])
-def test_a_fourier_transform_that_can_be_held_is(backend, tmp_path, capfd):
+@pytest.mark.parametrize("backend", ["torchscript", pytest.param("aotinductor", marks=pytest.mark.compiler)])
+def test_a_supported_fourier_transform_is_exported(backend, tmp_path, capfd):
     export(Fourier, tmp_path / "b", backend)
     assert regplug.load(tmp_path / "b", program=backend)(torch.zeros(2, 4, 6)).shape == (2, 6)
     assert capfd.readouterr() == ("", "")

@@ -42,7 +42,7 @@ def flat(output: object) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_readout_gives_what_eager_gives_on_every_golden_case(
+def test_a_readout_agrees_with_eager_on_every_golden_case(
     strategy: str, dtype: str, readout: Callable[..., Made], tmp_path: Path
 ) -> None:
     spec, module = readout(strategy, DTYPES[dtype])
@@ -61,7 +61,7 @@ def test_a_readout_gives_what_eager_gives_on_every_golden_case(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", ["pool", "compress-concat"])
-def test_a_conditioner_gives_what_eager_gives_whatever_its_layout(
+def test_a_conditioner_of_any_layout_agrees_with_eager(
     strategy: str, layout: str, conditioner: Callable[..., Made], tmp_path: Path
 ) -> None:
     spec, module = conditioner(strategy, LAYOUTS[layout])
@@ -87,7 +87,7 @@ def test_a_conditioner_in_float16_stays_within_the_tolerance(
     assert capfd.readouterr() == ("", "")  # onnxruntime has a warning here
 
 
-def test_a_film_generator_in_float64_is_refused_for_the_runtime_has_no_kernel(
+def test_a_film_generator_in_float64_is_refused_because_the_runtime_has_no_kernel(
     conditioner: Callable[..., Made], tmp_path: Path
 ) -> None:
     spec, module = conditioner("mean", LAYOUTS["prefix"], torch.float64)
@@ -106,7 +106,7 @@ def test_bfloat16_is_refused_before_anything_is_made(readout: Callable[..., Made
 
 
 @pytest.mark.parametrize("opset", [18, 21])
-def test_the_opset_is_the_one_that_was_asked_for(opset: int, conditioner: Callable[..., Made], tmp_path: Path) -> None:
+def test_the_program_has_the_requested_opset(opset: int, conditioner: Callable[..., Made], tmp_path: Path) -> None:
     spec, module = conditioner("pool", LAYOUTS["suffix"])
     made = regplug.export(spec, module, tmp_path / "b", backends=["onnx"], settings={"onnx": {"opset": opset}})
     model = onnx.load(tmp_path / "b" / "program.onnx", load_external_data=False)
@@ -161,9 +161,7 @@ def test_onnxruntime_alone_runs_the_file_inside_the_bundle(
             np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_other_weights_of_the_same_layout_take_the_place_of_the_first(
-    readout: Callable[..., Made], tmp_path: Path
-) -> None:
+def test_other_weights_of_the_same_layout_replace_the_first(readout: Callable[..., Made], tmp_path: Path) -> None:
     spec, module = readout("compress-concat")
     regplug.export(spec, module, tmp_path / "b", backends=["onnx"])
     nn.init.normal_(module.compress.weight, std=3.0)
@@ -175,12 +173,12 @@ def test_other_weights_of_the_same_layout_take_the_place_of_the_first(
         np.testing.assert_allclose(got, module(registers).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_file_tells_nothing_of_the_machine_that_made_it(conditioner: Callable[..., Made], tmp_path: Path) -> None:
+def test_the_file_reveals_nothing_about_its_machine(conditioner: Callable[..., Made], tmp_path: Path) -> None:
     spec, module = conditioner("pool", LAYOUTS["suffix"])
     regplug.export(spec, module, tmp_path / "b", backends=["onnx"])
     data = (tmp_path / "b" / "program.onnx").read_bytes()
-    for told in (b"/", b".py", b"line ", b"File ", b"pkg.torch", b"pytorch", torch.__version__.encode(), b"forward"):
-        assert told not in data
+    for trace in (b"/", b".py", b"line ", b"File ", b"pkg.torch", b"pytorch", torch.__version__.encode(), b"forward"):
+        assert trace not in data
     model = onnx.load_from_string(data)
     assert not model.metadata_props
     assert not model.producer_name
@@ -235,7 +233,7 @@ def test_retrained_weights_need_no_second_export(
         regplug.export(spec, module, tmp_path / "third", backends=["onnx"], settings={"onnx": {"opset": 18}})
 
 
-def test_properties_say_what_the_program_wants_and_nothing_of_onnxruntime(
+def test_properties_say_what_the_program_needs_and_nothing_about_onnxruntime(
     readout: Callable[..., Made], tmp_path: Path
 ) -> None:
     spec, module = readout("compress-concat")

@@ -162,7 +162,7 @@ def test_used_weights_are_those_that_an_output_depends_on(source_of: Callable[..
 
 @pytest.mark.parametrize("reduce", [torch.amax, torch.amin])
 @pytest.mark.parametrize("place", [0, 2, -1])
-def test_a_nan_anywhere_is_the_largest_and_the_smallest(
+def test_a_nan_anywhere_is_the_maximum_and_the_minimum(
     source_of: Callable[..., Source], reduce: Callable[..., Tensor], place: int
 ) -> None:
     class Extreme(nn.Module):

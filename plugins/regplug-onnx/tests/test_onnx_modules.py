@@ -99,7 +99,7 @@ class Inexpressible(nn.Module):
 
 
 @pytest.mark.parametrize("cls", [Named, Mixed, Normed, GivesItsWeight, GivesItsInput])
-def test_a_module_of_somebody_elses_passes_the_gate(cls: type[nn.Module], offer: Offer, tmp_path: Path) -> None:
+def test_a_module_of_another_plugin_passes_the_gate(cls: type[nn.Module], offer: Offer, tmp_path: Path) -> None:
     spec = offer(cls)
     module = spec.build().eval()
     regplug.export(spec, module, tmp_path / "b", backends=["onnx"])
@@ -110,7 +110,7 @@ def test_a_module_of_somebody_elses_passes_the_gate(cls: type[nn.Module], offer:
             torch.testing.assert_close(program(registers), module(registers), rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_program_gives_can_be_written_to(offer: Offer, tmp_path: Path) -> None:
+def test_the_result_of_a_program_can_be_written_to(offer: Offer, tmp_path: Path) -> None:
     for cls in (GivesItsWeight, GivesItsInput):
         spec = offer(cls)
         regplug.export(spec, spec.build(), tmp_path / cls.__name__, backends=["onnx"])

@@ -22,7 +22,7 @@ def test_listing_imports_neither_torch_nor_onnx() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_registry_knows_who_brought_the_backend() -> None:
+def test_the_registry_knows_which_distribution_offers_the_backend() -> None:
     entry = regplug.default_registry().export_backend_entry("onnx")
     assert entry.provenance is not None
     assert (entry.provenance.distribution, entry.provenance.version) == ("regplug-onnx", "0.1.0")
