@@ -553,26 +553,3 @@ def test_threads_share_a_program_and_autocast_has_no_effect_on_it(bundle):
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-@pytest.mark.compiler
-def test_a_program_runs_without_the_plugin_that_made_the_readout(install_plugin, run_python, tmp_path):
-    points = {"regplug_readouts_v1": {"nv-compress": "nvsubquadratic.modules.film:RegisterCompressConcat"}}
-    folder = install_plugin("acme-aot", {}, points)
-    make = f"""
-import regplug
-spec = regplug.resolve("nv-compress", num_registers=4, hidden_dim=24, compressed_dim=6)
-regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=["aotinductor"])
-"""
-    assert run_python(make, [folder]).returncode == 0
-    use = f"""
-import torch, regplug
-print(regplug.load({str(tmp_path / "b")!r}, program="aotinductor")(torch.zeros(2, 4, 24)).shape)
-try:
-    regplug.load({str(tmp_path / "b")!r})
-except regplug.NameLookupError as error:
-    print(error)
-"""
-    out = run_python(use).stdout.splitlines()
-    assert out[0] == "torch.Size([2, 24])"
-    assert out[1].startswith("strategy 'acme-aot:nv-compress': expected an installed plugin, got 'acme-aot'")

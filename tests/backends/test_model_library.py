@@ -13,7 +13,7 @@ from support.damage import repin
 from support.readouts import SIZES
 
 import regplug
-from regplug.backends import aotinductor, compiling, model_library
+from regplug.backends import aotinductor, cache, compiling, model_library
 
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 LIBRARY = "program.aotinductor.x86-64-v3.so"
@@ -38,7 +38,7 @@ def old(tmp_path_factory):
     """A bundle whose library exports all that it defines, as those of format 1 may."""
     folder = tmp_path_factory.mktemp("old")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REGPLUG_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("REGPLUG_CACHE_DIR", str(cache.cache_folder() / "old"))
         patch.setattr(compiling, "SYMBOL_VERSIONS", "{ global: *; };\n")
         patch.setattr(compiling, "LINKER_FLAGS", ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"))
         patch.setattr(compiling, "SOURCE_EDIT", "")
