@@ -1,4 +1,4 @@
-"""The doctor: plugins that are broken in every way it knows, installed beside two good ones and examined in one run."""
+"""The doctor: plugins that are broken in every way it knows, installed with two good ones and examined in one run."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ Python = Callable[..., subprocess.CompletedProcess[str]]
 TIME_LIMIT = 5  # the plugin that hangs takes all of it
 READOUTS, PLUGIN = "[regplug_readouts_v1]", "[regplug_v1]"
 DOCTOR = "from regplug.commands.doctor.command import doctor_command; doctor_command({arguments!r})"
+WITHOUT_ENVIRONMENT = "from regplug.commands.doctor import run; run.CHECKS = (); "  # the import of torch takes seconds
 
 GOOD = """
 from torch import nn
@@ -77,7 +78,7 @@ def stage(*arguments):
     return {}
 regplug.registry.entries.Entry.label = property(lambda self: "mine")
 regplug.registry.staging.stage = stage
-regplug.registry.width_formula.explain = stage  # loaded by nobody else before
+regplug.registry.width_formula.explain = stage  # no other module has loaded it before
 regplug.registry.staging.HELPER = 1
 """
 DANGLING = """
@@ -103,7 +104,7 @@ def regplug_backbones():
     sites = "dangling_models:no_sites"
     return [regplug.BackboneEntry("vit", "dangling_models:fine", layout="dangling_models:fine", film_sites=sites)]
 """
-# another torch, for the real one takes seconds; who imports it is told all the same
+# a stub of torch, because the real one takes seconds
 HEAVY = """
 import os, sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "stub"))
@@ -160,7 +161,14 @@ BROKEN: dict[str, tuple[str, dict[str, str]]] = {
     "disabled": (f"{PLUGIN}\nx = disabled", {"disabled": "raise ValueError"}),
     "misnamed": ("[regplug_readouts]\nlost = misnamed:Lost", {}),
 }
-QUIET = ["digits", "nvsubquadratic", "onnx", "timm", "transformers", "zoo"]  # the healthy run has them
+QUIET = [
+    "digits",
+    "nvsubquadratic",
+    "onnx",
+    "timm",
+    "transformers",
+    "zoo",
+]  # imported by one test only
 
 
 def fake_distribution(folder: Path, name: str, entry_points: str, more: str = "") -> Path:
@@ -173,7 +181,7 @@ def fake_distribution(folder: Path, name: str, entry_points: str, more: str = ""
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, or does so very soon: it was killed, and nobody may have reaped it."""
+    """Whether a process has ended or ends within seconds; a killed one may still wait to be reaped."""
     for _ in range(200):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -192,7 +200,7 @@ def make_editable(info: Path, sources: Path) -> None:
 def good(install_plugin: Installer) -> Path:
     points = {"regplug_readouts_v1": {"attend": "good_readouts:Attend"}}
     folder = install_plugin("good", {"good_readouts.py": GOOD}, points)
-    fake_distribution(folder, "fine", f"{PLUGIN}\nx = fine")  # the other installation would be the same, only slower
+    fake_distribution(folder, "fine", f"{PLUGIN}\nx = fine")
     (folder / "fine.py").write_text(FINE)
     (folder / "fine_models.py").write_text(FINE_MODELS)
     return folder
@@ -220,7 +228,7 @@ def done(run_python: Python, good: Path, broken: Path, grandchild: Path) -> subp
     blocked = ",".join(["disabled", *(f"regplug-{name}" for name in QUIET)])
     arguments = ["--json", "--time-limit", str(TIME_LIMIT)]
     variables = {"REGPLUG_DISABLE": blocked, "GRANDCHILD": str(grandchild)}
-    return run_python(DOCTOR.format(arguments=arguments), [broken, good], variables)
+    return run_python(WITHOUT_ENVIRONMENT + DOCTOR.format(arguments=arguments), [broken, good], variables)
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +242,8 @@ def plugin(report: Any) -> Callable[[str], Any]:
 
 
 @pytest.fixture
-def said(report: Any) -> Callable[..., list[str]]:
-    """The messages about one distribution; of one level, if it is given."""
+def messages_of(report: Any) -> Callable[..., list[str]]:
+    """The messages about one distribution, of the given levels or all."""
     return lambda name, *levels: [
         finding["message"]
         for finding in report["findings"]
@@ -250,12 +258,12 @@ def test_problems_make_exit_code_1_and_one_json_object(done: Any, report: Any) -
     assert report["level"] == "problem"
 
 
-def test_plugins_are_sorted_and_the_good_ones_are_ok(report: Any, plugin: Any, said: Any) -> None:
+def test_plugins_are_sorted_and_the_good_ones_are_ok(report: Any, plugin: Any, messages_of: Any) -> None:
     names = [one["distribution"] for one in report["plugins"]]
     assert names == sorted(names)
     assert {"regplug", "good", "fine", *BROKEN} - set(names) == {"misnamed"}
     for name in ("regplug", "good", "fine"):
-        assert (plugin(name)["status"], said(name)) == ("ok", [])
+        assert (plugin(name)["status"], messages_of(name)) == ("ok", [])
     assert plugin("fine")["registered"]["strategies"] == {"count": 1, "names": ["last"]}
     assert plugin("fine")["registered"]["backbones"] == {"count": 1, "names": ["fine-vit"]}
     assert plugin("good")["version"] == "1.0"
@@ -263,7 +271,8 @@ def test_plugins_are_sorted_and_the_good_ones_are_ok(report: Any, plugin: Any, s
     assert plugin("fine")["import_seconds"] > 0
 
 
-def test_the_good_plugins_work_beside_the_broken_ones(run_python: Python, good: Path, broken: Path) -> None:
+@pytest.mark.slow
+def test_the_good_plugins_work_next_to_the_broken_ones(run_python: Python, good: Path, broken: Path) -> None:
     without = ",".join(name for name in BROKEN if name in ("leaving", "interrupting", "hanging", "crashing"))
     code = (
         "import torch, regplug\n"
@@ -294,8 +303,10 @@ def test_the_good_plugins_work_beside_the_broken_ones(run_python: Python, good: 
         ("late", ["strategy 'later': importing 'late:Later': got SIGSEGV (late.py, line 1)"]),
     ],
 )
-def test_each_broken_plugin_is_named_with_what_is_wrong(plugin: Any, said: Any, name: str, words: list[str]) -> None:
-    [message] = said(name, PROBLEM)
+def test_each_broken_plugin_is_reported_with_its_fault(
+    plugin: Any, messages_of: Any, name: str, words: list[str]
+) -> None:
+    [message] = messages_of(name, PROBLEM)
     assert plugin(name)["status"] == PROBLEM
     assert [word for word in words if word not in message] == [], message
     assert message.startswith(f"plugin '{name}': ")
@@ -303,8 +314,8 @@ def test_each_broken_plugin_is_named_with_what_is_wrong(plugin: Any, said: Any, 
     assert message.isprintable()
 
 
-def test_what_is_printed_to_stderr_is_a_warning(said: Any) -> None:
-    assert "plugin 'printing': prints to stderr at import: 'careful'." in said("printing", WARNING)
+def test_what_is_printed_to_stderr_is_a_warning(messages_of: Any) -> None:
+    assert "plugin 'printing': prints to stderr at import: 'careful'." in messages_of("printing", WARNING)
 
 
 def test_a_newer_protocol_is_listed_and_never_imported(plugin: Any) -> None:
@@ -316,15 +327,15 @@ def test_what_a_killed_plugin_started_is_killed_too(done: Any, grandchild: Path)
     assert is_gone(int(grandchild.read_text()))
 
 
-def test_what_was_replaced_inside_regplug_is_named(said: Any) -> None:
-    [message] = said("patching", PROBLEM)
+def test_what_was_replaced_inside_regplug_is_reported(messages_of: Any) -> None:
+    [message] = messages_of("patching", PROBLEM)
     inside = ("entries.Entry.label", "staging.HELPER", "staging.stage", "width_formula.explain")
     names = ", ".join(f"regplug.registry.{name}" for name in inside)
     assert message.startswith(f"plugin 'patching': its import replaced {names}, ")
 
 
-def test_entry_points_that_name_nothing_are_told_from_packages_that_are_not_installed(said: Any) -> None:
-    problems, warnings = "\n".join(said("dangling", PROBLEM)), "\n".join(said("dangling", WARNING))
+def test_a_wrong_reference_is_a_problem_and_a_missing_package_a_warning(messages_of: Any) -> None:
+    problems, warnings = "\n".join(messages_of("dangling", PROBLEM)), "\n".join(messages_of("dangling", WARNING))
     assert "strategy 'typo': expected to import 'dangling_model:Typo', got ModuleNotFoundError" in problems
     assert "strategy 'gone': expected to import 'dangling_models:Gone', got AttributeError" in problems
     assert "strategy 'value': expected a callable at 'dangling_models:value', got int" in problems
@@ -335,39 +346,40 @@ def test_entry_points_that_name_nothing_are_told_from_packages_that_are_not_inst
     assert "not-checked" not in problems + warnings
 
 
-def test_ten_thousand_names_are_counted_and_five_are_shown(plugin: Any, said: Any) -> None:
+def test_ten_thousand_names_are_counted_and_five_are_shown(plugin: Any, messages_of: Any) -> None:
     assert plugin("many")["status"] == "ok"
     listed = plugin("many")["registered"]["strategies"]
     assert (listed["count"], len(listed["names"])) == (10_000, 5)
 
 
-def test_names_that_two_offer_are_warned_of_and_five_are_named(report: Any, said: Any) -> None:
+def test_a_name_that_two_plugins_offer_is_a_warning_and_five_are_listed(report: Any, messages_of: Any) -> None:
     shared = [finding["message"] for finding in report["findings"] if finding["distribution"] is None]
     assert "strategy 'attend': offered by good and rival; use 'good:attend' or 'rival:attend'." in shared
     assert len([message for message in shared if message.startswith("strategy 'name-")]) == 5
     assert "2 more strategies are offered by many and rival; use their full names." in shared
-    assert said("rival") == [
+    assert messages_of("rival") == [
         "strategy 'pool': offered by rival too, but the bare name stays regplug's own; use 'rival:pool'."
     ]
 
 
-def test_a_plugin_that_registers_nothing_is_warned_of(said: Any) -> None:
+def test_a_plugin_that_registers_nothing_is_a_warning(messages_of: Any) -> None:
     nothing = "plugin 'patching': registers nothing; expected functions marked with @regplug.hookimpl in its module."
-    assert said("patching", WARNING) == [nothing]
+    assert messages_of("patching", WARNING) == [nothing]
 
 
-def test_a_disabled_plugin_is_listed_and_not_imported(plugin: Any, said: Any) -> None:
+def test_a_disabled_plugin_is_listed_and_not_imported(plugin: Any, messages_of: Any) -> None:
     assert plugin("disabled")["status"] == "blocked"
     assert plugin("disabled")["import_seconds"] is None
-    assert said("disabled") == []
+    assert messages_of("disabled") == []
 
 
-def test_a_group_that_nobody_reads_is_warned_of(said: Any) -> None:
-    [message] = said("misnamed", WARNING)
+def test_an_unknown_entry_point_group_is_a_warning(messages_of: Any) -> None:
+    [message] = messages_of("misnamed", WARNING)
     assert "expected an entry-point group regplug_v1 or regplug_readouts_v1, got 'regplug_readouts', which" in message
 
 
-def test_a_malformed_file_is_named_for_importing_torch_fails_over_it(run_python: Python, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_malformed_file_that_makes_the_import_of_torch_fail_is_reported(run_python: Python, tmp_path: Path) -> None:
     unrelated = fake_distribution(tmp_path, "unrelated", "[console_scripts]\nok = a:b\nthis line has no equals sign")
     unreadable = fake_distribution(tmp_path, "unreadable", f"{READOUTS}\nattend")
     fake_distribution(tmp_path, "lenient", "lost = a:b\n[console_scripts]\n")
@@ -404,12 +416,13 @@ def test_a_malformed_file_is_named_for_importing_torch_fails_over_it(run_python:
         ),
     ]
     torch = next(check for check in report["environment"] if check["name"] == "torch")
-    assert torch["level"] == OK  # it is the metadata's fault, and is said there
+    assert torch["level"] == OK  # the fault is in the metadata, and reported there
 
 
 # ---- the healthy environment
 
 
+@pytest.mark.slow
 def test_a_healthy_environment_exits_0_and_prints_a_table(run_python: Python) -> None:
     done = run_python(DOCTOR.format(arguments=["--time-limit", "60"]))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -437,7 +450,7 @@ def test_a_healthy_environment_exits_0_and_prints_a_table(run_python: Python) ->
         ("[a\nb = c", ["line 1: expected '[group]', got '[a'", "line 2: expected a '[group]' before it, got 'b = c'"]),
     ],
 )
-def test_a_malformed_file_is_told_line_by_line(text: str, faults: list[str]) -> None:
+def test_each_malformed_line_is_reported(text: str, faults: list[str]) -> None:
     assert malformed(text) == faults
 
 
@@ -445,7 +458,7 @@ def messages(folder: Path) -> list[tuple[str, str]]:
     return [(finding.level, finding.message) for finding in check_metadata([str(folder)])]
 
 
-def test_healthy_metadata_is_not_complained_of(tmp_path: Path) -> None:
+def test_nothing_is_reported_about_healthy_metadata(tmp_path: Path) -> None:
     info = fake_distribution(tmp_path / "site", "acme", f"{READOUTS}\nattend = acme:Attend\n")
     sources = tmp_path / "my sources"
     sources.mkdir()
@@ -453,12 +466,12 @@ def test_healthy_metadata_is_not_complained_of(tmp_path: Path) -> None:
         '[project]\nversion = "1.0"\n[project.entry-points.regplug_readouts_v1]\nattend = "acme:Attend"\n'
     )
     make_editable(info, sources)
-    (sources / "acme.egg-info").mkdir()  # as setuptools leaves it there
+    (sources / "acme.egg-info").mkdir()  # setuptools leaves it there
     (sources / "acme.egg-info" / "PKG-INFO").write_text("Name: acme\nVersion: 1.0\n")
     assert check_metadata([str(tmp_path / "site"), str(sources), str(tmp_path / "site"), "/no/such/folder"]) == []
 
 
-def test_metadata_that_an_interrupted_removal_left_is_named(tmp_path: Path) -> None:
+def test_metadata_left_by_an_interrupted_removal_is_reported(tmp_path: Path) -> None:
     info = fake_distribution(tmp_path, "acme", f"{READOUTS}\nattend = acme:Attend\n")
     (info / "METADATA").unlink()
     fake_distribution(tmp_path, "other", "").joinpath("METADATA").unlink()
@@ -480,7 +493,7 @@ def test_metadata_that_an_interrupted_removal_left_is_named(tmp_path: Path) -> N
     ]
 
 
-def test_two_copies_of_a_plugin_are_warned_of_and_of_another_package_are_not(tmp_path: Path) -> None:
+def test_two_copies_of_a_plugin_are_a_warning_and_two_of_another_package_are_not(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         fake_distribution(tmp_path / folder, "acme", f"{READOUTS}\nattend = acme:Attend\n")
         fake_distribution(tmp_path / folder, "other", "")
@@ -506,7 +519,9 @@ def test_two_copies_of_a_plugin_are_warned_of_and_of_another_package_are_not(tmp
     ],
 )
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no tomllib, so that pyproject.toml is not read")
-def test_a_stale_editable_installation_is_told(tmp_path: Path, pyproject: str | None, level: str, words: str) -> None:
+def test_a_stale_editable_installation_is_reported(
+    tmp_path: Path, pyproject: str | None, level: str, words: str
+) -> None:
     info = fake_distribution(tmp_path, "acme", f"{READOUTS}\nattend = acme:Attend\n")
     make_editable(info, tmp_path / "sources")
     if pyproject is not None:
@@ -533,7 +548,7 @@ def regplug_as_it_was() -> Iterator[None]:
     staging.stage, regplug.ReadoutEntry.__post_init__, references.import_plugin.__code__ = stage, post_init, code
 
 
-def test_the_detector_of_patches_sees_what_is_replaced_and_nothing_else(regplug_as_it_was: None) -> None:
+def test_replaced_objects_inside_regplug_are_found_and_nothing_else(regplug_as_it_was: None) -> None:
     before = snapshot()
     regplug.default_registry().strategies()
     _ = regplug.pair, regplug.Conditioner
@@ -548,7 +563,7 @@ def test_the_detector_of_patches_sees_what_is_replaced_and_nothing_else(regplug_
     ]
 
 
-def test_a_module_that_is_swapped_whole_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_module_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot()
     monkeypatch.setitem(sys.modules, "regplug.registry.staging", types.ModuleType("regplug.registry.staging"))
     assert any(name.startswith("regplug.registry.staging") for name in replaced(before, set()))
@@ -556,9 +571,7 @@ def test_a_module_that_is_swapped_whole_is_seen(monkeypatch: pytest.MonkeyPatch)
     assert replaced(before, set()) == []
 
 
-def test_heavy_modules_that_hang_are_told_apart_from_light_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heavy_module_that_hangs_is_reported_with_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(300)\n")
     (tmp_path / "stopped.py").write_text("import os, signal, faulthandler\nos.kill(os.getpid(), signal.SIGSTOP)\n")
@@ -567,7 +580,7 @@ def test_heavy_modules_that_hang_are_told_apart_from_light_ones(
         "plugin 'slow': strategy 'sleepy': importing 'slow:Sleepy': got no end within 1.2 s (slow.py, line 2); "
         "what comes after it was not looked at."
     ]
-    # one that cannot even end itself
+    # a process that cannot exit by itself
     stopped = examine_plugin(Found("stopped", None, modules=["stopped"]), False, 0.1, lambda: False)
     assert "got no end within 0.1 s" in stopped.diagnostics[0].message
 
@@ -576,20 +589,22 @@ def test_an_interrupt_ends_the_doctor_and_its_children(broken: Path, tmp_path: P
     pid = tmp_path / "pid"
     others = ",".join(["regplug", *(f"regplug-{name}" for name in QUIET), *(BROKEN.keys() - {"hanging"})])
     variables = {"PYTHONPATH": str(broken), "GRANDCHILD": str(pid), "REGPLUG_DISABLE": others}
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's `&` ignores it
+    on_interrupt = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's `&` ignores it
+    )
     doctor = subprocess.Popen(
-        [sys.executable, "-c", heeding + DOCTOR.format(arguments=["--time-limit", "300"])],
+        [sys.executable, "-c", on_interrupt + DOCTOR.format(arguments=["--time-limit", "300"])],
         env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not (pid.exists() and pid.read_text()) and doctor.poll() is None:
         time.sleep(0.05)
     doctor.send_signal(signal.SIGINT)
-    assert doctor.wait(60) == 1  # click's word for an interrupt, outside of `regplug`
+    assert doctor.wait(60) == 1  # click's exit code for an interrupt, outside of `regplug`
     assert is_gone(int(pid.read_text()))
 
 
-def test_a_grandchild_that_keeps_the_streams_open_holds_nobody_up() -> None:
-    # it has left the session, and lives on for as long as the test may take
+def test_a_grandchild_that_keeps_the_streams_open_delays_nothing() -> None:
+    # it has left the session, and outlives the test
     ended = run_bounded(["sh", "-c", "echo said; setsid sleep 5 & exit 3"], until(60))
     assert (ended.code, ended.out) == (3, "said\n")
 
