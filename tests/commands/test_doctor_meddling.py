@@ -153,7 +153,7 @@ def test_regplug_itself_changes_nothing(messages_of: Any) -> None:
     assert messages_of("regplug") == []
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # the doctor's run over the installed plugins imports most of them, too
 def test_what_large_libraries_do_at_their_import_is_no_problem(run_python: Python) -> None:
     code = (
         "import json\nfrom regplug.commands.doctor.child import Surroundings\n"

@@ -1,10 +1,7 @@
-"""Which export backends a check tries: no other plugin's spoils it."""
+"""Which export backends a check tries: those of other plugins do not break it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import pytest
 from support.plugins import installed_with
 
 import regplug
-from regplug.conformance import check_readout
+from regplug.conformance import check_readout, subject_of
 from regplug.registry.discovery import discover
 from regplug.registry.entries import ExportBackendEntry
 from regplug.registry.missing import missing_package
@@ -43,7 +40,7 @@ class Last(torch.nn.Module):
 
 
 def add(site: Path, name: str, programs: str) -> Path:
-    """A plugin with a readout and an export backend; gives the file that its import leaves."""
+    """Write a plugin with a readout and an export backend; returns the file that its import creates."""
     canary = site / f"{name}.imported"
     (site / f"{name}.py").write_text(PLUGIN.format(name=name, canary=canary))
     (site / f"{name}_models.py").write_text(MODELS)
@@ -69,29 +66,21 @@ class Backend(TorchScriptBackend):
         [made] = super().export(source)
         return [type(made)("program.shared.pt", made.data, made.properties)]
 """
-CODE = """
-import regplug
-from regplug.conformance import check_readout, subject_of
-spec = regplug.resolve("ownone:ownone-last", num_registers=2, hidden_dim=3)
-print(subject_of(spec).backends, subject_of(regplug.resolve("mean", num_registers=2, hidden_dim=3)).backends)
-rows = {one.check: one.verdict for one in check_readout(spec, backends=["shared"], compiler="eager")}
-print(rows["program[shared]"], rows["program-refuses[shared]"])
-"""
 
 
-def test_a_check_tries_the_backends_of_regplug_and_of_the_readouts_distribution_though_another_has_the_name(
-    tmp_path: Path,
-) -> None:
+def test_a_check_uses_the_backend_of_the_readouts_distribution_even_if_another_has_the_same_name(site: Path) -> None:
     for name, programs in (("ownone", OWN_BACKEND), ("rival", "import no_such_runtime")):
-        add(tmp_path, name, programs)
-        module = tmp_path / f"{name}.py"
+        add(site, name, programs)
+        module = site / f"{name}.py"
         module.write_text(module.read_text().replace(f'"{name}-programs"', '"shared"'))
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "REGPLUG_DISABLE": ""}
-    done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == [
-        "('aotinductor', 'torchscript', 'shared') ('aotinductor', 'torchscript')",
-        "passed passed",
-    ], done.stderr
+    registry = regplug.Registry(discover())
+    spec = registry.resolve("ownone:ownone-last", **SIZES)
+    assert subject_of(spec, registry=registry).backends == ("aotinductor", "torchscript", "shared")
+    mean = registry.resolve("mean", **SIZES)
+    assert subject_of(mean, registry=registry).backends == ("aotinductor", "torchscript")
+    results = check_readout(spec, registry=registry, backends=["shared"], compiler="eager")
+    verdicts = {one.check: one.verdict for one in results}
+    assert (verdicts["program[shared]"], verdicts["program-refuses[shared]"]) == ("passed", "passed")
 
 
 def test_a_registry_of_some_plugins_imports_no_other(site: Path) -> None:
@@ -117,7 +106,7 @@ def test_a_registry_of_some_plugins_imports_no_other(site: Path) -> None:
         ("raise ImportError('no_such_runtime')", "failed", "ImportError: no_such_runtime"),
     ],
 )
-def test_a_backend_that_was_asked_for_and_whose_package_is_not_installed_is_not_applicable(
+def test_a_named_backend_is_not_applicable_if_its_package_is_not_installed(
     site: Path, programs: str, verdict: str, detail: str
 ) -> None:
     add(site, "foreigntwo", programs)
@@ -155,7 +144,7 @@ def _raised(act: Callable[[], object]) -> BaseException:
     raise RuntimeError("nothing was raised")
 
 
-def test_a_missing_package_is_told_from_a_missing_part_and_from_the_plugins_own() -> None:
+def test_a_missing_package_is_not_confused_with_a_missing_part_or_a_module_of_the_plugin() -> None:
     gone = _raised(lambda: __import__("no_such_runtime.part"))
     assert missing_package(gone) == "no_such_runtime"
     assert missing_package(gone, {"no_such_runtime"}) is None

@@ -1,4 +1,4 @@
-"""The checks on readouts that other packages published, registered unchanged: what they fail is known, and why."""
+"""The checks on published readouts of other packages, registered unchanged: which they fail is known, and why."""
 
 import pytest
 from support.plugins import installed_with
@@ -20,7 +20,7 @@ def siglip_head(hidden_dim: int):
     )
 
 
-# strategy -> its options, what it takes though no readout should, what it fails, and what there is not to check
+# strategy -> its options, the advisory checks that it fails, and the others that it fails, with the reason
 OTHERS = {
     "timm-latent": ({"num_heads": 4}, {"refuses-num-registers"}, {}),
     "siglip": ({}, {"refuses-num-registers"}, {"script": NOT_SCRIPTABLE, "program[torchscript]": NOT_SCRIPTABLE}),
@@ -29,8 +29,9 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", OTHERS)
-def test_a_readout_of_another_package_fails_what_is_known_of_it_and_nothing_else(strategy):
+def test_a_readout_of_another_package_fails_the_known_checks_and_no_others(strategy):
     options, takes, fails = OTHERS[strategy]
     registry = installed_with(
         regplug.ReadoutEntry("timm-latent", "timm.layers:AttentionPoolLatent", sizes={"in_features": "hidden_dim"}),

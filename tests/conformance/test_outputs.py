@@ -1,4 +1,4 @@
-"""The checks of answers, refusals and training: right readouts pass them all, and each wrong one fails its own."""
+"""The checks of outputs, rejections and training: right readouts pass them all, and each wrong one fails its own."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ CHECKS = (*outputs.CHECKS, *rejections.CHECKS, *training.CHECKS)
 NAMES = [check.name for check in CHECKS]
 REFUSALS = {"refuses-num-registers", "refuses-hidden-dim", "refuses-rank"}
 
-# a wrong readout, its options, and all that fails on it
+# a wrong readout, its options, and all checks that fail on it
 WRONG = [
     (wrong.SwallowsOptions, {}, {"constructor"}),
     (wrong.GrowsWithEachBuild, {}, {"constructor"}),
@@ -72,7 +72,7 @@ WRONG = [
     (wrong.CountsTwice, {}, {"flop-count"}),
     (wrong.CountsABatch, {}, {"flop-count"}),
     (wrong.CountsInFractions, {}, {"flop-count"}),
-    # of another width than the meta device showed, and of another type: all that looks at an answer sees it
+    # another width than on the meta device, and another type: every check that looks at the output fails
     (
         wrong.WiderWhenReal,
         {},
@@ -84,7 +84,7 @@ WRONG = [
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Threads that wait for work cost more than the work, and more still beside other tests."""
+    """Threads that wait for work cost more than the work, especially next to other tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -92,7 +92,7 @@ def one_thread():
 
 
 class Usual(Right):
-    """Batch norm and dropout as everybody uses them."""
+    """Batch norm and dropout, as usual."""
 
     def __init__(self, num_registers: int, hidden_dim: int, activation: str = "Tanh") -> None:
         super().__init__(num_registers, hidden_dim)
@@ -111,7 +111,7 @@ class InBfloat16(Right):
 
 
 class NoFloat64(Right):
-    """A kernel that is made for float32 alone."""
+    """A kernel for float32 only."""
 
     def read(self, registers: Tensor) -> Tensor:
         if registers.dtype != torch.float32:
@@ -120,7 +120,7 @@ class NoFloat64(Right):
 
 
 class Attends(nn.Module):
-    """A third party's, unchanged: any number of registers, and torch's own words for the rest."""
+    """A third party's readout, unchanged: it takes any number of registers; torch's own errors refuse the rest."""
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def not_passed(subject: Subject) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("strategy", ["mean", "pool", "concat", "compress-concat", "attention"])
-def test_one_register_of_width_one_is_no_special_case(strategy):
+def test_one_register_of_width_one_passes(strategy):
     options = {"compress-concat": {"compressed_dim": 1}, "attention": {"num_queries": 1, "num_heads": 1}}
     spec = regplug.resolve(strategy, num_registers=1, hidden_dim=1, **options.get(strategy, {}))
     assert not_passed(subject_of(spec, backends=[], compiler="eager")) == {}
@@ -161,19 +161,19 @@ def test_a_right_readout_passes_every_check(build):
         TokenLayout(R, D, indices=(0, 1, 4, 6), num_tokens=8),
     ],
 )
-def test_a_right_readout_passes_wherever_its_registers_sit(layout):
+def test_a_right_readout_passes_with_its_registers_at_any_positions(layout):
     assert not_passed(subject_for(Right, layout=layout)) == {}
 
 
 @pytest.mark.parametrize(("build", "options", "wanted"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_wrong_readout_fails_the_checks_that_are_for_it_and_no_others(build, options, wanted):
+def test_a_wrong_readout_fails_its_own_checks_and_no_others(build, options, wanted):
     assert failing(subject_for(build, options=options), CHECKS) == wanted
 
 
-def test_every_check_fails_on_a_wrong_readout_and_on_one_alone_where_that_can_be():
+def test_every_check_fails_on_a_wrong_readout_and_all_but_one_also_alone():
     assert set().union(*(names for _, _, names in WRONG)) == set(NAMES)
     alone = {name for _, _, names in WRONG if len(names) == 1 for name in names}
-    # one sample alone is a part of what batch independence looks at
+    # batch-independence looks at single samples too
     assert set(NAMES) - alone == {"batch-1"}
 
 
@@ -184,7 +184,7 @@ def test_checks_leave_the_global_random_numbers_as_they_were():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_every_check_says_on_its_first_line_what_and_below_why():
+def test_every_checks_docstring_says_what_on_its_first_line_and_why_below():
     assert len(set(NAMES)) == len(NAMES)
     for check in CHECKS:
         what, blank, *why = (check.function.__doc__ or "").splitlines()
@@ -193,19 +193,19 @@ def test_every_check_says_on_its_first_line_what_and_below_why():
         assert why
 
 
-# ---- others' readouts
+# ---- readouts of other packages
 
 
-def test_what_others_do_not_refuse_is_advisory():
+def test_a_missing_refusal_is_advisory_for_readouts_of_others():
     assert not_passed(subject_for(Attends, own=False)) == {
         "refuses-num-registers": ADVISORY,
         "flop-count": NOT_APPLICABLE,
     }
-    # for one of regplug's own it is not, and words count
+    # for regplug's own it is a failure, and the message is checked
     assert failing(subject_for(Attends), CHECKS) == REFUSALS
 
 
-def test_another_readout_may_refuse_an_empty_batch_but_not_answer_wrongly():
+def test_readouts_of_others_may_refuse_an_empty_batch_but_not_answer_wrongly():
     refused = run(subject_for(wrong.RefusesNothing, own=False))["batch-0"]
     assert refused.verdict == NOT_APPLICABLE
     assert refused.detail.startswith("refuses an empty batch: ValueError: an empty batch (")
@@ -233,14 +233,14 @@ KERNEL = {"kernel_hidden_dim": 8, "num_film_layers": 2}
         (wrong.OneTensor, "OneTensor: expected [(gamma, beta), ...], got Tensor."),
     ],
 )  # fmt: skip
-def test_a_wrong_film_generator_is_told(film, text):
+def test_a_wrong_film_generator_fails(film, text):
     row = film_row(film, film_options=KERNEL)
     assert row.verdict == FAILED
     assert text in row.detail
 
 
 @pytest.mark.parametrize("options", [{}, {"init_type": "small_random"}])
-def test_our_own_film_generator_passes_however_it_starts(options):
+def test_regplugs_own_film_generator_passes_with_any_initial_pairs(options):
     assert film_row("regplug.nn.film:KernelFiLMGenerator", film_options=KERNEL | options).verdict == PASSED
 
 
@@ -254,20 +254,20 @@ def test_our_own_film_generator_passes_however_it_starts(options):
         (wrong.Zeroed, "gamma", "gamma-first", FAILED),
     ],
 )
-def test_a_plugins_film_generator_is_held_to_what_its_family_declares(film, form, order, verdict):
+def test_a_plugins_film_generator_must_do_what_its_family_declares(film, form, order, verdict):
     family = FiLMEntry("theirs", film, form=form, order=order)
     registry, _ = wrong.registry_of(Right, films=[family])
     assert film_row(film, registry=registry).verdict == verdict
 
 
-def test_a_module_that_modulates_by_itself_is_paired_and_left_at_that():
+def test_a_module_that_applies_film_itself_is_paired_and_not_checked_further():
     registry, _ = wrong.registry_of(Right, films=[FiLMEntry("theirs", wrong.Modulates, gives_pairs=False)])
     row = film_row(wrong.Modulates, registry=registry)
     assert row.verdict == NOT_APPLICABLE
     assert row.detail == "it pairs with Modulates, which modulates features itself."
 
 
-def test_a_film_generator_that_nobody_declared_fails_with_what_is_missing():
+def test_an_undeclared_film_generator_fails_with_what_is_missing():
     assert "expected a known family or a stated form and order" in film_row(wrong.Drawn).detail
     row = film_row("regplug.nn.film:KernelFiLMGenerator", film_options={"layers": 1})
     assert "option 'layers': expected a known option, got 1" in row.detail
@@ -276,7 +276,7 @@ def test_a_film_generator_that_nobody_declared_fails_with_what_is_missing():
 # ---- the comparisons themselves
 
 
-def test_the_comparison_notices_a_small_difference_another_dtype_and_what_is_not_finite():
+def test_close_refuses_small_differences_other_dtypes_and_numbers_that_are_not_finite():
     right = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     close("same", right.clone(), right)
     close("empty", right[:0], right[:0])
@@ -285,7 +285,7 @@ def test_the_comparison_notices_a_small_difference_another_dtype_and_what_is_not
             close("it", other, right)
 
 
-def test_the_comparison_of_bits_notices_one_bit_and_takes_nan_for_itself():
+def test_same_bits_sees_one_bit_and_nan_is_equal_to_itself():
     numbers = torch.tensor([1.0, float("nan"), 0.0])
     assert same_bits(numbers.clone(), numbers)
     assert same_bits(torch.tensor(1.0), torch.tensor(1.0))

@@ -1,4 +1,4 @@
-"""A right backbone, and others that differ from it in one way each, with the checks that must see it."""
+"""A right backbone, and wrong ones that differ from it in one way each, with the check that must fail."""
 
 from dataclasses import replace
 from typing import Any
