@@ -17,7 +17,7 @@ HEADS = ("backend", "holds", "strategy", "R", "D", "settings", "torch", "kB", "l
 @json_option
 @click.pass_context
 def cache_command(context: click.Context, as_json: bool) -> None:
-    """List the cached compiled programs.
+    """List the compiled programs in the cache.
 
     They hold no weights, so that exporting a retrained readout needs no compiler.
     """

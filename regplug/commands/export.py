@@ -104,7 +104,10 @@ def export_command(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Write a bundle: weights, golden cases, and programs that were checked to be equal to eager."""
+    """Export a readout or a conditioner as a bundle.
+
+    A bundle holds weights, golden cases, and programs that were checked to be equal to eager mode.
+    """
     from regplug.format.place import absolute, check_place
 
     try:

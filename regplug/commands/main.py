@@ -166,7 +166,10 @@ def exit_code(error: RegplugError) -> int:
 @group.command("list")
 @json_option
 def list_command(as_json: bool) -> None:
-    """List readout strategies, FiLM generators, backbones, export backends, and the packages that provide them."""
+    """List strategies, FiLM generators, backbones and backends.
+
+    Each with the package that provides it; then the plugins, and whether they load.
+    """
     from regplug.registry.default import default_registry
 
     registry = default_registry()
@@ -235,10 +238,10 @@ def cond_dim_command(
     model_option: Any,
     as_json: bool,
 ) -> None:
-    """Print the width of the conditioning vector (cond_dim); with --backbone, for each FiLM site.
+    """Print the width of the conditioning vector.
 
-    Allocates no weights. Imports torch only if the width must be measured, because the strategy does not state it; the
-    built-in strategies do.
+    With --backbone, for each FiLM site. Allocates no weights. Imports torch only if the width must be measured, because
+    the strategy does not state it; the built-in strategies do.
     """
     from dataclasses import asdict
 
@@ -258,7 +261,10 @@ def cond_dim_command(
 
 @group.command("cmake-dir")
 def cmake_dir_command() -> None:
-    """Print the folder to add to CMAKE_PREFIX_PATH, so that find_package(regplug) works."""
+    """Print the folder for CMAKE_PREFIX_PATH.
+
+    There find_package(regplug) finds regplug.
+    """
     say(_folder(HERE))
 
 

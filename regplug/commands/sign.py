@@ -35,9 +35,9 @@ def sign_command(
     follow_links: bool,
     as_json: bool,
 ) -> None:
-    """Sign a bundle, offline: writes BUNDLE.sig next to it, which `regplug verify --public-key` checks.
+    """Sign a bundle, offline.
 
-    Needs `pip install 'regplug[sign]'`.
+    Writes BUNDLE.sig next to it, which `regplug verify --public-key` checks. Needs `pip install 'regplug[sign]'`.
     """
     from regplug.bundle.sign import default_signature_path, sign
     from regplug.format.single_file import check_file_place

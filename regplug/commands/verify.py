@@ -40,11 +40,11 @@ def verify_command(
     follow_links: bool,
     as_json: bool,
 ) -> None:
-    """Check a bundle's files and digests, and the installed class in eager mode against the golden cases.
+    """Check a bundle's files, digests and outputs.
 
-    With --public-key, the signature is checked first. Without --programs, no code from the bundle runs. With it, every
-    program runs on every case, and so does the installed class compiled by torch.compile, which needs a C++ compiler
-    and up to half a minute.
+    The installed class must give the outputs of the golden cases. With --public-key, the signature is checked first.
+    Without --programs, no code from the bundle runs. With it, every program runs on every case, and so does the
+    installed class compiled by torch.compile, which needs a C++ compiler and up to half a minute.
     """
     from regplug.bundle.verify import verify
 

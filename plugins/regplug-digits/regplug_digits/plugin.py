@@ -16,7 +16,7 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             "digits-gate",
             build="regplug_digits.gate:DigitsGate",
             cond_dim="regplug_digits.sizes:gate_width",
-            summary="average of registers, each gated feature by feature by its content",
+            summary="gated mean pooling: each register gates its own features",
             equation="c = (1 / R) sum_r sigmoid(W x_r + b_r) * x_r",
             source="the gated linear unit (Dauphin et al., 2017), with the register itself as the linear branch",
         )
@@ -38,6 +38,6 @@ def regplug_backbones() -> list[regplug.BackboneEntry]:
             readouts=("compress-concat", "pool", "mean", "concat", "digits-gate"),
             default=READOUT,
             options=READOUT_OPTIONS,
-            summary="classifier of 8x8 digits; registers shape its convolution kernels",
+            summary="classifier of 8x8 digits; registers condition its convolution kernels by FiLM",
         )
     ]

@@ -12,14 +12,14 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
         regplug.ReadoutEntry(
             "nvsubquadratic-pool",
             "nvsubquadratic.modules.film:RegisterPooling",
-            summary="nvSubquadratic's own learned average, which takes any D",
+            summary="nvSubquadratic's own learned weighted pooling, for any D",
             equation="c = sum_r softmax(w)_r x_r",
             source="nvSubquadratic, modules/film.py",
         ),
         regplug.ReadoutEntry(
             "nvsubquadratic-compress-concat",
             "nvsubquadratic.modules.film:RegisterCompressConcat",
-            summary="nvSubquadratic's own shared projection, then flat, which takes any R",
+            summary="nvSubquadratic's own shared projection, then concatenated, for any R",
             equation="c = [W x_1 || ... || W x_R]",
             source="nvSubquadratic, modules/film.py",
         ),
@@ -40,7 +40,7 @@ def regplug_backbones() -> list[regplug.BackboneEntry]:
             classes=("nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet",),
             readouts=("pool", "compress-concat", "nvsubquadratic-pool", "nvsubquadratic-compress-concat"),
             default="pool",
-            summary="ViT5ClassificationNet of attention and Hyena blocks; registers shape its convolution kernels",
+            summary="ViT5ClassificationNet, attention and Hyena blocks; registers condition its kernels by FiLM",
         ),
         regplug.BackboneEntry(
             "mamba-reg",

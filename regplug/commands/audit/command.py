@@ -63,12 +63,13 @@ def audit_command(
     allow_unknown: bool,
     as_json: bool,
 ) -> None:
-    """Find hard-coded FiLM widths: conditioning widths that do not follow a network's sizes.
+    """Find FiLM widths that do not follow a network's sizes.
 
-    Builds the network at its own sizes and at five others, and runs a forward pass of each on the meta device, which
-    computes nothing and takes no memory. At each FiLM input it compares the width of the conditioning with the width
-    that the layer takes. Exit code 1 if a width is wrong or unknown, if there is no FiLM input, or if --expect names
-    one that follows.
+    Such a width is hard-coded, and breaks when the number or the width of the registers changes. The command builds
+    the network at its own sizes and at five others, and runs a forward pass of each on the meta device, which computes
+    nothing and takes no memory. At each FiLM input it compares the width of the conditioning with the width that the
+    layer takes. Exit code 1 if a width is wrong or unknown, if there is no FiLM input, or if --expect names one that
+    follows.
     """
     given = dict(options)
     sizes = {

@@ -106,9 +106,10 @@ def bench_command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how many times faster a readout is than another module, with quartiles.
+    """Time a readout against another module, or with a backbone.
 
-    With --backbone: what the readout costs, in microseconds and as a share of backbone and readout together.
+    Prints how many times faster it is, with quartiles. With --backbone: what the readout costs, in microseconds and as
+    a share of backbone and readout together.
     """
     if backbone is not None:
         meaningless = ("against", "num_registers", "hidden_dim", "tokens", "mode", "dtype", "device", "html")

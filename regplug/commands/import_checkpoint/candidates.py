@@ -13,7 +13,7 @@ from regplug.registry.references import load_reference
 
 MAX_WEIGHTS, MAX_NAMES = 3, 6  # in a message
 
-Entry = TypeVar("Entry", ReadoutEntry, FiLMEntry)
+Entry = TypeVar("Entry", bound=ReadoutEntry | FiLMEntry)
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,13 @@ def import_command(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Take a trained readout, and its FiLM generator, out of a whole network's checkpoint.
+    """Import a trained readout from a network's checkpoint.
 
-    CHECKPOINT is a safetensors file, the index.json of sharded safetensors, or a PyTorch file of plain weights; no
-    pickled code is run. The backbone's plugin finds the readouts of its networks. If it finds none, regplug's own
-    modules are looked for under any prefix: those that attach and Conditioner give, and bare readouts. The file that is
-    written names its strategy, sizes and options, so that `regplug export --weights FILE` needs no more.
+    Its FiLM generator comes with it. CHECKPOINT is a safetensors file, the index.json of sharded safetensors, or a
+    PyTorch file of plain weights; no pickled code is run. The backbone's plugin finds the readouts of its networks. If
+    it finds none, regplug's own modules are looked for under any prefix: those that attach and Conditioner give, and
+    bare readouts. The file that is written names its strategy, sizes and options, so that `regplug export --weights
+    FILE` needs no more.
     """
     from regplug.format.single_file import write_files
 

@@ -25,7 +25,10 @@ from regplug.registry.option_text import read_value
 @follow_links_option
 @json_option
 def info_command(what: str, digest: str | None, follow_links: bool, as_json: bool, **choice: Any) -> None:
-    """Describe a strategy, a backbone, a bundle or a weights file. Runs no code from a bundle."""
+    """Describe a strategy, a backbone, a bundle or a weights file.
+
+    Runs no code from a bundle.
+    """
     import json
 
     from regplug.commands.info.describe import describe

@@ -1,4 +1,4 @@
-"""Answers ``regplug info``: what a strategy, a backbone, a bundle or a weights file is."""
+"""Describes a strategy, a backbone, a bundle or a weights file, for ``regplug info``."""
 
 from __future__ import annotations
 
@@ -38,17 +38,19 @@ def describe(
     digest: str | None = None,
     follow_links: bool,
 ) -> dict[str, Any]:
-    """What ``what`` is, as plain values. A path that exists is meant where it looks like one, or nothing has the name.
+    """Describe what a name or a path means, as plain values.
+
+    An existing path wins if it looks like a path, or if no strategy and no backbone has the name.
 
     Raises:
         NameLookupError: No strategy, backbone or path has this name, or several plugins offer it.
-        RegplugError: What the name leads to is broken.
+        RegplugError: The plugin, the bundle or the file is broken.
     """
     if not what:
         raise NameLookupError("info: expected a strategy, a backbone or a path, got ''.")
     registry = default_registry()
     if (os.sep in what or what.endswith(".safetensors")) and not _names_backbone(what, registry):
-        return _inform_path(what, digest, follow_links)
+        return _describe_path(what, digest, follow_links)
     try:
         entry = registry.readout_entry(what)
     except NameLookupError as no_strategy:
@@ -56,15 +58,15 @@ def describe(
             backbone_entry, model = named_backbone(what, registry)
         except NameLookupError:
             if Path(what).exists():
-                return _inform_path(what, digest, follow_links)
+                return _describe_path(what, digest, follow_links)
             raise _unknown(what, registry, no_strategy) from None
-        return _inform_backbone(backbone_entry, model, model_option)
+        return _describe_backbone(backbone_entry, model, model_option)
     sizes = (num_registers, hidden_dim, backbone)
-    return _inform_strategy(entry, sizes, options, model_option)
+    return _describe_strategy(entry, sizes, options, model_option)
 
 
 def _names_backbone(what: str, registry: Registry) -> bool:
-    """Whether it is a backbone's model that is named like a path: ``transformers:OWNER/NAME``, or its folder."""
+    """Whether it is a backbone's model with a name like a path: ``transformers:OWNER/NAME``, or its folder."""
     if ":" not in what or Path(what).exists():
         return False
     try:
@@ -73,7 +75,7 @@ def _names_backbone(what: str, registry: Registry) -> bool:
         return False
 
 
-def _inform_path(what: str, digest: str | None, follow_links: bool) -> dict[str, Any]:
+def _describe_path(what: str, digest: str | None, follow_links: bool) -> dict[str, Any]:
     path = Path(what)
     if path.is_dir():
         files = check_bundle(what, digest=digest, follow_links=follow_links)
@@ -90,11 +92,11 @@ def _inform_path(what: str, digest: str | None, follow_links: bool) -> dict[str,
             "golden_cases": cases,
         }
     if path.exists():
-        return _inform_weights(what)
+        return _describe_weights(what)
     raise NameLookupError(f"path {what!r}: expected a bundle's folder or a weights file, got nothing there.")
 
 
-def _inform_weights(what: str) -> dict[str, Any]:
+def _describe_weights(what: str) -> dict[str, Any]:
     owner = f"weights {what}"
     check_weights_file(owner, what)
     tensors, metadata = read_file_header(owner, what)
@@ -110,7 +112,7 @@ def _inform_weights(what: str) -> dict[str, Any]:
 
 
 def _unknown(what: str, registry: Registry, no_strategy: NameLookupError) -> NameLookupError:
-    """What to say of a name that is nobody's; of one with a known plugin in front, what that plugin offers instead."""
+    """The error for an unknown name; after a known plugin's name, it says what that plugin offers."""
     head, colon, _ = what.partition(":")
     if colon and normalise(head) in {record.distribution for record in registry.plugins()}:
         return no_strategy
@@ -118,7 +120,7 @@ def _unknown(what: str, registry: Registry, no_strategy: NameLookupError) -> Nam
     return NameLookupError(f"{what!r}: no strategy, no backbone and no path{closest(head, known)}.")
 
 
-def _inform_backbone(entry: BackboneEntry, model: str | None, model_options: Any) -> dict[str, Any]:
+def _describe_backbone(entry: BackboneEntry, model: str | None, model_options: Any) -> dict[str, Any]:
     sizes = measure_backbone(entry, model, **dict(model_options))
     named = entry.name if model is None else f"{entry.name}:{model}"
     return {
@@ -135,7 +137,7 @@ def _inform_backbone(entry: BackboneEntry, model: str | None, model_options: Any
     }
 
 
-def _inform_strategy(
+def _describe_strategy(
     entry: ReadoutEntry, sizes: tuple[int | None, int | None, str | None], options: Any, model_option: Any
 ) -> dict[str, Any]:
     build = load_reference(f"strategy {entry.name!r}", entry.build)
@@ -167,6 +169,6 @@ def _costs(spec: ReadoutSpec) -> dict[str, int]:
     with torch.device("meta"):
         module = spec.build()
     costs = {"parameters": sum(parameter.numel() for parameter in module.parameters())}
-    with suppress(Exception):  # not every class has one, and another's may count something else
+    with suppress(Exception):  # not every class has one, and other packages may count differently
         costs["flops_per_sample"] = int(module.flop_count(spec.hidden_dim))  # type: ignore[operator]
     return costs

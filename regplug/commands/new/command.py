@@ -23,11 +23,11 @@ from regplug.commands.shared_options import json_option
 @click.option("--backend", "kinds", flag_value="backend", multiple=True, help="With an export backend, NAME-graph.")
 @json_option
 def new_command(path: Path, strategy: str | None, kinds: tuple[str, ...], as_json: bool) -> None:
-    """Write the package of a new plugin: code, entry points, tests, README, CI.
+    """Write the package of a new plugin.
 
-    The last part of PATH is the distribution's name, such as acme-readouts. The package installs and passes its tests
-    unchanged. A plugin may offer several kinds. Its README and CI install regplug from the place that the variable
-    REGPLUG names: a name on an index, a folder, or git+https://...
+    It has code, entry points, tests, a README and CI. The last part of PATH is the distribution's name, such as
+    acme-readouts. The package installs and passes its tests unchanged. A plugin may offer several kinds. Its README and
+    CI install regplug from the place that the variable REGPLUG names: a name on an index, a folder, or git+https://...
     """
     from regplug.commands.new.scaffold import KINDS, check_empty, names_of, write_plugin
     from regplug.errors import ExportError
