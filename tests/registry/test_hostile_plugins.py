@@ -8,13 +8,14 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.distributions import write_distribution
 from support.environment import clean_environment
+from support.forked_python import ForkedPython
 from support.misbehaving_plugins import ASKING, ENDLESS, EVIL, GOOD, GOOD_MODELS, HOOK, NOISY, SHOWN, TEXT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,18 +46,32 @@ def add(site: Path) -> Add:
     return install
 
 
+@pytest.fixture(scope="module")
+def with_torch() -> Iterator[ForkedPython]:
+    """A process that has imported torch and regplug, but no plugin."""
+    process = ForkedPython("import torch, regplug.bundle.export")
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def python(site: Path, tmp_path: Path) -> Run:
-    """Run Python in an empty folder with the plugins installed; what hangs fails the test."""
+def python(site: Path, tmp_path: Path, with_torch: ForkedPython) -> Run:
+    """Run Python in an empty folder with the plugins installed; a process that hangs fails the test.
+
+    With options for ``subprocess.run`` it is a new interpreter, without them a fork.
+    """
     (tmp_path / "here").mkdir()
 
     def run(*words: str, env: Mapping[str, str] = {}, **more: Any) -> subprocess.CompletedProcess[str]:
         own = {"PYTHONPATH": str(site), "REGPLUG_CACHE_DIR": str(tmp_path / "cache")}
+        variables = {**clean_environment(), **own, **env}
+        if not more:
+            return with_torch.run(words, tmp_path / "here", variables)
         more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
         return subprocess.run(
             [sys.executable, *words],
             cwd=tmp_path / "here",
-            env={**clean_environment(), **own, **env},
+            env=variables,
             text=True,
             timeout=120,
             check=False,
@@ -214,7 +229,7 @@ def test_a_fork_in_a_thread_that_a_plugin_waits_for_ends(add: Add, python: Run) 
     )
     code = "import regplug\nfrom regplug.registry import fork_locks\nfork_locks.FORK_LIMIT_S = 0.5\n"
     code += "print('evil' in regplug.strategies())"
-    done = python("-W", "ignore::DeprecationWarning", "-c", code)
+    done = python("-c", f"import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n{code}")
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import scale
 from support.distributions import write_distribution
 from support.environment import clean_environment
+from support.forked_python import ForkedPython
 
 from regplug.registry.discovery import Found
 from regplug.registry.name_cache import NameIndex
@@ -33,9 +32,10 @@ LIST = "registry.strategies()"
 
 
 class Site:
-    """A folder with plugins that say when they are imported, and a cache folder; Python runs beside them."""
+    """A folder with plugins that note when they are imported, and a cache folder; runs Python with both."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: ForkedPython) -> None:
+        self.python = python
         self.packages, self.cache, self.canary = folder / "site", folder / "cache", folder / "canary"
         self.packages.mkdir()
 
@@ -58,7 +58,7 @@ class Site:
         own = {"PYTHONPATH": str(self.packages), "CANARY": str(self.canary), "REGPLUG_CACHE_DIR": str(self.cache)}
         # a folder for bytecode would change the folder with the plugins at the first import
         variables = clean_environment() | own | {"PYTHONDONTWRITEBYTECODE": "1"} | env
-        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+        done = self.python.run(["-c", code], self.packages.parent, variables)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.strip(), sorted(self.canary.read_text().split())
 
@@ -74,10 +74,17 @@ def entry(name: str) -> str:
 EVERYBODY = [f"plugin-{number}" for number in range(COUNT)]
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[ForkedPython]:
+    process = ForkedPython("import regplug.registry.default")
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path, python: ForkedPython) -> Site:
     """Eight plugins with one strategy each, not yet listed."""
-    made = Site(tmp_path)
+    made = Site(tmp_path, python)
     for number in range(COUNT):
         made.add(f"plugin-{number}", f"name-{number}")
     return made
@@ -363,7 +370,7 @@ def test_listing_loads_no_command_but_its_own_and_help_knows_them_all(site: Site
     )
 
 
-def test_the_benchmark_makes_what_it_says(tmp_path: Path) -> None:
-    site = Site(tmp_path)
+def test_the_benchmark_makes_what_it_says(tmp_path: Path, python: ForkedPython) -> None:
+    site = Site(tmp_path, python)
     scale.make_plugins(site.packages, 4)
     assert {"lined-0", "hooked-1", "lined-2", "hooked-3"} < set(eval(site.run(LIST)[0]))
