@@ -1,11 +1,11 @@
-"""The battery behind docs/SECURITY.md: what a loader must stand, tried by the thousand, each zero beside its count.
+"""The battery behind docs/SECURITY.md: what loaders and writers must survive, tried thousands of times and counted.
 
-Every module here but this one and ``__main__`` is a part with one function::
+Each part is a module that ``__main__`` names, with one function::
 
     run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]
 
-``work`` is an empty folder, ``share`` how much of the full battery to run (1 for ``make torture``, a hundredth or so in
-``make test``), ``seed`` decides whatever is drawn, ``progress`` takes a word on what is under way.
+``work`` is an empty folder. ``share`` says how much of the full battery to run: 1 for ``make torture``, less in tests.
+``seed`` seeds all that is drawn at random. ``progress`` takes a few words on what is running.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table: how many were tried, and how often what must not happen did.
+    """One row of the table: how many were tried, and how often something happened that must not.
 
     Args:
         what: What was tried, in the plural: "damaged bundles".
         tried: How many.
         bad: What must not happen, and how often it did: {"process deaths": 0}.
-        allowed: How often each may, as the requirement says; 0 but for surviving mutants.
-        seed: What the draws were made from; None where nothing is drawn.
-        note: Further figures, in a few words.
+        allowed: How often each may happen; 0 except for surviving mutants.
+        seed: The seed of what was drawn; None if nothing was.
+        note: More figures, in a few words.
     """
 
     what: str
@@ -36,5 +36,5 @@ class Figure:
 
     @property
     def ok(self) -> bool:
-        """Whether something was tried at all, and nothing happened that must not."""
+        """Whether something was tried, and nothing happened more often than allowed."""
         return self.tried > 0 and all(count <= self.allowed for count in self.bad.values())

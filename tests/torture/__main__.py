@@ -59,7 +59,7 @@ def print_table(rows: list[dict]) -> None:
 
 
 def write_page(page: Path, rows: list[dict]) -> None:
-    """Put the figures between the page's two marks."""
+    """Write the figures between the page's two marks."""
     seconds = sum({row["part"]: row["seconds"] for row in rows}.values())
     lines = [
         f"The last run: {time.strftime('%Y-%m-%d')}, {seconds / 60:.0f} minutes on {os.cpu_count()} cores; regplug "
@@ -70,7 +70,7 @@ def write_page(page: Path, rows: list[dict]) -> None:
     ]
     for row in rows:
         bad = ", ".join(f"{word} {count}" for word, count in row["bad"].items())
-        note = row["note"].partition("\n")[0]  # what survived of the mutants is in the JSON
+        note = row["note"].partition("\n")[0]  # the diffs of surviving mutants are in the JSON only
         what = f"{row['what']} ({note})" if note else row["what"]
         seed = "" if row["seed"] is None else row["seed"]
         lines.append(f"| `{row['part']}` | {what} | {row['tried']:,} | {bad} | {seed} | {row['seconds']} |")
@@ -86,8 +86,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--share", type=float, default=1.0, help="how much of the full battery")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go too")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown page that shows the figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown page to put the figures into")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"parts: expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}.")
@@ -98,7 +98,7 @@ def main() -> None:
             rows.append({"part": name, **asdict(figure), "ok": figure.ok, "seconds": round(seconds)})
             bad = ", ".join(f"{word} {count}" for word, count in figure.bad.items())
             print(f"{name}: {figure.what} {figure.tried}: {bad} {figure.note}", file=sys.stderr)
-        if given.json:  # after each part: the whole takes long
+        if given.json:  # after each part, because all of them take an hour
             given.json.write_text(json.dumps(rows, indent=1) + "\n")
     print_table(rows)
     if given.page:

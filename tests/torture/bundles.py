@@ -1,4 +1,4 @@
-"""Real bundles of a few kilobytes each, and what stands at a place after something went wrong."""
+"""Real bundles of a few kilobytes each, and which version is at a path after something went wrong."""
 
 import os
 import tempfile
@@ -12,11 +12,11 @@ import regplug
 from regplug.errors import BundleError
 from regplug.format.read_bundle import read_bundle
 
-USERS = {"README.md": b"# mine\n" * 20, ".gitattributes": b"*.pt lfs\n"}
+USER_FILES = {"README.md": b"# mine\n" * 20, ".gitattributes": b"*.pt lfs\n"}
 
 
 def make_bundle(place: Path, seed: int) -> dict[str, bytes]:
-    """The files of a data-only bundle with its own weights."""
+    """Export a data-only bundle with the weights of this seed; gives its files."""
     spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=24, compressed_dim=6)
     torch.manual_seed(seed)
     regplug.export(spec, spec.build(), place, backends=[])
@@ -33,8 +33,8 @@ def write_plainly(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def stands_at(place: Path, versions: dict[str, dict[str, bytes]]) -> str:
-    """Which version stands there, opened by the loader: its name, "nothing", "refused", or "mixture"."""
+def version_at(place: Path, versions: dict[str, dict[str, bytes]]) -> str:
+    """The version that the loader finds there: its name, "nothing", "refused" or "mixture"."""
     if not place.exists():
         return "nothing"
     try:
@@ -47,7 +47,7 @@ def stands_at(place: Path, versions: dict[str, dict[str, bytes]]) -> str:
 
 @contextmanager
 def in_memory(work: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: a real disk takes most of the time, for syncs of no interest here."""
+    """A folder in memory if there is one: on a real disk syncs take most of the time, and do not matter here."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else work) as folder:
         yield Path(folder)

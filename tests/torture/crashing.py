@@ -1,4 +1,4 @@
-"""The system calls of a writer, recorded, and a crash of the machine after each: what was not synced is unsure."""
+"""The system calls of a writer are recorded, and the machine crashes after each: unsynced writes may be lost."""
 
 import random
 import shutil
@@ -19,14 +19,14 @@ WHOLE_STRINGS = ("-xx", "-s", "10000000")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A writing as the disk saw it."""
+    """A write as the disk saw it."""
 
     scenario: Scenario
     disk: Disk
 
 
 def recorded(scenario: Scenario, folder: Path, lazy: bool = False, after_a_kill: bool = False) -> Recorded:
-    """Record a writing; or one after another that was killed when the new bundle stood there, and nothing was sure."""
+    """Record a write; or one after a write that was killed when the new bundle was there, but not synced."""
     scenario.prepare(folder)
     recorder, log = Recorder(folder), folder.with_suffix(".log")
     arguments = [*scenario.arguments(folder), *(["--lazy"] if lazy else [])]
@@ -40,7 +40,7 @@ def recorded(scenario: Scenario, folder: Path, lazy: bool = False, after_a_kill:
         record(recorder, log)
     done = traced(log, arguments, *WHOLE_STRINGS)
     if done.returncode:
-        raise RuntimeError(f"{scenario.what}: expected a writing that succeeds, got {done.stdout}{done.stderr}")
+        raise RuntimeError(f"{scenario.what}: expected a write that succeeds, got {done.stdout}{done.stderr}")
     record(recorder, log)
     shutil.rmtree(folder)
     return Recorded(scenario, recorder.disk)
@@ -65,7 +65,7 @@ def judge(scenario: Scenario, tree: Tree, folder: Path, reported: bool) -> list[
 
 
 def frozen(tree: Tree) -> tuple[object, ...]:
-    """The same as a key of a set."""
+    """The tree as a key of a set."""
     return tuple((name, frozen(one) if isinstance(one, dict) else one) for name, one in sorted(tree.items()))
 
 
@@ -93,7 +93,7 @@ def all_scenarios(work: Path) -> list[tuple[Scenario, bool]]:
     plain = [
         (replace(new, what="crashes in writing a new bundle"), False),
         (replace(replaced, what="crashes in replacing a bundle"), False),
-        (replace(files, what="crashes in writing lone files"), False),
+        (replace(files, what="crashes in writing single files"), False),
         (replace(filled, what="crashes in filling an empty folder"), False),
     ]
     return [*plain, (replace(replaced, what="crashes in replacing one after a kill"), True)]

@@ -1,7 +1,7 @@
-"""A thousand damaged bundles, each opened by every loader: none may die, hang, or take a wrong number for a right one.
+"""A thousand damaged bundles, each opened by every loader: none may crash, hang or accept a wrong number.
 
-As a program, ``python -m torture.damaged LOADER ORIGINAL`` opens the folders that stdin names, one a line, and says on
-a line of JSON what came of each, as ``regplug_damaged`` does in C++.
+As a program, ``python -m torture.damaged LOADER ORIGINAL`` opens the folders that stdin names, one per line, and prints
+the outcome of each as a line of JSON, as ``regplug_damaged`` does in C++.
 """
 
 import functools
@@ -34,19 +34,19 @@ from regplug.format.weights import load_tensors, save_tensors
 from torture import Figure
 
 TRIED = 1000
-PATIENCE = 60  # seconds; an open takes milliseconds
+ANSWER_LIMIT_S = 60  # an open takes milliseconds
 DATA = ("weights.safetensors", "golden.safetensors")
 MANIFEST = "manifest.json"
 TESTS = Path(__file__).resolve().parent.parent
-MEASURED = re.compile(r"error \S+ is above")  # which differs in the last digits
-# two loaders that are one protocol: where both refuse, the first line is the same
+MEASURED = re.compile(r"error \S+ is above")  # its last digits differ
+# two loaders of one format: if both refuse, their first lines are the same
 PAIRS = {"C++ bundle": "Python data", "C++ torchscript": "Python torchscript", "C++ aotinductor": "Python aotinductor"}
 DEATH, HANG, WRONG, UNTIDY, APART = "process deaths", "hangs", "wrong numbers", "untidy refusals", "other first lines"
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A damaged bundle: where it is, what was done, and whether sizes and digests were written anew after that."""
+    """A damaged bundle: its folder, what was done, and whether the manifest got new sizes and digests after that."""
 
     folder: Path
     original: Path
@@ -54,7 +54,7 @@ class Damaged:
     repinned: bool
 
 
-# ---- the damages: each takes the folder, draws what it wants, and says what it did
+# ---- kinds of damage: each changes the folder at random, and says what it did
 
 
 def _some_file(folder: Path, draw: random.Random) -> Path:
@@ -130,7 +130,7 @@ def _weights_of_another_repinned(folder: Path, other: Path, draw: random.Random)
 
 
 def _other_numbers_repinned(folder: Path, other: Path, draw: random.Random) -> str:
-    """What is valid in every way, but not what the manifest or the golden cases say: a shape, a number, a name."""
+    """A valid file that contradicts the manifest or the golden cases: another shape, number or name."""
     name = draw.choice(DATA)
     tensors = load_tensors(name, (folder / name).read_bytes())
     metadata = read_bundle(folder).manifest.describe() if name == "weights.safetensors" else None
@@ -182,7 +182,7 @@ WAYS: Sequence[tuple[Way, bool]] = (
 
 
 def originals(work: Path, backends: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Whole bundles, each beside another of the same spec."""
+    """Pairs of undamaged bundles of one spec with different weights."""
     pairs = []
     for name, (spec, module) in {"readout": readout("compress-concat"), "film": conditioner("prefix")}.items():
         regplug.export(spec, module, work / name, backends=backends)
@@ -194,7 +194,7 @@ def originals(work: Path, backends: Sequence[str]) -> list[tuple[Path, Path]]:
 
 
 def damage(work: Path, bundles: Sequence[tuple[Path, Path]], count: int, seed: int) -> list[Damaged]:
-    """So many damaged copies, every way in turn."""
+    """This many damaged copies, each kind of damage in turn."""
     made = []
     for number in range(count):
         draw = random.Random(f"{seed} {number}")
@@ -210,14 +210,14 @@ def damage(work: Path, bundles: Sequence[tuple[Path, Path]], count: int, seed: i
 
 
 class Loader:
-    """A process that opens what it is told to, started anew when it died or hung."""
+    """A process that opens the folders it is given; started again after it died or hung."""
 
     def __init__(self, command: Sequence[object]) -> None:
         self._command = [str(word) for word in command]
         self._process: subprocess.Popen[str] | None = None
 
     def open(self, folder: Path) -> dict[str, object]:
-        """What the process says of a folder; ``{"bad": DEATH}`` or ``{"bad": HANG}`` where it says nothing."""
+        """The answer of the process for a folder; ``{"bad": DEATH}`` or ``{"bad": HANG}`` if it gives none."""
         if self._process is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self._process = subprocess.Popen(self._command, text=True, cwd=TESTS, **pipes)
@@ -225,7 +225,7 @@ class Loader:
         self._process.stdin.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            line = self._process.stdout.readline() if selector.select(PATIENCE) else None
+            line = self._process.stdout.readline() if selector.select(ANSWER_LIMIT_S) else None
         if line:
             return json.loads(line)
         self.close()
@@ -240,7 +240,7 @@ class Loader:
 
 
 class RunProgram:
-    """``regplug-run``: a process for every bundle; what it gives for the original's inputs is read from a file."""
+    """``regplug-run``: a process for every bundle; its outputs for the original's inputs are read from a file."""
 
     def __init__(self, program: Path, original: Path, work: Path) -> None:
         self._files = read_bundle(original)
@@ -252,11 +252,11 @@ class RunProgram:
         self._input.write_bytes(save_tensors({self._files.manifest.input.name: self._golden.input(case)}))
 
     def open(self, folder: Path) -> dict[str, object]:
-        """As ``Loader.open``, of case ``batch_1``."""
+        """As ``Loader.open``, for case ``batch_1``."""
         self._output.unlink(missing_ok=True)
         command = [self._program, folder, self._input, self._output]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_LIMIT_S, check=False)
         except subprocess.TimeoutExpired:
             return {"bad": HANG}
         if done.returncode == 1 and done.stderr.startswith("error: "):
@@ -289,7 +289,7 @@ def loaders(programs: Path, original: Path, work: Path) -> dict[str, Loader | Ru
 def wrong(damaged: Damaged, answer: Mapping[str, object], tolerances: Mapping[str, float], weights: str) -> str | None:
     """What is bad about an answer, or None.
 
-    Where digests were written anew, the bundle is another one, and what a loader promises is its case ``batch_1``.
+    A bundle with new digests is another bundle; of it, a loader promises only its case ``batch_1``.
     """
     if "bad" in answer:
         return str(answer["bad"])
@@ -314,9 +314,9 @@ def try_all(
     make: Callable[[Path], Mapping[str, Loader | RunProgram]],
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Counter[str]], dict[str, list[str]]]:
-    """Open every bundle by every loader: what came of it, by loader, and what is bad, told in full."""
+    """Open every bundle with every loader; gives the outcomes counted by loader, and the bad ones in full."""
     counts: dict[str, Counter[str]] = {}
-    told: dict[str, list[str]] = {}
+    described: dict[str, list[str]] = {}
     lock = threading.Lock()
 
     def of_one_loader(name: str, loader: Loader | RunProgram, mine: Sequence[Damaged], facts: tuple) -> dict[Path, str]:
@@ -327,7 +327,7 @@ def try_all(
             with lock:
                 counts.setdefault(name, Counter())[bad or ("refused" if "refused" in answer else "accepted")] += 1
                 if bad:
-                    told.setdefault(name, []).append(f"{one.how}: {bad}: {answer}")
+                    described.setdefault(name, []).append(f"{one.how}: {bad}: {answer}")
             if "refused" in answer:
                 refused[one.folder] = MEASURED.sub("error is above", str(answer["refused"]))
         loader.close()
@@ -349,11 +349,11 @@ def try_all(
                     counts[cpp][APART] += 1
                     how = next(one.how for one in mine if one.folder == folder)
                     lines = f"{refused[python][folder]!r} and {refused[cpp][folder]!r}"
-                    told.setdefault(cpp, []).append(f"{how}: {APART}: {lines}")
-    return counts, told
+                    described.setdefault(cpp, []).append(f"{how}: {APART}: {lines}")
+    return counts, described
 
 
-def figures(counts: Mapping[str, Counter[str]], told: Mapping[str, Sequence[str]], seed: int) -> list[Figure]:
+def figures(counts: Mapping[str, Counter[str]], described: Mapping[str, Sequence[str]], seed: int) -> list[Figure]:
     """A row for each loader."""
     rows = []
     for name, found in counts.items():
@@ -362,7 +362,7 @@ def figures(counts: Mapping[str, Counter[str]], told: Mapping[str, Sequence[str]
             bad[APART] = found[APART]
         tried = sum(found.values()) - found[APART]
         note = f"{found['refused']:,} refused, {found['accepted']:,} accepted"
-        note = "; ".join([note, *told.get(name, [])[:3]])
+        note = "; ".join([note, *described.get(name, [])[:3]])
         rows.append(Figure(f"damaged bundles, {name}", tried, bad, seed=seed, note=note))
     return rows
 
@@ -375,8 +375,8 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
     progress("bundles")
     backends = ["torchscript", "aotinductor", *(["onnx"] if find_spec("regplug_onnx") else [])]
     damaged = damage(work, originals(work, backends), max(round(TRIED * share), len(WAYS) * 2), seed)
-    counts, told = try_all(damaged, lambda original: loaders(programs, original, work), progress)
-    return figures(counts, told, seed)
+    counts, described = try_all(damaged, lambda original: loaders(programs, original, work), progress)
+    return figures(counts, described, seed)
 
 
 # ---- the Python loaders' process
@@ -402,9 +402,9 @@ def _golden_of(original: Path) -> tuple:
 
 
 def main(kind: str, original: str) -> None:
-    """Answer for every folder on stdin. What is no RegplugError ends the process, and is seen by that."""
+    """Answer for every folder on stdin. Any error but a RegplugError ends the process, which the test sees."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints
+    os.dup2(2, 1)  # for everything else that prints
     for line in sys.stdin:
         try:
             answer = _answer(kind, line.removesuffix("\n"), Path(original))

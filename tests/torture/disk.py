@@ -1,7 +1,7 @@
-"""A model of a disk: what a crash leaves of recorded system calls, where nothing is sure but what was synced.
+"""A model of a disk: what a crash leaves of recorded system calls, when only synced changes are certain.
 
-A file's bytes are sure once it was synced, a folder's entries once the folder was. What is not sure reaches the disk
-or does not: in order, as a journal writes it, or any part of it, as a file system without one may.
+A file's bytes are certain once it was synced, a folder's entries once the folder was. Other changes may reach the disk
+or not: in order, as a journal writes them, or any subset, as a file system without a journal may.
 """
 
 import random
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torture.tracing import decoded
 
-# what changes nothing on the disk that the model holds: permissions and times are no part of it
+# calls that change nothing in the model, which has no permissions and no times
 HARMLESS = {
     "chmod",
     "fchmod",
@@ -27,15 +27,15 @@ HARMLESS = {
     "read",
     "utimensat",
 }
-EXHAUSTIVE = 7  # unsure entries of which every subset is tried
-DRAWN = 40  # subsets drawn where there are more
+EXHAUSTIVE = 7  # up to so many uncertain entries every subset is tried
+DRAWN = 40  # subsets drawn if there are more
 
 Tree = dict[str, "bytes | Tree"]
 
 
 @dataclass(eq=False)
 class Node:
-    """A file or a folder, by its identity; names are only in the entries of folders."""
+    """A file or a folder, by its identity; its names are in the entries of folders."""
 
     is_folder: bool
     number: int
@@ -43,7 +43,7 @@ class Node:
 
 @dataclass
 class Change:
-    """One step on a folder's entries, or one write to a file: ``entries`` is what the names lead to afterwards."""
+    """One step on a folder's entries, or one write to a file: ``entries`` says what the names lead to afterwards."""
 
     node: Node
     entries: dict[str, Node | None] = field(default_factory=dict)
@@ -53,21 +53,21 @@ class Change:
 
 @dataclass
 class Disk:
-    """What was done, in order: changes, and for each the point at which it became sure."""
+    """The changes in order, and the points at which each became certain."""
 
     root: Node
     changes: list[Change] = field(default_factory=list)
     at: list[int] = field(default_factory=list)  # the number of the call that made it
     syncs: list[tuple[int, Node]] = field(default_factory=list)
-    calls: int = -2  # what stood there before was done and synced before the first
-    success: int | None = None  # the number of calls before the writer said so
+    calls: int = -2  # what was there at the start was written and synced before the first
+    success: int | None = None  # the number of calls before the writer reported success
 
 
 class Recorder:
     """Turns strace's lines into changes of a disk, as the kernel saw them.
 
     Args:
-        top: The folder that the model holds; what lies elsewhere is no part of it.
+        top: The folder that the model describes; other paths are ignored.
     """
 
     def __init__(self, top: Path) -> None:
@@ -84,7 +84,7 @@ class Recorder:
         return Node(is_folder, self.count)
 
     def _take_in(self, folder: Path, node: Node) -> None:
-        """What stands there before is sure."""
+        """What is there at the start is certain."""
         for path in sorted(folder.iterdir()):
             one = self._new(path.is_dir())
             self._change(node, {path.name: one})
@@ -152,7 +152,7 @@ class Recorder:
                 raise NotImplementedError(f"openat {path}: expected a file that the model knows")
             self._change(parent, {name: self._new(False)})
         elif "O_TRUNC" in flags:
-            raise NotImplementedError("openat: O_TRUNC is no part of the model")
+            raise NotImplementedError("openat: O_TRUNC is not part of the model")
         self.descriptors[result] = (parent if name == "." else self.now[parent][name], 0)
 
     def _on_write(self, words: list, result: int) -> None:
@@ -178,7 +178,7 @@ class Recorder:
 
     def _on_mmap(self, words: list, result: int) -> None:
         if "MAP_SHARED" in words[3]:
-            raise NotImplementedError("mmap: what is written through shared memory is no part of the model")
+            raise NotImplementedError("mmap: what is written through shared memory is not part of the model")
 
     def _on_mkdir(self, words: list, result: int) -> None:
         parent, name = self._where(words[0].decode())
@@ -232,27 +232,27 @@ def record(recorder: Recorder, log: Path) -> None:
 
 
 def moments(disk: Disk) -> list[int]:
-    """After how many calls a crash may leave something new; between them all calls only looked."""
+    """After how many calls a crash may leave something new; the other calls change nothing."""
     return sorted(
         at for at in {0, disk.calls, *(at + 1 for at in disk.at), *(at + 1 for at, _ in disk.syncs)} if at >= 0
     )
 
 
 def crashes(disk: Disk, calls: int, draw: random.Random) -> Iterator[Tree]:
-    """Every state that a crash after so many calls may leave; the same one may come twice."""
+    """Every state that a crash after so many calls may leave; some may come twice."""
     done = [(change, at) for change, at in zip(disk.changes, disk.at, strict=True) if at < calls]
     sure = [any(node is change.node and at < when < calls for when, node in disk.syncs) for change, at in done]
     steps = [number for number, (change, _) in enumerate(done) if change.node.is_folder]
-    unsure = [number for number in steps if not sure[number]]
+    uncertain = [number for number in steps if not sure[number]]
     in_order = max((place for place, number in enumerate(steps, 1) if sure[number]), default=0)
     kept = {frozenset(steps[:cut]) for cut in range(in_order, len(steps) + 1)}
-    certain = frozenset(steps) - frozenset(unsure)
-    if len(unsure) <= EXHAUSTIVE:
-        masks: Iterator[tuple[bool, ...]] = product((False, True), repeat=len(unsure))
+    certain = frozenset(steps) - frozenset(uncertain)
+    if len(uncertain) <= EXHAUSTIVE:
+        masks: Iterator[tuple[bool, ...]] = product((False, True), repeat=len(uncertain))
     else:
-        masks = (tuple(draw.random() < 0.5 for _ in unsure) for _ in range(DRAWN))
+        masks = (tuple(draw.random() < 0.5 for _ in uncertain) for _ in range(DRAWN))
     for mask in masks:
-        kept.add(certain | {number for number, keep in zip(unsure, mask, strict=True) if keep})
+        kept.add(certain | {number for number, keep in zip(uncertain, mask, strict=True) if keep})
     for chosen in sorted(kept, key=sorted):
         for damage in DAMAGES:
             entries: dict[Node, dict[str, Node]] = {disk.root: {}}
@@ -271,7 +271,7 @@ def crashes(disk: Disk, calls: int, draw: random.Random) -> Iterator[Tree]:
             yield _tree(disk.root, entries, data)
 
 
-# what becomes of written bytes that no sync made sure
+# what a crash leaves of written bytes that were not synced
 DAMAGES: tuple[Callable[[bytes], bytes], ...] = (
     lambda data: data,
     lambda data: b"",

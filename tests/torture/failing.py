@@ -1,4 +1,4 @@
-"""Every system call on files that a writer makes, in turn refused by the disk, and in turn the last before a kill."""
+"""Each system call that a writer makes on files fails in turn, is interrupted, and is the last before a kill."""
 
 import random
 import shutil
@@ -12,7 +12,7 @@ from regplug.format.folder import MANIFEST
 from regplug.format.single_file import write_files
 from regplug.format.write_bundle import write_folder
 from torture import Figure
-from torture.bundles import USERS, in_memory, leftovers, make_bundle, stands_at, write_plainly
+from torture.bundles import USER_FILES, in_memory, leftovers, make_bundle, version_at, write_plainly
 from torture.tracing import Call, calls_between_marks, traced
 
 WAYS = {
@@ -21,7 +21,7 @@ WAYS = {
     "interrupted": "signal=INT",
     "killed": "signal=KILL",
 }
-SHOWN = {"interrupted": "--- SIGINT", "killed": "+++ killed by SIGKILL"}  # by strace, in its log
+SHOWN = {"interrupted": "--- SIGINT", "killed": "+++ killed by SIGKILL"}  # in the log of strace
 LOST, CORRUPT, TRACEBACKS = "old ones lost", "corrupt accepted", "tracebacks"
 UNTRUE, LEFT, MISSED = "untrue messages", "left after the next write", "calls missed"
 BAD = (LOST, CORRUPT, TRACEBACKS, UNTRUE, LEFT, MISSED)
@@ -29,7 +29,15 @@ BAD = (LOST, CORRUPT, TRACEBACKS, UNTRUE, LEFT, MISSED)
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is written over what. ``look`` tells "old", "new", or what else stands there; ``again`` writes once more."""
+    """What is written, and over what.
+
+    Args:
+        what: The row of the table.
+        arguments: Of the writing process, for a folder.
+        prepare: Makes the folder as it is before.
+        look: Gives "old", "new", or what else is there.
+        again: Writes once more.
+    """
 
     what: str
     arguments: Callable[[Path], list[object]]
@@ -51,12 +59,12 @@ def scenarios(work: Path) -> list[Scenario]:
         return "old" if found == {"one": b"old one", "two": None} else "new" if found == files else "one of two"
 
     def look_at_new(folder: Path) -> str:
-        found = stands_at(folder / "in" / "b", {"new": new})
+        found = version_at(folder / "in" / "b", {"new": new})
         return "old" if found == "nothing" else found
 
     def look_at_filled(place: Path) -> str:
-        is_bundle = (place / MANIFEST).exists()  # without it, what lies there is none
-        return stands_at(place, {"new": new}) if is_bundle or not place.exists() else "old"
+        is_bundle = (place / MANIFEST).exists()  # without a manifest the files there are no bundle
+        return version_at(place, {"new": new}) if is_bundle or not place.exists() else "old"
 
     return [
         Scenario(
@@ -69,12 +77,12 @@ def scenarios(work: Path) -> list[Scenario]:
         Scenario(
             "calls of a replaced bundle",
             lambda folder: ["folder", folder / "b", work / "new"],
-            lambda folder: write_plainly(folder / "b", old | USERS),
-            lambda folder: stands_at(folder / "b", {"old": old | USERS, "new": new | USERS}),
+            lambda folder: write_plainly(folder / "b", old | USER_FILES),
+            lambda folder: version_at(folder / "b", {"old": old | USER_FILES, "new": new | USER_FILES}),
             lambda folder: write_folder(folder / "b", new, force=True),
         ),
         Scenario(
-            "calls of two lone files",
+            "calls of two single files",
             lambda folder: ["files", folder, work / "files"],
             lambda folder: write_plainly(folder, {"one": b"old one"}),
             look_at_files,
@@ -91,7 +99,7 @@ def scenarios(work: Path) -> list[Scenario]:
 
 
 def one(scenario: Scenario, folder: Path, expected: list[Call], index: int, way: str, lazy: bool = False) -> list[str]:
-    """Fail one call: what happened that must not."""
+    """Fail one call; gives what happened that must not."""
     scenario.prepare(folder)
     call, log = expected[index], folder.with_suffix(".log")
     more = ["--lazy"] if lazy else []
@@ -155,12 +163,12 @@ def fail_calls(
 
 
 def record(scenario: Scenario, folder: Path, lazy: bool = False) -> list[Call]:
-    """The calls of a writing that succeeds."""
+    """The calls of a write that succeeds."""
     scenario.prepare(folder)
     log = folder.with_suffix(".log")
     done = traced(log, [*scenario.arguments(folder), *(["--lazy"] if lazy else [])])
     if done.returncode or scenario.look(folder) != "new":
-        raise RuntimeError(f"{scenario.what}: expected a writing that succeeds, got {done.stdout}{done.stderr}")
+        raise RuntimeError(f"{scenario.what}: expected a write that succeeds, got {done.stdout}{done.stderr}")
     calls = calls_between_marks(log)[:-1]
     shutil.rmtree(folder)
     return calls

@@ -1,4 +1,4 @@
-"""libFuzzer under ASan and UBSan on both C++ readers, each started from the named cases."""
+"""libFuzzer under ASan and UBSan on both C++ readers, starting from the named cases."""
 
 import os
 import re
@@ -18,7 +18,7 @@ LONGEST = {"safetensors": 512, "manifest": 3072}
 PARTS = {"safetensors": 0.7, "manifest": 0.3}  # of the runs: a manifest takes longer
 CASES = {"safetensors": malformed_files.cases, "manifest": malformed_manifests.cases}
 SANITIZERS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O2"]
-# without what costs a third of the speed and finds nothing in code without threads and references to locals
+# that check costs a third of the speed, and finds nothing in code without references to locals
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
 WORDS = {
     "safetensors": [
@@ -34,7 +34,7 @@ WORDS = {
 
 
 def seeds(reader: str, folder: Path) -> Path:
-    """The named cases as files, but those longer than what the fuzzer makes."""
+    """The named cases as files, except those longer than the fuzzer's inputs."""
     folder.mkdir(parents=True)
     for index, (data, _) in enumerate(CASES[reader]().values()):
         if len(data) <= LONGEST[reader]:
@@ -56,11 +56,11 @@ def fuzzer(reader: str, program: Path, headers: Path = HEADERS) -> Path:
 
 
 def start(reader: str, program: Path, work: Path, runs: int, seed: int) -> subprocess.Popen[bytes]:
-    """A fuzzer under way in its own folder; its report goes to ``report`` there."""
+    """Start a fuzzer in its own folder, where it writes ``report``."""
     corpus = seeds(reader, work / "corpus")
     dictionary = work / "words"
     dictionary.write_text("".join('"{}"\n'.format(word.replace('"', '\\"')) for word in WORDS[reader]))
-    # libFuzzer takes a seed of 0 for none
+    # libFuzzer reads a seed of 0 as none
     options = {"runs": runs, "seed": seed + 1, "max_len": LONGEST[reader], "timeout": 10, "rss_limit_mb": 4096}
     options |= {"dict": dictionary, "print_final_stats": 1, "artifact_prefix": f"{work}/"}
     command = [program, *(f"-{key}={value}" for key, value in options.items()), corpus]
@@ -69,7 +69,7 @@ def start(reader: str, program: Path, work: Path, runs: int, seed: int) -> subpr
 
 
 def read_report(work: Path) -> tuple[int, int, int]:
-    """How many runs there were, how many inputs were kept, how many faults were found; a fuzzer ends at the first."""
+    """The number of runs, of inputs kept and of faults; a fuzzer ends at the first fault."""
     text = (work / "report").read_text(errors="replace")
     runs = re.search(r"stat::number_of_executed_units: *(\d+)", text)
     kept = re.search(r"stat::new_units_added: *(\d+)", text)

@@ -1,6 +1,6 @@
-"""The largest files that are read at all: what each takes of memory and time before it is refused, or read.
+"""The largest files that are read: how much memory and time each takes until it is refused or read.
 
-As a program, ``python -m torture.large FILE...``, it reads files as their names say and measures each.
+As a program, ``python -m torture.large FILE...``, it reads each file by the reader that its name says, and measures it.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from regplug.format.limits import MAX_HEADER, MAX_MANIFEST
 from regplug.format.manifest_rules import parse_manifest
 from regplug.format.safetensors_header import read_file, read_file_header, read_header
 from torture import Figure
-from torture.options import MOST_SECONDS, Outcome, memory
+from torture.options import MAX_SECONDS, Outcome, memory
 
-SPARSE = 3 << 30  # bytes of a file that has none on the disk
+SPARSE = 3 << 30  # bytes of a sparse file
 GRAIN = 96 << 20  # a regular expression remembers where each of half a million escapes began
 TESTS = Path(__file__).resolve().parent.parent
-# what is read of a file, by the end of its name
+# the reader of a file, by the end of its name
 READERS: dict[str, Callable[[str], object]] = {
     ".manifest": lambda path: parse_manifest("DIR", Path(path).read_bytes()),
     ".header": lambda path: read_header("file", Path(path).read_bytes()),
@@ -35,7 +35,7 @@ READERS: dict[str, Callable[[str], object]] = {
 
 
 def texts(room: int) -> Iterator[tuple[str, str]]:
-    """JSON values of so many bytes: many of one kind each, as those are that a reader walks over."""
+    """JSON values of this many bytes, each made of many parts of one kind."""
 
     def many(unit: str) -> str:
         return f"[{','.join([unit] * (room // (len(unit) + 1)))}]"
@@ -57,7 +57,7 @@ def texts(room: int) -> Iterator[tuple[str, str]]:
 
 
 def files(work: Path) -> Iterator[Path]:
-    """Each in its place."""
+    """A file for each of them at each place."""
     good = json.dumps(readout())
     room = MAX_MANIFEST - len(good) - 64
     for name, text in texts(room):
@@ -98,7 +98,7 @@ def _sparse(path: Path, data: bytes) -> Path:
 
 
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
-    """See ``torture``; all of it is run whatever the share, and nothing is drawn."""
+    """See ``torture``; it runs in full for every share, and nothing is drawn."""
     made = list(files(work))
     command = [sys.executable, "-m", "torture.large", *map(str, made)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS, check=True)
@@ -114,7 +114,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
 def figure(what: str, outcomes: list[Outcome]) -> Figure:
     """One row of the table."""
     bad = {
-        "over 1 s": sum(one.seconds > MOST_SECONDS for one in outcomes),
+        "over 1 s": sum(one.seconds > MAX_SECONDS for one in outcomes),
         f"over {GRAIN >> 20} MiB": sum(one.taken > GRAIN for one in outcomes),
         "untidy refusals": sum(not _is_tidy(one.said) for one in outcomes),
     }
@@ -134,7 +134,7 @@ def _is_tidy(said: str) -> bool:
 
 
 def read_measured(path: str) -> Outcome:
-    """Read a file, and measure what that takes at its peak; the file's own bytes are in memory before."""
+    """Read a file and measure the peak of memory and the CPU time."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before, begun = memory("VmRSS"), time.process_time()

@@ -1,7 +1,7 @@
-"""Model libraries of several bundles in one process: each runs its own code, and is gone with its last user.
+"""Model libraries of several bundles in one process: each runs its own code, and is unloaded after its last use.
 
-As a program, ``python -m torture.libraries FIRST SECOND ...``, it puts the library of each pair's first bundle into the
-global scope, runs the second bundle's program, and prints a line for each pair that is right.
+As a program, ``python -m torture.libraries FIRST SECOND ...``, it opens the library of each pair's first bundle
+globally, runs the second bundle's program, and prints a line for each pair with right numbers.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ import regplug
 from torture import Figure
 
 TESTS = Path(__file__).resolve().parent.parent
-FROZEN = TESTS / "data" / "format-1" / "readout"  # its library shows every symbol that it defines
+FROZEN = TESTS / "data" / "format-1" / "readout"  # its library exports every symbol
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
 DISTINCT = 1100  # more than a process may have descriptors, by default
@@ -38,7 +38,7 @@ def bundles(work: Path, strategies: Iterable[str] = STRATEGIES) -> dict[str, Pat
 
 
 def right_pairs(pairs: Sequence[tuple[Path, Path]]) -> int:
-    """How many pairs, all in one process of Python, gave right numbers."""
+    """How many pairs gave right numbers, all in one Python process."""
     words = [str(folder) for pair in pairs for folder in pair]
     command = [sys.executable, "-m", "torture.libraries", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS, check=False)
@@ -48,7 +48,7 @@ def right_pairs(pairs: Sequence[tuple[Path, Path]]) -> int:
 
 
 def dropped(folder: Path, count: int) -> tuple[int, int]:
-    """Open and drop so many libraries of other bytes: how many were wrong, and what is left of their descriptors."""
+    """Open and drop this many different libraries; gives how many were wrong, and how many descriptors are left."""
     data = (folder / LIBRARY).read_bytes()
     given, before = torch.randn(2, 4, 24), held()
     wanted = regplug.load(folder)(given)
@@ -78,7 +78,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
 def figures(
     work: Path, made: dict[str, Path], program: Path, share: float, progress: Callable[[str], None]
 ) -> list[Figure]:
-    """A row for each way, ``program`` being ``regplug_aoti_golden``."""
+    """A row for each way; ``program`` is ``regplug_aoti_golden``."""
     pairs = list(itertools.permutations(made.values(), 2))
     times = max(round(20 * share), 1)
     wrong = 0

@@ -1,4 +1,4 @@
-"""Named malformed files and manifests: what each reader says of each, beside the reference."""
+"""Named malformed files and manifests: the verdict of each reader, compared with the reference's."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ Expected = Mapping[str, tuple[bytes, Callable[[str], bool]]]
 
 
 def files() -> Expected:
-    """Each file, and whether a verdict is the one its rule demands, to the letter."""
+    """Each file, with a test of whether a verdict is exactly the one of its rule."""
     found = {}
     for name, (data, said) in malformed_files.cases().items():
         wanted = ACCEPTED if said is None else f"file: {said}."
@@ -21,7 +21,7 @@ def files() -> Expected:
 
 
 def manifests() -> Expected:
-    """Each manifest, and whether a verdict begins as it must."""
+    """Each manifest, with a test of whether a verdict begins as it must."""
     found = {}
     for name, (data, said) in malformed_manifests.cases().items():
         wanted = ACCEPTED if said is None else f"bundle DIR: manifest.json: {said}"
@@ -30,7 +30,7 @@ def manifests() -> Expected:
 
 
 def faults(kind: str, cases: Expected, program: Path) -> dict[str, list[str]]:
-    """What must not happen, and the cases in which it did."""
+    """What must not happen, each with the cases in which it did."""
     verdicts = in_cpp(program, [(kind, data) for data, _ in cases.values()])
     found: dict[str, list[str]] = {"another verdict": [], "different messages": [], "looser than the reference": []}
     for (name, (data, as_it_must)), cpp in zip(cases.items(), verdicts, strict=True):
@@ -45,7 +45,7 @@ def faults(kind: str, cases: Expected, program: Path) -> dict[str, list[str]]:
 
 
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
-    """All of them at any share: they are few."""
+    """See ``torture``; it runs in full for every share, because the cases are few."""
     progress("C++")
     program = compiled("verdict.cpp", work / "verdict", "-O1")
     figures = []

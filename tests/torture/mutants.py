@@ -1,4 +1,4 @@
-"""Random mutants of good files and manifests: Python, C++ and the reference must say the same of every one."""
+"""Random mutants of good files and manifests: Python and C++ must agree, and accept nothing the reference refuses."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from torture.verdicts import FILE, MANIFEST, Record, compare, compiled
 
 FILES, MANIFESTS = 100_000, 30_000
 BATCH = 500
-LARGEST = 1 << 16  # of a good file; longer ones say no more and take longer
+LARGEST = 1 << 16  # of a good file; longer ones take longer and show no more
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null|[][{}:,]')
 PIECES = [
     *(b"{", b"}", b"[", b"]", b",", b":", b'""', b"null", b"true", b"0", b"1", b"-1", b"-0", b"1.0", b"1e0", b"01"),
@@ -57,7 +57,7 @@ def spliced(data: bytes, draw: random.Random, others: Sequence[bytes]) -> bytes:
 
 
 def retold(data: bytes, draw: random.Random, _: Sequence[bytes]) -> bytes:
-    """One token of JSON for another, of its own or of those that matter."""
+    """Replace one token of JSON by another, from the same text or from those that matter."""
     tokens = list(TOKEN.finditer(data))
     if not tokens:
         return data
@@ -67,7 +67,7 @@ def retold(data: bytes, draw: random.Random, _: Sequence[bytes]) -> bytes:
 
 
 def renumbered(data: bytes, draw: random.Random, _: Sequence[bytes]) -> bytes:
-    """One number a little larger or smaller."""
+    """Make one number a little larger or smaller."""
     numbers = list(re.finditer(rb"[0-9]{1,15}", data))
     if not numbers:
         return data
@@ -81,7 +81,7 @@ HEADER_WAYS = (flipped, inserted, deleted, repeated, retold, retold, retold, ren
 
 
 def mutant_of_file(good: Sequence[bytes], draw: random.Random) -> bytes:
-    """Mostly a change within the header whose length is then right again, for a wrong length is refused at once."""
+    """Mostly a change inside the header with a corrected length, because a wrong length is refused at once."""
     data = draw.choice(good)
     if draw.random() < 0.25:
         return draw.choice(WAYS)(data, draw, good)
@@ -110,7 +110,7 @@ MAKERS = {FILE: mutant_of_file, MANIFEST: mutant_of_manifest}
 
 
 def good_files(work: Path) -> tuple[list[bytes], list[bytes]]:
-    """Accepted files and manifests: the named ones, and what a real export wrote."""
+    """Accepted files and manifests: the named ones, and those of real exports."""
     from support import consumer
 
     import regplug
@@ -120,7 +120,7 @@ def good_files(work: Path) -> tuple[list[bytes], list[bytes]]:
     for name, (spec, module) in {"r": consumer.readout("compress-concat"), "c": consumer.conditioner("prefix")}.items():
         regplug.export(spec, module, work / name)
         manifests.append((work / name / "manifest.json").read_bytes())
-        files += [path.read_bytes() for path in (work / name).glob("*.safetensors")] * 10  # as likely as all the named
+        files += [path.read_bytes() for path in (work / name).glob("*.safetensors")] * 10  # as often as all named ones
     return files, manifests
 
 

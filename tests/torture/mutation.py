@@ -1,6 +1,6 @@
-"""Mutants of our own Python readers, made by cosmic-ray: a named case must come out otherwise in each.
+"""Mutants of our own Python readers, made by cosmic-ray: at least one named case must show each mutant.
 
-The oracle is the C++ reader's message, to the letter, for every named case. Only copies of the package are changed.
+The oracle is the exact message of the C++ reader for every named case. Only copies of the package are changed.
 """
 
 import random
@@ -26,7 +26,7 @@ from torture.verdicts import compiled
 
 PACKAGE = Path(regplug.__file__).parent
 TESTS = Path(__file__).resolve().parent.parent
-# the module: the kinds of named cases that judge it, and its functions that no case calls
+# module: the kinds of named cases that judge it, and its functions that no case calls
 MODULES: dict[str, tuple[str, set[str]]] = {
     "format/limits": ("sm", set()),
     "format/safetensors_header": ("s", set()),
@@ -35,13 +35,13 @@ MODULES: dict[str, tuple[str, set[str]]] = {
     "format/manifest": ("m", {"token_layout", "made_with", "to_bytes", "describe", "as_dict"}),
     "format/manifest_rules": ("m", set()),
 }
-# `X | None` in an annotation, which nobody evaluates; there is no other `|` in these modules
+# `X | None` in annotations, which are not evaluated; these modules have no other `|`
 ANNOTATIONS = re.compile(r"core/ReplaceBinaryOperator_BitOr_")
 TIMEOUT = 30.0
 
 
 def mutations(module: Path, session: Path, left_out: set[str]) -> list[MutationSpec]:
-    """All that cosmic-ray knows to change in the module, but in some of its functions, in a fixed order."""
+    """All changes that cosmic-ray can make in the module, except in some functions, in a fixed order."""
     with use_db(str(session), WorkDB.Mode.create) as database:
         cosmic_ray.commands.init([module], database, {})
         found = [mutation for item in database.work_items for mutation in item.mutations]
@@ -62,12 +62,12 @@ def copy_of(folder: Path) -> Path:
     return folder
 
 
-def try_all(module: Path, todo: list[MutationSpec], command: str, tell: Callable[[], None]) -> list[WorkResult]:
-    """The result of each mutation, made one after another in the module."""
+def try_all(module: Path, todo: list[MutationSpec], command: str, count_one: Callable[[], None]) -> list[WorkResult]:
+    """Make the mutations one after another; gives the result of each."""
     results = []
     for mutation in todo:
         results.append(mutate_and_test([attrs.evolve(mutation, module_path=module)], command, TIMEOUT))
-        tell()
+        count_one()
     return results
 
 
@@ -77,13 +77,13 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
     figures = []
     for module, (kinds, left_out) in MODULES.items():
         expected = expect(program, kinds, work / f"{Path(module).name}.pickle")
-        # an oracle that refuses the code as it is would kill every mutant
+        # an oracle that refuses unchanged code would kill every mutant
         subprocess.run(shlex.split(command_of(copies[0], expected)), check=True, timeout=120)
         whole = mutations(PACKAGE / f"{module}.py", work / f"{Path(module).name}.sqlite", left_out)
         todo = random.Random(seed).sample(whole, max(int(len(whole) * share), 1)) if share < 1 else whole
         done = [0]
 
-        def tell(done: list[int] = done, module: str = module, count: int = len(todo)) -> None:
+        def count_one(done: list[int] = done, module: str = module, count: int = len(todo)) -> None:
             done[0] += 1
             progress(f"{module}: {done[0]} of {count}")
 
@@ -94,7 +94,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
                     copy / "regplug" / f"{module}.py",
                     todo[index :: len(copies)],
                     command_of(copy, expected),
-                    tell,
+                    count_one,
                 )
                 for index, copy in enumerate(copies)
             ]

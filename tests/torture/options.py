@@ -1,7 +1,7 @@
-"""Manifests with hostile options, of every class that a bundle can name: what a load takes of memory and time.
+"""Manifests with hostile options, of every class that a bundle can name: how much memory and time a load takes.
 
-As a program, ``python -m torture.options``, it loads the folders that it is told, one a line, and says of each what
-came of it, how much memory it took at its peak and how many seconds of the processor.
+As a program, ``python -m torture.options``, it loads the folders that stdin names, one per line, and prints the outcome
+of each, its peak of memory and its CPU seconds.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from regplug.registry.options import describe
 from torture import Figure
 
 MANIFESTS = 1000
-LIMIT = 60.0  # seconds until a load counts as one that hangs
-MOST_SECONDS = 1.0
-# what Python and torch take for a load of any bundle, and what an allocator keeps
+HANG_S = 60.0  # a load that takes longer hangs
+MAX_SECONDS = 1.0
+# what Python and torch need for any load, and what the allocator keeps
 GRAIN = 16 << 20
 TESTS = Path(__file__).resolve().parent.parent
 LARGE = (2_000, 1 << 16, 400_000, 1_000_000, 16_000_000, (1 << 31) - 1, 1 << 40, (1 << 53) - 1)
@@ -39,7 +39,13 @@ HOSTILE: tuple[Any, ...] = (
     *LARGE, 0, -1, -(1 << 40), 1e12, 1e308, True, None, "", "meta", "x" * 500_000, [], [1 << 40], [1 << 20, 1 << 20],
     list(range(20_000)), {}, {"meta": 1}, {str(index): index for index in range(20_000)}, [[[[[]]]]], "\x1b[2J\u202e",
 )  # fmt: skip
-UNKNOWN = ("metadata", "meta", "device", "dtype", "self")  # words that no constructor has, or that tell torch something
+UNKNOWN = (
+    "metadata",
+    "meta",
+    "device",
+    "dtype",
+    "self",
+)  # not options; some mean something to torch
 SMALL_TIMM = {"img_size": 28, "depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
 TIMM = {
     "timm:vit_small_patch14_reg4_dinov2": SMALL_TIMM,
@@ -58,7 +64,7 @@ TRANSFORMERS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A bundle, and which of its options are made hostile.
+    """A bundle, and the options in it that are made hostile.
 
     Args:
         kind: The row of the table.
@@ -75,7 +81,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a load said, ``loaded`` or the message; the bytes that it took at its peak, and its seconds."""
+    """``loaded`` or the error message of a load, the bytes it took at its peak, and its CPU seconds."""
 
     said: str
     taken: int
@@ -114,7 +120,7 @@ def _conditioner(folder: Path) -> Subject:
 
 
 def _model_options(kind: str, module: Any) -> tuple[str, ...]:
-    """The words that the model's own constructor, or configuration, takes."""
+    """The options of the model's constructor or configuration."""
     model = next(part for part in module.tokens.modules() if hasattr(part, "blocks") or hasattr(part, "config"))
     if kind == "timm":
         return tuple(describe(type(model)))
@@ -127,7 +133,7 @@ def _model_options(kind: str, module: Any) -> tuple[str, ...]:
 def hostile(
     subjects: Sequence[Subject], count: int, seed: int, work: Path
 ) -> Iterator[tuple[Subject, dict[str, Any], Path]]:
-    """So many bundles, each with one or two options changed or added: all large counts first, then drawn."""
+    """This many bundles, each with one or two options changed or added: first large counts, then drawn ones."""
     draw = random.Random(seed)
     every = [(one, {word: value}) for one in subjects for word in one.options for value in LARGE[:5]]
     draw.shuffle(every)
@@ -153,26 +159,26 @@ def _inside(values: Any, place: Sequence[str]) -> Any:
 
 
 class Loader:
-    """A process that loads bundles, started again after one that it died of."""
+    """A process that loads bundles; started again after one that it died of."""
 
     def __init__(self, warm: Sequence[Path]) -> None:
-        self._warm = warm  # so that no load pays for the imports of its class
+        self._warm = warm  # so that no load includes the import of its class
         self._process: subprocess.Popen[str] | None = None
 
     def load(self, folder: Path) -> Outcome | str:
-        """What came of it; ``died`` or ``hung``."""
+        """The outcome; ``died`` or ``hung`` if there is none."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "torture.options"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=TESTS,
             )  # fmt: skip
             for one in self._warm:
-                self._ask(one, 10 * LIMIT)
-        return self._ask(folder, LIMIT)
+                self._ask(one, 10 * HANG_S)
+        return self._ask(folder, HANG_S)
 
     def _ask(self, folder: Path, limit: float) -> Outcome | str:
         process = self._process
-        with suppress(BrokenPipeError):  # it died since; its answer, which is none, says so
+        with suppress(BrokenPipeError):  # it died; the missing answer shows that
             print(folder, file=process.stdin, flush=True)
         if not select.select([process.stdout], [], [], limit)[0]:
             self.close()
@@ -192,7 +198,7 @@ class Loader:
 
 
 def judge(folder: Path, outcome: Outcome | str) -> Mapping[str, int]:
-    """What must not happen, and whether it did."""
+    """What must not happen, each with whether it did."""
     allowed = 1.1 * sum(file.stat().st_size for file in folder.iterdir()) + GRAIN
     came = outcome if isinstance(outcome, Outcome) else Outcome("", 0, 0.0)
     tidy = came.said == "loaded" or (came.said.startswith(f"bundle {folder}: ") and len(came.said) <= 400)
@@ -200,7 +206,7 @@ def judge(folder: Path, outcome: Outcome | str) -> Mapping[str, int]:
         "process deaths": outcome == "died",
         "hangs": outcome == "hung",
         "untidy refusals": isinstance(outcome, Outcome) and not (tidy and came.said.isprintable()),
-        "over 1 s": came.seconds > MOST_SECONDS,
+        "over 1 s": came.seconds > MAX_SECONDS,
         "over 1.1 times the files and 16 MiB": came.taken > allowed,
     }
 
@@ -217,7 +223,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
             bad = judge(folder, outcome)
             if any(bad.values()):
                 print(f"options: {one.kind} {one.folder.name} {str(options)[:200]}: {outcome}", file=sys.stderr)
-            known = outcome if isinstance(outcome, Outcome) else Outcome("", 0, LIMIT)
+            known = outcome if isinstance(outcome, Outcome) else Outcome("", 0, HANG_S)
             rows.setdefault(one.kind, []).append((bad, known))
             shutil.rmtree(folder)
             progress(f"{number + 1} of {count}")
@@ -245,16 +251,16 @@ def memory(word: str) -> int:
 
 
 def load_measured(folder: str) -> Outcome:
-    """Load a bundle, and measure what that takes at its peak."""
+    """Load a bundle and measure the peak of memory and the CPU time."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what it is now
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present value
     before, begun = memory("VmRSS"), time.process_time()
     try:
         regplug.load(folder)
         said = "loaded"
     except regplug.BundleError as error:
         said = str(error)
-    except Exception as error:  # which is what is looked for
+    except Exception as error:  # the fault that this part looks for
         said = f"{type(error).__name__}: {error}"
     seconds = time.process_time() - begun
     return Outcome(said, max(memory("VmHWM") - before, 0), seconds)

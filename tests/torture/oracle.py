@@ -1,4 +1,4 @@
-"""Whether a copy of the package reads the named cases as it must; run by itself, and without torch, for each mutant."""
+"""Whether a copy of the package reads the named cases correctly. Runs without torch, once for each mutant."""
 
 import json
 import os
@@ -24,9 +24,9 @@ WORDS = dict(
 
 
 def expect(program: Path, kinds: str, place: Path) -> Path:
-    """Write the named files ("s"), the named manifests ("m"), or both ("sm"), each with what the C++ reader says of it.
+    """Write the named files ("s"), the named manifests ("m"), or both ("sm"), each with the verdict of the C++ reader.
 
-    They are made here, not by the oracle: those of manifests grow out of the schema, which may be what is changed.
+    They are made here, not by the oracle: the manifests are made from the schema, which a mutant may change.
     """
     groups = {"s": malformed_files, "m": malformed_manifests}
     records = [(kind, data) for kind in kinds for data, _ in groups[kind].cases().values()]
@@ -36,7 +36,7 @@ def expect(program: Path, kinds: str, place: Path) -> Path:
 
 
 def is_read_whole(data: bytes) -> bool:
-    """Whether the tensors of an accepted file are those that its header states."""
+    """Whether the tensors of an accepted file are the ones in its header."""
     begin = 8 + int.from_bytes(data[:8], "little")
     said = json.loads(data[8:begin])
     metadata = said.pop("__metadata__", {})
@@ -56,7 +56,7 @@ def is_read_whole(data: bytes) -> bool:
 
 
 def said_of_a_file(data: bytes, place: Path) -> str:
-    """What is said of the same bytes in a file of their own, whose data is not read to judge its header."""
+    """The verdict on the same bytes in a file, where the header is judged without reading the data."""
     place.write_bytes(data)
     try:
         header = read_file_header("file", str(place))
@@ -67,7 +67,7 @@ def said_of_a_file(data: bytes, place: Path) -> str:
 
 
 def a_short_read_is_said(place: Path) -> bool:
-    """Whether a file that ends before what its reader wants is refused, in these words."""
+    """Whether a file that is too short for its reader is refused with this message."""
     place.write_bytes(b"12345")
     descriptor = os.open(place, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Installed plugins that misbehave: what each does to a command, and to a program, that asked for another's readout."""
+"""Installed plugins that misbehave: what each does to a command or program that uses another plugin's readout."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from support.misbehaving_plugins import GOOD, GOOD_MODELS, every_kind
 
 from torture import Figure
 
-LIMIT = 120.0  # seconds
+LIMIT_S = 120.0
 SIZES = ("--num-registers", "2", "--hidden-dim", "3")
 LIST = ("-m", "regplug", "list", "--json")
 EXPORT = ("-m", "regplug", "export", "fine", *SIZES, "--no-programs", "-o", "made")
@@ -21,7 +21,7 @@ CREATE = (
     "-c",
     "import regplug, torch\nreadout = regplug.create('fine', num_registers=2, hidden_dim=3)\n"
     "with open('answer', 'w') as file: print(tuple(readout(torch.zeros(5, 2, 3)).shape), file=file)\n"
-    # what a plugin left running is the program's to end
+    # a program must end what a plugin left running
     "import os; os._exit(0)",
 )
 
@@ -37,7 +37,7 @@ def install(folder: Path, text: str) -> Path:
 
 
 def bad_of(folder: Path, text: str) -> dict[str, int]:
-    """What must not happen, and how often it did, over a list, an export and a program."""
+    """What must not happen, each with how often it did in a list, an export and a program."""
     site, here = install(folder, text), folder / "here"
     here.mkdir()
     env = clean_environment()
@@ -50,7 +50,7 @@ def bad_of(folder: Path, text: str) -> dict[str, int]:
                 [sys.executable, *words], cwd=here, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
             )
             try:
-                code = process.wait(LIMIT)
+                code = process.wait(LIMIT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -1,4 +1,4 @@
-"""Writers that replace one place without pause, with readers in Python and C++ beside them; first writers at once."""
+"""Readers in Python and C++ while writers replace one bundle without pause; and several first writers at once."""
 
 import hashlib
 import subprocess
@@ -75,7 +75,7 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 
 
 def read_beside(work: Path, readers: dict[str, tuple[int, list[str]]], writer: str = WRITER) -> list[Figure]:
-    """Open one place beside writers; a reader says how often it will, and prints a digest or an error for each."""
+    """Open one bundle while writers replace it; a reader prints a digest or an error for each open."""
     place = work / "place"
     for number in range(WRITERS):
         make_bundle(work / f"version-{number}", number)
@@ -87,7 +87,7 @@ def read_beside(work: Path, readers: dict[str, tuple[int, list[str]]], writer: s
         lines = {name: reader.communicate(timeout=900)[0].splitlines() for name, reader in running.items()}
     finally:
         replaced = sum(int(one.communicate(timeout=60)[0] or 0) for one in writers)
-    beside = f"{replaced:,} replacements by {WRITERS} writers"
+    during = f"{replaced:,} replacements by {WRITERS} writers"
     figures = []
     for name, answers in lines.items():
         seen = Counter(answers)
@@ -95,13 +95,13 @@ def read_beside(work: Path, readers: dict[str, tuple[int, list[str]]], writer: s
         gave_up = sum(count for line, count in seen.items() if line.endswith(REPLACED))
         errors = readers[name][0] - seen.total() + sum(seen[line] for line in seen if len(line) != 64) - gave_up
         versions = len(known & seen.keys())
-        note = f"beside {beside}; {versions} versions seen, {gave_up} opens ended in 'replaced 100 times'"
+        note = f"during {during}; {versions} versions seen, {gave_up} opens ended in 'replaced 100 times'"
         figures.append(Figure(f"opens in {name}", seen.total(), {"mixtures": mixed, "errors": errors}, note=note))
     return figures
 
 
 def first_exports(work: Path, places: int) -> Figure:
-    """Several writers at once where nothing stood: one wins whole, the others are told."""
+    """Several writers at once where nothing was: one wins, the others report that."""
     writers = [start(python(FIRST, work / "new", work / f"version-{number}")) for number in range(WRITERS)]
     bad = Counter({"mixtures": 0, "places without one winner": 0, "other messages": 0, "left behind": 0})
     versions = [content(work / f"version-{number}") for number in range(WRITERS)]
@@ -116,8 +116,8 @@ def first_exports(work: Path, places: int) -> Figure:
         winners = [files for files, answer in zip(versions, answers, strict=True) if answer == "won"]
         bad["places without one winner"] += len(winners) != 1
         bad["mixtures"] += content(place / "b") not in winners
-        told = f"bundle {place / 'b'}: exists and is kept; use force to replace it (--force), or another folder."
-        bad["other messages"] += sum(answer not in ("won", told) for answer in answers)
+        lost = f"bundle {place / 'b'}: exists and is kept; use force to replace it (--force), or another folder."
+        bad["other messages"] += sum(answer not in ("won", lost) for answer in answers)
         bad["left behind"] += len(leftovers(place))
     for one in writers:
         one.communicate(timeout=60)
@@ -132,10 +132,10 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
         place = memory / "place"
         readers = {
             "Python": (opens, python(READER, place, opens)),
-            # C++ opens so fast that fewer would meet few replacements
+            # C++ opens so fast that fewer opens would meet few replacements
             "C++": (opens * 20, [str(reader), str(place), str(opens * 20)]),
         }
-        progress("readers beside writers")
+        progress("readers and writers")
         figures = read_beside(memory, readers)
         progress("first writers")
         return [*figures, first_exports(memory, max(5, round(share * FIRSTS)))]

@@ -1,7 +1,7 @@
-"""Ten thousand rounds of open, run, reload and close in C++ and in Python: memory, descriptors and threads stay.
+"""Ten thousand rounds of open, run, reload and close in C++ and Python: memory, descriptors and threads do not grow.
 
-As a program, ``python -m torture.soak KIND BUNDLE WEIGHTS ROUNDS`` makes the rounds in Python and prints what
-``regplug_soak`` prints in C++: after every hundredth of them resident bytes, descriptors and threads.
+As a program, ``python -m torture.soak KIND BUNDLE WEIGHTS ROUNDS`` runs the rounds in Python and prints what
+``regplug_soak`` prints in C++: resident bytes, descriptors and threads, a hundred times.
 """
 
 import gc
@@ -23,17 +23,17 @@ from torture import Figure
 
 ROUNDS = 10_000
 SAMPLES = 100
-WARM = 40  # samples until allocators and caches have what they keep: one step of 2 MiB comes after some 150 rounds
-# resident bytes that a round may add; a weight, a graph or a descriptor that is kept takes hundreds
-MOST = 64
-GRAIN = 256 << 10  # an allocator takes memory in steps: in few rounds one step looks like a slope
+WARM = 40  # samples until allocators and caches are full: one step of 2 MiB comes after about 150 rounds
+# resident bytes that a round may add; a leaked weight, graph or descriptor takes hundreds
+MAX_GROWTH = 64
+GRAIN = 256 << 10  # allocators take memory in steps: over few rounds one step looks like growth
 TESTS = Path(__file__).resolve().parent.parent
 BACKENDS = ("torchscript", "aotinductor")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process held after some rounds."""
+    """What a process has open after some rounds."""
 
     resident: int
     descriptors: int
@@ -41,7 +41,11 @@ class Sample:
 
 
 def samples_of(command: Sequence[object]) -> list[Sample]:
-    """What a soaking process says of itself; it ends well, or this raises."""
+    """The samples that a process prints.
+
+    Raises:
+        RuntimeError: It failed.
+    """
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, cwd=TESTS, check=False)
     if done.returncode:
@@ -50,9 +54,9 @@ def samples_of(command: Sequence[object]) -> list[Sample]:
 
 
 def growth(samples: Sequence[Sample], rounds: int) -> float:
-    """Resident bytes that a round added once warm: the slope between the first and the last tenth of what is left.
+    """Resident bytes per round once warm: the slope between the first and the last tenth of the samples.
 
-    The least of a tenth, for an allocator gives back in steps.
+    It compares the least value of each tenth, because allocators return memory in steps.
     """
     warm = [sample.resident for sample in samples[WARM:]]
     tenth = max(len(warm) // 10, 1)
@@ -63,9 +67,9 @@ def figure(what: str, rounds: int, samples: Sequence[Sample]) -> Figure:
     """One row of the table."""
     first, last = samples[WARM], samples[-1]
     per_round = growth(samples, rounds)
-    grown = per_round > MOST and per_round * rounds > GRAIN
+    grown = per_round > MAX_GROWTH and per_round * rounds > GRAIN
     bad = {
-        f"rounds over {MOST} bytes of growth": rounds if grown else 0,
+        f"rounds over {MAX_GROWTH} bytes of growth": rounds if grown else 0,
         "descriptors more": max(last.descriptors - first.descriptors, 0),
         "threads more": max(last.threads - first.threads, 0),
     }
@@ -74,7 +78,7 @@ def figure(what: str, rounds: int, samples: Sequence[Sample]) -> Figure:
 
 
 def prepare(work: Path) -> tuple[Path, Path]:
-    """A bundle with both programs, and other weights that fit it."""
+    """A bundle with both programs, and other weights for it."""
     spec, module = readout("compress-concat")
     regplug.export(spec, module, work / "bundle", backends=BACKENDS)
     other = {name: value + 0.5 for name, value in module.state_dict().items()}
@@ -91,7 +95,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
 
 
 def soak(work: Path, program: Path, share: float, progress: Callable[[str], None]) -> list[Figure]:
-    """A row for each loader, ``program`` being ``regplug_soak``."""
+    """A row for each loader; ``program`` is ``regplug_soak``."""
     bundle, other = prepare(work)
     rounds = max(round(ROUNDS * share), SAMPLES)
     commands = {
@@ -119,7 +123,7 @@ def _sample() -> Sample:
 
 
 def main(kind: str, bundle: str, weights: str, rounds: str) -> None:
-    """Make the rounds. In Python a program has no reload: the weights are read and compared; a module takes them."""
+    """Run the rounds. A program has no reload in Python: the weights are only read; a module loads them."""
     manifest = read_bundle(bundle).manifest
     given = torch.randn(2, manifest.num_registers, manifest.hidden_dim)
     every = int(rounds) // SAMPLES

@@ -28,8 +28,8 @@ def bundles(tmp_path_factory):
 
 
 def verdicts(bundles, folder, count, make):
-    counts, told = try_all(damage(folder, bundles, count, seed=3), make, lambda word: None)
-    return {figure.what.partition(", ")[2]: figure for figure in figures(counts, told, seed=3)}
+    counts, described = try_all(damage(folder, bundles, count, seed=3), make, lambda word: None)
+    return {figure.what.partition(", ")[2]: figure for figure in figures(counts, described, seed=3)}
 
 
 @pytest.mark.torture
@@ -61,8 +61,8 @@ def test_a_loader_without_digest_and_golden_case_is_seen_to_take_wrong_numbers(b
     ],
 )
 def test_what_must_not_happen_is_counted_each_time(bundles, tmp_path, monkeypatch, code, what):
-    monkeypatch.setattr(damaged, "PATIENCE", 0.3)
-    monkeypatch.setattr(damaged, "WAYS", damaged.WAYS[:1])  # nothing written anew
+    monkeypatch.setattr(damaged, "ANSWER_LIMIT_S", 0.3)
+    monkeypatch.setattr(damaged, "WAYS", damaged.WAYS[:1])  # without new digests
     found = verdicts(bundles, tmp_path, 2, lambda original: {"bad": Loader([sys.executable, "-c", code])})
     assert found["bad"].bad[what] == 2
 

@@ -19,7 +19,7 @@ def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_pa
     assert [figure.what for figure in figures] == [
         "calls of a new bundle",
         "calls of a replaced bundle",
-        "calls of two lone files",
+        "calls of two single files",
         "calls of a filled folder",
     ]
     for figure in figures:
@@ -93,7 +93,7 @@ def test_a_call_that_was_not_hit_is_counted(replaced):
         (0, "ok\n", "", "old", [failing.UNTRUE]),
         (1, "bundle b: cannot be written: X; nothing was changed.\n", "", "old", []),
         (1, "bundle b: cannot be written: X; nothing was changed.\n", "", "new", [failing.UNTRUE]),
-        (1, "bundle b: the new bundle stands there.\n", "", "new", []),
+        (1, "bundle b: the new bundle is there.\n", "", "new", []),
         (1, "", "Traceback (most recent call last):", "old", [failing.TRACEBACKS]),
         (1, "bundle b: one\nand two\n", "", "old", [failing.TRACEBACKS]),
         (130, "interrupted\n", "", "old", []),

@@ -1,4 +1,4 @@
-"""The system calls of a writer, by strace: listed, and one of them failed or killed at."""
+"""The system calls of a writer under strace: they are listed, and one of them fails or kills the process."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHILD = Path(__file__).with_name("writer_child.py")
-# every call that takes a path or a descriptor, but for memory
+# every call that takes a path or a descriptor, except for memory
 CALLS = "%file,%desc"
 IN_MEMORY = {"mmap", "execve"}
 LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)(.*)$")
@@ -19,7 +19,7 @@ LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)(.*)$")
 
 @dataclass(frozen=True)
 class Call:
-    """One system call: its name, which of its name it is since the process began, its arguments and its result."""
+    """One system call: its name, its number among the calls of that name, its arguments and its result."""
 
     name: str
     number: int
@@ -39,7 +39,7 @@ def tool() -> str:
 
 def traced(log: Path, arguments: Sequence[object], *options: str) -> subprocess.CompletedProcess[str]:
     """Run the writer under strace with these options."""
-    # quicker, but a signal is lost in the stop that it makes
+    # faster, but it loses signals
     quick = [] if any("signal=" in option for option in options) else ["-f", "--seccomp-bpf"]
     command = [tool(), *quick, "-o", log, "-e", f"trace={CALLS}", "-e", "signal=SIGINT,SIGKILL", *options]
     return subprocess.run(
@@ -52,7 +52,7 @@ def traced(log: Path, arguments: Sequence[object], *options: str) -> subprocess.
 
 
 def calls_between_marks(log: Path) -> list[Call]:
-    """The calls of the writing itself, and its last one too where the process was killed at it."""
+    """The calls of the write itself, including a last one that killed the process."""
     seen: Counter[str] = Counter()
     found: list[Call] = []
     begun = False

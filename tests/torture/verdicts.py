@@ -1,4 +1,4 @@
-"""What three readers say of the same bytes: ours in Python, ours in C++, and the reference implementation."""
+"""The verdicts of three readers on the same bytes: ours in Python, ours in C++, and the reference implementation."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def in_cpp(program: Path, records: Sequence[Record]) -> list[str]:
 
 
 def by_the_reference(kind: str, data: bytes) -> bool:
-    """Whether the safetensors package, or Python's own JSON parser, takes it."""
+    """Whether the safetensors package, or Python's own JSON parser, accepts it."""
     try:
         if kind == FILE:
             safetensors.deserialize(data)

@@ -1,4 +1,4 @@
-"""Writes a bundle or lone files, with a mark in the system calls before and after, for strace to fail those between.
+"""Writes a bundle or single files. Marks in the system calls before and after show strace which calls to fail.
 
 ``writer_child.py folder|files PLACE SOURCE [--lazy]``: SOURCE holds the files to write; prints "ok", or the error.
 """
@@ -18,7 +18,7 @@ def mark(word: str) -> None:
 
 
 def forget_to_sync(modules: list) -> None:
-    """The wrong writer that a checker must see: no folder is ever synced."""
+    """Make the writer wrong, as a test of the checker: it never syncs a folder."""
     for module in modules:
         module.sync_folder = lambda folder: None
 
@@ -29,7 +29,7 @@ if "--lazy" in sys.argv:
         [durable, temporary, sys.modules["regplug.format.write_bundle"], sys.modules["regplug.format.single_file"]]
     )
 files = {file.name: file.read_bytes() for file in sorted(source.iterdir())}
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it, and we inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if a parent in the background ignores it
 mark("begin")
 try:
     if what == "folder":
