@@ -3,7 +3,6 @@
 Every program and file of the bundle writes a trace when it is run. Each is first shown to do so.
 """
 
-import importlib.util
 import io
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.cpp_build import compiled
 from support.damage import PROGRAM, edit_manifest, rename_strategy, repin
 
 import regplug
@@ -297,12 +297,10 @@ def open_in_cpp(tmp_path_factory):
     """Opens a bundle without a program and with each, from inside its folder; what it prints."""
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "open.cpp").write_text(OPEN)
-    [json_folder] = importlib.util.find_spec("nlohmann_json").submodule_search_locations
-    include = [f"-I{ROOT / 'include'}", f"-I{json_folder}/include"]
-    subprocess.run(["c++", "-std=c++17", *include, folder / "open.cpp", "-o", folder / "open"], check=True)
+    program = compiled(folder / "open.cpp", "-O1")
 
     def run(bundle, *arguments):
-        command = [folder / "open", bundle, *arguments]
+        command = [program, bundle, *arguments]
         return subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=True).stdout
 
     return run

@@ -1,6 +1,6 @@
 // regplug_aoti_golden BUNDLE [OTHER | --global LIBRARY]: runs every golden case of BUNDLE, and inputs that must be
-// refused; with OTHER, a bundle of other code, it opens and drops that one first; with LIBRARY it puts that one into
-// the global scope first. One JSON object on stdout.
+// rejected. Before that it opens and closes OTHER, a bundle with other code, or loads LIBRARY into the global scope.
+// Prints one JSON object.
 #include <regplug/aotinductor.h>
 
 #include <dlfcn.h>
@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+namespace aoti_golden {
 namespace {
 
 using regplug::Tensor;
@@ -25,7 +26,7 @@ std::vector<Tensor> run_flat(const regplug::AOTInductorBundle& program, const Te
   return flat;
 }
 
-// The message that refuses the input; empty when it was taken.
+// The message that rejects the input; empty when it is accepted.
 std::string refusal(const regplug::AOTInductorBundle& program, const TensorView& input) {
   try {
     run_flat(program, input);
@@ -46,7 +47,7 @@ bool equal(const TensorView& one, const TensorView& other) {
   return one.nbytes() == 0 || std::memcmp(one.data(), other.data(), one.nbytes()) == 0;
 }
 
-// What comes back shares memory with nothing, and a later call does not change it.
+// Outputs share no memory with anything, and a later call does not change them.
 bool owned(const regplug::AOTInductorBundle& program, const TensorView& input, const std::vector<Tensor>& outputs) {
   std::vector<Tensor> before;
   for (const Tensor& output : outputs) before.push_back(Tensor::copy_of(output));
@@ -68,7 +69,7 @@ bool check_cases(const regplug::AOTInductorBundle& program, const regplug::Bundl
     const std::vector<Tensor> outputs = run_flat(program, input);
     const double error = regplug::golden_error(bundle, golden, views_of(outputs));
     const double tolerance = regplug::golden_tolerance(bundle.program(), golden, bundle.manifest());
-    // what is contiguous and aligned is used as it is; the result must not lie in it
+    // a contiguous and aligned input is used without a copy; the result must not be a view of it
     const Tensor copy = Tensor::copy_of(input);
     const std::vector<Tensor> of_copy = run_flat(program, copy);
     const bool near = regplug::golden_error(bundle, golden, views_of(of_copy)) <= tolerance;
@@ -96,7 +97,10 @@ bool check_refusals(const regplug::AOTInductorBundle& program, regplug::Json& re
   const TensorView good(dtype, zeros.data(), sizes);
   const regplug::Dtype other = dtype == regplug::Dtype::float64 ? regplug::Dtype::float32 : regplug::Dtype::float64;
   std::vector<std::pair<std::string, TensorView>> bad{
-      {manifest.backbone ? "C" : manifest.is_conditioner() ? "T" : "R", good.narrow(1, 0, length - 1)},
+      {manifest.backbone           ? "C"
+       : manifest.is_conditioner() ? "T"
+                                   : "R",
+       good.narrow(1, 0, length - 1)},
       {manifest.backbone ? "H" : "D", TensorView(dtype, zeros.data(), wider)},
       {"rank", TensorView(dtype, zeros.data(), without_batch)},
       {"dtype", TensorView(other, zeros.data(), sizes)},
@@ -108,7 +112,7 @@ bool check_refusals(const regplug::AOTInductorBundle& program, regplug::Json& re
     report["refused"][what] = refusal(program, input);
     all = all && !refusal(program, input).empty();
   }
-  // no items, and so no memory
+  // no items need no memory
   if (manifest.min_batch == 0) all = all && refusal(program, TensorView(dtype, nullptr, empty)).empty();
   try {
     if (manifest.is_conditioner()) {
@@ -135,7 +139,7 @@ bool check(const std::string& dir, regplug::Json& report) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   const bool global = argc == 4 && std::string(argv[2]) == "--global";
   if (argc != 2 && argc != 3 && !global) {
     std::cerr << "usage: regplug_aoti_golden BUNDLE [OTHER | --global LIBRARY]\n";
@@ -153,3 +157,5 @@ int main(int argc, char** argv) {
   std::cout << report.dump() << "\n";
   return report["ok"] == true ? 0 : 1;
 }
+
+}  // namespace aoti_golden

@@ -1,8 +1,7 @@
-// regplug_aoti_life --starved BUNDLE: opens it with little memory more than the process has, a little more each time;
-// every ending is an error or a success.
-// regplug_aoti_life BUNDLE...: opens every bundle, drops it, and looks at what is left of it: results that the caller
-// still holds, descriptors, mappings, a bundle that was moved from; others stay open until the process ends. One JSON
-// object on stdout.
+// regplug_aoti_life --starved BUNDLE: opens BUNDLE with too little memory, and a little more each time; each attempt
+// must end as an error or a success. regplug_aoti_life BUNDLE...: opens and closes every bundle, and checks what
+// remains: results that the caller holds, descriptors, mappings, a moved-from bundle. Two bundles stay open until the
+// process ends. Prints one JSON object.
 #include <regplug/aotinductor.h>
 
 #include <sys/resource.h>
@@ -23,13 +22,14 @@
 #include <utility>
 #include <vector>
 
+namespace aoti_life {
 namespace {
 
 using regplug::AOTInductorBundle;
 using regplug::Tensor;
 using regplug::TensorView;
 
-std::unique_ptr<AOTInductorBundle> until_the_end;  // destroyed later than all that main() makes
+std::unique_ptr<AOTInductorBundle> until_the_end;  // destroyed after everything in main()
 
 template <typename Call>
 std::string message_of(Call call) {
@@ -44,12 +44,13 @@ std::string message_of(Call call) {
 regplug::Json held() {
   std::ifstream maps("/proc/self/maps");
   std::size_t mappings = 0;
-  for (std::string line; std::getline(maps, line);) mappings += line.find("regplug-program") == std::string::npos ? 0 : 1;
+  for (std::string line; std::getline(maps, line);)
+    mappings += line.find("regplug-program") == std::string::npos ? 0 : 1;
   const std::filesystem::directory_iterator descriptors("/proc/self/fd");
   return {{"descriptors", std::distance(begin(descriptors), end(descriptors))}, {"mappings", mappings}};
 }
 
-// The result of a bundle that is gone, and of a copy made while it was there.
+// Whether results keep their values after their bundle was closed.
 bool outlives(const std::string& dir) {
   std::vector<Tensor> results;
   std::vector<Tensor> copies;
@@ -63,7 +64,8 @@ bool outlives(const std::string& dir) {
   }
   for (std::size_t i = 0; i < results.size(); ++i) {
     if (results[i].nbytes() != copies[i].nbytes()) return false;
-    if (results[i].nbytes() != 0 && std::memcmp(results[i].data(), copies[i].data(), results[i].nbytes()) != 0) return false;
+    if (results[i].nbytes() != 0 && std::memcmp(results[i].data(), copies[i].data(), results[i].nbytes()) != 0)
+      return false;
   }
   return true;
 }
@@ -74,10 +76,12 @@ regplug::Json moved_from(const std::string& dir) {
   const std::vector<double> numbers(4 * 24);
   const TensorView input(regplug::dtype_named(second.manifest().input.dtype), numbers.data(), {1, 4, 24});
   return {message_of([&] { first.run(input); }), message_of([&] { first.run_film(input); }),
-          message_of([&] { first.reload_weights(dir + "/weights.safetensors"); }), message_of([&] { second.run(input); })};
+          message_of([&] { first.reload_weights(dir + "/weights.safetensors"); }),
+          message_of([&] { second.run(input); })};
 }
 
-// No file may grow beyond a limit: the library's in memory neither, and nobody dies of it.
+// Under a file size limit, which the library's file in memory exceeds, opening is an error and not the end of the
+// process.
 std::string limited(const std::string& dir) {
   rlimit before{};
   getrlimit(RLIMIT_FSIZE, &before);
@@ -89,7 +93,7 @@ std::string limited(const std::string& dir) {
   return said;
 }
 
-// How often opening ended as `ok`, as an error (`refused`), or otherwise (`died`).
+// How often opening succeeded (`ok`), was an error (`refused`), or ended the process (`died`).
 regplug::Json starved(const std::string& dir) {
   std::map<std::string, int> endings{{"ok", 0}, {"refused", 0}, {"died", 0}};
   for (rlim_t more = 0; more <= 2500; more += 50) {
@@ -117,7 +121,7 @@ regplug::Json starved(const std::string& dir) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   const std::vector<std::string> dirs(argv + 1, argv + argc);
   if (dirs.empty()) {
     std::cerr << "usage: regplug_aoti_life [--starved] BUNDLE...\n";
@@ -145,3 +149,5 @@ int main(int argc, char** argv) {
   std::cout << report.dump() << "\n";
   return 0;
 }
+
+}  // namespace aoti_life

@@ -1,6 +1,6 @@
-// regplug_aoti_reload BUNDLE WEIGHTS RELOADS [OTHER...]: four threads run while the weights change to and fro between
-// those of the bundle and WEIGHTS, and one more opens BUNDLE and OTHER bundles; every result must be that of one of the
-// two sets of weights. One JSON object on stdout.
+// regplug_aoti_reload BUNDLE WEIGHTS RELOADS [OTHER...]: four threads run while the weights alternate between those of
+// BUNDLE and WEIGHTS, and a fifth opens BUNDLE and the OTHER bundles. Every result must belong to one of the two sets
+// of weights. Prints one JSON object.
 #include <regplug/aotinductor.h>
 
 #include <atomic>
@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+namespace aoti_reload {
 namespace {
 
 using regplug::Tensor;
@@ -36,7 +37,7 @@ std::vector<float> run(const regplug::AOTInductorBundle& program, const TensorVi
   return numbers;
 }
 
-// Not equal to the bit: where memory begins decides which of its loops a kernel takes.
+// Not bitwise: a kernel chooses its loops by the alignment of the memory.
 bool near(const std::vector<float>& one, const std::vector<float>& other) {
   if (one.size() != other.size()) return false;
   for (std::size_t i = 0; i < one.size(); ++i) {
@@ -92,7 +93,7 @@ bool check(const std::string& dir, const std::string& other, int reloads, const 
     program.reload_weights(i % 2 == 0 ? own : other);
     if (i >= reloads) continue;
     try {
-      program.reload_weights(dir + "/golden.safetensors");  // does not fit: the weights stay
+      program.reload_weights(dir + "/golden.safetensors");  // does not fit: the weights must stay
     } catch (const regplug::Error& error) {
       report["refused"] = error.what();
       ++refused;
@@ -110,7 +111,7 @@ bool check(const std::string& dir, const std::string& other, int reloads, const 
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   if (argc < 4) {
     std::cerr << "usage: regplug_aoti_reload BUNDLE WEIGHTS RELOADS [OTHER...]\n";
     return 2;
@@ -125,3 +126,5 @@ int main(int argc, char** argv) {
   std::cout << report.dump() << "\n";
   return report["ok"] == true ? 0 : 1;
 }
+
+}  // namespace aoti_reload

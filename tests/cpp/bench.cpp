@@ -1,6 +1,6 @@
-// regplug_bench latency BUNDLE...   microseconds of one call, each way of running the bundle's module, by batch
-// regplug_bench open BUNDLE KIND    milliseconds of opening it, of that its digests, and the memory that it takes
-// One JSON object on stdout. One thread.
+// regplug_bench latency BUNDLE...   microseconds of one call, for each way to run the bundle's module, by batch size
+// regplug_bench open BUNDLE KIND    milliseconds to open a bundle and to compute its digests, and the memory used
+// Prints one JSON object. Uses one thread.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -33,7 +33,7 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Microseconds of one call, the median over rounds in which all take turns: what slows the machine slows them all.
+// Microseconds of one call: the median over rounds in which all calls take turns, so that noise affects all alike.
 regplug::Json microseconds(const std::vector<std::pair<std::string, Call>>& calls, int repeats) {
   for (const auto& [name, call] : calls) {
     for (int i = 0; i < 200; ++i) call();
@@ -58,7 +58,7 @@ std::map<std::string, at::Tensor> weights_of(const regplug::Bundle& bundle) {
   return weights;
 }
 
-// The same computation as somebody would write it who has no module: ATen's operations and nothing around them.
+// The same computation with ATen's operations and nothing else.
 std::function<std::vector<at::Tensor>(const at::Tensor&)> raw(const regplug::Bundle& bundle) {
   const std::string& strategy = bundle.manifest().strategy;
   const auto weights = weights_of(bundle);
@@ -106,7 +106,7 @@ void latency(const std::string& dir, regplug::Json& report) {
       const c10::InferenceMode inference;
       const c10::IValue result = plain.forward({input});
       if (result.isTensor()) return;
-      std::vector<std::pair<at::Tensor, at::Tensor>> pairs;  // which whoever calls has to take out
+      std::vector<std::pair<at::Tensor, at::Tensor>> pairs;  // which the caller has to unpack
       for (const c10::IValue& pair : result.toListRef()) {
         pairs.emplace_back(pair.toTupleRef().elements()[0].toTensor(), pair.toTupleRef().elements()[1].toTensor());
       }
@@ -138,7 +138,7 @@ double milliseconds(const Call& call) {
 }
 
 void open(const std::string& dir, const std::string& kind, regplug::Json& report) {
-  // libtorch's own start: its thread pool, its matrix library
+  // starts libtorch's thread pool and its matrix library
   at::linear(at::ones({2, 64}), at::ones({64, 64}));
   const double before = status("VmRSS");
   report["open"] = milliseconds([&] {

@@ -1,6 +1,6 @@
-// regplug_damaged KIND ORIGINAL: opens every folder that stdin names, one a line, as KIND (`bundle`, `torchscript`,
-// `aotinductor`), and says on a line of JSON what came of it: `refused` with the message, or the errors of its outputs
-// against those of the bundle ORIGINAL; of `bundle` the sha256 of its weights.
+// regplug_damaged KIND ORIGINAL: opens every folder that stdin names, one per line, as KIND (`bundle`, `torchscript`,
+// `aotinductor`), and prints a line of JSON for each: `refused` with the message, or the errors of its outputs compared
+// with those of the bundle ORIGINAL, or for `bundle` the sha256 of its weights.
 #include <regplug/torchscript.h>
 
 #include <regplug/aotinductor.h>
@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+namespace damaged {
 namespace {
 
 using regplug::Bundle;
@@ -66,7 +67,7 @@ Json open(const std::string& kind, const std::string& dir, const Bundle& origina
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   if (argc != 3) {
     std::cerr << "usage: regplug_damaged KIND ORIGINAL\n";
     return 2;
@@ -84,3 +85,5 @@ int main(int argc, char** argv) {
   }
   return 0;
 }
+
+}  // namespace damaged

@@ -1,5 +1,6 @@
-// For a fuzzer: one strict reader, and what must hold of whatever it accepts. With -DMANIFEST the reader of manifests,
-// else that of safetensors. With -DCORPUS a program that reads the files it is given, for compilers without a fuzzer.
+// A fuzz target: one strict reader, and the properties of everything that it accepts. With -DMANIFEST the reader of
+// manifests, otherwise that of safetensors. With -DCORPUS a program that reads the given files, for compilers without a
+// fuzzer.
 #include <regplug/detail/bytes.h>
 #include <regplug/detail/read_manifest.h>
 #include <regplug/error.h>

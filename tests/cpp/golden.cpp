@@ -1,5 +1,5 @@
-// regplug_golden BUNDLE [--autocast]: runs every golden case, and inputs that must be refused; with --autocast in a host
-// that has CPU autocast on. One JSON object on stdout.
+// regplug_golden BUNDLE [--autocast]: runs every golden case, and inputs that must be rejected; with --autocast, while
+// CPU autocast is on. Prints one JSON object.
 #include <regplug/torchscript.h>
 
 #include <ATen/ATen.h>
@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+namespace golden {
 namespace {
 
 std::vector<at::Tensor> run_flat(const regplug::TorchScriptBundle& program, const at::Tensor& input) {
@@ -24,7 +25,7 @@ std::vector<at::Tensor> run_flat(const regplug::TorchScriptBundle& program, cons
   return flat;
 }
 
-// The message that refuses the input; empty when it was taken.
+// The message that rejects the input; empty when it is accepted.
 std::string refusal(const regplug::TorchScriptBundle& program, const at::Tensor& input) {
   try {
     run_flat(program, input);
@@ -44,8 +45,8 @@ std::string message_of(Call call) {
   }
 }
 
-// Tensors whose memory is not what it seems, all of the shape and dtype of `good`: what view_of says of each, and what
-// run says; where it says nothing, its numbers are those of the plain tensor.
+// Tensors without plain memory, with the shape and dtype of `good`. Reports the messages of view_of and of run; where
+// run accepts one, its outputs must be those of the plain tensor.
 bool check_odd(const regplug::TorchScriptBundle& program, const at::Tensor& good, regplug::Json& report) {
   const at::Tensor drawn = at::randn(good.sizes(), good.options());
   const at::Tensor zeros = at::zeros(good.sizes(), good.options());
@@ -63,7 +64,8 @@ bool check_odd(const regplug::TorchScriptBundle& program, const at::Tensor& good
       {"meta", drawn.to(at::kMeta), drawn},
       {"zeros", at::_efficientzerotensor(good.sizes(), good.options()), zeros},
       {"quantized", at::quantize_per_tensor(zeros, 0.1, 0, at::kQInt8), zeros},
-      {"nested", at::_nested_tensor_from_mask(drawn.flatten(2), at::ones({good.size(0), good.size(1)}, at::kBool)), drawn},
+      {"nested", at::_nested_tensor_from_mask(drawn.flatten(2), at::ones({good.size(0), good.size(1)}, at::kBool)),
+       drawn},
       {"batched", at::functorch::makeBatched(at::stack({drawn, drawn}), 0, 1), drawn},
       {"functional", at::functionalization::impl::to_functional_tensor(drawn), drawn},
       {"complex", at::complex(drawn, zeros).conj(), drawn},
@@ -75,7 +77,7 @@ bool check_odd(const regplug::TorchScriptBundle& program, const at::Tensor& good
     report["run"][odd.name] = message_of([&] { got = program.run(odd.tensor); });
     all = all && (!got.defined() || got.allclose(program.run(odd.plain)));
   }
-  // what only looks odd is taken
+  // these have plain memory
   const at::Tensor part = at::zeros({good.size(0), good.size(1), good.size(2) + 3}).narrow(2, 2, good.size(2));
   all = all && message_of([&] { regplug::view_of(part.requires_grad_()); }).empty();
   const c10::InferenceMode inference;
@@ -93,8 +95,12 @@ void check_conversions(const std::string& dir, regplug::Json& report) {
   report["to_tensor"]["short"] = message_of([] { regplug::to_tensor(regplug::TensorBytes{"float32", {4}, "1234"}); });
   auto first = regplug::TorchScriptBundle::open(dir);
   const auto second = std::move(first);
-  report["moved_from"] = {message_of([&] { first.run(at::zeros({1, 4, 24})); }),
-                          message_of([&] { first.run_film(at::zeros({1, 4, 24})); }),
+  report["moved_from"] = {message_of([&] {
+                            first.run(at::zeros({1, 4, 24}));
+                          }),
+                          message_of([&] {
+                            first.run_film(at::zeros({1, 4, 24}));
+                          }),
                           message_of([&] { first.reload_weights(dir + "/weights.safetensors"); })};
 }
 
@@ -111,7 +117,7 @@ bool check(const std::string& dir, regplug::Json& report) {
     for (const at::Tensor& output : outputs) views.push_back(regplug::view_of(output));
     const double error = regplug::golden_error(bundle, golden, views);
     const double tolerance = regplug::golden_tolerance(record, golden, manifest);
-    // What comes back shares memory with no input, weight or later result.
+    // Outputs share no memory with an input, a weight or a later output.
     std::vector<at::Tensor> kept;
     for (const at::Tensor& output : outputs) kept.push_back(output.clone());
     {
@@ -167,7 +173,7 @@ bool check(const std::string& dir, regplug::Json& report) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   const bool autocast = argc == 3 && std::string(argv[2]) == "--autocast";
   if (argc != 2 && !autocast) {
     std::cerr << "usage: regplug_golden BUNDLE [--autocast]\n";
@@ -185,3 +191,5 @@ int main(int argc, char** argv) {
   std::cout << report.dump() << "\n";
   return report["ok"] == true ? 0 : 1;
 }
+
+}  // namespace golden

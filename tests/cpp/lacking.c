@@ -1,4 +1,4 @@
-/* Preloaded: the calls named in LACKING ("flock=ENOSYS,fsync=22") fail as they do on a file system without them. */
+/* Preloaded: the calls in LACKING ("flock=38,fsync=22", by error number) fail as on a file system without them. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/types.h>
 
-/* The error number that a call is to fail with; 0 lets it pass. */
+/* The error number that a call must fail with; 0 for none. */
 static int lacking(const char *call) {
   const char *listed = getenv("LACKING");
   const size_t length = strlen(call);

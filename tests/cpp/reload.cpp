@@ -1,5 +1,5 @@
-// regplug_reload BUNDLE WEIGHTS: four threads run while the weights change to and fro between those of the bundle and
-// WEIGHTS; every result must be one or the other. One JSON object on stdout.
+// regplug_reload BUNDLE WEIGHTS: four threads run while the weights alternate between those of BUNDLE and WEIGHTS.
+// Every result must belong to one of the two. Prints one JSON object.
 #include <regplug/torch_tensor.h>
 
 #include <ATen/ATen.h>
@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+namespace reload {
 namespace {
 
 constexpr int kThreads = 4;
@@ -49,7 +50,7 @@ bool check(const std::string& dir, const std::string& other, regplug::Json& repo
   for (int i = 0; i < kReloads; ++i) {
     program.reload_weights(i % 2 == 0 ? own : other);
     try {
-      program.reload_weights(dir + "/golden.safetensors");  // does not fit: the weights stay
+      program.reload_weights(dir + "/golden.safetensors");  // does not fit: the weights must stay
     } catch (const regplug::Error& error) {
       report["refused"] = error.what();
       ++refused;
@@ -66,7 +67,7 @@ bool check(const std::string& dir, const std::string& other, regplug::Json& repo
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   if (argc != 3) {
     std::cerr << "usage: regplug_reload BUNDLE WEIGHTS\n";
     return 2;
@@ -81,3 +82,5 @@ int main(int argc, char** argv) {
   std::cout << report.dump() << "\n";
   return report["ok"] == true ? 0 : 1;
 }
+
+}  // namespace reload

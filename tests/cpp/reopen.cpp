@@ -1,4 +1,4 @@
-// regplug_reopen BUNDLE TIMES: opens it so many times; prints a line for each, its digest or the error's message.
+// regplug_reopen BUNDLE TIMES: opens BUNDLE that many times; prints its digest or the error's message each time.
 #include <regplug/bundle.h>
 
 #include <iostream>

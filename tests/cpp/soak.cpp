@@ -1,6 +1,6 @@
-// regplug_soak KIND BUNDLE WEIGHTS ROUNDS: opens BUNDLE, runs it, reloads it with WEIGHTS, runs it and closes it, ROUNDS
-// times, and reloads another that stays open as often; KIND is `torchscript`, `aotinductor`, or `both`, each in a thread of its own.
-// After every hundredth of the rounds one line on stdout: resident bytes, descriptors, threads.
+// regplug_soak KIND BUNDLE WEIGHTS ROUNDS: in each round opens BUNDLE, runs it, reloads it with WEIGHTS, runs it again
+// and closes it, and reloads another that stays open. KIND is `torchscript`, `aotinductor`, or `both`, in two threads.
+// Prints 100 lines over all rounds: resident bytes, descriptors, threads.
 #include <regplug/torchscript.h>
 
 #include <regplug/aotinductor.h>
@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+namespace soak {
 namespace {
 
 std::int64_t entries(const char* folder) {
@@ -61,7 +62,7 @@ void soak(const std::string& dir, const std::string& weights, int rounds) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+inline int main_of(int argc, char** argv) {
   const std::vector<std::string> given(argv + 1, argv + argc);
   if (given.size() != 4) {
     std::cerr << "usage: regplug_soak KIND BUNDLE WEIGHTS ROUNDS\n";
@@ -70,9 +71,9 @@ int main(int argc, char** argv) {
   try {
     const int rounds = std::stoi(given[3]);
     if (given[0] == "both") {
-      std::thread beside([&] { soak<regplug::AOTInductorBundle>(given[1], given[2], rounds); });
+      std::thread other([&] { soak<regplug::AOTInductorBundle>(given[1], given[2], rounds); });
       soak<regplug::TorchScriptBundle>(given[1], given[2], rounds);
-      beside.join();
+      other.join();
     } else if (given[0] == "torchscript") {
       soak<regplug::TorchScriptBundle>(given[1], given[2], rounds);
     } else {
@@ -84,3 +85,5 @@ int main(int argc, char** argv) {
   }
   return 0;
 }
+
+}  // namespace soak

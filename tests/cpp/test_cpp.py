@@ -1,8 +1,7 @@
-"""The C++ loader: built by a consumer's CMake project from the wheel, held to the same golden cases and messages."""
+"""The C++ loader, built by a consumer's CMake project: the same golden cases and messages as in Python."""
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import cpp_build
 from support.consumer import (
-    CONSUMER,
     LAYOUTS,
     SITE,
-    build,
     built,
+    built_with,
     check_golden,
     conditioner,
     installed,
+    open_damaged,
     readout,
     run,
     tool,
@@ -46,7 +46,7 @@ def bundle(tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", ["mean", "concat", "pool", "compress-concat"])
-def test_every_readout_gives_its_golden_outputs_in_cpp_and_refuses_wrong_inputs(programs, tmp_path, strategy):
+def test_every_readout_gives_its_golden_outputs_in_cpp_and_rejects_wrong_inputs(programs, tmp_path, strategy):
     spec, module = readout(strategy)
     regplug.export(spec, module, tmp_path / "b")
     report = check_golden(programs / "regplug_golden", tmp_path / "b")
@@ -62,7 +62,7 @@ def test_every_readout_gives_its_golden_outputs_in_cpp_and_refuses_wrong_inputs(
 
 
 @pytest.mark.parametrize("place", LAYOUTS)
-def test_every_layouts_conditioner_gives_its_golden_pairs_in_cpp(programs, tmp_path, place):
+def test_a_conditioner_of_every_layout_gives_its_golden_pairs_in_cpp(programs, tmp_path, place):
     regplug.export(*conditioner(place), tmp_path / "b")
     report = check_golden(programs / "regplug_golden", tmp_path / "b")
     least = LAYOUTS[place].num_tokens or f"T, 24] with T >= {LAYOUTS[place].min_tokens}"
@@ -70,7 +70,7 @@ def test_every_layouts_conditioner_gives_its_golden_pairs_in_cpp(programs, tmp_p
 
 
 @pytest.mark.parametrize("strategy", [*BUILT_IN, "digits-gate", "conditioner"])
-def test_autocast_of_the_host_changes_nothing_and_stays_on(programs, tmp_path, strategy):
+def test_autocast_in_the_host_does_not_change_outputs_and_stays_on(programs, tmp_path, strategy):
     known = {name.partition(":")[2]: name for name in EVERY}.get(strategy)
     made = (spec_of(known), trained(known)) if known else conditioner("prefix")
     regplug.export(*made, tmp_path / "b")
@@ -79,13 +79,13 @@ def test_autocast_of_the_host_changes_nothing_and_stays_on(programs, tmp_path, s
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_run_in_cpp_too(programs, tmp_path, dtype):
+def test_other_dtypes_run_in_cpp(programs, tmp_path, dtype):
     spec, module = readout("compress-concat")
     regplug.export(spec, module.to(dtype), tmp_path / "b")
     check_golden(programs / "regplug_golden", tmp_path / "b")
 
 
-def test_the_golden_check_in_cpp_sees_a_wrong_value(programs, bundle, tmp_path):
+def test_the_golden_check_in_cpp_detects_a_wrong_value(programs, bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
     negate_outputs(folder, "batch_2", "batch_7", "slice")
     code, out = run(programs / "regplug_golden", folder)
@@ -102,8 +102,8 @@ def set_result(name, key, value):
     return lambda values: values["programs"][0]["cases"][name].update({key: value})
 
 
-def believed(values):
-    """What a stranger writes who wants any program to be within the tolerance."""
+def forge_tolerances(values):
+    """A forged manifest that puts any program within its tolerance."""
     for case in [*values["golden"]["cases"], *values["programs"][0]["cases"].values()]:
         case["tolerance"] = 1e308
 
@@ -117,16 +117,16 @@ TOLERANCES = {
         set_result("batch_7", "error", 0.25),
         "programs.0.cases.batch_7.error: expected at most GIVEN, got 0.25",
     ),
-    "of everything": (believed, "golden.cases.0.tolerance: expected 0.0, got 1e+308"),
-    "eager's error of nothing": (
+    "of every case": (forge_tolerances, "golden.cases.0.tolerance: expected 0.0, got 1e+308"),
+    "an error of eager for no outputs": (
         set_case(0, "eager_error", 1e-300),
         "golden.cases.0.eager_error: expected at most 0.0, got 1e-300",
     ),
-    "another error of eager": (
+    "a different error of eager": (
         set_case(1, "eager_error", 0.0),
         "golden.cases.1.tolerance: expected ROUNDING, got GIVEN",
     ),
-    "an error of eager without an end": (
+    "a huge error of eager": (
         set_case(1, "eager_error", 1e9),
         "golden.cases.1.eager_error: expected at most LARGEST, got 1000000000.0",
     ),
@@ -138,8 +138,8 @@ def shown(value):
     return text if set(text) & set(".e") else text + ".0"
 
 
-def assert_both_refuse(programs, folder, said):
-    """C++ and Python, in the same words."""
+def assert_both_reject(programs, folder, said):
+    """C++ and Python give this message."""
     assert run(programs / "regplug_open", folder) == (1, f"bundle {folder}: {said}\n")
     with pytest.raises(regplug.BundleError) as error:
         regplug.load(folder)
@@ -147,7 +147,7 @@ def assert_both_refuse(programs, folder, said):
 
 
 @pytest.mark.parametrize("case", TOLERANCES)
-def test_a_tolerance_that_is_not_the_formulas_is_refused(programs, bundle, tmp_path, case):
+def test_a_tolerance_that_does_not_follow_the_formula_is_rejected(programs, bundle, tmp_path, case):
     folder = shutil.copytree(bundle, tmp_path / "b")
     cases = {one["case"]: one for one in json.loads((folder / "manifest.json").read_bytes())["golden"]["cases"]}
     change, message = TOLERANCES[case]
@@ -158,19 +158,19 @@ def test_a_tolerance_that_is_not_the_formulas_is_refused(programs, bundle, tmp_p
     message = message.replace("GIVEN", shown(cases[name]["tolerance"]))
     message = message.replace("ROUNDING", shown(4 * 2**-23 * scale))
     message = message.replace("LARGEST", shown(16 * 2**-11.5 * scale))
-    assert_both_refuse(programs, folder, f"manifest.json: {message}.")
+    assert_both_reject(programs, folder, f"manifest.json: {message}.")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_golden_outputs_that_are_not_finite_are_refused(programs, bundle, tmp_path, value):
+def test_golden_outputs_that_are_not_finite_are_rejected(programs, bundle, tmp_path, value):
     folder = shutil.copytree(bundle, tmp_path / "b")
     change_golden(folder, lambda tensors: tensors["batch_2.output.conditioning"][1].fill_(value))
-    assert_both_refuse(programs, folder, "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan.")
+    assert_both_reject(programs, folder, "golden.safetensors: case 'batch_2': expected finite outputs, got inf or nan.")
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
-def test_the_tolerances_formula_holds_for_every_dtype(programs, tmp_path, dtype, eps):
-    """The largest error of eager that may be is accepted with its tolerance, and no larger one."""
+def test_the_formula_of_tolerances_holds_for_every_dtype(programs, tmp_path, dtype, eps):
+    """The largest allowed error of eager is accepted with its tolerance, and no larger one."""
     spec, module = readout("pool")
     regplug.export(spec, module.to(dtype), tmp_path / "b", backends=[])
     tensors = load_tensors("golden", (tmp_path / "b" / "golden.safetensors").read_bytes())
@@ -187,10 +187,10 @@ def test_the_tolerances_formula_holds_for_every_dtype(programs, tmp_path, dtype,
     edit_manifest(tmp_path / "b", change(most * (1 + 1e-6)))
     refused = shown(most * (1 + 1e-6))
     said = f"manifest.json: golden.cases.1.eager_error: expected at most {shown(most)}, got {refused}."
-    assert_both_refuse(programs, tmp_path / "b", said)
+    assert_both_reject(programs, tmp_path / "b", said)
 
 
-def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
+def test_a_manifest_with_eager_as_the_reference_has_no_error_of_eager(programs, bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
 
     def to_eager(tensors):
@@ -213,7 +213,7 @@ def test_where_eager_is_the_truth_it_has_no_error(programs, bundle, tmp_path):
     assert run(programs / "regplug_open", folder, "--torchscript") == (0, "ok\n")
     edit_manifest(folder, lambda values: change(values, 1e-9))
     said = "manifest.json: golden.cases.0.eager_error: expected at most 0.0, got 1e-09."
-    assert_both_refuse(programs, folder, said)
+    assert_both_reject(programs, folder, said)
 
 
 DENSE = "expected a dense tensor on the CPU, got "
@@ -249,7 +249,7 @@ RUNS = {
 MOVED_FROM = "bundle: expected an open bundle, got one that was moved from."
 
 
-def test_a_tensor_whose_memory_is_not_its_numbers_is_refused_or_gives_the_right_ones(programs, bundle):
+def test_a_tensor_without_plain_memory_is_rejected_or_gives_the_right_numbers(programs, bundle):
     report = check_golden(programs / "regplug_golden", bundle)
     assert report["view_of"] == {name: f"tensor: {DENSE}{got}" for name, got in VIEWS.items()}
     assert report["run"] == {name: text and f"program 'torchscript': {text}" for name, text in RUNS.items()}
@@ -264,12 +264,16 @@ def test_a_tensor_whose_memory_is_not_its_numbers_is_refused_or_gives_the_right_
     }
 
 
+@pytest.fixture(scope="module")
+def damaged(programs, bundle, tmp_path_factory):
+    """The actual and the expected message for each damaged bundle."""
+    return open_damaged(programs / "regplug_open", bundle, tmp_path_factory.mktemp("damaged"), "--torchscript")
+
+
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_bundle_is_refused_in_cpp_with_the_same_words(programs, bundle, tmp_path, case):
-    folder = shutil.copytree(bundle, tmp_path / "b")
-    damage, message = DAMAGES[case]
-    damage(folder)
-    assert run(programs / "regplug_open", folder, "--torchscript") == (1, message.replace("DIR", str(folder)) + "\n")
+def test_a_damaged_bundle_is_rejected_in_cpp_with_the_same_message(damaged, case):
+    got, expected = damaged[case]
+    assert got == expected
 
 
 def test_a_good_bundle_opens_in_cpp_pinned_and_through_links(programs, bundle, tmp_path):
@@ -283,7 +287,7 @@ def test_a_good_bundle_opens_in_cpp_pinned_and_through_links(programs, bundle, t
     assert run(programs / "regplug_open", folder, "--follow-links") == (0, "ok\n")
 
 
-def test_an_archive_that_is_none_is_one_line_in_both_languages(programs, bundle, tmp_path):
+def test_an_invalid_archive_gives_a_message_of_one_line_in_both_languages(programs, bundle, tmp_path):
     from support.damage import repin
 
     folder = shutil.copytree(bundle, tmp_path / "b")
@@ -298,7 +302,7 @@ def test_an_archive_that_is_none_is_one_line_in_both_languages(programs, bundle,
     assert "\n" not in str(error.value)
 
 
-def test_weights_are_swapped_whole_while_threads_run_and_others_are_refused(programs, bundle, tmp_path):
+def test_a_reload_is_atomic_while_threads_run_and_wrong_weights_are_rejected(programs, bundle, tmp_path):
     torch.manual_seed(1)
     (tmp_path / "w.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 24)}))
     code, out = run(programs / "regplug_reload", bundle, tmp_path / "w.safetensors")
@@ -309,7 +313,7 @@ def test_weights_are_swapped_whole_while_threads_run_and_others_are_refused(prog
     assert "tensor 'compress.weight': expected float32 [6, 24], got float32 [6, 23]" in out
 
 
-def test_an_unchanged_module_of_nvsubquadratic_runs_in_cpp(programs, install_plugin, run_python, tmp_path):
+def test_an_unmodified_module_of_nvsubquadratic_runs_in_cpp(programs, install_plugin, run_python, tmp_path):
     folder = install_plugin(
         "acme-nv",
         {},
@@ -328,7 +332,7 @@ print(type(regplug.load({str(tmp_path / "b")!r})).__module__, spec.cond_dim)
     assert report["cond_dim"] == 24
 
 
-def test_the_wheel_unzipped_builds_as_cpp20_with_no_python_on_the_path(bundle, tmp_path):
+def test_the_unzipped_wheel_builds_as_cpp20_without_python_on_the_path(bundle, tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run(pip, check=True)
     [wheel] = tmp_path.glob("regplug-*.whl")
@@ -341,22 +345,22 @@ def test_the_wheel_unzipped_builds_as_cpp20_with_no_python_on_the_path(bundle, t
     env = {"PATH": str(tools), "HOME": str(tmp_path)}
     assert shutil.which("python3", path=env["PATH"]) is None
     prefix = f"{tmp_path / 'unzipped' / 'regplug'};{SITE}"
-    # the two include all headers; what is fast does not matter here, and takes twice as long to compile
-    settings = {"CMAKE_CXX_STANDARD": 20, "CMAKE_PREFIX_PATH": prefix, "CMAKE_BUILD_TYPE": "Debug"}
-    folder = build(tmp_path / "build", settings=settings, target="regplug_golden regplug-run", env=env)
+    # these two include all headers; optimization does not matter here, and takes twice as long to compile
+    settings = {"CMAKE_CXX_STANDARD": 20, "CMAKE_BUILD_TYPE": "Debug"}
+    folder = built_with(settings, "regplug_golden regplug-run", prefix=prefix, env=env)
     check_golden(folder / "regplug_golden", bundle)
     assert os.access(folder / "regplug-run" / "regplug-run", os.X_OK)
 
 
 @pytest.mark.parametrize("kernels", ["", "default", "avx2", "avx512"])
-def test_the_torch_free_parts_hold_and_name_atens_cpu_capability(programs, run_python, tmp_path, kernels):
+def test_the_unit_tests_pass_and_report_atens_cpu_capability(programs, run_python, tmp_path, kernels):
     env = {"ATEN_CPU_CAPABILITY": kernels} if kernels else {}
     code, out = run(programs / "regplug_units", tmp_path, env={**os.environ, **env})
     assert code == 0, out
     assert out == run_python("import torch; print(torch.backends.cpu.get_cpu_capability())", env=env).stdout
 
 
-def test_the_torch_free_parts_hold_in_a_german_process(programs, tmp_path):
+def test_the_unit_tests_pass_with_a_german_locale(programs, tmp_path):
     command = ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"]
     if shutil.which("localedef") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("the system has no sources of locales")
@@ -364,7 +368,7 @@ def test_the_torch_free_parts_hold_in_a_german_process(programs, tmp_path):
     assert code == 0, out
 
 
-def test_the_cmake_package_names_a_component_that_it_does_not_know(tmp_path):
+def test_the_cmake_package_names_an_unknown_component(tmp_path):
     lines = ["cmake_minimum_required(VERSION 3.23)", "project(x LANGUAGES CXX)"]
     lines += ["find_package(regplug REQUIRED COMPONENTS onnx)"]
     (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
@@ -375,7 +379,6 @@ def test_the_cmake_package_names_a_component_that_it_does_not_know(tmp_path):
     assert "onnx: no such component; known: aotinductor, torchscript." in " ".join(done.stderr.split())
 
 
-def test_the_headers_that_need_torch_are_each_the_first_of_a_program():
-    lines = [re.search(r"#include .+", (CONSUMER / f"{name}.cpp").read_text())[0] for name in ("golden", "reload")]
-    alone = re.search(r"set\(torch_headers (.+)\)", (CONSUMER / "CMakeLists.txt").read_text())[1].split()
-    assert sorted(lines) == [f"#include <regplug/{name}.h>" for name in sorted(alone)]
+@pytest.mark.parametrize("header", sorted(path.name for path in (cpp_build.HEADERS / "regplug").glob("*.h")))
+def test_a_public_header_compiles_alone(header):
+    cpp_build.check_alone(f"regplug/{header}")

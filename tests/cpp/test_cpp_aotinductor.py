@@ -5,10 +5,21 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from support.consumer import LAYOUTS, build, built, check_golden, conditioner, installed, readout, run
+from support.consumer import (
+    LAYOUTS,
+    built,
+    built_with,
+    check_golden,
+    conditioner,
+    installed,
+    open_damaged,
+    readout,
+    run,
+)
 from support.damage import DAMAGES, WEIGHTS, edit_manifest, negate_outputs, repin, replace_weights, to_link
 
 import regplug
@@ -42,7 +53,7 @@ def open_in_cpp(programs, folder, *arguments):
 
 
 @pytest.mark.parametrize("strategy", ["mean", "concat", "pool", "compress-concat"])
-def test_every_readout_gives_its_golden_outputs_and_refuses_wrong_inputs_in_pythons_words(programs, tmp_path, strategy):
+def test_every_readout_gives_its_golden_outputs_and_rejects_wrong_inputs_as_python(programs, tmp_path, strategy):
     spec, module = readout(strategy)
     regplug.export(spec, module, tmp_path / "b", backends=["aotinductor"])
     report = check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
@@ -62,7 +73,7 @@ def test_every_readout_gives_its_golden_outputs_and_refuses_wrong_inputs_in_pyth
 
 
 @pytest.mark.parametrize("place", LAYOUTS)
-def test_every_layouts_conditioner_gives_its_golden_pairs(programs, tmp_path, place):
+def test_a_conditioner_of_every_layout_gives_its_golden_pairs(programs, tmp_path, place):
     regplug.export(*conditioner(place), tmp_path / "b", backends=["aotinductor"])
     report = check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
     least = LAYOUTS[place].num_tokens or f"T, 24] with T >= {LAYOUTS[place].min_tokens}"
@@ -70,20 +81,20 @@ def test_every_layouts_conditioner_gives_its_golden_pairs(programs, tmp_path, pl
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_run_too(programs, tmp_path, dtype):
+def test_other_dtypes_run(programs, tmp_path, dtype):
     spec, module = readout("compress-concat")
     regplug.export(spec, module.to(dtype), tmp_path / "b", backends=["aotinductor"])
     check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
 
 
-def test_a_bundle_opened_after_another_was_dropped_runs_its_own_code(programs, bundle, tmp_path):
-    """The dynamic linker knows a library by its path: under a descriptor used again it would find the first one."""
+def test_a_bundle_opened_after_another_was_closed_runs_its_own_code(programs, bundle, tmp_path):
+    """The dynamic linker looks libraries up by path: with a reused descriptor it would find the first one."""
     regplug.export(*readout("concat"), tmp_path / "b", backends=["aotinductor"])
     check_golden(programs / "regplug_aoti_golden", bundle, tmp_path / "b")
     check_golden(programs / "regplug_aoti_golden", tmp_path / "b", bundle)
 
 
-def test_the_golden_check_sees_a_wrong_value(programs, bundle, tmp_path):
+def test_the_golden_check_detects_a_wrong_value(programs, bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
     negate_outputs(folder, "batch_2", "batch_7", "slice")
     code, out = run(programs / "regplug_aoti_golden", folder)
@@ -97,12 +108,16 @@ def test_the_golden_check_sees_a_wrong_value(programs, bundle, tmp_path):
     assert re.search(r" is above the tolerance \d.*e-0[67]\.\n$", out)
 
 
+@pytest.fixture(scope="module")
+def damaged(programs, bundle, tmp_path_factory):
+    """The actual and the expected message for each damaged bundle."""
+    return open_damaged(programs / "regplug_aoti_open", bundle, tmp_path_factory.mktemp("damaged"), "--aotinductor")
+
+
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_bundle_is_refused_with_the_same_words(programs, bundle, tmp_path, case):
-    folder = shutil.copytree(bundle, tmp_path / "b")
-    damage, message = DAMAGES[case]
-    damage(folder)
-    assert open_in_cpp(programs, folder) == (1, message.replace("DIR", str(folder)) + "\n")
+def test_a_damaged_bundle_is_rejected_with_the_same_message(damaged, case):
+    got, expected = damaged[case]
+    assert got == expected
 
 
 def set_property(folder, name, change):
@@ -119,7 +134,7 @@ def replace_library(folder, data):
 
 
 def compile_library(folder, code):
-    """A library of one's own in the place of the program."""
+    """Replace the program with a library compiled from this code."""
     (folder / ".source.cpp").write_text(code)
     command = ["c++", "-shared", "-fPIC", "-o", folder / LIBRARY, folder / ".source.cpp"]
     subprocess.run(command, check=True, timeout=60)
@@ -154,24 +169,24 @@ OWN_DAMAGES = {
         lambda f: set_property(f, "weights", lambda text: text.replace("24", "23")),
         "weights.safetensors: tensor 'compress.weight': expected float32 [6, 23], got float32 [6, 24].",
     ),
-    "weights of a program that are no JSON": (
+    "weights of a program that are not JSON": (
         lambda f: set_property(f, "weights", lambda text: text[:-1]),
         f"{LIBRARY}: weights: expected the JSON text of {{name: [dtype, sizes]}}.",
     ),
-    "weights of a program that are no sizes": (
+    "weights of a program with a fractional size": (
         lambda f: set_property(f, "weights", lambda text: text.replace("24", "24.0")),
         f"{LIBRARY}: weights: expected the JSON text of {{name: [dtype, sizes]}}.",
     ),
-    "a library that is none": (lambda f: replace_library(f, b"nothing"), f"{LIBRARY}: file too short; {MADE}."),
-    "a library that wants what torch has not": (
+    "a file that is not a library": (lambda f: replace_library(f, b"nothing"), f"{LIBRARY}: file too short; {MADE}."),
+    "a library with an undefined symbol": (
         lambda f: compile_library(f, 'extern "C" int aoti_torch_none(); int f() { return aoti_torch_none(); }'),
         f"{LIBRARY}: undefined symbol: aoti_torch_none; {MADE}.",
     ),
-    "a library of something else": (
+    "a library that is not a model library": (
         lambda f: compile_library(f, "int f() { return 0; }"),
         f"{LIBRARY}: expected a model library of AOTInductor, got one without {NO_CONTAINER}; {MADE}.",
     ),
-    "a weight more than the library takes": (
+    "one weight more than the library takes": (
         add_weight,
         f"{LIBRARY}: expected inputs 3 and outputs 1, got inputs 2 and outputs 1.",
     ),
@@ -179,18 +194,18 @@ OWN_DAMAGES = {
 
 
 @pytest.mark.parametrize("case", OWN_DAMAGES)
-def test_a_program_that_does_not_fit_is_refused_by_name(programs, bundle, tmp_path, case):
+def test_a_program_that_does_not_fit_is_rejected_by_name(programs, bundle, tmp_path, case):
     folder = shutil.copytree(bundle, tmp_path / "b")
     damage, message = OWN_DAMAGES[case]
     damage(folder)
     assert open_in_cpp(programs, folder) == (1, f"bundle {folder}: {message}\n")
 
 
-PYTHON_WORDS = [case for case in OWN_DAMAGES if "CPU" in case or "program" in case]
+PYTHON_REJECTS = [case for case in OWN_DAMAGES if "CPU" in case or "program" in case]
 
 
-@pytest.mark.parametrize("case", PYTHON_WORDS)
-def test_python_refuses_such_a_program_with_the_same_words(bundle, tmp_path, case):
+@pytest.mark.parametrize("case", PYTHON_REJECTS)
+def test_python_rejects_such_a_program_with_the_same_message(bundle, tmp_path, case):
     folder = shutil.copytree(bundle, tmp_path / "b")
     damage, message = OWN_DAMAGES[case]
     damage(folder)
@@ -199,8 +214,8 @@ def test_python_refuses_such_a_program_with_the_same_words(bundle, tmp_path, cas
     assert str(error.value) == f"bundle {folder}: {message}"
 
 
-def test_a_fault_inside_the_program_is_one_line(programs, bundle, tmp_path):
-    """Weights that the manifest wants and the library does not: its own calls into torch fail."""
+def test_an_error_inside_the_program_is_one_line(programs, bundle, tmp_path):
+    """Weights that fit the manifest and not the library, so that its calls into torch fail."""
     folder = shutil.copytree(bundle, tmp_path / "b")
     set_property(folder, "weights", lambda text: text.replace("float32", "float64"))
     replace_weights(folder, lambda state: {"compress.weight": state["compress.weight"].double()})
@@ -211,7 +226,7 @@ def test_a_fault_inside_the_program_is_one_line(programs, bundle, tmp_path):
     assert out.count("\n") == 1
 
 
-def test_of_several_programs_the_one_that_uses_most_of_this_cpu_runs(programs, bundle, tmp_path):
+def test_of_several_programs_the_best_for_this_cpu_runs(programs, bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "b")
     isas = {"least": "", "most": "fpu sse sse2 pni", "beyond": "fpu sse sse2 pni xx_flag xx_more"}
 
@@ -251,7 +266,7 @@ def test_a_good_bundle_opens_pinned_and_through_links(programs, bundle, tmp_path
     assert open_in_cpp(programs, folder, "--follow-links") == (0, "ok\n")
 
 
-def test_weights_are_swapped_whole_while_threads_run_and_others_open(programs, bundle, tmp_path):
+def test_a_reload_is_atomic_while_threads_run_and_open_bundles(programs, bundle, tmp_path):
     regplug.export(*readout("concat"), tmp_path / "b", backends=["aotinductor"])
     weights = other_weights(tmp_path / "w.safetensors")
     code, out = run(programs / "regplug_aoti_reload", bundle, weights, 200, tmp_path / "b")
@@ -263,7 +278,7 @@ def test_weights_are_swapped_whole_while_threads_run_and_others_open(programs, b
 
 
 @pytest.mark.parametrize("change", ["shape", "strategy"])
-def test_weights_that_do_not_fit_are_refused_and_named(programs, bundle, tmp_path, change):
+def test_weights_that_do_not_fit_are_rejected_by_name(programs, bundle, tmp_path, change):
     path = tmp_path / "w.safetensors"
     metadata = {"strategy": "regplug:pool"} if change == "strategy" else None
     path.write_bytes(save_tensors({"compress.weight": torch.randn(6, 24 - (change == "shape"))}, metadata))
@@ -276,8 +291,8 @@ def test_weights_that_do_not_fit_are_refused_and_named(programs, bundle, tmp_pat
     assert json.loads(out)["error"] == f"weights {path}: {message}"
 
 
-def test_weights_whose_bytes_lie_oddly_are_copied_and_give_the_same(programs, bundle, tmp_path):
-    """A header of an odd length: no tensor begins where a float may."""
+def test_unaligned_weights_give_the_same_outputs(programs, bundle, tmp_path):
+    """A header of an odd length misaligns every tensor."""
     folder = shutil.copytree(bundle, tmp_path / "b")
     data = (folder / WEIGHTS).read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -293,7 +308,7 @@ import torch
 from torch import nn
 
 class Returns(nn.Module):
-    """Gives its weight when asked for one sample, and views of it for more."""
+    """Returns its weight for one sample, and a view of it for more."""
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
         super().__init__()
@@ -305,7 +320,7 @@ class Returns(nn.Module):
 '''
 
 
-def test_a_module_that_returns_its_weight_lends_nobody_its_memory(programs, install_plugin, run_python, tmp_path):
+def test_a_module_that_returns_its_weight_gives_the_caller_a_copy(programs, install_plugin, run_python, tmp_path):
     folder = install_plugin(
         "acme-returns",
         {"acme_returns.py": RETURNS_ITS_OWN},
@@ -321,7 +336,7 @@ regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=["aotinduct
     check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
 
 
-def test_an_unchanged_module_of_nvsubquadratic_runs(programs, install_plugin, run_python, tmp_path):
+def test_an_unmodified_module_of_nvsubquadratic_runs(programs, install_plugin, run_python, tmp_path):
     folder = install_plugin(
         "acme-nv-so",
         {},
@@ -343,7 +358,7 @@ def regplug_run(programs, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_regplug_run_gives_what_python_gives(programs, bundle, tmp_path):
+def test_regplug_run_gives_the_same_outputs_as_python(programs, bundle, tmp_path):
     given = torch.randn(3, 4, 24)
     (tmp_path / "in.safetensors").write_bytes(save_tensors({"registers": given}))
     digest = regplug.verify(bundle).digest
@@ -370,7 +385,7 @@ def test_regplug_run_writes_the_pairs_of_a_conditioner(programs, tmp_path):
         torch.testing.assert_close(found[f"beta_{i}"], beta)
 
 
-def test_regplug_run_leaves_the_output_alone_when_it_fails(programs, bundle, tmp_path):
+def test_regplug_run_leaves_the_output_file_unchanged_when_it_fails(programs, bundle, tmp_path):
     good = tmp_path / "in.safetensors"
     good.write_bytes(save_tensors({"registers": torch.randn(3, 4, 24)}))
     other = tmp_path / "other.safetensors"
@@ -405,13 +420,12 @@ def test_regplug_run_leaves_the_output_alone_when_it_fails(programs, bundle, tmp
     )
 
 
-def test_a_full_disk_leaves_the_old_output(programs, bundle, tmp_path):
+def test_a_full_disk_leaves_the_old_output_file(programs, bundle, tmp_path):
     (tmp_path / "in.safetensors").write_bytes(save_tensors({"registers": torch.randn(20000, 4, 24)}))
     out = tmp_path / "out.safetensors"
     out.write_text("as it was")
     program = programs / "regplug-run" / "regplug-run"
-    # no file may grow beyond 1 MiB: what a write then says is what a full disk says, in other words, and the signal
-    # that would end the process never arrives
+    # a file limit of 1 MiB makes a write fail as a full disk does; SIGXFSZ must not end the process
     script = 'ulimit -f 1024; exec "$@"'
     command = ["bash", "-c", script, "bash", program, bundle, tmp_path / "in.safetensors", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -420,9 +434,9 @@ def test_a_full_disk_leaves_the_old_output(programs, bundle, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors", "out.safetensors"]
 
 
-def test_regplug_run_builds_by_itself_from_the_installed_package(bundle, tmp_path):
-    root = installed().partition(";")[0]
-    folder = build(tmp_path / "build", source=f"{root}/share/regplug-run")
+def test_regplug_run_builds_from_the_installed_package_without_settings(bundle, tmp_path):
+    source = Path(installed().partition(";")[0]) / "share" / "regplug-run"
+    folder = built_with({"CMAKE_PREFIX_PATH": ""}, source=source)
     code, text = run(folder / "regplug-run", "--help")
     assert code == 0
     assert os.access(folder / "regplug-run", os.X_OK)

@@ -1,4 +1,4 @@
-"""Model libraries in the process of a C++ host: which symbols they take, and what is left of them afterwards."""
+"""Model libraries in a C++ process: the symbols they bind, and what remains after their bundle is closed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from support.damage import repin
 import regplug
 
 LIBRARY = "program.aotinductor.x86-64-v3.so"
-FROZEN = Path(__file__).parents[1] / "data" / "format-1" / "readout"  # a library that shows every symbol of its own
+FROZEN = Path(__file__).parents[1] / "data" / "format-1" / "readout"  # a library that exports all its symbols
 MOVED_FROM = "bundle: expected an open bundle, got one that was moved from."
 
 
@@ -35,7 +35,7 @@ def bundles(tmp_path_factory):
 
 @pytest.mark.parametrize("way", ["opened", "preloaded"])
 @pytest.mark.parametrize(("one", "other"), [("pool", "compress-concat"), ("frozen", "pool")])
-def test_a_model_library_in_the_global_scope_leaves_a_bundle_its_own_code(programs, bundles, one, other, way):
+def test_a_model_library_in_the_global_scope_does_not_replace_a_bundles_code(programs, bundles, one, other, way):
     for mine, library in [(one, other), (other, one)]:
         path = bundles / library / LIBRARY
         arguments = ["--global", path] if way == "opened" else []
@@ -43,8 +43,8 @@ def test_a_model_library_in_the_global_scope_leaves_a_bundle_its_own_code(progra
         assert check_golden(programs / "regplug_aoti_golden", bundles / mine, *arguments, env=env)["ok"]
 
 
-def test_no_symbol_of_a_library_is_taken_from_the_global_scope(programs, bundles, tmp_path):
-    """Each function of the frozen library's own, under its name, as one that ends the process."""
+def test_no_symbol_of_a_library_is_bound_to_the_global_scope(programs, bundles, tmp_path):
+    """A preloaded library has each function of the frozen library, and each ends the process."""
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", FROZEN / LIBRARY], capture_output=True, text=True, check=True
     ).stdout
@@ -59,7 +59,7 @@ def test_no_symbol_of_a_library_is_taken_from_the_global_scope(programs, bundles
 
 
 def unloadable(library):
-    """The library without what keeps it loaded: symbols unique in the process, destructors that a thread runs later."""
+    """The library without what keeps it loaded: process-wide unique symbols and thread-exit destructors."""
     data = bytearray(library)
     [sections] = struct.unpack_from("<Q", data, 40)
     size, count = struct.unpack_from("<HH", data, 58)
@@ -79,7 +79,7 @@ def unloadable(library):
 
 
 def copies(bundle, folder, library, count):
-    """Bundles whose libraries are all distinct."""
+    """Bundles with distinct libraries."""
     made = []
     for index in range(count):
         made.append(shutil.copytree(bundle, folder / str(index)))
@@ -96,7 +96,7 @@ def life(programs, *bundles):
     return report
 
 
-def test_a_library_goes_with_its_last_bundle(programs, bundles, tmp_path):
+def test_a_library_is_unloaded_with_its_last_bundle(programs, bundles, tmp_path):
     library = unloadable((bundles / "compress-concat" / LIBRARY).read_bytes())
     report = life(programs, *copies(bundles / "compress-concat", tmp_path, library, 50))
     assert report["before"]["mappings"] == 0
@@ -104,7 +104,7 @@ def test_a_library_goes_with_its_last_bundle(programs, bundles, tmp_path):
     assert report["outlives"]
 
 
-def test_a_library_that_the_dynamic_linker_keeps_is_used_again(programs, bundles, tmp_path):
+def test_a_library_that_the_dynamic_linker_keeps_is_reused(programs, bundles, tmp_path):
     [first, second] = copies(bundles / "frozen", tmp_path, (bundles / "frozen" / LIBRARY).read_bytes(), 2)
     once, often = (life(programs, first, *[second] * count) for count in (1, 20))
     assert often["after"] == once["after"]
@@ -112,14 +112,14 @@ def test_a_library_that_the_dynamic_linker_keeps_is_used_again(programs, bundles
     assert often["outlives"]
 
 
-def test_a_limit_of_a_files_size_is_an_error_and_a_moved_from_bundle_says_so(programs, bundles):
+def test_a_file_size_limit_and_a_moved_from_bundle_are_reported_as_errors(programs, bundles):
     folder = bundles / "compress-concat"
     report = life(programs, folder)
     assert report["limited"] == f"bundle {folder}: {LIBRARY}: in memory: File too large."
     assert report["moved_from"] == [MOVED_FROM, MOVED_FROM, MOVED_FROM, ""]
 
 
-def test_without_memory_a_bundle_is_refused_and_the_process_goes_on(programs, bundles):
+def test_a_lack_of_memory_is_an_error_and_the_process_continues(programs, bundles):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # OpenMP ends a process that cannot have its threads
     command = [programs / "regplug_aoti_life", "--starved", bundles / "compress-concat"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)

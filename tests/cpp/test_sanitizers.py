@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 
 import pytest
 import torch
-from support.consumer import build, conditioner, installed, readout
+from support.consumer import built_with, conditioner, open_damaged, readout
 from support.damage import DAMAGES
 
 import regplug
@@ -20,11 +19,10 @@ OPTIONS = {
 }
 
 
-def built_with(folder, sanitizers, target):
+def sanitized(sanitizers, target):
     flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0"
-    settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
-    settings |= {"CMAKE_CXX_FLAGS": flags, "CMAKE_BUILD_TYPE": "None"}
-    return build(folder, settings=settings, target=target)
+    settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_CXX_FLAGS": flags, "CMAKE_BUILD_TYPE": "None"}
+    return built_with(settings, target)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,9 @@ def bundles(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory):
+def checked():
     """The programs with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    return built_with(tmp_path_factory.mktemp("asan"), "address,undefined", "without_torchscript")
+    return sanitized("address,undefined", "without_torchscript")
 
 
 def run(program, *arguments):
@@ -60,61 +58,64 @@ def run(program, *arguments):
 
 
 @pytest.mark.parametrize("name", ["one", "film"])
-def test_golden_cases_and_refusals_touch_no_memory_that_is_not_theirs(checked, bundles, name):
+def test_golden_cases_and_rejected_inputs_have_no_memory_error(checked, bundles, name):
     code, out = run(checked / "regplug_aoti_golden", bundles / name)
     assert code == 0, out
 
 
-def test_the_torch_free_parts_touch_no_memory_that_is_not_theirs(checked, tmp_path):
+def test_the_unit_tests_have_no_memory_error(checked, tmp_path):
     code, out = run(checked / "regplug_units", tmp_path)
     assert code == 0, out
 
 
+@pytest.fixture(scope="module")
+def damaged(checked, bundles, tmp_path_factory):
+    """The actual and the expected message for each damaged bundle."""
+    folder = tmp_path_factory.mktemp("damaged")
+    return open_damaged(checked / "regplug_aoti_open", bundles / "one", folder, "--aotinductor", run=run)
+
+
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_bundle_is_refused_without_a_report(checked, bundles, tmp_path, case):
-    folder = shutil.copytree(bundles / "one", tmp_path / "b")
-    damage, message = DAMAGES[case]
-    damage(folder)
-    code, out = run(checked / "regplug_aoti_open", folder, "--aotinductor")
-    assert (code, out) == (1, message.replace("DIR", str(folder)) + "\n")
+def test_a_damaged_bundle_is_rejected_without_a_report(damaged, case):
+    got, expected = damaged[case]
+    assert got == expected
 
 
-def test_regplug_run_touches_no_memory_that_is_not_its_own(checked, bundles, tmp_path):
+def test_regplug_run_has_no_memory_error(checked, bundles, tmp_path):
     program = checked / "regplug-run" / "regplug-run"
     assert run(program, bundles / "one", bundles / "in.safetensors", tmp_path / "out.safetensors") == (0, "")
     assert run(program, bundles / "one", bundles / "weights.safetensors", tmp_path / "out.safetensors") == (1, "")
 
 
-def test_what_is_left_of_a_bundle_touches_no_memory_that_is_not_its_own(checked, bundles):
-    """Results, what a bundle was moved from, and bundles that live until the process ends."""
+def test_results_and_moved_bundles_have_no_memory_error(checked, bundles):
+    """Also bundles that live until the process ends."""
     code, out = run(checked / "regplug_aoti_life", bundles / "one", bundles / "one")
     assert code == 0
     assert json.loads(out)["outlives"]
 
 
-def test_runs_reloads_and_opens_side_by_side_leak_nothing(checked, bundles):
+def test_concurrent_runs_reloads_and_opens_leak_nothing(checked, bundles):
     code, out = run(checked / "regplug_aoti_reload", bundles / "one", bundles / "weights.safetensors", 20)
     assert code == 0, out
 
 
-def test_runs_reloads_and_opens_side_by_side_do_not_race(bundles, tmp_path):
-    programs = built_with(tmp_path / "tsan", "thread", "regplug_aoti_reload")
-    arguments = [bundles / "one", bundles / "weights.safetensors", 20, bundles / "film"]
-    code, out = run(programs / "regplug_aoti_reload", *arguments)
+def test_concurrent_runs_reloads_and_opens_do_not_race(bundles):
+    program = sanitized("thread", "aoti_reload_alone") / "aoti_reload_alone"
+    code, out = run(program, bundles / "one", bundles / "weights.safetensors", 20, bundles / "film")
     assert code == 0, out
     assert json.loads(out)["neither"] == 0
 
 
-FAULTS = {
+PLANTED = {
     "address": "#include <vector>\nint main() { std::vector<int> v(3); volatile int i = 3; return v.data()[i]; }",
     "undefined": "int main(int n, char**) { volatile int i = 2147483647; return (i + n) != 0; }",
     "thread": "#include <thread>\nint n; int main() { std::thread t([] { ++n; }); ++n; t.join(); return n; }",
 }
 
 
-@pytest.mark.parametrize("sanitizer", FAULTS)
-def test_each_sanitizer_reports_a_fault_that_is_there(tmp_path, sanitizer):
-    (tmp_path / "fault.cpp").write_text(FAULTS[sanitizer])
+@pytest.mark.parametrize("sanitizer", PLANTED)
+def test_each_sanitizer_reports_a_planted_error(tmp_path, sanitizer):
+    (tmp_path / "fault.cpp").write_text(PLANTED[sanitizer])
     command = ["c++", f"-fsanitize={sanitizer}", "-pthread", "-o", tmp_path / "fault", tmp_path / "fault.cpp"]
     subprocess.run(command, check=True)
     with pytest.raises(AssertionError, match=r"Sanitizer|runtime error"):

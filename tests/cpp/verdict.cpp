@@ -1,5 +1,5 @@
-// regplug_verdict: for each record on stdin (a kind, 's' for safetensors or 'm' for a manifest, eight bytes of length,
-// little-endian, and so many bytes) one line on stdout: "accepted", or the message of the refusal.
+// regplug_verdict: prints a line for each record on stdin: "accepted", or the message of the error. A record is a kind
+// ('s' for safetensors or 'm' for a manifest), eight bytes of length, little-endian, and the bytes.
 #include <regplug/detail/read_manifest.h>
 #include <regplug/error.h>
 #include <regplug/safetensors.h>

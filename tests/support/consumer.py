@@ -1,9 +1,7 @@
-"""A consumer's CMake project, built with the tools that pip put beside this Python, and its programs run."""
+"""Builds a consumer's CMake project with the tools that pip installed, and runs its programs."""
 
-import fcntl
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,8 @@ from pathlib import Path
 import torch
 
 import regplug
+from support import cpp_build
+from support.damage import damaged_copies
 from support.readouts import SIZES
 
 CONSUMER = Path(__file__).resolve().parents[1] / "cpp"
@@ -24,7 +24,7 @@ LAYOUTS = {
 
 
 def tool(name):
-    """A tool that pip put beside this Python."""
+    """A tool that pip installed for this Python."""
     path = Path(sys.executable).with_name(name)
     assert path.exists(), f"{name} is not installed; `make test` installs it"
     return str(path)
@@ -46,22 +46,27 @@ def installed():
     return f"{root};{SITE}"
 
 
+def built_with(settings=(), target="all", source=CONSUMER, prefix=None, env=None):
+    """The folder of a CMake project's programs, built once against the installed package (or ``prefix``)."""
+    prefix = installed() if prefix is None else prefix
+    package = Path(prefix.partition(";")[0])
+    contents = [package / "include", package / "share" / "cmake", package / "share" / "regplug-run"]
+    contents += [path for path in sorted(CONSUMER.iterdir()) if path.suffix in {".cpp", ".h", ".txt"}]
+    versions = [cpp_build.version("c++"), cpp_build.version(tool("cmake")), torch.__version__, SITE]
+    key = cpp_build.digest(*versions, *contents, sorted(dict(settings).items()), target, source.name, env is None)
+
+    def make(folder):
+        build(folder, source, {"CMAKE_PREFIX_PATH": prefix, **dict(settings)}, target, env)
+        for path in folder.rglob("*.o"):
+            path.unlink()
+
+    return cpp_build.made_once(key, make)
+
+
 @functools.cache
 def built():
-    """The consumer's programs, C++17, against the installed wheel; built once for all processes that run tests.
-
-    With few optimizations, which would take half as long again; a release build is another test's.
-    """
-    shared = Path(os.environ["REGPLUG_CACHE_DIR"]).parent
-    with (shared / "cpp17.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = shared / "cpp17" / "built"
-        if not done.exists():  # a second call of CMake may link a program again that others run by now
-            settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
-            settings |= {"CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O1"}
-            build(shared / "cpp17", settings=settings)
-            done.touch()
-        return done.parent
+    """The consumer's programs, C++17, with few optimizations, which would take half as long again."""
+    return built_with({"CMAKE_CXX_STANDARD": 17, "CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O1"})
 
 
 def run(program, *arguments, env=None, timeout=120):
@@ -70,6 +75,15 @@ def run(program, *arguments, env=None, timeout=120):
         [program, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=timeout, check=False
     )
     return done.returncode, done.stdout
+
+
+def open_damaged(program, bundle, folder, *arguments, run=run):
+    """What a program prints for each damaged copy of the bundle, and what it must print; one process opens them all."""
+    copies = damaged_copies(bundle, folder)
+    _, out = run(program, *(copy for copy, _ in copies.values()), *arguments)
+    lines = out.splitlines()
+    assert len(lines) == len(copies), f"ends after {lines[-1:]}"
+    return {case: (line, copies[case][1]) for case, line in zip(copies, lines, strict=True)}
 
 
 def check_golden(program, *arguments, env=None):

@@ -499,3 +499,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "bundle DIR: weights.safetensors: duplicate: duplicate key 'a'.",
     ),
 }
+
+
+def damaged_copies(bundle: Path, folder: Path) -> dict[str, tuple[Path, str]]:
+    """A copy of the bundle for each way to damage it, and the message that every loader must give."""
+    copies = {}
+    for index, (case, (damage, message)) in enumerate(DAMAGES.items()):
+        copy = shutil.copytree(bundle, folder / str(index) / "b")
+        damage(copy)
+        copies[case] = (copy, message.replace("DIR", str(copy)))
+    return copies

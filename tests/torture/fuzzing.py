@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support import malformed_files, malformed_manifests
+from support.cpp_build import compiled
 
 from torture import Figure
-from torture.verdicts import HEADERS, compiled
 
 RUNS = 20_000_000
 LONGEST = {"safetensors": 512, "manifest": 3072}
@@ -42,7 +42,7 @@ def seeds(reader: str, folder: Path) -> Path:
     return folder
 
 
-def fuzzer(reader: str, program: Path, headers: Path = HEADERS) -> Path:
+def fuzzer(reader: str) -> Path:
     """The reader's program with libFuzzer.
 
     Raises:
@@ -52,7 +52,7 @@ def fuzzer(reader: str, program: Path, headers: Path = HEADERS) -> Path:
     if compiler is None:
         raise FileNotFoundError("clang++: expected clang with libFuzzer, got none; install clang, as Debian calls it.")
     flags = [*SANITIZERS, "-fsanitize=fuzzer,address,undefined", *(["-DMANIFEST"] if reader == "manifest" else [])]
-    return compiled("fuzz.cpp", program, *flags, compiler=compiler, headers=headers)
+    return compiled("fuzz.cpp", *flags, compiler=compiler)
 
 
 def start(reader: str, program: Path, work: Path, runs: int, seed: int) -> subprocess.Popen[bytes]:
@@ -81,7 +81,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
     fuzzers = {}
     for reader in CASES:
         progress(f"{reader}: compiling")
-        fuzzers[reader] = fuzzer(reader, work / reader)
+        fuzzers[reader] = fuzzer(reader)
     running = {}
     for reader, program in fuzzers.items():
         place = work / f"{reader}-run"

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from support import malformed_files, malformed_manifests
+from support.cpp_build import compiled
 
 from torture import Figure
-from torture.verdicts import ACCEPTED, FILE, MANIFEST, by_the_reference, compiled, in_cpp, in_python
+from torture.verdicts import ACCEPTED, FILE, MANIFEST, by_the_reference, in_cpp, in_python
 
 Expected = Mapping[str, tuple[bytes, Callable[[str], bool]]]
 
@@ -47,7 +48,7 @@ def faults(kind: str, cases: Expected, program: Path) -> dict[str, list[str]]:
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
     """See ``torture``; it runs in full for every share, because the cases are few."""
     progress("C++")
-    program = compiled("verdict.cpp", work / "verdict", "-O1")
+    program = compiled("verdict.cpp", "-O1")
     figures = []
     for what, kind, cases in (("safetensors files", FILE, files()), ("manifests", MANIFEST, manifests())):
         found = faults(kind, cases, program)

@@ -10,9 +10,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from support import good_manifests, malformed_files
+from support.cpp_build import compiled
 
 from torture import Figure
-from torture.verdicts import FILE, MANIFEST, Record, compare, compiled
+from torture.verdicts import FILE, MANIFEST, Record, compare
 
 FILES, MANIFESTS = 100_000, 30_000
 BATCH = 500
@@ -131,7 +132,7 @@ def batch(program: Path, kind: str, good: Sequence[bytes], seed: str, count: int
 
 
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
-    program = compiled("verdict.cpp", work / "verdict", "-O1")
+    program = compiled("verdict.cpp", "-O1")
     files, manifests = good_files(work)
     figures = []
     with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:

@@ -18,11 +18,11 @@ import cosmic_ray.commands
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, WorkResult
+from support.cpp_build import compiled
 
 import regplug
 from torture import Figure
 from torture.oracle import expect
-from torture.verdicts import compiled
 
 PACKAGE = Path(regplug.__file__).parent
 TESTS = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def try_all(module: Path, todo: list[MutationSpec], command: str, count_one: Cal
 
 
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
-    program = compiled("verdict.cpp", work / "verdict", "-O1")
+    program = compiled("verdict.cpp", "-O1")
     copies = [copy_of(work / name) for name in ("one", "two")]
     figures = []
     for module, (kinds, left_out) in MODULES.items():

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from support.cpp_build import compiled
 
-import regplug
 from torture import Figure
 from torture.bundles import content, in_memory, leftovers, make_bundle
 
@@ -55,15 +55,6 @@ for line in sys.stdin:
     except ExportError as error:
         print(error, flush=True)
 """
-
-
-def reader_in_cpp(work: Path) -> Path:
-    """A reader that includes no header of torch, and so is built in seconds."""
-    source = Path(__file__).resolve().parent.parent / "cpp" / "reopen.cpp"
-    headers = [Path(regplug.__file__).parent / "include", SITE / "nlohmann_json" / "include"]
-    command = ["c++", "-std=c++17", "-O1", *(f"-I{folder}" for folder in headers), "-o", work / "reopen", source]
-    subprocess.run(command, check=True)
-    return work / "reopen"
 
 
 def python(code: str, *arguments: object) -> list[str]:
@@ -127,7 +118,7 @@ def first_exports(work: Path, places: int) -> Figure:
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
     opens = max(50, round(share * OPENS / 2))
     progress("building the reader in C++")
-    reader = reader_in_cpp(work)
+    reader = compiled("reopen.cpp", "-O1")
     with in_memory(work) as memory:
         place = memory / "place"
         readers = {

@@ -1,13 +1,12 @@
 """The C++ readers on every named case under ASan and UBSan; and the fuzzer itself, where clang is installed."""
 
 import os
-import shutil
 import subprocess
 
 import pytest
+from support.cpp_build import HEADERS, changed_headers, compiled
 
 from torture import fuzzing
-from torture.verdicts import HEADERS, compiled
 
 CHECK = "if (end != data.size())"
 
@@ -20,32 +19,28 @@ def read_all(reader, program, folder):
     return done.returncode, done.stdout.strip() == str(len(files)), done.stderr
 
 
-def corpus_reader(reader, program, headers=HEADERS):
+def corpus_reader(reader, headers=HEADERS):
     flags = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCORPUS"]
     flags += ["-DMANIFEST"] if reader == "manifest" else []
-    return compiled("fuzz.cpp", program, *flags, headers=headers)
+    return compiled("fuzz.cpp", *flags, headers=headers)
 
 
 @pytest.fixture
 def careless(tmp_path):
     """Headers whose reader lets bytes follow the last tensor, or lie beyond the file."""
-    headers = shutil.copytree(HEADERS, tmp_path / "include")
-    source = headers / "regplug" / "safetensors.h"
-    assert source.read_text().count(CHECK) == 1
-    source.write_text(source.read_text().replace(CHECK, "if (false)"))
-    return headers
+    return changed_headers(tmp_path, {"safetensors": (CHECK, "if (false)")})
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("reader", fuzzing.CASES)
 def test_every_named_case_is_read_without_a_fault_and_what_is_accepted_is_as_it_must(tmp_path, reader):
-    program = corpus_reader(reader, tmp_path / "reader")
+    program = corpus_reader(reader)
     assert read_all(reader, program, tmp_path / "corpus") == (0, True, "")
 
 
 @pytest.mark.compiler
 def test_a_reader_that_lets_a_tensor_end_beyond_the_file_is_found_by_the_named_cases(tmp_path, careless):
-    program = corpus_reader("safetensors", tmp_path / "reader", careless)
+    program = corpus_reader("safetensors", careless)
     code, whole, said = read_all("safetensors", program, tmp_path / "corpus")
     assert code != 0
     assert not whole

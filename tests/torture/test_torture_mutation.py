@@ -5,16 +5,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.cpp_build import compiled
 
 from torture import mutation
 from torture.oracle import expect
-from torture.verdicts import compiled
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("expected")
-    program = compiled("verdict.cpp", folder / "verdict", "-O0")
+    program = compiled("verdict.cpp", "-O1")
     return expect(program, "s", folder / "expected")
 
 

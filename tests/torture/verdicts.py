@@ -6,29 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import nlohmann_json
 import safetensors
 
-import regplug
 from regplug.errors import BundleError
 from regplug.format.manifest_rules import parse_manifest
 from regplug.format.safetensors_header import read_header
 
-SOURCES = Path(__file__).resolve().parent.parent / "cpp"
-HEADERS = Path(regplug.__file__).parent / "include"
-JSON_HEADERS = Path(nlohmann_json.__file__).parent / "include"
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 ACCEPTED = "accepted"
 FILE, MANIFEST = "s", "m"  # the kind of a record
 Record = tuple[str, bytes]
-
-
-def compiled(source: str, program: Path, *flags: str, compiler: str = "c++", headers: Path = HEADERS) -> Path:
-    """One of the programs in tests/cpp that need no torch."""
-    include = [f"-I{headers}", "-isystem", str(JSON_HEADERS)]
-    command = [compiler, "-std=c++17", *WARNINGS, *flags, *include, str(SOURCES / source), "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
 
 
 def in_python(kind: str, data: bytes) -> str:

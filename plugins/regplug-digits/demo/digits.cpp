@@ -3,25 +3,19 @@
 // the median of many.
 #include <ATen/Parallel.h>
 #include <regplug/aotinductor.h>
+#include <regplug/safetensors.h>
 #include <regplug/torchscript.h>
 #include <regplug/write_safetensors.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <string>
 #include <vector>
 
 namespace {
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 regplug::TensorView view(const regplug::Tensor& tensor) { return tensor; }
 regplug::TensorView view(const at::Tensor& tensor) { return regplug::view_of(tensor); }
@@ -70,7 +64,7 @@ int main(int argc, char** argv) {
   }
   try {
     at::set_num_threads(1);
-    const regplug::SafeTensors file(read_file(words[3]), words[3]);
+    const regplug::SafeTensors file = regplug::read_safetensors(words[3]);
     const regplug::TensorBytes& tokens = file.at("tokens");
     if (words[0] == "torchscript") {
       using Bundle = regplug::TorchScriptBundle;

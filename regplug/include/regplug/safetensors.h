@@ -147,31 +147,31 @@ class SafeTensors {
     if (!is_tensor_name(name)) {
       fail("name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + detail::format_value(name));
     }
-    const std::string who = ": tensor '" + name + "'";
-    if (!entry.is_object()) fail("tensor" + who + ": expected an object, got " + detail::format_value(entry));
+    const std::string of_tensor = ": tensor '" + name + "'";
+    if (!entry.is_object()) fail("tensor" + of_tensor + ": expected an object, got " + detail::format_value(entry));
     if (entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
-      fail("tensor" + who + ": expected exactly dtype, shape, data_offsets, got " +
+      fail("tensor" + of_tensor + ": expected exactly dtype, shape, data_offsets, got " +
            detail::format_value(detail::keys_of(entry.get_ref<const Json::object_t&>())));
     }
     const auto dtype = std::find_if(detail::kDtypes.begin(), detail::kDtypes.end(),
                                     [&](const detail::DtypeInfo& known) { return entry["dtype"] == known.stored; });
     if (dtype == detail::kDtypes.end()) {
-      fail("dtype" + who + ": expected one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, got " +
+      fail("dtype" + of_tensor + ": expected one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, got " +
            detail::format_value(entry["dtype"]));
     }
-    TensorBytes tensor{dtype->name, integers("shape" + who, "sizes", entry["shape"]), {}};
-    const std::uint64_t size = byte_size("shape" + who, dtype->size, tensor.shape);
-    const std::vector<std::int64_t> offsets = integers("offsets" + who, "offsets", entry["data_offsets"]);
+    TensorBytes tensor{dtype->name, integers("shape" + of_tensor, "sizes", entry["shape"]), {}};
+    const std::uint64_t size = byte_size("shape" + of_tensor, dtype->size, tensor.shape);
+    const std::vector<std::int64_t> offsets = integers("offsets" + of_tensor, "offsets", entry["data_offsets"]);
     if (offsets.size() != 2 || offsets[0] > offsets[1]) {
-      fail("offsets" + who + ": expected begin and end, begin <= end, got " + detail::format_value(offsets));
+      fail("offsets" + of_tensor + ": expected begin and end, begin <= end, got " + detail::format_value(offsets));
     }
     const Span span{static_cast<std::uint64_t>(offsets[0]), static_cast<std::uint64_t>(offsets[1])};
     if (span.second - span.first != size) {
-      fail("bytes" + who + ": expected " + std::to_string(size) + " bytes, got " +
+      fail("bytes" + of_tensor + ": expected " + std::to_string(size) + " bytes, got " +
            std::to_string(span.second - span.first));
     }
     if (span.first % dtype->size != 0) {
-      fail("alignment" + who + ": expected a multiple of " + std::to_string(dtype->size) + ", got " +
+      fail("alignment" + of_tensor + ": expected a multiple of " + std::to_string(dtype->size) + ", got " +
            std::to_string(span.first));
     }
     tensors_.emplace(name, std::move(tensor));

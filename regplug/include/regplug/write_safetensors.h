@@ -86,24 +86,24 @@ inline void check_readable(const std::string& path, const std::map<std::string, 
       throw Error(path + ": name: expected 1 to 256 letters, digits, '_', '.' and '-', got " + format_value(name) +
                   ".");
     }
-    const std::string who = path + ": tensor '" + name + "': ";
-    if (!view.defined()) throw Error(who + "expected a tensor, got none.");
+    const std::string label = path + ": tensor '" + name + "': ";
+    if (!view.defined()) throw Error(label + "expected a tensor, got none.");
     const Sizes& sizes = view.sizes();
     const bool large = std::any_of(sizes.begin(), sizes.end(), [](std::int64_t size) { return size > kMaxInteger; });
     if (large || __builtin_add_overflow(bytes, static_cast<std::int64_t>(view.nbytes()), &bytes) ||
         bytes > kMaxInteger) {
-      throw Error(who + "expected sizes and offsets below 2^53, got " + format_list(sizes) + ".");
+      throw Error(label + "expected sizes and offsets below 2^53, got " + format_list(sizes) + ".");
     }
   }
 }
 
 // The bytes of a view in C order; `copy` owns them when the view is not contiguous.
-inline std::string_view bytes_of(const std::string& who, const TensorView& view, Tensor& copy) {
+inline std::string_view bytes_of(const std::string& label, const TensorView& view, Tensor& copy) {
   if (!view.is_contiguous()) copy = Tensor::copy_of(view);
   const std::string_view bytes(view.is_contiguous() ? view.data() : copy.view().data(), view.nbytes());
   if (view.dtype() == Dtype::boolean &&
       bytes.find_first_not_of(std::string_view("\0\1", 2)) != std::string_view::npos) {
-    throw Error(who + ": expected bytes 0 and 1 in a bool tensor, got another.");
+    throw Error(label + ": expected bytes 0 and 1 in a bool tensor, got another.");
   }
   return bytes;
 }

@@ -1,4 +1,4 @@
-// regplug-run: runs a bundle's AOTInductor program on a safetensors file and writes what it gives to another.
+// regplug-run: runs a bundle's AOTInductor program on a safetensors file and writes the outputs to another.
 #include <regplug/aotinductor.h>
 #include <regplug/write_safetensors.h>
 
@@ -16,15 +16,16 @@ constexpr const char* kUsage =
     "usage: regplug-run [--digest HEX] [--follow-links] BUNDLE IN.safetensors OUT.safetensors\n";
 constexpr const char* kHelp = R"(
 Runs the AOTInductor program of BUNDLE. IN holds one tensor: `registers` [B, R, D] for a readout, `tokens` [B, T, D]
-for a conditioner, `images` [B, C, H, W] for a bundle with its backbone. OUT gets `conditioning`, or `gamma_0`, `beta_0`, `gamma_1`, ...
+for a conditioner, `images` [B, C, H, W] for a bundle with its backbone. OUT gets `conditioning`, or `gamma_0`,
+`beta_0`, `gamma_1`, ...
 
-A program is code from whoever made the bundle.
+A program is the bundle author's code.
 
   --digest HEX    run it only if the bundle has this digest (`regplug info` prints it)
   --follow-links  read files of the bundle through symbolic links
   --help          print this
 
-Exit status: 0 done; 1 failed, OUT is as it was; 2 wrong usage.
+Exit status: 0 success; 1 error, OUT is unchanged; 2 wrong usage.
 )";
 
 struct Arguments {

@@ -9,11 +9,15 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
+#include <new>
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "regplug/detail/folder.h"
+#include "regplug/detail/translate_errors.h"
 #include "regplug/detail/write_all.h"
 #include "regplug/error.h"
 
@@ -46,10 +50,12 @@ class SharedObject {
         // Its own symbols come first. Otherwise another model library in the global scope (linked, preloaded or opened
         // with RTLD_GLOBAL) would replace them.
         handle_(::dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL | REGPLUG_DEEPBIND)) {
-    if (handle_ != nullptr) return;
-    std::string text = first_line(::dlerror());
-    if (text.rfind(path_ + ": ", 0) == 0) text.erase(0, path_.size() + 2);
-    throw Fault(text);
+    if (handle_ == nullptr) {
+      std::string text = first_line(::dlerror());
+      if (text.rfind(path_ + ": ", 0) == 0) text.erase(0, path_.size() + 2);
+      throw Fault(text);
+    }
+    initialize_cerr();
   }
   SharedObject(const SharedObject&) = delete;
   SharedObject& operator=(const SharedObject&) = delete;
@@ -71,6 +77,15 @@ class SharedObject {
   }
 
  private:
+  // With RTLD_DEEPBIND the library uses the std::cerr of libstdc++. Where the executable holds a copy of that object (a
+  // copy relocation), only the copy is initialized, and a library that prints an error would end the process.
+  void initialize_cerr() const {
+    void* const used = symbol("_ZSt4cerr");
+    void* vtable = nullptr;
+    if (used != nullptr) std::memcpy(&vtable, used, sizeof vtable);
+    if (used != nullptr && vtable == nullptr) new (used) std::ostream(std::cerr.rdbuf());
+  }
+
   // The bytes as a file that nobody can change: sealed in memory, or where the system does not support that (seccomp,
   // gVisor) an unnamed file that nobody else can open.
   static Descriptor sealed(std::string_view bytes) {

@@ -1,4 +1,4 @@
-# The version stands in version.h and nowhere else.
+# The version is only in version.h.
 file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/../../../include/regplug/version.h" _regplug_line
      REGEX "^#define REGPLUG_VERSION ")
 string(REGEX REPLACE "^#define REGPLUG_VERSION \"([^\"]+)\".*" "\\1" PACKAGE_VERSION "${_regplug_line}")
@@ -8,8 +8,8 @@ if(PACKAGE_VERSION VERSION_EQUAL PACKAGE_FIND_VERSION)
   set(PACKAGE_VERSION_EXACT TRUE)
 endif()
 
-# A range (find_package(regplug 0.1...<0.3)) states both ends; a single version is the least one wanted. Before 1.0 a
-# new minor version may break, from 1.0 on a new major one.
+# A range (find_package(regplug 0.1...<0.3)) has both ends; a single version is a minimum. Before 1.0 a new minor
+# version may break users, from 1.0 on a new major version.
 if(PACKAGE_FIND_VERSION_RANGE)
   set(PACKAGE_VERSION_COMPATIBLE FALSE)
   if(PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION_MIN

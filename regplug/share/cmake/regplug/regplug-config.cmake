@@ -1,22 +1,22 @@
 # find_package(regplug [COMPONENTS aotinductor torchscript])
 #
 #   regplug::regplug      headers and nlohmann/json; needs no torch
-#   regplug::aotinductor  the same and libtorch to link, for <regplug/aotinductor.h>: no header of torch, so what is built
-#                         runs with other versions of torch too
+#   regplug::aotinductor  the same and libtorch to link, for <regplug/aotinductor.h>: no header of torch, so programs
+#                         run with other versions of torch too
 #   regplug::torchscript  the same and libtorch with its headers, for <regplug/torchscript.h>
-# The last two are there when torch is found.
+# The last two exist when torch is found.
 #
-# Both are looked for along CMAKE_PREFIX_PATH, where each of these entries will do:
+# torch and nlohmann/json are searched along CMAKE_PREFIX_PATH; each of these entries works:
 #   .../site-packages          where pip put torch and nlohmann-json
 #   .../site-packages/torch    or an unpacked libtorch
 #   .../torch/share/cmake      what python -c "import torch; print(torch.utils.cmake_prefix_path)" prints
-# Or set them by themselves: -DTORCH_DIR=.../site-packages/torch, -Dnlohmann_json_INCLUDE_DIR=...
+# Or set them directly: -DTORCH_DIR=.../site-packages/torch, -Dnlohmann_json_INCLUDE_DIR=...
 
 get_filename_component(_regplug_root "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 get_filename_component(_regplug_site "${_regplug_root}" DIRECTORY)  # site-packages, or where the wheel was unpacked
 set(_regplug_missing "")
 
-# ---- libtorch: its own package wants the CUDA toolkit when torch was built for CUDA, so its libraries are named here
+# ---- libtorch: its own CMake package needs the CUDA toolkit when torch was built for CUDA; so its libraries are here
 
 set(_regplug_hints "")
 foreach(_regplug_hint IN ITEMS "${TORCH_DIR}" "$ENV{TORCH_DIR}" "${TORCH_INSTALL_PREFIX}" ${CMAKE_PREFIX_PATH}
@@ -30,7 +30,7 @@ find_library(regplug_TORCH_CPU torch_cpu HINTS "${regplug_TORCH_ROOT}/lib" NO_DE
 find_library(regplug_C10 c10 HINTS "${regplug_TORCH_ROOT}/lib" NO_DEFAULT_PATH)
 mark_as_advanced(regplug_TORCH_ROOT regplug_TORCH_CPU regplug_C10)
 
-# ---- nlohmann/json: a CMake package where a system brings one, else headers alone, as pip installs them
+# ---- nlohmann/json: a CMake package if the system has one, otherwise the headers that pip installs
 
 find_package(nlohmann_json QUIET)
 if(NOT TARGET nlohmann_json::nlohmann_json)
@@ -71,7 +71,7 @@ if(NOT TARGET regplug::torch_cpu AND TARGET regplug::regplug
 
   add_library(regplug::torchscript INTERFACE IMPORTED)
   target_include_directories(regplug::torchscript INTERFACE "${regplug_TORCH_ROOT}/include")
-  # torch 2.10 is the least this package takes, and its wheels are built with the new std::string
+  # this package needs torch >= 2.10, and those wheels are built with the new std::string
   target_compile_definitions(regplug::torchscript INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
   target_link_libraries(regplug::torchscript INTERFACE regplug::regplug regplug::torch_cpu regplug::c10)
 endif()
