@@ -224,6 +224,11 @@ def test_an_error_inside_the_program_is_one_line(programs, bundle, tmp_path):
     assert out.startswith("program 'aotinductor': ")
     assert "same dtype" in out
     assert out.count("\n") == 1
+    # the library prints its error to std::cerr, of which these programs have their own copy
+    (tmp_path / "in.safetensors").write_bytes(save_tensors({"registers": torch.randn(3, 4, 24)}))
+    code, _, err = regplug_run(programs, folder, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert code == 1
+    assert err.endswith(f"\nerror: {out}")
 
 
 def test_of_several_programs_the_best_for_this_cpu_runs(programs, bundle, tmp_path):
