@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from types import TracebackType
 
 MAX_MESSAGE = 400  # characters
-MAX_HEAD, MAX_TAIL = 300, 97  # of a longer one: the object, and what to do
-MAX_REASON_HEAD, MAX_REASON_TAIL = 190, 77  # of a longer reason: the object before it and the place after it fit too
-MAX_READ = 20_000  # characters of other people's messages
+MAX_HEAD, MAX_TAIL = 300, 97  # what is kept of a longer one: the object, and what to do
+MAX_REASON_HEAD, MAX_REASON_TAIL = (
+    190,
+    77,
+)  # the same of a reason: the object and the place must fit too
+MAX_READ = 20_000  # characters of a message of another library
 MAX_LISTED = 60  # known words in a message about an unknown one
-MAX_PATH = 60  # characters of a path, whose end says the most
+MAX_PATH = 60  # characters of a path, from its end
 # what compilers write after the reason: code, stack traces, hints, links
 REASON_ENDS = re.compile(
     r'File "|from user code|Caused by:|For more information|For extended logs|Exception raised from|C\+\+ CapturedTrace'
@@ -37,39 +40,39 @@ OUT_OF_MEMORY = re.compile(
     r"std::bad_alloc|Cannot allocate memory|failed to map segment"
 )  # C++, the system, the linker
 PLACE = re.compile(r'File "(/[^"\n]+)", line (\d+)')
-# whose lines say nothing about what to change
+# packages whose lines in a traceback do not help a user
 MACHINERY = {
     "regplug", "regplug_onnx", "torch", "functorch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "numpy",
     "safetensors", "click", "pluggy",
 }  # fmt: skip
 INSTALLED = re.compile(r"/(?:site|dist)-packages/(\w+)")
-# what a terminal obeys, what turns the direction of what follows, what nobody sees, and bytes that are no text
+# control characters, changes of direction, invisible characters, and bytes that are not text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 STDLIB = sysconfig.get_path("stdlib") + "/"
 
 
 class RegplugError(Exception):
-    """The root: ``except RegplugError`` catches all that regplug raises on purpose.
+    """The base class: ``except RegplugError`` catches all that regplug raises on purpose.
 
-    Its message is one line of at most 400 characters, whatever it quotes, and holds nothing that a terminal obeys.
+    Its message is always one line of at most 400 characters, without control characters.
     """
 
     def __str__(self) -> str:
-        """The message; not made as the error is, which ``torch.compile`` would have to trace."""
+        """The message; it is cleaned here and not in ``__init__``, which ``torch.compile`` would have to trace."""
         return _cut_middle(escape(super().__str__()), MAX_HEAD, MAX_TAIL)
 
 
 class SpecError(RegplugError, ValueError):
-    """A strategy cannot be built as asked: an option, a size, or a width that does not fit."""
+    """A strategy cannot be built: an option, a size or a width does not fit."""
 
 
 class ShapeError(RegplugError, ValueError):
-    """A tensor has another rank, size, dtype or device than the module or program takes."""
+    """A tensor does not have the rank, size, dtype or device that the module or program takes."""
 
 
 class NameLookupError(RegplugError, LookupError):
-    """A name is unknown, or owned by several distributions."""
+    """A name is unknown, or several distributions offer it."""
 
 
 class PluginError(RegplugError):
@@ -77,19 +80,19 @@ class PluginError(RegplugError):
 
 
 class ExportError(RegplugError):
-    """A module cannot become a bundle, a program left the tolerance, or the disk refused; says what stands now."""
+    """A module cannot become a bundle, a program is outside the tolerance, or a file cannot be written."""
 
 
 class BundleError(RegplugError):
-    """A bundle, a weights file, a signature or its key is damaged, incomplete, foreign, or does not fit."""
+    """A bundle, a weights file, a signature or its key is damaged, incomplete, not one of these, or does not fit."""
 
 
 class MissingFileError(BundleError):
-    """A bundle's file is gone: damage, or the folder was replaced while it was read."""
+    """A bundle's file is missing: damage, or the folder was replaced while it was read."""
 
 
 class ConformanceError(RegplugError):
-    """A readout does not do what every readout must."""
+    """A readout does not do what every readout must do."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,13 @@ class Owner:
 
 
 def escape(text: str) -> str:
-    """The text with what a terminal obeys, or what nobody sees, as ``\\n``, ``\\x1b`` or ``\\u202e``."""
+    """The text with control and invisible characters as ``\\n``, ``\\x1b`` or ``\\u202e``."""
     return UNPRINTABLE.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a path that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a path that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     short = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
     return short.get(found[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
@@ -142,10 +145,10 @@ def clip(text: str, longest: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason of an exception on one line, and the place in the user's file if one is known.
+    """The reason of an exception on one line, with the place in the user's file if it is known.
 
-    Compilers write code, stack traces, hints and links around the reason, and the place somewhere in between; other
-    exceptions have the place in their traceback. Of what regplug itself raised: its message.
+    Compilers write code, stack traces, hints and links around the reason, and the place in between; other exceptions
+    have the place in their traceback. For an error of regplug it is the message.
 
     Example:
         >>> one_line(ValueError("Error in call to target 'acme.Pool':\\nValueError('width must be even')"))
@@ -180,7 +183,7 @@ def _reason_in(message: str) -> str:
 
 
 def _reason_of_dynamo(lines: list[str]) -> str:
-    """Of ``torch.compile``'s message: its title, and the error inside or the explanation."""
+    """The title of ``torch.compile``'s message, and the error inside it or the explanation."""
     said = {word: rest.strip() for word, _, rest in (line.partition(":") for line in lines) if rest}
     explanation, context = said.get("Explanation", ""), said.get("Developer debug context", "")
     for text in (explanation, context):
@@ -190,13 +193,13 @@ def _reason_of_dynamo(lines: list[str]) -> str:
 
 
 def place_in(text: str, innermost_last: bool) -> str | None:
-    """``file.py:12``: the innermost line of a user's file that a compiler's message or a trace names; None for none."""
+    """``file.py:12``: the innermost line of a user's file in a compiler's message or a trace; None if there is none."""
     places = [(found[1], found[2]) for found in PLACE.finditer(text) if not _is_machinery(found[1])]
     return _format_place(*places[-1 if innermost_last else 0]) if places else None
 
 
 def _place_of(error: BaseException, message: str) -> str | None:
-    """Where an exception comes from: as its message says, else by its traceback."""
+    """Where an exception comes from: by its message, else by its traceback."""
     # TorchScript's compiler begins with the innermost line, a traceback ends with it
     is_traceback = message.lstrip().startswith(TRACEBACKS) or "from user code" in message
     if place := place_in(message, is_traceback):
@@ -214,7 +217,7 @@ def _format_place(path: str, line: str) -> str:
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, str]]:
-    """Package, file and line of each frame that is no machinery's, the outermost first."""
+    """Package, file and line of each frame in a user's code, the outermost first."""
     while trace is not None:
         code = trace.tb_frame.f_code
         package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
@@ -224,7 +227,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str, str]]:
 
 
 def _is_machinery(path: str, package: str | None = None) -> bool:
-    """Whether a file is regplug's, torch's, the standard library's or the like."""
+    """Whether a file belongs to regplug, torch, the standard library or the like."""
     if installed := INSTALLED.search(path):
         package = installed[1]
     if package is None:
@@ -233,9 +236,9 @@ def _is_machinery(path: str, package: str | None = None) -> bool:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or what it was raised from, is a lack of memory or of address space.
+    """Whether an exception, or its cause, is a lack of memory or of address space.
 
-    Not that of a single tensor that no machine could hold, of which torch says the size.
+    Not a single tensor that no machine could hold: torch says its size.
     """
     while error is not None:
         bare = isinstance(error, MemoryError) and not error.args
@@ -264,15 +267,15 @@ def closest(word: str, known: Sequence[str]) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """All that an exception says; a plugin's own class may fail at that, too."""
+    """The message of an exception, also if its class, a plugin's, raises when it is asked for that."""
     try:
-        return str.__str__(str(error))  # a subclass of str may raise wherever it is used
+        return str.__str__(str(error))  # a subclass of str may raise in any method
     except KeyboardInterrupt:
         raise
-    except BaseException:  # even SystemExit, which would end the host silently and with success
+    except BaseException:  # even SystemExit, which would end the host silently, with success
         return "<no message>"
 
 
 def class_name(value: object) -> str:
-    """The name of an object's class, whatever a plugin's metaclass makes of ``__name__``."""
+    """The name of an object's class, also if a plugin's metaclass redefines ``__name__``."""
     return str.__str__(vars(type)["__name__"].__get__(type(value)))

@@ -1,4 +1,4 @@
-"""Every torch name that regplug leans on and torch does not promise to keep, but for those of Inductor.
+"""Every private name of torch that regplug uses, except those of Inductor (``backends/inductor_private.py``).
 
 Checked against torch 2.10 and 2.13; an earlier or later name would be guarded here by version.
 """
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def mark_dynamic_batch(tensor: Tensor) -> None:
-    """Let the first size, and no other, vary in ``torch.compile``; ``dynamic=True`` is six times slower.
+    """Let only the first size vary in ``torch.compile``; ``dynamic=True`` is six times slower.
 
     ``torch._dynamo.mark_dynamic``: documented, but under a private name.
     """
@@ -28,12 +28,12 @@ def mark_dynamic_batch(tensor: Tensor) -> None:
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module inside what ``torch.compile(module)`` gave, or the module itself (``_orig_mod``)."""
+    """The module inside the result of ``torch.compile(module)``, or the module itself (``_orig_mod``)."""
     inner = getattr(module, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else module
 
 
-# where `nn.Module` keeps tensors and hooks: two modules with one such dictionary see what is put into it by either
+# where `nn.Module` keeps tensors and hooks; two modules that share such a dictionary share its contents
 SHARED_STATE = frozenset(
     {"_parameters", "_buffers", "_non_persistent_buffers_set"}
     | {word for word in vars(nn.Module()) if word.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))}
@@ -41,25 +41,25 @@ SHARED_STATE = frozenset(
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is what ``torch.compile`` put around another."""
+    """Whether a module is the result of ``torch.compile(module)``."""
     return uncompiled(module) is not module
 
 
 def forget_compiled(state: dict[str, Any]) -> dict[str, Any]:
-    """A module's attributes without what ``module.compile()`` left, which runs the module that it was called on."""
+    """A module's attributes without that of ``module.compile()``, which runs the module that it was called on."""
     return {word: value for word, value in state.items() if word != "_compiled_call_impl"}
 
 
 def compile_in_place_of(module: nn.Module, made: nn.Module, inside_of: Callable[[nn.Module], nn.Module]) -> None:
-    """Make ``made``, an empty instance, of what ``torch.compile`` put around a module: around another, as it did."""
+    """Initialise ``made``, an empty instance, as the same wrapper of ``torch.compile`` around another module."""
     type(made).__init__(made, inside_of(uncompiled(module)), module.dynamo_ctx)
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """What ``torch.compile`` was applied to runs as it was written.
+    """Run compiled modules eagerly.
 
-    Nothing was compiled where ``torch._dynamo`` was not imported, and its import costs a second.
+    If ``torch._dynamo`` was not imported, nothing was compiled; importing it would take a second.
     """
     if "torch._dynamo" not in sys.modules:
         yield
@@ -69,7 +69,7 @@ def as_written() -> Iterator[None]:
 
 
 def uncompiled_name(name: str) -> str:
-    """A name of a state dict without the segments that ``torch.compile`` put into it (``_orig_mod``).
+    """A name of a state dict without the segments of ``torch.compile`` (``_orig_mod``).
 
     Example:
         >>> uncompiled_name("blocks.0._orig_mod.mlp.weight")
@@ -107,7 +107,7 @@ def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
 
 
 def parameter_of(module: nn.Module, name: str) -> Tensor:
-    """``module.name``, without the detour of ``nn.Module.__getattr__``; of a parametrized one, what it stands for."""
+    """``module.name``, without the detour of ``nn.Module.__getattr__``; of a parametrized one, its value."""
     parameter = module._parameters.get(name)
     found: Tensor = getattr(module, name) if parameter is None else parameter
     return found
@@ -118,19 +118,19 @@ def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
     if x.dtype == weight.dtype:
         return x
     device = x.device.type
-    # the meta device has no autocast, and torch raises where it is asked
+    # the meta device has no autocast, and torch would raise
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x
     return x.to(weight.dtype)
 
 
 def outside_inference_mode() -> AbstractContextManager[object]:
-    """Where weights are made: made inside inference mode, they could never be trained."""
+    """A context to make weights in: made inside inference mode, they could never be trained."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def persist_buffers(module: nn.Module) -> Callable[[], None]:
-    """Put every buffer of a module into its state dict: a backbone's rotary tables too. Gives what undoes it."""
+    """Put every buffer of a module into its state dict, such as rotary tables; gives a function that undoes it."""
     held = [(child, child._non_persistent_buffers_set) for child in module.modules()]
     for child, _ in held:
         child._non_persistent_buffers_set = set()
@@ -143,12 +143,12 @@ def persist_buffers(module: nn.Module) -> Callable[[], None]:
 
 
 def cpu_capability() -> str:
-    """The instruction set that ATen's CPU kernels use here, as ``at::get_cpu_capability()`` says in C++."""
+    """The instruction set that ATen's CPU kernels use here, as ``at::get_cpu_capability()`` gives it in C++."""
     return torch.backends.cpu.get_cpu_capability()
 
 
 class OperationWatch(TorchDispatchMode):
-    """Calls back with every operation of torch that runs inside it: its name, its inputs, its output or outputs.
+    """Calls a function with every operation of torch that runs inside it: its name, inputs and outputs.
 
     ``torch.utils._python_dispatch.TorchDispatchMode``: widely used, but under a private name.
     """
@@ -166,11 +166,11 @@ class OperationWatch(TorchDispatchMode):
 
 
 class NoNumbersError(RuntimeError):
-    """A module asked a tensor on the meta device for its numbers, which it has none of, while it was built."""
+    """A module read values of a tensor on the meta device, which has none, while it was built."""
 
 
 class MetaReadWatch(TorchDispatchMode):
-    """Raises a NoNumbersError, a type of its own, where torch's text alone would tell this error from others."""
+    """Raises a NoNumbersError, where torch raises errors that differ from others in their text only."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -179,14 +179,14 @@ class MetaReadWatch(TorchDispatchMode):
             raise NoNumbersError("a number of a tensor on the meta device")
         try:
             return func(*args, **(kwargs or {}))
-        except NotImplementedError as error:  # copied to a device with numbers, or an operation that looks at them
+        except NotImplementedError as error:  # copied to a device with values, or an operation that reads them
             raise NoNumbersError(str(error)) from error
 
 
 class AllocationLimit(TorchDispatchMode):
-    """Refuses an operation before it runs where all tensors that were made would hold more than so many bytes.
+    """Raises a MemoryError before an operation with which all tensors made so far would exceed so many bytes.
 
-    What an operation gives is found by running it on the meta device first. A tensor that is freed still counts.
+    The size of an output is found by running the operation on the meta device first. A freed tensor still counts.
     """
 
     def __init__(self, most: int) -> None:
@@ -197,7 +197,7 @@ class AllocationLimit(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not func._schema.is_mutable:  # what writes into a tensor makes none
+        if not func._schema.is_mutable:  # an operation that writes into a tensor makes none
             self._left -= self._size_of_output(func, args, kwargs)
             if self._left < 0:
                 raise MemoryError(f"expected to take at most {self._most} bytes, got more")
@@ -212,17 +212,17 @@ class AllocationLimit(TorchDispatchMode):
             kwargs = {**kwargs, "device": torch.device("meta")}
         try:
             output = func(*args, **kwargs)
-        except (NotImplementedError, RuntimeError):  # it looks at numbers, and gives no more than it was given
+        except (NotImplementedError, RuntimeError):  # it reads values, and its output is not larger than its inputs
             return 0
         return sum(one.numel() * one.itemsize for one in tree_leaves(output) if isinstance(one, Tensor))
 
 
 @contextmanager
 def torchscript_without_warnings() -> Iterator[None]:
-    """Silence TorchScript's own deprecation warning, and no other, where regplug calls it on purpose.
+    """Silence only TorchScript's deprecation warning, where regplug calls it on purpose.
 
-    torch 2.13 gives a DeprecationWarning, 2.15 a FutureWarning. A class that fails to script leaves half a type behind,
-    of which the next attempt says "Can't redefine method"; it is forgotten here (``torch.jit._recursive``).
+    torch 2.13 gives a DeprecationWarning, 2.15 a FutureWarning. A class that fails to script leaves an incomplete type,
+    and the next attempt fails with "Can't redefine method"; so it is removed here (``torch.jit._recursive``).
     """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
@@ -235,7 +235,7 @@ def torchscript_without_warnings() -> Iterator[None]:
 
 
 def place_in_outline(tensor: Tensor) -> int | None:
-    """Where its storage begins in the archive that ``torch.load(..., map_location="meta")`` made it of; None for none.
+    """Where its storage begins in the archive that ``torch.load(..., map_location="meta")`` read; None if unknown.
 
     ``_checkpoint_offset``, which torch's own reader of distributed checkpoints uses.
     """
@@ -243,7 +243,7 @@ def place_in_outline(tensor: Tensor) -> int | None:
     return place
 
 
-_dispatch_keys = torch._C._dispatch_keys  # looked up once: it is asked on every call
+_dispatch_keys = torch._C._dispatch_keys  # looked up once: every call needs it
 
 
 def _keys_of_plain_tensors() -> frozenset[int]:
@@ -266,6 +266,6 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def without_subclass(tensor: Tensor) -> Tensor:
-    """The same memory as a ``torch.Tensor``, whatever a subclass's ``__torch_function__`` does."""
+    """The same memory as a ``torch.Tensor``, without calling a subclass's ``__torch_function__``."""
     with torch._C.DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor)

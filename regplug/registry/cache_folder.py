@@ -1,4 +1,4 @@
-"""Where regplug keeps what it can make again."""
+"""The cache folder: files that regplug can make again."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def cache_folder() -> Path:
 
 
 def check_ours(folder: Path) -> None:
-    """What is kept here is believed, or run: nobody else may be able to put something in.
+    """Check that only this user can write into a folder, because its files are trusted, or run.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        PermissionError: The folder is another user's, or others may write into it; says how to mend that.
+        FileNotFoundError: The folder does not exist.
+        PermissionError: The folder is another user's, or others may write into it; the message says how to fix that.
     """
     status = folder.stat()
     if status.st_uid != os.geteuid():
@@ -41,14 +41,14 @@ def check_ours(folder: Path) -> None:
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """The content of a regular file; what else may have its name is neither waited for nor followed.
+    """The content of a regular file, without waiting for a pipe or following a link of that name.
 
     Args:
         path: The file.
         most: Bytes that it may have; None for any size.
 
     Raises:
-        OSError: It is a link, a pipe or another thing, is larger, or cannot be read.
+        OSError: It is not a regular file, is larger, or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""Builds readouts, and finds the one true ``cond_dim`` on the meta device, where nothing is allocated."""
+"""Builds readouts, and measures ``cond_dim`` on the meta device, where nothing is allocated."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from regplug.registry.integers import check_positive_int
 if TYPE_CHECKING:
     from torch import nn
 
-# Two samples: a module that confuses batch and registers shows itself, and batch norm in eval mode is content.
+# Two samples: a module that confuses batch and registers is found out.
 PROBE_BATCH = 2
 
 
 def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
-    """Call the constructor, and turn its refusal into one that names the strategy.
+    """Call the constructor; its error becomes one that names the strategy.
 
     Raises:
-        SpecError: The constructor refused the arguments, or did not make an ``nn.Module``.
+        SpecError: The constructor raised, or did not give an ``nn.Module``.
     """
     from torch import nn
 
@@ -38,7 +38,7 @@ def calculate(owner: str, width: Callable[..., Any], arguments: Mapping[str, Any
     """``cond_dim`` as the entry's own ``cond_dim`` gives it.
 
     Raises:
-        SpecError: It refuses the arguments, as the constructor would, or gives no positive integer.
+        SpecError: It raises, as the constructor would, or does not give a positive integer.
     """
     return int(check_positive_int(f"{owner}: cond_dim", _called(owner, width, arguments)))
 
@@ -48,7 +48,7 @@ def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any])
         return build(**arguments)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a constructor raises means: not with these arguments
+    except BaseException as error:  # any exception of a constructor means: not with these arguments
         given = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
         why = (
             f"{class_name(error)}: {one_line(error)}" if isinstance(error, LookupError) else one_line(error)
@@ -61,9 +61,9 @@ def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any])
 def measure(
     owner: str, build: Callable[..., Any], arguments: Mapping[str, Any], num_registers: int, hidden_dim: int
 ) -> tuple[int, bool]:
-    """``cond_dim``, and whether a forward on the meta device proved it.
+    """``cond_dim``, and whether a forward on the meta device confirmed it.
 
-    The truth is the module's ``out_dim`` if it has one, checked against the meta forward; else that forward.
+    It is the module's ``out_dim``, if it has one, compared with a forward on the meta device; else the width of that.
 
     Args:
         owner: The strategy, for messages.
@@ -73,12 +73,12 @@ def measure(
         hidden_dim: D.
 
     Raises:
-        SpecError: The constructor refuses; ``out_dim`` and the forward disagree; the output is no
+        SpecError: The constructor raises; ``out_dim`` and the forward disagree; the output is not
             ``[B, cond_dim]``; or there is neither ``out_dim`` nor a forward that runs on the meta device.
     """
     import torch
 
-    with torch.device("meta"):  # a constructor that reads numbers out of its tensors cannot; torch's text says so
+    with torch.device("meta"):  # a constructor that reads values of its tensors fails, and torch says why
         module = construct(owner, build, arguments)
     stated = stated_width(owner, module)
     try:
@@ -87,7 +87,7 @@ def measure(
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # no meta forward: any operation may lack one, and may say so in any way
+    except BaseException as error:  # no meta forward: an operation that lacks one may raise anything
         if stated is None:
             raise SpecError(
                 f"{owner}: expected an integer attribute out_dim or a forward that runs on the meta device, "
@@ -115,7 +115,7 @@ def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, de
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
     registers = torch.zeros(PROBE_BATCH, num_registers, hidden_dim, dtype=dtype, device=device)
     training = {child: child.training for child in module.modules()}
-    module.eval()  # or a probe would move the running statistics of a batch norm
+    module.eval()  # in training mode it would change the running statistics of a batch norm
     try:
         with torch.no_grad():
             output = module(registers)
@@ -133,10 +133,10 @@ def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, de
 
 
 def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim: int) -> int:
-    """``probe`` where the module's own tensors are; of one that has none, where tensors are made now.
+    """``probe`` on the device of the module's tensors; on the default device, if it has none.
 
     Raises:
-        SpecError: The forward fails, or gives no ``[B, cond_dim]``.
+        SpecError: The forward raises, or does not give ``[B, cond_dim]``.
     """
     import torch
 
@@ -148,7 +148,7 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a forward raises means: not these registers
+    except BaseException as error:  # any exception of a forward means: not these registers
         raise SpecError(
             f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
             f"got {class_name(error)}: {one_line(error)}"

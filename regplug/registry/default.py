@@ -1,4 +1,4 @@
-"""The registry of what is installed, and the functions that most users need of it."""
+"""The registry of the installed plugins, and the functions that most users need."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _default_lock = lock_over_forks()
 
 
 def default_registry() -> Registry:
-    """The registry of what is installed, made at first use and shared by all that name no other.
+    """The registry of the installed plugins: made at first use, and used wherever no other one is given.
 
-    What is registered in it in memory (``register``) is known to this process alone.
+    Plugins that a program adds (``register``) are known to this process alone.
     """
     global _default
     if _default is None:
@@ -34,7 +34,7 @@ def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: An
         strategy: A name, ``pool`` or ``acme-readouts:attend``.
         num_registers: Registers per sample, R.
         hidden_dim: Width of a register token, D.
-        **options: The strategy's own options, which its constructor's signature and type hints decide about.
+        **options: The strategy's own options; its constructor's signature and type hints say which.
 
     Raises:
         NameLookupError: The strategy is unknown or ambiguous.
@@ -51,8 +51,8 @@ def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: An
 def create(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> Any:
     """``resolve(...).build()``: the readout itself, an ``nn.Module``.
 
-    All arguments are plain values, so it works as the target of a lazy configuration (Hydra's ``_target_``). They are
-    those of ``resolve``, and so are the errors.
+    All arguments are plain values, so it works as the target of a lazy configuration (Hydra's ``_target_``). Arguments
+    and errors are those of ``resolve``.
 
     Example:
         >>> import torch

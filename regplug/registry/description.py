@@ -1,4 +1,4 @@
-"""What a strategy is and takes, as data: for a sweep, a form, a page."""
+"""What a strategy is and takes, as data: for a sweep, a form or a web page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from regplug.registry.spec import ReadoutSpec, specify
 from regplug.registry.stored_values import UnfitError, plain
 from regplug.registry.type_hints import choices, format_hint
 
-# where a strategy is built for its formula when no sizes are given; heads and ratios divide one of these
+# sizes to build a strategy with for its formula, if none are given; usual heads and ratios divide one of these
 TYPICAL_SIZES = ((4, 384), (8, 1024), (16, 27720))
 
 
@@ -27,10 +27,10 @@ class OptionDescription:
     """One option of a strategy.
 
     Args:
-        type: Its type, as its constructor states it or its default tells.
+        type: Its type: the type hint in the constructor, else the type of the default.
         required: Whether it must be given.
-        default: What it is otherwise, as a JSON value; as text where it has no JSON form, None where it is required.
-        choices: All values it may have, as JSON values, where they can be counted (an Enum, a Literal, a bool).
+        default: The default as a JSON value; its ``repr`` where it has no JSON form; None where it is required.
+        choices: All values it may have, as JSON values, for an Enum, a Literal or a bool; else None.
     """
 
     type: str
@@ -41,15 +41,15 @@ class OptionDescription:
 
 @dataclass(frozen=True)
 class StrategyDescription:
-    """A strategy as ``describe`` tells of it.
+    """What ``describe`` gives.
 
     Args:
         strategy: Its full name, ``distribution:name``.
         summary: One line for people.
         options: Its options, in the constructor's order.
-        formula: ``cond_dim`` for all sizes, such as ``"R*D"``, with the options that were given; None while an option
-            is missing that the constructor demands.
-        conditions: What R and D must be then, such as ``"4 divides D"``.
+        formula: ``cond_dim`` for all sizes, such as ``"R*D"``, with the options that were given; None if a required
+            option is missing.
+        conditions: What R and D must satisfy, such as ``"4 divides D"``.
     """
 
     strategy: str
@@ -59,7 +59,7 @@ class StrategyDescription:
     conditions: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
+        """The description as plain JSON values."""
         return asdict(self)
 
 
@@ -68,8 +68,8 @@ def describe(strategy: str, /, *, registry: Registry | None = None, **options: A
 
     Args:
         strategy: A name, ``pool`` or ``acme-readouts:attend``.
-        registry: Where it is looked up; the installed plugins when None.
-        **options: Options that the formula is for; the strategy's defaults otherwise.
+        registry: Where to look it up; None for the installed plugins.
+        **options: Options that the formula is for; the others have their defaults.
 
     Raises:
         NameLookupError: The strategy is unknown or ambiguous.
@@ -99,7 +99,7 @@ def describe_options(entry: ReadoutEntry) -> dict[str, OptionDescription]:
 
     Raises:
         PluginError: The module cannot be imported.
-        SpecError: The constructor has no signature to read.
+        SpecError: The constructor has no signature that can be read.
     """
     owner = f"strategy {entry.name!r}"
     build = load_reference(owner, entry.build)
@@ -125,10 +125,10 @@ def _describe_option(parameter: inspect.Parameter, hint: Any) -> OptionDescripti
 
 
 def spec_at_any_size(entry: ReadoutEntry, options: Mapping[str, Any]) -> ReadoutSpec | None:
-    """A spec for the sake of its formula; None where options are missing, and none were given.
+    """A spec at some sizes that fit; None if no options were given and some are required.
 
     Raises:
-        SpecError: The options that were given fit at no size.
+        SpecError: The options do not fit at any of the sizes.
     """
     refusals = []
     for num_registers, hidden_dim in TYPICAL_SIZES:

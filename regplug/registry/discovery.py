@@ -1,4 +1,4 @@
-"""Finds regplug's entry points among the installed distributions, and imports nothing."""
+"""Finds the installed distributions that have entry points of regplug, and imports nothing."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Found:
 
     Args:
         distribution: Its normalised name.
-        metadata: What the installer left of it; None for one that is not installed.
+        metadata: Its metadata; None if it is not installed.
         readouts: Names and references of the group ``regplug_readouts_v1``.
         modules: References of the group ``regplug_v1``.
-        newest: The newest protocol it speaks, for one that does not speak ours.
-        version: ``unknown`` where its metadata states none.
-        notes: What is odd in its metadata, one line each: something of it, or another copy, may be hidden.
+        newest: The newest protocol of its entry points, if none is of protocol 1.
+        version: ``unknown`` if its metadata has none.
+        notes: Problems of its metadata, one line each: a line or another copy may have no effect.
     """
 
     distribution: str
@@ -48,7 +48,7 @@ class Found:
 
     @property
     def speaks_our_protocol(self) -> bool:
-        """Whether it has an entry point of protocol 1, whatever newer ones it has besides."""
+        """Whether it has an entry point of protocol 1; it may have newer ones too."""
         return bool(self.readouts or self.modules)
 
     @property
@@ -60,9 +60,9 @@ class Found:
 
 
 def discover() -> dict[str, Found]:
-    """Every distribution with a regplug entry point, sorted by name, so that directory order never decides.
+    """Every distribution with an entry point of regplug, sorted by name: the order of directories must not matter.
 
-    regplug's own plugin is among them without metadata, which a frozen application does not have.
+    regplug's own plugin is always among them, also in a frozen application, which has no metadata.
     """
     found: dict[str, Found] = {}
     for one in installed():
@@ -74,7 +74,7 @@ def discover() -> dict[str, Found]:
             if match := ANY_GROUP.fullmatch(group):
                 _take(plugin, group, int(match[1]), line)
         if plugin.speaks_our_protocol or plugin.newest or plugin.notes:
-            plugin.notes += _oddities(one)
+            plugin.notes += _problems(one)
             found.setdefault(one.name, plugin)
     own = found.get(OWN) or Found(OWN, None, notes=[NO_METADATA])
     found[OWN] = Found(OWN, own.metadata, modules=[BUILTIN], version=own_version(), notes=own.notes)
@@ -82,7 +82,7 @@ def discover() -> dict[str, Found]:
 
 
 def lines_of(text: str) -> Iterator[tuple[str, str]]:
-    """Each line of an ``entry_points.txt`` with its group; comments are no lines."""
+    """Each line of an ``entry_points.txt`` with its group, without comments and empty lines."""
     group = ""
     for line in map(str.strip, text.splitlines()):
         if header := HEADER.fullmatch(line):
@@ -103,7 +103,7 @@ def _take(plugin: Found, group: str, protocol: int, line: str) -> None:
         plugin.newest = max(plugin.newest, protocol)
 
 
-def _oddities(one: Installed) -> Iterator[str]:
+def _problems(one: Installed) -> Iterator[str]:
     if one.stated_name is None:
         yield f"its metadata states no name; named as its folder: {one.place}"
     if one.hidden:
@@ -112,8 +112,8 @@ def _oddities(one: Installed) -> Iterator[str]:
 
 
 def _reference(point: EntryPoint) -> str:
-    """``module:attr`` of what may be written ``module : attr [extra]``; as it is written where it is neither."""
+    """``module:attr`` of what may be written as ``module : attr [extra]``; unchanged, if it is neither."""
     try:
         return f"{point.module}:{point.attr}" if point.attr else point.module
-    except (AttributeError, ValueError):  # as Python's version has it
+    except (AttributeError, ValueError):  # which one depends on the version of Python
         return point.value

@@ -1,4 +1,4 @@
-"""Reads what installers left of the distributions on the path, in whatever state; imports none and raises nothing."""
+"""Reads the metadata of the installed distributions, damaged or not; imports nothing and raises nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 
 from regplug.registry.entries import NAME_PATTERN
 
-UNKNOWN = "unknown"  # a version that nothing states
+UNKNOWN = "unknown"  # a version that is stated nowhere
 NAME, VERSION = (
     re.compile(rf"^{word}:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE) for word in ("Name", "Version")
 )
@@ -23,19 +23,19 @@ END_OF_RELEASE = (0, 0, "~")  # after the letters of a pre-release, before anoth
 
 
 class Installed:
-    """One distribution.
+    """One installed distribution.
 
-    ``importlib.metadata`` raises where a file has another encoding or states no name, parses every metadata file as an
-    e-mail, and counts what pip is about to delete.
+    ``importlib.metadata`` raises if a file has another encoding or has no name, parses each metadata file as an e-mail,
+    and counts what pip is about to delete.
 
     Args:
-        distribution: As a finder of the import system gives it.
+        distribution: What a finder of the import system gives.
     """
 
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution
-        self.hidden: list[Installed] = []  # its other copies, which nobody imports
-        # in a folder or a zip file; a finder of others need not have one, and there is no public way to it
+        self.hidden: list[Installed] = []  # other copies, which are not imported
+        # in a folder or a zip file; other finders may have none, and no public attribute gives it
         self.path: Any = getattr(distribution, "_path", None)
 
     @property
@@ -45,12 +45,12 @@ class Installed:
 
     @property
     def is_leftover(self) -> bool:
-        """Whether pip renamed it to delete it, and did not come to that."""
+        """Whether pip renamed it to delete it, and was interrupted."""
         return self.path is not None and self.path.name.startswith("~")
 
     @property
     def key(self) -> str | None:
-        """The name to find copies by: as its folder is named, which no file must be read for."""
+        """The name to find copies by: its folder's, because that needs no file to be read."""
         return self._named_by_folder[0] or self.name
 
     @cached_property
@@ -61,27 +61,27 @@ class Installed:
 
     @property
     def name(self) -> str | None:
-        """Its normalised name: as METADATA states it, else its folder; None where neither gives one."""
+        """Its normalised name: that in METADATA, else that of its folder; None if neither has one."""
         return self.stated_name or self._named_by_folder[0]
 
     @property
     def stated_name(self) -> str | None:
-        """The normalised name that METADATA states; None where there is none that can be written as a name."""
+        """The normalised name in METADATA; None if there is no valid one."""
         return _plain(found[1]) if (found := NAME.search(self.head)) else None
 
     @property
     def version(self) -> str:
-        """Its version: as METADATA states it, else its folder; ``unknown`` where neither does."""
+        """Its version: that in METADATA, else that of its folder; ``unknown`` if neither has one."""
         found = VERSION.search(self.head)
         return found[1] if found else self._named_by_folder[1]
 
     def text(self, file: str) -> str | None:
-        """A file of its metadata; None if there is none. Text that is not UTF-8 is taken for what it may be."""
+        """A file of its metadata; None if it cannot be read. Text that is not UTF-8 is read as UTF-16 or Latin-1."""
         try:
             text = self.distribution.read_text(file)
         except UnicodeDecodeError as error:
             text = _decode(bytes(error.object))
-        except Exception:  # a device that fails, a finder of others
+        except Exception:  # a device that fails, a third-party finder
             return None
         return text and text.removeprefix("\ufeff")
 
@@ -93,7 +93,7 @@ class Installed:
         return any(f"\n{module}{end}" in record for end in ("/", ".py,", ".so,", ".cpython-", ".abi3."))
 
     def editable_folder(self) -> Path | None:
-        """Where an editable installation has its sources; None for any other."""
+        """Where an editable installation has its sources; None if it is not editable."""
         try:
             direct: Any = json.loads(self.text("direct_url.json") or "{}")
             if direct.get("dir_info", {}).get("editable") and direct["url"].startswith("file:"):
@@ -112,14 +112,14 @@ class Installed:
 
 
 def normalise(distribution: str) -> str:
-    """The one spelling of a distribution's name: lower case, runs of ``-_.`` as one dash (PEP 503)."""
+    """A distribution's name in lower case, runs of ``-_.`` as one dash (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def installed() -> list[Installed]:
-    """Every distribution once, in the order of ``sys.path``; what is left of a removal is none.
+    """Every distribution once, in the order of ``sys.path``, without leftovers of a removal.
 
-    Of two copies it is the one that an import finds: in the first folder, and there the newest that is complete.
+    Of several copies it is the one that an import finds: in the first folder, the newest complete one there.
     """
     copies: dict[str, list[Installed]] = {}
     for one in everything():
@@ -129,23 +129,23 @@ def installed() -> list[Installed]:
 
 
 def version_of(distribution: str) -> str:
-    """The version of an installed distribution; ``unknown`` for one without metadata, as in a frozen application."""
+    """The version of an installed distribution; ``unknown`` if it has no metadata, as in a frozen application."""
     name = normalise(distribution)
     return next((one.version for one in installed() if one.name == name), UNKNOWN)
 
 
 def everything() -> Iterator[Installed]:
-    """What all finders of the import system know, leftovers and copies too."""
+    """What all finders of the import system know, with leftovers and copies."""
     for finder in list(sys.meta_path):
         try:
             found = list(finder.find_distributions(DistributionFinder.Context()))  # type: ignore[attr-defined]
-        except Exception:  # it knows none, or fails: the other finders are asked all the same
+        except Exception:  # a finder without distributions, or one that fails: go on with the others
             continue
         yield from map(Installed, found)
 
 
 def first_of(copies: list[Installed]) -> Installed:
-    """Of the copies of one distribution the one that counts; it knows the others."""
+    """The copy of one distribution that an import finds; its ``hidden`` has the others."""
     first = copies[0]
     if len(copies) > 1:
         complete = [one for one in copies if one.head] or copies
@@ -156,7 +156,7 @@ def first_of(copies: list[Installed]) -> Installed:
 
 
 def separate(copies: Iterable[Installed]) -> list[Installed]:
-    """The copies that are not one and the same: found by two paths, or an editable installation and its sources."""
+    """The copies without duplicates: one found by two paths, or an editable installation and its sources."""
     by_place: dict[str, Installed] = {}
     for one in copies:
         by_place.setdefault(os.path.realpath(one.place), one)

@@ -1,4 +1,4 @@
-"""What a plugin offers: light data that names classes as ``"module:attr"`` and imports none of them."""
+"""What a plugin offers: data that names classes as ``"module:attr"`` and imports none of them."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Entry:
 
     Args:
         name: The name that users type.
-        build: What makes the object, as ``"module:attr"``.
+        build: The class or function that makes the object, as ``"module:attr"``.
         summary: One line for people.
         provenance: Filled in by the registry.
-        old_names: Names that it had before. They still find it, in bundles too, with one warning that says the new
-            one; they are not listed, and never win over a current name.
+        old_names: Former names. They still find it, in bundles too, with one warning that says the new name; they are
+            not listed, and a current name is always preferred.
 
     Raises:
         SpecError: A field has a value that cannot be used.
@@ -72,7 +72,7 @@ class Entry:
             self._check_old_names()
 
     def _make_exact(self, word: str) -> None:
-        """Make a text exactly ``str``, so that no class of a plugin's decides what it equals."""
+        """Make a text exactly ``str``: a plugin's subclass could define what it equals."""
         value = getattr(self, word)
         if type(value) is not str and isinstance(value, str):
             object.__setattr__(self, word, exact(value))
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """``distribution:name``, the spelling that is never ambiguous."""
+        """``distribution:name``, which is never ambiguous."""
         return f"{self.provenance.distribution}:{self.name}" if self.provenance else self.name
 
 
@@ -102,12 +102,12 @@ class ReadoutEntry(Entry):
     """A readout strategy: an ``nn.Module`` class, ``[B, R, D] -> [B, cond_dim]``.
 
     Args:
-        sizes: Other words for the two sizes: ``{"in_features": "hidden_dim"}`` for a constructor that calls D so.
-        old_options: Options that were renamed, ``{"dim": "compressed_dim"}``: the old word still works, in bundles
+        sizes: The constructor's words for the two sizes, if others: ``{"in_features": "hidden_dim"}``.
+        old_options: Options that were renamed, ``{"dim": "compressed_dim"}``: the old name still works, in bundles
             too, with one warning that says the new one.
-        cond_dim: What gives ``cond_dim`` without torch: a callable that takes what the constructor takes, by keyword,
-            and refuses what it refuses. ``regplug cond-dim`` calls it and then imports no torch. Building the
-            readout still measures the width, and an entry that states another one is refused.
+        cond_dim: A callable that gives ``cond_dim`` without torch. It takes the constructor's arguments, by keyword,
+            and raises where the constructor raises. ``regplug cond-dim`` calls it and then imports no torch.
+            Building the readout still measures the width, and an entry that states another one is refused.
         equation: What the readout computes, on one line: ``"c = (1 / R) sum_r x_r"``. ``regplug info`` shows it.
         source: The paper or code that it is from, on one line.
     """
@@ -149,11 +149,11 @@ class FiLMEntry(Entry):
         width: The constructor's word for ``cond_dim``.
         form: ``"gamma"`` (``gamma * h + beta``) or ``"1+gamma"`` (``(1 + gamma) * h + beta``).
         order: ``"gamma-first"`` or ``"shift-first"``: which of a pair comes first.
-        classes: Other classes of the same family, recognised by the names along a class's MRO.
+        classes: Other classes of the same family, recognised by the names in a class's MRO.
         width_at: Where an instance has its width, as dotted attributes (``"mlp.0.in_features"``); None for the
-            attribute that is named as ``width``.
-        gives_pairs: False for a module that applies FiLM to features itself: it pairs, but a ``Conditioner`` has no
-            use for it; form and order are then those inside it.
+            attribute named ``width``.
+        gives_pairs: False for a module that applies FiLM to features itself: ``pair`` builds it, but a ``Conditioner``
+            cannot use it; form and order are then those inside it.
     """
 
     width: str = "cond_dim"
@@ -177,12 +177,12 @@ class FiLMEntry(Entry):
 
 @dataclass(frozen=True)
 class FiLMSite:
-    """A place in a backbone that wants FiLM pairs.
+    """A place in a backbone that takes FiLM pairs.
 
     Args:
         where: Dotted path of the module inside the backbone.
         features: Width of gamma and of beta there.
-        num_layers: Pairs that are wanted there.
+        num_layers: How many pairs it takes.
     """
 
     where: str
@@ -192,28 +192,29 @@ class FiLMSite:
 
 @dataclass(frozen=True)
 class BackboneEntry(Entry):
-    """A backbone, or a family of them, and the strategies that make sense on it.
+    """A backbone, or a family of them, and the strategies that suit it.
 
-    ``build`` makes the model, with random weights and wherever ``torch.device`` says (the meta device too); it is
-    called with the model's name when one is asked for (``NAME:MODEL``), and with options by keyword. Both may come from
-    a stranger's bundle (the name is then no path and no address), so it reads no file and downloads nothing for them,
-    and it bounds what it loops over before the first module is made: a depth, say. The rest is bounded here.
+    ``build`` makes the model, with random weights and on the device that ``torch.device`` says (the meta device too).
+    It is called with the model's name, if one is given (``NAME:MODEL``), and with options by keyword. Both may come
+    from an untrusted bundle (the name is then neither a path nor an address). So it must not read files or download
+    anything for them, and must limit what it loops over before the first module is made, such as a depth. The rest is
+    limited here.
 
     Args:
-        layout: Callable ``model -> TokenLayout``; the model may be on the meta device. Its ``normalized`` says how
-            the registers come by the model's own means. A model without registers is a ``SpecError``.
+        layout: Callable ``model -> TokenLayout``; the model may be on the meta device. Its ``normalized`` says
+            whether the model itself gives normalized registers. A model without registers is a ``SpecError``.
         film_sites: Callable ``model -> sequence of FiLMSite``; None for a backbone without FiLM.
         readouts: Strategies it offers, best known first.
         default: One of them.
         options: The default strategy's options on this backbone.
-        classes: Names (``"module:Class"``) by which a model is recognised along its class's MRO.
+        classes: Names (``"module:Class"``) by which a model is recognised, in its class's MRO.
         tokens: Callable ``(model, normalized) -> nn.Module``, a module from the model's inputs to tokens ``[B, T, D]``,
             the final norm applied or not as the bool says; it shares the model's weights and leaves the model as it
-            is. None for a backbone whose registers nobody can read from outside.
-        describe: Callable ``model -> (name, options)``: what ``build`` makes the same model of, as JSON values. None
-            for a backbone that no bundle can hold.
+            is. None if the registers cannot be read from outside.
+        describe: Callable ``model -> (name, options)``: the arguments with which ``build`` makes the same model, as
+            JSON values. None for a backbone that a bundle cannot hold.
         weights: Callable ``shapes -> sequence of CheckpointSite``, which finds readouts in a checkpoint by names and
-            shapes; None for a backbone whose checkpoints hold none.
+            shapes; None if checkpoints hold no readouts.
     """
 
     layout: Reference
@@ -248,18 +249,18 @@ class BackboneEntry(Entry):
 
 @dataclass(frozen=True)
 class CheckpointSite:
-    """A readout that a checkpoint of a whole network holds, as names and shapes tell.
+    """A readout in the checkpoint of a whole network, found by names and shapes.
 
     Args:
-        where: The block, ``"3"``; empty where the network has one readout only.
-        strategy: The strategy whose weights these are, by its registered name.
+        where: The block, ``"3"``; empty if the network has only one readout.
+        strategy: The registered name of the strategy that has these weights.
         num_registers: R.
         hidden_dim: D.
-        options: The strategy's options, as the shapes tell them.
+        options: The strategy's options, found from the shapes.
         readout: The readout's state-dict names, each with its name in the checkpoint.
-        layout: Where the registers sit; None if the checkpoint does not tell.
-        film: The registered name of the FiLM generator behind the readout; None for none.
-        film_options: What it was built with, its width apart.
+        layout: Where the registers are; None if the checkpoint does not show it.
+        film: The registered name of the FiLM generator after the readout; None if there is none.
+        film_options: What it was built with, except its width.
         film_weights: Its state-dict names, each with its name in the checkpoint.
     """
 
@@ -281,7 +282,7 @@ class ExportBackendEntry(Entry):
 
 
 def check_convention(owner: str, form: object, order: object) -> None:
-    """Refuse a FiLM form or order that is not one of the two known of each."""
+    """Raise a SpecError for an unknown FiLM form or order."""
     for word, value, known in (("form", form, FILM_FORMS), ("order", order, FILM_ORDERS)):
         if not (isinstance(value, str) and exact(value) in known):
             raise SpecError(f"{owner}: {word}: expected one of {', '.join(known)}, got {repr_of(value)}.")

@@ -1,4 +1,4 @@
-"""Reads what plugins hand over: text becomes exactly ``str``, and showing an object never raises what it raises."""
+"""Reads values that plugins give: text becomes exactly ``str``, and ``repr`` never raises."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 def exact(text: str) -> str:
-    """The text itself, without what a subclass of ``str`` says of its equality, hash or format."""
+    """The text as a plain ``str``, without the equality, hash or format of a subclass."""
     return text if type(text) is str else str.__str__(text)
 
 
 def repr_of(value: object) -> str:
-    """An object's ``repr`` on one bounded line; what that raises is caught."""
+    """An object's ``repr`` on one line of limited length; the class, if its ``repr`` raises."""
     try:
         return clip(exact(repr(value)), MAX_SHOWN)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # a class of a plugin's may even exit here
+    except BaseException:  # a plugin's class may even exit here
         return f"<{class_name(value)} object>"
 
 
@@ -33,9 +33,9 @@ def bounded(values: Iterable[T], what: str, error: type[RegplugError]) -> list[T
     """The values as a list; a generator may go on forever.
 
     Args:
-        values: Any iterable of a plugin's.
+        values: Any iterable of a plugin.
         what: What they are, for the message.
-        error: Raised where they are too many.
+        error: Raised if there are too many.
     """
     found = list(islice(values, MAX_ENTRIES + 1))
     if len(found) > MAX_ENTRIES:
@@ -44,10 +44,10 @@ def bounded(values: Iterable[T], what: str, error: type[RegplugError]) -> list[T
 
 
 def texts_of(owner: str, values: object) -> tuple[str, ...]:
-    """A list of texts as a tuple; a lone text would be taken for a list of letters.
+    """A list of texts as a tuple; a single text is an error, as it would be read as a list of letters.
 
     Raises:
-        SpecError: It is something else.
+        SpecError: It is not a list of texts.
     """
     if not isinstance(values, str) and isinstance(values, Sequence):
         texts = bounded(values, owner, SpecError)
@@ -57,10 +57,10 @@ def texts_of(owner: str, values: object) -> tuple[str, ...]:
 
 
 def mapping_of(wanted: str, values: object) -> dict[str, Any]:
-    """A mapping with texts as keys as a plain dictionary; the texts among its values are exactly ``str`` too.
+    """A mapping with texts as keys as a plain dictionary; texts among its values become exactly ``str`` too.
 
     Raises:
-        SpecError: It is something else; the message begins with what is wanted.
+        SpecError: It is something else; the message begins with ``wanted``.
     """
     if isinstance(values, Mapping):
         items = bounded(values.items(), wanted, SpecError)

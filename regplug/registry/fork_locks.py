@@ -1,4 +1,4 @@
-"""Locks that a fork waits for."""
+"""Locks that are free in a forked child, because a fork waits for them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import threading
 import time
 import weakref
 
-FORK_LIMIT_S = 60.0  # a plugin may fork in a thread that its own import waits for: then nobody gives the lock back
+FORK_LIMIT_S = 60.0  # a plugin may fork in a thread that its own import waits for: the lock is not released then
 _locks: set[weakref.ref[threading.RLock]] = set()
 _held: list[threading.RLock] = []  # over a fork
 
 
 def lock_over_forks() -> threading.RLock:
-    """A lock that a fork waits for: a child forked while another thread holds it would wait for that for ever."""
+    """A lock that a fork waits for: in a child forked while another thread holds it, it would never be released."""
     lock = threading.RLock()
     _locks.add(weakref.ref(lock, _locks.discard))
     return lock
@@ -23,7 +23,7 @@ def lock_over_forks() -> threading.RLock:
 def _take_all() -> None:
     locks = [lock for reference in tuple(_locks) if (lock := reference())]
     end = time.monotonic() + FORK_LIMIT_S
-    # who imports holds one and may want another, so no order is safe: all at once, or none
+    # an import holds one and may need another, so no order is safe: take all at once, or none
     while not all(taken := [lock.acquire(timeout=0.05) for lock in locks]):
         if time.monotonic() > end:
             break

@@ -20,7 +20,7 @@ def regplug_readouts() -> Iterable[ReadoutEntry]:
 
 @hookspec
 def regplug_films() -> Iterable[FiLMEntry]:
-    """The families of FiLM generators that this plugin offers or knows."""
+    """The families of FiLM generators that this plugin offers, or recognises."""
     return ()
 
 
@@ -36,7 +36,7 @@ def regplug_export_backends() -> Iterable[ExportBackendEntry]:
     return ()
 
 
-# which hook gives which entries
+# the entries that each hook gives
 HOOKS = {
     "regplug_readouts": ReadoutEntry,
     "regplug_films": FiLMEntry,

@@ -1,4 +1,4 @@
-"""Parses JSON strictly: no duplicate keys, no deep nesting, no NaN, numbers as they are written."""
+"""Parses JSON strictly: no duplicate keys, no deep nesting, no NaN; numbers are kept as written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_MARKS = 1 << 17  # brackets and commas
 MAX_SHOWN = 60  # characters of a value or a key in a message
 PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*"?', re.DOTALL)  # whose brackets do not count
+TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*"?', re.DOTALL)  # its brackets do not count
 DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level deeper, and back, as signed bytes
 NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 
@@ -29,7 +29,7 @@ class DuplicateKeyError(WrongValueError):
 
 
 class Number:
-    """A JSON number as written: 4 and 4.0 are not the same to a strict reader."""
+    """A JSON number as written: 4 and 4.0 are different to a strict reader."""
 
     __slots__ = ("text",)
 
@@ -40,11 +40,11 @@ class Number:
 def parse_json(data: bytes) -> Any:
     """The JSON value in ``data``, its numbers as written.
 
-    The checks come in one order, in C++ too, so that a text with several faults has one message.
+    The order of the checks is the same in C++, so that a text with several faults gives one message.
 
     Raises:
         DuplicateKeyError: An object has a duplicate key.
-        WrongValueError: It has more than 131,072 brackets and commas, is nested deeper than 64, or is no JSON in UTF-8.
+        WrongValueError: It has more than 131,072 brackets and commas or more than 64 levels, or is not JSON in UTF-8.
     """
     if data.startswith(b"\xef\xbb\xbf"):
         raise WrongValueError("not JSON: begins with a byte order mark")
@@ -73,25 +73,25 @@ def parse_json(data: bytes) -> Any:
 
 
 class _Pairs(list[Any]):
-    """An object in which a key is there twice, as it was written."""
+    """An object that has a key twice, as written."""
 
 
 def _refuse(text: str) -> Any:
-    raise ValueError(text)  # NaN and Infinity, which are no JSON
+    raise ValueError(text)  # NaN and Infinity are not JSON
 
 
 def _number(text: str) -> Number:
-    return Number(text) if abs(float(text)) < float("inf") else _refuse(text)  # nor what no float64 holds
+    return Number(text) if abs(float(text)) < float("inf") else _refuse(text)  # nor is a number beyond float64
 
 
 def _check_brackets(data: bytes) -> None:
-    """Refuse what takes long to walk over, and deep nesting before the parser meets it, which has a limit of its own.
+    """Refuse too many values, and deep nesting before the parser, which has another limit, sees it.
 
-    A bracket that closes nothing counts for nothing: from each depth the lowest before it, where that is below 0, is
-    taken off. No loop of Python's: a text may be a megabyte of brackets.
+    A bracket that closes nothing does not count: from each depth the lowest depth before it, if below 0, is
+    subtracted. There is no Python loop, because a text may be a megabyte of brackets.
 
     Args:
-        data: The text without its strings, whose brackets and commas do not count.
+        data: The text without its strings: brackets and commas in them do not count.
     """
     marks = sum(map(data.count, (b",", b"[", b"]", b"{", b"}")))
     if marks > MAX_MARKS:
@@ -103,7 +103,7 @@ def _check_brackets(data: bytes) -> None:
 
 
 def _check_texts(value: Any) -> None:
-    """Raise ValueError for half a surrogate pair, which is no text; Python's parser lets it through."""
+    """Raise ValueError for half a surrogate pair, which is not text; Python's parser accepts it."""
     if isinstance(value, str):
         value.encode()
     elif isinstance(value, (list, tuple)):
@@ -115,7 +115,7 @@ def _check_texts(value: Any) -> None:
 
 
 def _refuse_first_duplicate(value: Any) -> None:
-    """Raise for the first key in the text that is there twice in its object; C++ meets it first, too."""
+    """Raise for the first duplicate key in the text, as C++ does."""
     if isinstance(value, dict):
         for item in value.values():
             _refuse_first_duplicate(item)
@@ -132,12 +132,12 @@ def _refuse_first_duplicate(value: Any) -> None:
 
 
 def quote(name: str) -> str:
-    """A name inside a message, in ASCII on one line whatever it holds."""
+    """A name inside a message: always in ASCII, on one line."""
     return f"'{truncate(json.dumps(name)[1:-1], MAX_SHOWN)}'"
 
 
 def plain(value: Any) -> Any:
-    """The value with its numbers as Python's."""
+    """The value with Python's numbers."""
     if isinstance(value, Number):
         return int(value.text) if value.text.lstrip("-").isdigit() else float(value.text)
     if isinstance(value, dict):
@@ -146,6 +146,6 @@ def plain(value: Any) -> Any:
 
 
 def plain_digits(value: Any) -> int | None:
-    """The integer that a JSON number spells in digits alone; None for anything else, -0 and 1.0 included."""
+    """The integer of a JSON number that is digits alone; None for anything else, such as -0 and 1.0."""
     text = value.text if isinstance(value, Number) else ""
     return int(text) if PLAIN_INTEGER.fullmatch(text) else None

@@ -1,4 +1,4 @@
-"""Undoes what code of others does to the process as it is imported."""
+"""Undoes what importing third-party code does to the process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-HANDLE = getattr(os, "O_PATH", os.O_RDONLY)  # a folder that may be entered need not be readable
+HANDLE = getattr(os, "O_PATH", os.O_RDONLY)  # a folder that can be entered may be unreadable
 
 
 @contextmanager
 def kept_host() -> Iterator[None]:
-    """Put back the working folder and what is gone from ``sys.path``, and end the copy of this process if it forks.
+    """Restore the working folder and what is missing from ``sys.path``, and end the child if the import forks.
 
-    A relative path of the user's would mean another place, nobody could import any more, and the copy would do the
-    host's work twice.
+    Otherwise a relative path of the user would mean another place, imports would fail, and the child would do the
+    host's work a second time.
     """
     pid, path = os.getpid(), list(sys.path)
     try:
@@ -25,7 +25,7 @@ def kept_host() -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() != pid:  # only the thread that forked lives on in a copy, so the import did it
+        if os.getpid() != pid:  # a child has only the thread that forked, so the import forked
             os._exit(0)
         put_back_path(path)
         if folder is not None:
@@ -36,7 +36,7 @@ def kept_host() -> Iterator[None]:
 
 
 def put_back_path(path: list[str]) -> None:
-    """Add to ``sys.path`` what is gone from it; what was added stays."""
+    """Add to ``sys.path`` what is missing from it; what was added stays."""
     now = sys.path if isinstance(sys.path, list) else []
     known = {one for one in now if type(one) is str}
     missing = [one for one in path if type(one) is str and one not in known]
@@ -47,7 +47,7 @@ def put_back_path(path: list[str]) -> None:
 def _go_back(folder: int) -> None:
     try:
         is_here = os.path.samestat(os.stat(os.curdir), os.fstat(folder))  # noqa: PTH116  # cheap, once for each plugin
-    except FileNotFoundError:  # the new one is gone
+    except FileNotFoundError:  # the new folder no longer exists
         is_here = False
     if not is_here:
         os.fchdir(folder)

@@ -1,4 +1,4 @@
-"""Where the register tokens sit in a token sequence."""
+"""Where the register tokens are in a token sequence."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from regplug.registry.integers import check_positive_int, is_int, is_positive_in
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where R register tokens of width D sit in a sequence ``[B, T, D]``.
+    """Where R register tokens of width D are in a sequence ``[B, T, D]``.
 
     Positions are given in one of two ways:
 
-    * ``start``: the registers stand together. ``start >= 0`` counts from the front (``[CLS, REG x 4, patches]`` is
+    * ``start``: the registers are adjacent. ``start >= 0`` counts from the front (``[CLS, REG x 4, patches]`` is
       ``start=1``), ``start < 0`` from the end (``[patches, REG x 4]`` is ``start=-4``). T may vary.
     * ``indices``: each position by itself, which fixes T (``num_tokens``). ``interleaved`` makes them by
       Mamba-Reg's rule.
@@ -27,7 +27,7 @@ class TokenLayout:
         hidden_dim: Width of a token, D >= 1.
         start: Position of the first register, or None.
         indices: Increasing positions of the registers, or None.
-        num_tokens: Length of the sequence, T; demanded with ``indices``, optional with ``start``.
+        num_tokens: Length of the sequence, T; required with ``indices``, optional with ``start``.
         normalized: Whether the backbone's final norm is already applied to the tokens; None if not stated.
 
     Raises:
@@ -72,7 +72,7 @@ class TokenLayout:
         if isinstance(indices, str) or not isinstance(indices, Iterable):
             raise SpecError(f"TokenLayout: indices: expected integers, got {indices!r}.")
         indices = tuple(indices)
-        object.__setattr__(self, "indices", indices)  # a list, as JSON gives it, becomes the tuple it means
+        object.__setattr__(self, "indices", indices)  # JSON gives a list
         if not all(is_int(index) and index >= 0 for index in indices):
             raise SpecError(f"TokenLayout: indices: expected integers from 0 up, got {list(indices)}.")
         if any(after <= before for before, after in pairwise(indices)):
@@ -82,7 +82,7 @@ class TokenLayout:
                 f"TokenLayout: indices: expected {self.num_registers} positions (num_registers), got {len(indices)}."
             )
         if self.num_tokens is None:
-            raise SpecError("TokenLayout: num_tokens: expected an integer beside indices, got None.")
+            raise SpecError("TokenLayout: num_tokens: expected an integer with indices, got None.")
 
     @classmethod
     def interleaved(
@@ -129,7 +129,7 @@ class TokenLayout:
         """The registers' absolute positions in a sequence of ``num_tokens`` tokens.
 
         Raises:
-            ShapeError: The sequence is too short, or not the one length this layout is for.
+            ShapeError: The sequence is too short, or does not have the length that this layout is for.
         """
         if self.num_tokens is not None and num_tokens != self.num_tokens:
             raise ShapeError(f"TokenLayout: expected {self.num_tokens} tokens, got {num_tokens}.")

@@ -1,4 +1,4 @@
-"""One rule for a package that a plugin uses and that is not installed: what needs it cannot be used, all else can."""
+"""Packages that a plugin uses and that are not installed: only what needs them cannot be used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from importlib.util import find_spec
 
 
 def missing_package(error: BaseException | None, own: Collection[str] = ()) -> str | None:
-    """The top-level package that an import failed for, as its error or the cause of that says.
+    """The missing top-level package that made an import fail, by its error or the cause of that.
 
     Args:
-        error: What an import raised.
-        own: Top-level modules of the plugin itself: one of those that is missing is a fault of the plugin's.
+        error: The exception of an import.
+        own: Top-level modules of the plugin itself: if one of them is missing, the plugin is broken.
 
     Returns:
-        None where the import failed for another reason, or the package is there and something inside it is missing.
+        None if the import failed for another reason, or the package is installed and something inside it is missing.
     """
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name:
@@ -26,7 +26,7 @@ def missing_package(error: BaseException | None, own: Collection[str] = ()) -> s
 
 
 def wants(package: str) -> str:
-    """What is said of it, by every command."""
+    """What every command says about a missing package."""
     return f"wants the package {package!r}, which is not installed; install it to use this"
 
 

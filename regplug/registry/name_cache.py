@@ -1,8 +1,8 @@
 """Remembers which plugin offers which names, so that a bare name need not import every plugin to find its owner.
 
-A hint and no more: what is found by it is taken from the plugin itself, and where it does not tell, or does not hold,
-all plugins are asked. It is one file, ``names-PATH-STATE.json``, in the cache folder: the two sums say where plugins
-were looked for, and what was found there and when that changed.
+It is only a hint: the entry itself still comes from the plugin, and if the hint is missing or wrong, all plugins are
+imported. It is one file, ``names-PATH-STATE.json``, in the cache folder: the two checksums are of where plugins were
+looked for, and of what was found there and when that changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from regplug.registry.cache_folder import cache_folder, check_ours, read_regular
 from regplug.registry.discovery import Found
 from regplug.registry.entries import Entry
 
-MAX_BYTES = 16 << 20  # of the file; a thousand plugins need less than a hundredth of it
+MAX_BYTES = 16 << 20  # of the file; a thousand plugins need under a hundredth of it
 Offered = dict[str, dict[str, list[str]]]  # distribution, hook, names
 
 
@@ -26,22 +26,22 @@ class NameIndex:
     """What the plugins of one environment offered when all of them were last imported.
 
     Args:
-        found: The distributions with entry points, as they were just discovered.
+        found: The distributions with entry points, just discovered.
     """
 
     def __init__(self, found: Mapping[str, Found]) -> None:
         self._found = dict(found)
-        # before any import: a file that changes meanwhile makes the next process ask all plugins again
+        # before any import: if a file changes later, the next process imports all plugins again
         self._state, self._where = _state(found), repr((sys.prefix, sys.path))
         self._noted: dict[str, dict[str, list[str]] | None] = {}
         self._remembered: Offered | None = None
         self._was_read = self._was_kept = False
 
     def owners(self, hook: str, name: str) -> list[str] | None:
-        """Who must be imported to know whose name this is; None where nothing is remembered.
+        """The distributions to import to find who offers this name; None if nothing is remembered.
 
-        They are those that offered it, and those never remembered: their source may change at any time, or they are
-        broken, and may be whole when next asked.
+        They are those that offered it, and those that are never remembered: their source may change at any time, or
+        they are broken now and may be repaired.
         """
         known = self._recall()
         if known is None:
@@ -49,7 +49,7 @@ class NameIndex:
         return [one for one in self._found if one not in known or name in known[one].get(hook, ())]
 
     def note(self, distribution: str, entries: Mapping[str, tuple[Entry, ...]] | None) -> None:
-        """Take down what a distribution offers, just imported; None if it is broken."""
+        """Note what a distribution that was just imported offers; None if it is broken."""
         self._noted[distribution] = (
             None
             if entries is None
@@ -57,7 +57,7 @@ class NameIndex:
         )
 
     def keep(self) -> None:
-        """Write down what was noted, if it is of all distributions and news; an unwritable folder costs nothing."""
+        """Write what was noted, if it covers all distributions and has changed; an unwritable folder is no error."""
         if self._was_kept or self._noted.keys() != self._found.keys():
             return
         self._was_kept = True
@@ -65,7 +65,7 @@ class NameIndex:
         names = {
             name: noted
             for name, found in self._found.items()
-            # what is remembered was found to stay as it is; to look again costs two files of each
+            # what is remembered was checked before; checking again would read two files of each
             if (noted := self._noted[name]) is not None and (name in (known or ()) or _stays_as_it_is(found))
         }
         if names != known:
@@ -77,12 +77,12 @@ class NameIndex:
 
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_ours(path.parent)
-        beside = path.parent / f".{os.urandom(8).hex()}.writing"
+        temporary = path.parent / f".{os.urandom(8).hex()}.writing"
         try:
-            beside.write_text(json.dumps({"state": self._state, "names": names}), encoding="utf-8")
-            beside.replace(path)
+            temporary.write_text(json.dumps({"state": self._state, "names": names}), encoding="utf-8")
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.json"):
             if other != path:
                 other.unlink(missing_ok=True)
@@ -97,7 +97,7 @@ class NameIndex:
 
         try:
             path = self._path()
-            check_ours(path.parent)  # who may change it could say that a plugin offers nothing
+            check_ours(path.parent)  # another user could write that a plugin offers nothing
             data = json.loads(read_regular(path, MAX_BYTES).decode())
             if data["state"] != self._state:
                 return None
@@ -114,20 +114,20 @@ class NameIndex:
 
 
 def _state(found: Mapping[str, Found]) -> str:
-    """All that decides what an import gives: where modules are looked for, when that changed, and what is asked for."""
+    """All that decides what an import gives: where modules are looked for, when that changed, and the entry points."""
     points = [(one.distribution, one.version, one.readouts, one.modules, one.newest) for one in found.values()]
     return repr((sys.version, [(folder, _changed(folder)) for folder in sys.path], points))
 
 
 def _changed(folder: str) -> int:
     try:
-        return os.stat(folder or os.curdir).st_mtime_ns  # noqa: PTH116  # an entry need not be a path
+        return os.stat(folder or os.curdir).st_mtime_ns  # noqa: PTH116  # an entry may be something else than a path
     except (OSError, ValueError):
         return 0
 
 
 def _stays_as_it_is(found: Found) -> bool:
-    """Whether it was installed by copying, so that it changes when an installer runs and not when a file is saved."""
+    """Whether it was installed as a copy: it changes only when an installer runs, not when a source file is saved."""
     import json
 
     try:
@@ -135,5 +135,5 @@ def _stays_as_it_is(found: Found) -> bool:
             return False
         origin = found.metadata.read_text("direct_url.json")
         return origin is None or not json.loads(origin).get("dir_info", {}).get("editable")
-    except (OSError, ValueError, AttributeError):  # damaged: nobody knows
+    except (OSError, ValueError, AttributeError):  # damaged: unknown
         return False

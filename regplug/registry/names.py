@@ -1,4 +1,4 @@
-"""Which entry a bare name means, and how an entry is spelled in a list."""
+"""Which entry a bare name means, and how entries are named in a list."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ EntryT = TypeVar("EntryT", bound=Entry)
 
 
 def is_own(entry: Entry) -> bool:
-    """Whether regplug itself brought it: such a name is reserved."""
+    """Whether it is regplug's own entry: its name is reserved."""
     return entry.provenance is not None and entry.provenance.distribution == OWN
 
 
 def refuse_own(distribution: str) -> None:
-    """A built-in name always means the built-in: its distribution is neither blocked nor forgotten."""
+    """Raise a PluginError for regplug's own distribution: a built-in name always means the built-in."""
     if distribution == OWN:
         raise PluginError(
             f"plugin {OWN!r}: expected another plugin than regplug's own, which cannot be blocked or forgotten; "
@@ -30,7 +30,7 @@ def refuse_own(distribution: str) -> None:
 
 
 def pick(word: str, name: str, entries: Sequence[EntryT]) -> EntryT | None:
-    """The entry that a bare name means, current names before old ones and regplug's own before others'.
+    """The entry that a bare name means: by current names, else by old ones; regplug's own, else the only one.
 
     Raises:
         NameLookupError: Two distributions offer it.
@@ -54,7 +54,7 @@ def display_names(entries: Iterable[Entry]) -> list[str]:
 
 
 def worker_hint() -> str:
-    """What to say of an unknown name in a process that another one started to share its work; else nothing."""
+    """The end of a message about an unknown name in a worker process; empty in any other process."""
     processes = sys.modules.get("multiprocessing")  # a worker of it has imported it
     if "TORCHELASTIC_RUN_ID" not in os.environ and (processes is None or processes.parent_process() is None):
         return ""

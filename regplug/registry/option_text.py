@@ -1,4 +1,4 @@
-"""Options and sizes as a command line gives them: text to values."""
+"""Reads options and sizes from the text of a command line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NUMBER = re.compile(r"[+-]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """Key and value of ``key=value``; the value is a number or JSON where it reads as such, else text.
+    """Key and value of ``key=value``; the value is a number or JSON if it can be read as such, else text.
 
     Raises:
-        SpecError: There is no ``=`` or no key, or the value is a word of Python's for one of JSON's.
+        SpecError: There is no ``=`` or no key, or the value is Python's word for one of JSON (``True``).
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -27,9 +27,9 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """A number or a JSON value where the text reads as one, else the text."""
+    """A number or a JSON value if the text can be read as one, else the text."""
     try:
-        if NUMBER.fullmatch(text):  # 10., .5 and +3 too, which are no JSON
+        if NUMBER.fullmatch(text):  # 10., .5 and +3 too, which are not JSON
             return float(text) if {*text} & {*".eE"} else int(text)
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -40,7 +40,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     """The sizes in ``"3,224,224"``: an input without the batch.
 
     Raises:
-        SpecError: They are no positive integers.
+        SpecError: They are not positive integers.
     """
     try:
         sizes = tuple(int(size) for size in text.split(","))
@@ -52,4 +52,4 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def _refuse(text: str) -> Any:
-    raise ValueError(text)  # NaN and Infinity are no JSON
+    raise ValueError(text)  # NaN and Infinity are not JSON

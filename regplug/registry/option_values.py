@@ -1,4 +1,4 @@
-"""Reads an option's value as its type hint says; what cannot be checked is refused."""
+"""Reads an option's value as its type hint says; a value that cannot be checked is refused."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from regplug.registry.type_hints import (
 LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
 MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 
-# what did not fit which hint, during one ``read``: two types that hold each other would double the work at each level
+# the values that did not fit a hint in this ``read``: types that hold each other would double the work at each level
 _misfits: ContextVar[dict[tuple[int, Any], tuple[object, str]]] = ContextVar("misfits")
 
 
 def read(value: object, hint: Any) -> Any:
-    """The value as a constructor with this hint wants it: an Enum's member, a tuple, a dataclass.
+    """The value as a constructor with this hint takes it: an Enum's member, a tuple, a dataclass.
 
     A member of an Enum is given by its value or its name, a dataclass, named tuple or typed dict by a mapping, a
-    ``torch.dtype`` by its name; lists and dicts are new ones. Of a class that is none of these, only instances fit.
+    ``torch.dtype`` by its name; lists and dicts are copied. Of any other class, only instances fit.
 
     Raises:
         UnfitError: The value does not have the type of ``hint``.
@@ -77,7 +77,7 @@ def _read(value: object, hint: Any) -> Any:
 
 
 class _Only:
-    """As a hint: this one value. A Literal's values are read as a Union's types are."""
+    """A hint for this one value: the values of a Literal are read like the types of a Union."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -97,7 +97,7 @@ def _read_any_of(value: object, hints: Sequence[Any]) -> Any:
 
 
 def _generality(hint: Any) -> int:
-    """What is read before what in a Union: a text that names an Enum's member means the member."""
+    """The order in a Union, lowest first: a text that names an Enum's member means the member."""
     hint = without_alias(hint)
     cls = typing.get_origin(hint) or hint
     if hint in ANYTHING:
@@ -127,7 +127,7 @@ def _read_class(value: object, cls: type, arguments: tuple[Any, ...]) -> Any:
     if cls in (int, numbers.Integral):
         return int(checked(value, is_int(value)))
     if cls in (float, numbers.Real, numbers.Number):
-        # NaN passes what a constructor refuses by `<`, and shows in the output first
+        # NaN passes a constructor's check with `<`, and would first be seen in the output
         if is_int(value):
             return int(value)
         return float(checked(value, isinstance(value, float) and not math.isnan(value)))
@@ -142,7 +142,7 @@ def _read_class(value: object, cls: type, arguments: tuple[Any, ...]) -> Any:
         return _read_dtype(value, cls)
     try:
         return checked(value, isinstance(value, cls))
-    except TypeError:  # a protocol that cannot be asked
+    except TypeError:  # a protocol that cannot be checked at run time
         raise UnfitError from None
 
 
@@ -162,7 +162,7 @@ def _read_member(value: object, cls: type[Enum]) -> Enum:
 
 
 def _read_mapping(value: object, key_hint: Any, item_hint: Any) -> dict[Any, Any]:
-    """A new dict, in the order in which a bundle's sorted JSON gives its keys: a module may be built in that order."""
+    """A new dict in the order of a bundle's sorted JSON, because a module may be built in the order of the keys."""
     found: dict[Any, Any] = {}
     for given, item in checked(value, isinstance(value, Mapping)).items():
         key = _read(given, key_hint)
@@ -171,7 +171,7 @@ def _read_mapping(value: object, key_hint: Any, item_hint: Any) -> dict[Any, Any
         found[key] = _read(item, item_hint)
     try:
         return dict(sorted(found.items(), key=lambda pair: plain_key(pair[0])))
-    except UnfitError:  # keys that are no texts; they cannot be stored either
+    except UnfitError:  # keys that are not texts; they cannot be stored either
         return found
 
 
@@ -201,7 +201,7 @@ def _read_tuple(value: object, cls: type, arguments: tuple[Any, ...]) -> Any:
 
 def _read_typed_dict(value: object, cls: Any, arguments: Sequence[Any]) -> dict[str, Any]:
     hints = hints_of(cls, arguments)
-    # a class that keeps its hints as texts takes every field for required
+    # a class with its hints as texts counts every field as required
     required = {
         name
         for name, hint in hints.items()
@@ -230,7 +230,7 @@ def _made(cls: type, /, *arguments: Any, **named: Any) -> Any:
         return cls(*arguments, **named)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a plugin's class raises means: not with these values
+    except BaseException as error:  # any exception of a plugin's class means: not with these values
         raise UnfitError(f"{class_name(error)}: {one_line(error)}") from error
 
 
@@ -241,7 +241,7 @@ def _read_dtype(value: object, cls: type) -> Any:
 
 
 def _new(value: object) -> Any:
-    """Lists and dicts made new, so that the caller keeps its own."""
+    """A copy of lists and dicts, so that the caller's stay unchanged."""
     if isinstance(value, Mapping):
         return _read_mapping(value, Any, Any)
     if is_list(value) and not hasattr(value, "_fields"):

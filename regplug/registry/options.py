@@ -31,16 +31,16 @@ def bind(
     """The keyword arguments for ``build``: the sizes that its constructor names, and the options.
 
     Args:
-        owner: Whose options these are, for messages.
-        build: The class to be called.
+        owner: What has these options, for messages.
+        build: The class that will be called.
         sizes: Values of the words that the registry passes (``num_registers``, ``hidden_dim``).
         options: The user's options.
-        words: The constructor's own words for the sizes, to the registry's.
+        words: The constructor's own words for the sizes, each with the registry's.
 
     Returns:
         Arguments that bind to the constructor's signature, each as its type hint says: a JSON list as a tuple, a
         name as an Enum's member, a JSON object as a dataclass. An option without annotation has the type of its
-        default. Lists and dicts are new ones.
+        default. Lists and dicts are copied.
 
     Raises:
         SpecError: An option is unknown, missing, or of the wrong type, or is one of the sizes.
@@ -55,9 +55,9 @@ def bind(
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in named
     ]
     hints = hints_of_options(owner, build)
-    rest = Any if open_ended is None else hints.pop(open_ended)  # the hint of ``**options: int`` is each one's
+    rest = Any if open_ended is None else hints.pop(open_ended)  # the hint of ``**options: int`` is for each one
     arguments: dict[str, Any] = dict(named)
-    for option, value in sorted(options.items(), key=itemgetter(0)):  # in a bundle's order, for ``**options``
+    for option, value in sorted(options.items(), key=itemgetter(0)):  # in the order of a bundle, for ``**options``
         if option in named or option in sizes:
             raise SpecError(f"{owner}: option {option!r}: expected an option, got one of the sizes.")
         if option not in known and open_ended is None:
@@ -79,10 +79,10 @@ def stored_options(
     options: Mapping[str, Any],
     words: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The options as JSON stores them, which ``bind`` reads back as the same arguments; takes what ``bind`` takes.
+    """The options as JSON stores them; ``bind`` reads them back as the same arguments. It takes what ``bind`` takes.
 
     Raises:
-        SpecError: As ``bind``; or a value has no JSON form, or would be read back as another one.
+        SpecError: As ``bind``; or a value has no JSON form, or would be read back as another value.
     """
     arguments = bind(owner, build, sizes, options, words)
     stored = json_options(owner, {option: arguments[option] for option in options})
@@ -101,7 +101,7 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as JSON gives them back.
 
     Raises:
-        SpecError: A bundle's reader would refuse a name or a value: it has no JSON form, or is too large or too deep.
+        SpecError: A name or a value cannot be in a bundle: it has no JSON form, or is too large or too deep.
     """
     stored = {}
     length = 0
@@ -114,7 +114,7 @@ def json_options(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             stored[option] = plain(value)
             text = json.dumps(stored[option])
-            parse_json(f'{{"options":{{"_":{text}}}}}'.encode())  # as deep as it is in a manifest
+            parse_json(f'{{"options":{{"_":{text}}}}}'.encode())  # at the depth that it has in a manifest
         except RecursionError:
             detail = "nested too deep"
         except (UnfitError, WrongValueError) as error:
@@ -142,13 +142,13 @@ def describe_signature(build: Callable[..., Any]) -> str:
 def _parameters(build: Callable[..., Any]) -> dict[str, str]:
     hints = hints_of_options(_name(build), build)
     return {
-        name: format_hint(hints[name]) + ("" if p.default is inspect.Parameter.empty else f" = {_shown(p.default)}")
+        name: format_hint(hints[name]) + ("" if p.default is inspect.Parameter.empty else f" = {_default(p.default)}")
         for name, p in parameters_of(_name(build), build).items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
 
 
-def _shown(default: object) -> str:
+def _default(default: object) -> str:
     return repr_of(plain(default) if isinstance(default, Enum) else default)
 
 
@@ -161,7 +161,7 @@ def _read(owner: str, option: str, value: object, hint: Any) -> Any:
         detail = str(error)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a value of another library's; OmegaConf raises for one that is missing
+    except BaseException as error:  # a value of another library may raise; OmegaConf's does if it is missing
         detail = f"{class_name(error)}: {one_line(error)}"
     if isinstance(value, str) and value in JSON_WORDS:
         detail = f"use {JSON_WORDS[value]} in JSON and on the command line"
@@ -170,19 +170,19 @@ def _read(owner: str, option: str, value: object, hint: Any) -> Any:
 
 
 def parameters_of(owner: str, build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """What the constructor takes.
+    """The constructor's parameters.
 
     Raises:
-        SpecError: It has no signature to read.
+        SpecError: It has no signature that can be read.
     """
     try:
         return inspect.signature(build).parameters
-    except (TypeError, ValueError) as error:  # a class written in C may show none
+    except (TypeError, ValueError) as error:  # a class written in C may have none
         raise SpecError(f"{owner}: expected a class or function with a signature, got {repr_of(build)}.") from error
 
 
 def hints_of_options(owner: str, build: Callable[..., Any]) -> dict[str, Any]:
-    """Each parameter's type: as annotated; where that is missing or cannot be read, that of its default."""
+    """Each parameter's type: as annotated; if that is missing or cannot be read, the type of its default."""
     names = names_for(build)
     hints = {}
     for name, parameter in parameters_of(owner, build).items():

@@ -1,4 +1,4 @@
-"""References: ``"module:attr"`` as plugins and users write it, and what it names once it is imported."""
+"""References: ``"module:attr"`` as plugins and users write it, and importing what it names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from regplug.registry.kept_host import kept_host
 
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
-# "module:attr", or the object itself for a plugin made in a running program.
+# "module:attr", or the object itself in a plugin of the running program
 Reference = str | Callable[..., Any]
 
 
 def check_reference(owner: str, word: str, reference: object) -> None:
-    """Refuse what is neither ``"module:attr"`` nor callable."""
+    """Raise a SpecError for what is neither ``"module:attr"`` nor callable."""
     if isinstance(reference, str) and REFERENCE_PATTERN.fullmatch(reference):
         return
     if isinstance(reference, str) or not callable(reference):
@@ -27,7 +27,7 @@ def check_reference(owner: str, word: str, reference: object) -> None:
 
 
 def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
-    """Import what ``reference`` names, and put the working folder back if that changes it.
+    """Import what ``reference`` names, and undo what that does to the process (``kept_host``).
 
     Raises:
         PluginError: The module cannot be imported or has no such attribute; the cause is chained.
@@ -37,14 +37,14 @@ def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
 
 
 def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
-    """As ``load_reference``, but what the import does to the process stays."""
+    """As ``load_reference``, but what the import does to the process is not undone."""
     if not isinstance(reference, str):
         return reference
     try:
         target: object = pkgutil.resolve_name(reference)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a plugin that exits at import must not end its host; so is a Rust panic
+    except BaseException as error:  # exit() in a plugin, or a panic in Rust, must not end the host
         raise PluginError(
             f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(one_line(error), MAX_MESSAGE)}."
         ) from error
@@ -54,15 +54,15 @@ def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
 
 
 def reference_of(target: Reference) -> str:
-    """``"module:attr"`` of a class or function, also of one that is still only named."""
+    """``"module:attr"`` of a class or function, or of a reference."""
     return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
 
 
 def import_named_by_user(word: str, reference: str) -> Callable[..., Any]:
-    """Import what the user's ``module:attr`` names; the working directory is searched last.
+    """Import what a user's ``module:attr`` names; the working folder is searched last.
 
     Args:
-        word: The option or argument that it was given for.
+        word: The option or argument, for messages.
         reference: ``module:attr``.
 
     Raises:
@@ -70,10 +70,10 @@ def import_named_by_user(word: str, reference: str) -> Callable[..., Any]:
     """
     check_reference(word, "value", reference)
     if "" not in sys.path:
-        sys.path.append("")  # last, so that a file there replaces no installed module
+        sys.path.append("")  # last, so that a file there cannot replace an installed module
     try:
         return load_reference(word, reference)
-    except PluginError as error:  # no plugin's fault: the user named it
+    except PluginError as error:  # not a fault of a plugin: the user named it
         raise SpecError(str(error)) from error
 
 
@@ -88,7 +88,7 @@ def import_plugin(distribution: str, reference: str) -> object:
         return pkgutil.resolve_name(f"{module}:{attribute}")  # "module:" is the module itself
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit at import would end the host silently and with success
+    except BaseException as error:  # SystemExit would end the host silently, with success
         raise PluginError(
             f"plugin {distribution!r}: expected to import {reference!r}, got {class_name(error)}: "
             f"{clip(one_line(error), MAX_MESSAGE)}"

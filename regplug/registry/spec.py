@@ -1,4 +1,4 @@
-"""What a user chose: a strategy, its sizes, its options, and the width that follows from them."""
+"""What a user chose: a strategy, its sizes and options, and the width that follows."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 class ReadoutSpec:
     """A strategy, its sizes and options, checked; ``regplug.resolve`` makes it.
 
-    It holds its entry, so that ``build`` needs no registry; it pickles, compares and prints as data.
+    It holds its entry, so that ``build`` needs no registry. It pickles, compares and prints as data.
 
     Args:
-        entry: The strategy, and which distribution brought it.
+        entry: The strategy, with the distribution that offers it.
         num_registers: R.
         hidden_dim: D.
-        options: The strategy's own options, as JSON gives them; copied, and nobody can change them.
+        options: The strategy's own options, as JSON values; a read-only copy.
         cond_dim: Width of the conditioning vector that follows from them.
-        measured: Whether a forward on the meta device proved ``cond_dim``; if not, ``build`` does.
+        measured: Whether a forward on the meta device confirmed ``cond_dim``; if not, ``build`` does that.
     """
 
     entry: ReadoutEntry
@@ -48,7 +48,7 @@ class ReadoutSpec:
         object.__setattr__(self, "options", freeze(self.options))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a mapping proxy does not pickle
+        # a mapping proxy cannot be pickled
         return (
             ReadoutSpec,
             (self.entry, self.num_registers, self.hidden_dim, plain(self.options), self.cond_dim, self.measured),
@@ -80,9 +80,9 @@ class ReadoutSpec:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What R and D must be with these options, such as ``"4 divides D"``, as sizes that were tried showed.
+        """What R and D must satisfy with these options, such as ``"4 divides D"``, found by trying sizes.
 
-        Found for one size while the other stays as it is here.
+        Found for one size while the other one stays as it is here.
         """
         return self._explained.conditions
 
@@ -92,7 +92,7 @@ class ReadoutSpec:
 
     def _width_at(self, num_registers: int, hidden_dim: int) -> int | None:
         try:
-            with warnings.catch_warnings():  # a size that nobody asked for may draw a warning
+            with warnings.catch_warnings():  # the user did not choose this size
                 warnings.simplefilter("ignore")
                 other = specify(self.entry, num_registers, hidden_dim, self.options)
         except SpecError:
@@ -100,11 +100,11 @@ class ReadoutSpec:
         return other.cond_dim if other.measured or not self.measured else None
 
     def build(self) -> nn.Module:
-        """Make the readout: the plugin's own class, no wrapper, on the default device and dtype.
+        """Make the readout: the plugin's own class, without a wrapper, on the default device and dtype.
 
         Raises:
-            SpecError: The constructor refuses, or (where no meta forward could tell) ``cond_dim`` is not what
-                a real forward gives.
+            SpecError: The constructor raises, or (if there is no meta forward) ``cond_dim`` is not what a real forward
+                gives.
             PluginError: The readout's module cannot be imported.
         """
         owner = _owner(self.entry)
@@ -146,11 +146,11 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
 def specify_unmeasured(
     entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: Mapping[str, Any]
 ) -> ReadoutSpec:
-    """As ``specify``, without torch where the entry has a ``cond_dim``; ``build`` measures then.
+    """As ``specify``, without torch if the entry has a ``cond_dim``; ``build`` then measures.
 
     Raises:
         SpecError: A size or an option does not fit.
-        PluginError: The module of the readout, or of its width, cannot be imported.
+        PluginError: The module of the readout or of its ``cond_dim`` cannot be imported.
     """
     if entry.cond_dim is None:
         return specify(entry, num_registers, hidden_dim, options)

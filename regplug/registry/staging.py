@@ -1,4 +1,4 @@
-"""Turns what one distribution registers into checked entries, before any registry knows of them."""
+"""Turns what one distribution offers into checked entries, before a registry keeps any of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from regplug.registry.entries import Entry, Provenance, ReadoutEntry
 from regplug.registry.foreign import bounded, repr_of
 from regplug.registry.hookspecs import HOOKS
 
-MAX_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy looks at each
+MAX_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy reads each name
 
 
 @dataclass(frozen=True)
 class PluginRecord:
-    """What became of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``; ``notes`` tell what is odd of it."""
+    """The state of one plugin: ``status`` is ``ok``, ``broken`` or ``blocked``; ``notes``: faults of its metadata."""
 
     distribution: str
     version: str
@@ -31,9 +31,9 @@ class PluginRecord:
 
 
 class PluginManager(pluggy.PluginManager):
-    """pluggy's manager, which looks at names that begin with ``regplug_`` and at no other attribute.
+    """pluggy's manager, but it reads only attributes with names that begin with ``regplug_``.
 
-    With a thousand plugins that is a third of what listing them costs.
+    With a thousand plugins, the others are a third of the time of a listing.
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class PluginManager(pluggy.PluginManager):
 def stage(
     provenance: Provenance, readouts: Iterable[tuple[str, str]], plugins: Iterable[object]
 ) -> dict[str, tuple[Entry, ...]]:
-    """Call a plugin's hooks aside and check all that they give.
+    """Call a plugin's hooks and check all that they give.
 
     Args:
-        provenance: The distribution, which every entry is marked with.
+        provenance: The distribution; every entry is marked with it.
         readouts: Names and references of its ``regplug_readouts_v1`` entry points.
         plugins: Its modules or objects with hookimpls.
 
@@ -69,7 +69,7 @@ def stage(
     entries: dict[str, list[Entry]] = {hook: [] for hook in HOOKS}
     try:
         entries["regplug_readouts"] += [ReadoutEntry(name, build=reference) for name, reference in readouts]
-        # two entry points may name one module, and pluggy takes it once
+        # two entry points may name one module, and pluggy accepts it only once
         if plugins := list({id(plugin): plugin for plugin in plugins}.values()):
             manager = PluginManager()
             for plugin in plugins:
@@ -79,7 +79,7 @@ def stage(
             for hook, wanted in HOOKS.items():
                 for implementation in getattr(manager.hook, hook).get_hookimpls():
                     entries[hook] += _checked(owner, hook, wanted, implementation.function())
-        # made again, which checks what a plugin may have changed since
+        # a copy, which is checked again: a plugin may have changed it since
         marked = {
             hook: tuple(replace(entry, provenance=provenance) for entry in some) for hook, some in entries.items()
         }
@@ -88,22 +88,22 @@ def stage(
         return marked
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a plugin raises must not take the host down; so is a Rust panic
+    except BaseException as error:  # any exception of a plugin, or a panic in Rust, must not take the host down
         if _is_ours(error):
             raise
         raise PluginError(
             f"{owner}: expected hooks that return entries, got {class_name(error)}: "
-            f"{clip(message_of(error), MAX_MESSAGE)}"  # pluggy says what is wrong below its first line
+            f"{clip(message_of(error), MAX_MESSAGE)}"  # pluggy explains below its first line
         ) from error
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether it is a plain error of this module's, and no plugin's subclass or message that may raise when shown."""
+    """Whether it is this module's own error: a plugin's subclass or message may raise when it is printed."""
     return type(error) is PluginError and all(type(argument) is str for argument in error.args)
 
 
 def _refuse_endless(owner: str, plugin: object) -> None:
-    names = type(plugin).__dir__(plugin)  # not sorted, and of a module's own __dir__ not even a list yet
+    names = type(plugin).__dir__(plugin)  # unsorted; a module's own __dir__ may give any iterable
     if len(list(islice(names, MAX_ATTRIBUTES + 1))) > MAX_ATTRIBUTES:
         raise PluginError(f"{owner}: expected at most {MAX_ATTRIBUTES} names in its module, got more.")
 

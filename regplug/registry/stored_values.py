@@ -1,4 +1,4 @@
-"""Writes an option's value as JSON, and compares values: what a bundle stores must be read back as the same."""
+"""Writes an option's value as JSON, and compares values: a bundle must give back the same value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regplug.registry.type_hints import defaults_of, is_dtype, is_json_scalar, s
 
 
 class UnfitError(Exception):
-    """A value is not what its hint says, or has no JSON form; the message is the detail, often empty."""
+    """A value does not fit its hint, or has no JSON form; the message is a detail, often empty."""
 
 
 def plain(value: object) -> Any:
@@ -46,7 +46,7 @@ def plain_key(key: object) -> str:
     """A mapping's key as JSON has it.
 
     Raises:
-        UnfitError: It is no text.
+        UnfitError: It is not a text.
     """
     text = plain(key)
     if not isinstance(text, str):
@@ -69,19 +69,19 @@ def same(one: object, other: object) -> bool:
 
 
 def freeze(value: Any) -> Any:
-    """A JSON value that nobody can change: tuples for lists, read-only mappings for dicts."""
+    """A read-only copy of a JSON value: tuples for lists, read-only mappings for dicts."""
     if isinstance(value, Mapping):
         return types.MappingProxyType({key: freeze(item) for key, item in value.items()})
     return tuple(map(freeze, value)) if is_list(value) else value
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether JSON has it as a list; lists of configuration libraries count."""
+    """Whether it is a list in JSON; lists of configuration libraries are too."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 
 def exact_scalar(value: Any) -> Any:
-    """A text or a number without what a subclass, numpy's ``float64`` or ``str_``, makes of it."""
+    """A text or a number of a subclass, such as numpy's ``float64`` or ``str_``, as a plain one."""
     if isinstance(value, Enum) or type(value) in (bool, type(None)):
         return value
     for kind in (int, float):
@@ -91,7 +91,7 @@ def exact_scalar(value: Any) -> Any:
 
 
 def _state(value: Any) -> dict[str, Any]:
-    """All that a dataclass's instance keeps, what an InitVar made of it too; no cached results."""
+    """All attributes of a dataclass's instance, those made from an InitVar too, without cached results."""
     kept = {one.name: getattr(value, one.name, None) for one in fields(value)} | getattr(value, "__dict__", {})
     return {name: item for name, item in kept.items() if not _is_cached(type(value), name)}
 
@@ -102,7 +102,7 @@ def _is_cached(cls: type, name: str) -> bool:
 
 def _are_equal(one: Any, other: Any) -> bool:
     try:
-        return (exact_scalar(one) == exact_scalar(other)) is True  # tensors and arrays answer by element, or not at all
+        return (exact_scalar(one) == exact_scalar(other)) is True  # tensors and arrays compare by element, or raise
     except Exception:  # a class that cannot be compared
         return False
 
@@ -122,6 +122,6 @@ def _plain_fields(value: Any, names: Iterable[str]) -> dict[str, Any]:
         try:
             found[name] = plain(kept)
         except UnfitError:
-            if kept is MISSING or kept is not defaults.get(name, MISSING):  # a default needs no place: a class, say
+            if kept is MISSING or kept is not defaults.get(name, MISSING):  # a default need not be stored
                 raise
     return found

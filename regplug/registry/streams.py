@@ -1,4 +1,4 @@
-"""Keeps the command's own stdout apart from what plugins, libraries and child processes print."""
+"""Keeps the command's own stdout separate from what plugins, libraries and child processes print."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
-_own: TextIO | None = None  # where the command's data goes; None for what is sys.stdout at the time
-_errors: TextIO | None = None  # where its errors go; None for what is sys.stderr at the time
-_others: TextIO | None = None  # what others get for sys.stdout; None for sys.stderr
+_own: TextIO | None = None  # where the command's data goes; None for the current sys.stdout
+_errors: TextIO | None = None  # where its errors go; None for the current sys.stderr
+_others: TextIO | None = None  # the sys.stdout of other code; None for sys.stderr
 
 
 def claim() -> None:
-    """Take stdout for the command's data: what anybody else writes to descriptor 1 goes to stderr from now on.
+    """Keep stdout for the command's data: what other code writes to descriptor 1 goes to stderr from now on.
 
-    Stdin is empty from now on: nobody but the command asks its user. A closed stdin or stderr is ``/dev/null``, so that
+    Stdin is empty from now on, so that plugins cannot prompt. A closed stdin or stderr becomes ``/dev/null``, so that
     no file that is opened later gets its number. Until ``apart``, ``sys.stdout`` is the command's, for click's help.
 
     Raises:
@@ -35,15 +35,15 @@ def claim() -> None:
     os.dup2(nowhere, 0)
     if nowhere > 2:
         os.close(nowhere)
-    # a copy that a plugin forks must neither print the data again nor keep a pipe's reader waiting
+    # a child that a plugin forks must neither print the data again nor keep the reader of a pipe waiting
     os.register_at_fork(after_in_child=_Silenced(sys.stdout))
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """While a command runs, ``sys.stdout`` is for others, and ``own_stdout`` is what it was.
+    """While a command runs, ``sys.stdout`` is for other code, and ``own_stdout`` is what it was.
 
-    In a process that claimed stdout it stays so to the end, because a thread of others may still print.
+    In a process that claimed stdout it stays so to the end, because another thread may still print.
     """
     global _own
     if _others is None:
@@ -56,7 +56,7 @@ def apart() -> Iterator[None]:
 
 @contextmanager
 def briefly_apart() -> Iterator[None]:
-    """As ``apart``, and ``sys.stdout`` is what it was afterwards: click prints names there that plugins gave."""
+    """As ``apart``, but ``sys.stdout`` is restored afterwards: click prints plugins' names there."""
     global _own
     before, stdout = _own, sys.stdout
     _own, sys.stdout = _own or stdout, _others or sys.stderr
@@ -67,26 +67,26 @@ def briefly_apart() -> Iterator[None]:
 
 
 def own_stdout() -> TextIO | None:
-    """Where the command's data goes; None for what is ``sys.stdout`` now."""
+    """Where the command's data goes; None for the current ``sys.stdout``."""
     return _own
 
 
 def own_stderr() -> TextIO | None:
-    """Where its errors and its progress go, even if somebody closed stderr; None for what is ``sys.stderr`` now."""
+    """Where its errors and its progress go, even if a plugin closed stderr; None for the current ``sys.stderr``."""
     return _errors
 
 
 def end(code: int) -> NoReturn:
-    """End the process with this code now, whatever threads and exit hooks others left."""
+    """End the process with this code now, without waiting for threads and exit hooks of plugins."""
     for stream in (_others, sys.__stderr__, _errors):  # the data is flushed as it is printed
-        with suppress(Exception):  # others may have closed it
+        with suppress(Exception):  # a plugin may have closed it
             if stream is not None:
                 stream.flush()
     os._exit(code)
 
 
 class _Silenced:
-    """Points a stream to nowhere in a forked child."""
+    """Points a stream to ``/dev/null`` in a forked child."""
 
     def __init__(self, stream: TextIO) -> None:
         self._descriptor = stream.fileno()

@@ -1,4 +1,4 @@
-"""Whole tracebacks on stderr, where ``--traceback`` or ``REGPLUG_TRACEBACK=1`` asks for them."""
+"""Full tracebacks on stderr, with ``--traceback`` or ``REGPLUG_TRACEBACK=1``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VARIABLE = "REGPLUG_TRACEBACK"  # child processes inherit it
 
 
 def show_traceback(error: BaseException) -> None:
-    """Print an exception with all that it was raised from, if that is asked for: its message holds one line of it."""
+    """Print an exception and its causes, if the user wants that; a message holds only one line of it."""
     if os.environ.get(VARIABLE) != "1":
         return
     lines = "".join(traceback.format_exception(error)).splitlines()

@@ -1,4 +1,4 @@
-"""What a type hint says: which type it stands for, how users read it, which values it counts."""
+"""What a type hint means: its type, its text for users, the values that it allows."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def hints_of(cls: Any, arguments: Sequence[Any] = ()) -> dict[str, Any]:
 
 
 def with_default(hint: Any, default: object) -> Any:
-    """A hint and what the default adds: None where it is the default; its type where the hint cannot be read."""
+    """A hint with what the default adds: None, if that is the default; its type, if the hint cannot be read."""
     if default is None:
         try:
             return Optional[hint]  # noqa: UP045 - any hint
-        except TypeError:  # an annotation that is no type
+        except TypeError:  # an annotation that is not a type
             return hint
     return type(default) if isinstance(hint, typing.ForwardRef) else hint
 
@@ -54,7 +54,7 @@ def defaults_of(cls: Any) -> dict[str, Any]:
 
 
 def names_for(build: Any) -> dict[str, Any]:
-    """What the hints of a class's or a function's parameters may name."""
+    """The names that the hints of a class's or a function's parameters may use."""
     while isinstance(build, functools.partial):
         build = build.func
     if isinstance(build, type):
@@ -68,18 +68,18 @@ def names_for(build: Any) -> dict[str, Any]:
 
 
 def read_hint(hint: Any, names: dict[str, Any]) -> Any:
-    """A hint with its texts read; a ForwardRef where they name what is not there."""
+    """A hint with its texts evaluated; a ForwardRef if a name is missing."""
     try:
         return typing.get_type_hints(types.SimpleNamespace(__annotations__={"it": hint}), names, None, True)["it"]
     except KeyboardInterrupt:
         raise
-    except BaseException:  # a text of a plugin's: anything may happen
+    except BaseException:  # a plugin's text may raise anything
         text = hint if isinstance(hint, str) else getattr(hint, "__forward_arg__", str(hint))
         return typing.ForwardRef(text if _is_expression(text) else "unreadable")
 
 
 def without_alias(hint: Any) -> Any:
-    """The type that a hint stands for: of NewType, Annotated, NotRequired, ``type X = ...``, a TypeVar's bound."""
+    """The type behind NewType, Annotated, NotRequired, ``type X = ...`` or a TypeVar with a bound."""
     while True:
         if isinstance(hint, typing.NewType):
             hint = hint.__supertype__
@@ -101,7 +101,7 @@ def marker_of(hint: Any) -> str | None:
 
 
 def format_hint(hint: Any) -> str:
-    """A hint as users read it; of an Enum also what may be given."""
+    """A hint as text for users; of an Enum also its values."""
     hint = without_alias(hint)
     if hint in ANYTHING:
         return "any JSON value"
@@ -122,7 +122,7 @@ def format_hint(hint: Any) -> str:
 
 
 def choices(hint: Any) -> list[Any] | None:
-    """All values of a hint, as JSON gives them, where they can be counted: of an Enum, a Literal, a bool."""
+    """All values of an Enum, a Literal or a bool, as JSON values; None of another hint."""
     hint = without_alias(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in UNIONS:
@@ -165,12 +165,12 @@ def members_of(cls: type[Enum]) -> list[Enum]:
 
 
 def stored_member(member: Enum) -> Any:
-    """An Enum's member as JSON has it: its value, or its name where the value is no JSON scalar."""
+    """An Enum's member in JSON: its value, or its name if the value is not a JSON scalar."""
     return member.value if is_json_scalar(member.value) else member.name
 
 
 def is_json_scalar(value: object) -> bool:
-    """Whether a value is exactly a text, a number, a bool or None that JSON gives back, in C++ too."""
+    """Whether a value is exactly a text, a number, a bool or None that JSON gives back unchanged, in C++ too."""
     if type(value) is int:
         return -MAX_INTEGER <= value <= MAX_INTEGER
     if type(value) is float:
@@ -181,14 +181,14 @@ def is_json_scalar(value: object) -> bool:
 
 
 def _names_around(target: Any) -> dict[str, Any]:
-    """What a hint in a class or module may name; typing's own words are often imported for type checkers alone."""
+    """The names that a hint in a class or module may use; ``typing`` is often imported for type checkers only."""
     own = dict(vars(target)) if isinstance(target, type) else {}  # a class inside the class
     module = sys.modules.get(getattr(target, "__module__", None) or "")
     return {**vars(typing), **vars(abc), **own, **vars(builtins), **(vars(module) if module else {})}
 
 
 def _arguments_of_bases(cls: Any, arguments: Sequence[Any]) -> dict[Any, dict[Any, Any]]:
-    """For a class and each of its bases what stands for its type variables."""
+    """For a class and each of its bases, the types of its type variables."""
     own = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
     found = {cls: own}
     for base in vars(cls).get("__orig_bases__", cls.__bases__):

@@ -1,4 +1,4 @@
-"""The version of regplug, which is written once, in ``include/regplug/version.h``."""
+"""The version of regplug, which is written only in ``include/regplug/version.h``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import files
 
 
 def own_version() -> str:
-    """The version of the package that is running, whatever metadata is installed next to it, or none."""
+    """The version of the package that is running, which needs no metadata."""
     header = files("regplug").joinpath("include", "regplug", "version.h").read_text("utf-8")
     found = re.search(r'^#define REGPLUG_VERSION "([^"]+)"', header, re.MULTILINE)
     return found[1] if found else "unknown"

@@ -1,4 +1,4 @@
-"""Finds a width as a formula in the sizes: measured at several, fitted exactly, checked at others."""
+"""Finds a width as a formula of the sizes: measured at several, fitted exactly, checked at others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from math import gcd, prod
 UNKNOWN = "unknown"
 MAX_TERMS = 4
 MAX_POWER, MAX_DEGREE = 2, 3
-MAX_PRIME = 1000  # beyond it, what is left of a size counts as one prime
+MAX_PRIME = 1000  # a factor without smaller primes counts as one prime
 MAX_SHOWN = 5
 SMALL_SIZES = 16
 
@@ -24,8 +24,8 @@ class WidthFormula:
     """A width for all sizes.
 
     Args:
-        formula: In R and D, such as ``"R*D/4"``; ``"unknown"`` where no polynomial gives it.
-        conditions: What the sizes must be, such as ``"4 divides D"``.
+        formula: In R and D, such as ``"R*D/4"``; ``"unknown"`` if no polynomial fits.
+        conditions: What the sizes must satisfy, such as ``"4 divides D"``.
     """
 
     formula: str
@@ -34,7 +34,7 @@ class WidthFormula:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Which values of one size build while the other stays: what must hold, and values that do build."""
+    """Which values of one size build while the other one stays: the conditions, and values that do build."""
 
     conditions: tuple[str, ...]
     values: tuple[int, ...]
@@ -44,7 +44,7 @@ def explain(width_at: Callable[[int, int], int | None], num_registers: int, hidd
     """The width as a formula in R and D, and the conditions on them, from measurements alone.
 
     Args:
-        width_at: The width at R and D; None where these sizes are refused.
+        width_at: The width at R and D; None if these sizes are refused.
         num_registers: An R that builds.
         hidden_dim: A D that builds.
 
@@ -67,7 +67,7 @@ def explain(width_at: Callable[[int, int], int | None], num_registers: int, hidd
     fitted, held_out = _mixed(of_registers.values, of_hidden.values, base)
     refused = [sizes for sizes in (*fitted, *held_out) if not builds(*sizes)]
     conditions = (*of_registers.conditions, *of_hidden.conditions)
-    if refused:  # each size is fine alone, and yet not the two together
+    if refused:  # each size builds alone, but not both together
         conditions = (*conditions, f"some (R, D) refuse: {_listed(refused)}")
     measured = {sizes: width for sizes, width in widths.items() if width is not None}
     if not of_registers.values and not of_hidden.values:
@@ -82,12 +82,12 @@ def explain(width_at: Callable[[int, int], int | None], num_registers: int, hidd
 def fit(words: Sequence[str], known: Mapping[Sizes, int], held_out: Mapping[Sizes, int]) -> str:
     """The polynomial of fewest terms through ``known``, if those held out agree; else ``"unknown"``.
 
-    Coefficients are exact fractions. At least one width more is known than there are terms.
+    Coefficients are exact fractions. ``known`` has at least one width more than there are terms.
 
     Args:
-        words: What the sizes are called.
+        words: The names of the sizes.
         known: Widths to fit, by size.
-        held_out: Widths that must then come out.
+        held_out: Widths that the polynomial must give too.
 
     Example:
         >>> fit(("R", "D"), {(1, 5): 15, (2, 3): 12, (3, 7): 35, (5, 2): 14}, {(4, 11): 66, (6, 9): 72})
@@ -105,7 +105,7 @@ def fit(words: Sequence[str], known: Mapping[Sizes, int], held_out: Mapping[Size
 
 
 def _through(chosen: Sequence[tuple[int, ...]], known: Mapping[Sizes, int]) -> Polynomial | None:
-    """The one polynomial of these powers through all that is known, by elimination; None where there is none."""
+    """The polynomial of these powers through all known widths, by elimination; None if there is none."""
     rows = [[*(Fraction(_power(sizes, one)) for one in chosen), Fraction(width)] for sizes, width in known.items()]
     for column in range(len(chosen)):
         index = next((index for index in range(column, len(rows)) if rows[index][column]), None)
@@ -141,7 +141,7 @@ def _format(words: Sequence[str], polynomial: Polynomial) -> str:
 
 
 def _axis(word: str, base: int, builds: Callable[[int], bool]) -> _Axis:
-    """Which values of a size build: multiples of a step, from a lowest to a highest, or no such pattern."""
+    """Which values of a size build: multiples of a step, from a lowest to a highest one, or no such pattern."""
     tried = {base: True}
 
     def tries(value: int) -> bool:
@@ -160,9 +160,9 @@ def _axis(word: str, base: int, builds: Callable[[int], bool]) -> _Axis:
     outside += [(lowest // 2) * step] if lowest > 1 else []
     outside += [(2 * highest + 1) * step] if highest < far else []
     if all(map(tries, inside)) and not any(map(tries, outside)):
-        spelled = tuple(_format_axis(word, step, lowest, highest if highest < far else None))
-        return _Axis(spelled, tuple(value for value in inside if value != base))
-    for value in range(1, SMALL_SIZES):  # no pattern, so what is listed should at least be dense somewhere
+        conditions = tuple(_format_axis(word, step, lowest, highest if highest < far else None))
+        return _Axis(conditions, tuple(value for value in inside if value != base))
+    for value in range(1, SMALL_SIZES):  # no pattern: list at least all small sizes
         tries(value)
     built = sorted(value for value, answer in tried.items() if answer and value != base)
     refused = sorted(value for value, answer in tried.items() if not answer and value >= 1)
@@ -182,7 +182,7 @@ def _format_axis(word: str, step: int, lowest: int, highest: int | None) -> Iter
 
 
 def _step(base: int, builds: Callable[[int], bool]) -> int:
-    """What must divide a size: primes are divided out of one that builds, while what is left still does."""
+    """What must divide a size: primes are divided out of one that builds, as long as the rest builds."""
     step = base
     for prime in _primes(base):
         while step % prime == 0 and builds(_near(step // prime, base)):
@@ -191,9 +191,9 @@ def _step(base: int, builds: Callable[[int], bool]) -> int:
 
 
 def _near(step: int, base: int) -> int:
-    """A multiple of ``step`` near ``base``, never below it, with no other factor of ``base`` in it.
+    """A multiple of ``step`` near ``base``, never below it, without another factor of ``base``.
 
-    Only divisibility differs from ``base`` then, not the magnitude, which a lower bound would refuse.
+    So it differs from ``base`` in divisibility only, and no lower bound refuses it.
     """
     scale = -(-base // step)
     while gcd(scale, base) > 1:
@@ -212,7 +212,7 @@ def _primes(number: int) -> Iterator[int]:
 
 
 def _edge(good: int, bad: int, builds: Callable[[int], bool]) -> int:
-    """The last that builds on the way from one that does to one that does not."""
+    """The last value that builds, between one that does and one that does not."""
     while abs(good - bad) > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if builds(middle) else (good, middle)
@@ -220,7 +220,7 @@ def _edge(good: int, bad: int, builds: Callable[[int], bool]) -> int:
 
 
 def _mixed(first: Sequence[int], second: Sequence[int], base: Sizes) -> tuple[list[Sizes], list[Sizes]]:
-    """Pairs to fit, and pairs held out, both of whose sizes no fitted pair has (but for a size with one value)."""
+    """Pairs to fit, and pairs held out; they share no size with a fitted pair, unless that size has one value."""
     held_out = _paired(first[1::3] or base[:1], second[1::3] or base[1:])
     fitted = _paired(_but_every_third(first) or base[:1], _but_every_third(second) or base[1:])
     return fitted, held_out

@@ -56,7 +56,7 @@ class CompressAsItWas(nn.Module):
 @pytest.fixture(autouse=True)
 def _a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as what was told is concerned."""
-    monkeypatch.setattr(deprecation, "_told", set())
+    monkeypatch.setattr(deprecation, "_warned", set())
 
 
 def renamed(name: str = "squeeze", *old: str, options: Mapping[str, str] | None = None) -> ReadoutEntry:
@@ -210,14 +210,14 @@ def test_an_old_option_is_taken_for_the_new_one_and_told_of_once() -> None:
 
 def test_an_option_under_both_names_is_refused() -> None:
     registry = builtin_with(acme=renamed(options={"dim": "compressed_dim"}))
-    message = r"^strategy 'squeeze': option 'dim': expected 'compressed_dim' alone, whose old name it is, got both\.$"
+    message = r"^strategy 'squeeze': option 'dim': expected only 'compressed_dim', its new name, got both\.$"
     with pytest.raises(SpecError, match=message):
         registry.resolve("squeeze", **SIZES, dim=3, compressed_dim=3)
 
 
 def test_two_old_names_of_one_option_are_refused_together() -> None:
     registry = builtin_with(acme=renamed(options={"dim": "compressed_dim", "width": "compressed_dim"}))
-    with pytest.warns(FutureWarning), pytest.raises(SpecError, match="option 'width': expected 'compressed_dim' alone"):
+    with pytest.warns(FutureWarning), pytest.raises(SpecError, match="option 'width': expected only 'compressed_dim'"):
         registry.resolve("squeeze", **SIZES, dim=3, width=5)
 
 

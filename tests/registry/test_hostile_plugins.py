@@ -215,7 +215,7 @@ def test_another_name_is_refused_to_it_when_the_import_has_taken_too_long(add: A
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "evil fine\nplugin 'evil': expected an import that ends within 0.5 s, got one that goes on in another thread; "
-        "a plugin may not ask the registry from another thread while it is imported.\n"
+        "a plugin must not use the registry from another thread while it is imported.\n"
     )
 
 

@@ -158,7 +158,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"start": 5, "num_tokens": 7}, "num_tokens: expected at least 8, got 7."),
     ({"start": -9, "num_tokens": 8}, "num_tokens: expected at least 9, got 8."),
     ({"indices": (0, 4, 9), "num_tokens": 9}, "num_tokens: expected at least 10, got 9."),
-    ({"indices": (0, 4, 9)}, "num_tokens: expected an integer beside indices, got None."),
+    ({"indices": (0, 4, 9)}, "num_tokens: expected an integer with indices, got None."),
     ({"indices": "012", "num_tokens": 9}, "indices: expected integers, got '012'."),
     ({"indices": 7, "num_tokens": 9}, "indices: expected integers, got 7."),
     ({"indices": (0, 1), "num_tokens": 9}, "indices: expected 3 positions (num_registers), got 2."),
