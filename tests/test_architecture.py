@@ -125,7 +125,7 @@ def test_the_package_is_light_as_it_is_imported(run_python):
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_no_public_function_bears_the_name_of_a_module_beside_it():
+def test_no_public_name_is_also_the_name_of_a_module_of_the_package():
     import regplug
 
     assert not {f"regplug.{name}" for name in regplug.__all__} & set(MODULES)

@@ -1,4 +1,4 @@
-"""What a message holds, whatever it quotes: one line of at most 400 characters that no terminal obeys."""
+"""Every message is one line of at most 400 characters without control characters, also if it quotes some."""
 
 import pathlib
 import pickle
@@ -19,7 +19,7 @@ EVERY = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 @pytest.mark.parametrize("kind", EVERY)
 @given(text=st.text())
-def test_every_message_is_one_short_line_that_no_terminal_obeys(kind, text):
+def test_every_message_is_one_short_line_without_control_characters(kind, text):
     said = str(kind(text + "x" * 390 + text))
     assert len(said) <= 400
     assert said.splitlines() == [said]
@@ -41,7 +41,7 @@ def test_every_message_is_one_short_line_that_no_terminal_obeys(kind, text):
         ("a" * 350 + "b" * 51, "a" * 300 + "..." + "a" * 46 + "b" * 51),
     ],
 )
-def test_what_is_shown_instead(text, said):
+def test_control_characters_are_shown_as_escapes(text, said):
     assert str(regplug.BundleError(text)) == said
     assert str(regplug.BundleError(said)) == said
 
@@ -60,9 +60,7 @@ def test_an_option_of_a_megabyte_is_not_printed_whole(tmp_path):
         with pytest.raises(regplug.BundleError) as error:
             regplug.verify(tmp_path / "b")
         assert len(str(error.value)) <= 400
-        done = CliRunner().invoke(
-            group, ["info", str(tmp_path / "b")]
-        )  # shows all that the bundle says, and asked for it
+        done = CliRunner().invoke(group, ["info", str(tmp_path / "b")])  # shows all that the bundle says
         assert done.output.isascii()
 
 

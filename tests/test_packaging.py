@@ -57,7 +57,7 @@ def test_the_core_depends_on_five_packages_and_no_other(wheel):
     required = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
     core = {re.match(r"[A-Za-z0-9-]+", line)[0] for line in required if "extra ==" not in line}
     assert core == {"torch", "pluggy", "safetensors", "click", "rich"}
-    # safetensors writes torch's tensors by way of numpy, and asks for it in an extra only
+    # safetensors needs numpy to write torch's tensors, and requires it in an extra only
     assert any(line.startswith("safetensors[numpy]") for line in required)
 
 

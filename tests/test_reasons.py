@@ -182,7 +182,7 @@ def test_an_error_of_load_state_dict_names_the_keys():
     )
 
 
-def test_what_has_nothing_to_say_shows_its_class_and_a_long_reason_keeps_both_ends():
+def test_an_error_without_a_message_shows_its_class_and_a_long_reason_keeps_both_ends():
     assert one_line(KeyError()) == class_name(KeyError()) == "KeyError"
     said = one_line(ValueError("begin " + "x" * 10_000 + " end"))
     assert said.startswith("begin x")
@@ -199,7 +199,7 @@ def test_regplugs_own_message_gets_no_place():
 @pytest.mark.parametrize(
     ("words", "variable"), [(["--traceback"], ""), ([], "1"), ([], "")], ids=["option", "variable", "neither"]
 )
-def test_the_whole_traceback_is_printed_where_it_is_asked_for(words, variable, tmp_path, monkeypatch):
+def test_the_full_traceback_is_printed_if_the_user_wants_it(words, variable, tmp_path, monkeypatch):
     monkeypatch.setenv("REGPLUG_TRACEBACK", variable)
     command = ["cond-dim", "compress-concat", "--num-registers", "4", "--hidden-dim", "24", "-O", "compressed_dim=-1"]
     done = subprocess.run(
@@ -229,7 +229,7 @@ def test_every_command_takes_traceback():
     assert [one.name for one in found if not any("--traceback" in p.opts for p in one.params)] == []
 
 
-def test_a_key_that_a_constructor_does_not_find_is_called_one():
+def test_a_key_error_of_a_constructor_is_named_as_one():
     from regplug.registry.cond_dim import construct
 
     class ByKey(nn.Module):

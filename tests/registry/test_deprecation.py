@@ -55,7 +55,7 @@ class CompressAsItWas(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as what was told is concerned."""
+    """No warning was given before."""
     monkeypatch.setattr(deprecation, "_warned", set())
 
 
@@ -68,8 +68,8 @@ SIZES: dict[str, Any] = {"num_registers": 4, "hidden_dim": 8}
 # ---- protocols
 
 
-def test_a_plugin_of_protocol_1_works_for_ever(run_python: Any) -> None:
-    """The folder is an installed distribution that no commit may change: it stands for all that were ever published."""
+def test_a_plugin_of_protocol_1_works_forever(run_python: Any) -> None:
+    """The folder is an installed distribution that no commit may change: an example of all published ones."""
     code = (
         "import json, torch, regplug\n"
         "registry = regplug.default_registry()\n"
@@ -124,7 +124,7 @@ def test_of_two_protocols_the_one_we_speak_is_used_and_a_newer_alone_is_listed_a
 
 
 @pytest.mark.parametrize("old", ["shrink", "acme:shrink", "ACME:shrink"])
-def test_an_old_name_works_and_is_told_of_once_with_the_new_one_where_it_is_used(old: str) -> None:
+def test_an_old_name_works_with_one_warning_that_says_the_new_one(old: str) -> None:
     registry = builtin_with(acme=renamed("squeeze", "shrink", "press"))
     with pytest.warns(FutureWarning) as told:
         spec = registry.resolve(old, **SIZES)
@@ -137,7 +137,7 @@ def test_an_old_name_works_and_is_told_of_once_with_the_new_one_where_it_is_used
     assert not {"shrink", "press"} & set(registry.strategies())
 
 
-def test_where_warnings_are_errors_each_use_of_an_old_name_is_one() -> None:
+def test_if_warnings_are_errors_each_use_of_an_old_name_raises() -> None:
     registry = builtin_with(acme=renamed("squeeze", "shrink"))
     for _ in range(2):
         with warnings.catch_warnings():
@@ -170,12 +170,12 @@ def test_an_old_name_that_is_in_use_in_its_own_distribution_is_refused() -> None
 
 
 @pytest.mark.parametrize("old", ["shrink", ("squeeze",), ("",), ("two words",), (3,), 7, None])
-def test_old_names_that_can_be_none_are_refused(old: Any) -> None:
+def test_invalid_old_names_are_refused(old: Any) -> None:
     with pytest.raises(SpecError, match="^ReadoutEntry 'squeeze': old_names: expected a list of (other names|texts)"):
         ReadoutEntry("squeeze", Compress, old_names=old)
 
 
-def test_whatever_has_a_name_can_have_had_another() -> None:
+def test_every_kind_of_entry_can_have_old_names() -> None:
     registry = registry_of(
         FiLMEntry("film", Compress, old_names=["old-film"]),
         BackboneEntry("vit", Compress, layout=Compress, old_names=["old-vit"]),
@@ -194,7 +194,7 @@ def test_whatever_has_a_name_can_have_had_another() -> None:
 # ---- options
 
 
-def test_an_old_option_is_taken_for_the_new_one_and_told_of_once() -> None:
+def test_an_old_option_works_with_one_warning() -> None:
     registry = builtin_with(acme=renamed(options={"dim": "compressed_dim"}))
     with pytest.warns(FutureWarning) as told:
         spec = registry.resolve("squeeze", **SIZES, dim=3)
@@ -237,12 +237,12 @@ def test_a_backbones_options_are_of_its_default_strategy_in_every_spelling(
     assert with_defaults(vit, registry.readout_entry("mean"), {}, registry) == {}
 
 
-def test_a_default_that_is_not_installed_keeps_nobody_from_another_strategy() -> None:
+def test_another_strategy_works_if_the_default_one_is_not_installed() -> None:
     vit = BackboneEntry("vit", build="x:V", layout="x:l", readouts=("gone",), default="gone", options={"a": 5})
     assert with_defaults(vit, builtin_with().readout_entry("mean"), {}, builtin_with()) == {}
 
 
-def test_the_command_line_tells_of_an_old_name_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_warns_about_an_old_name_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     _show_warning(FutureWarning("strategy 'a' is now named 'b'; use that."), FutureWarning, "core.py", 911)
     assert capsys.readouterr().err == "warning: strategy 'a' is now named 'b'; use that.\n"
 
@@ -257,7 +257,7 @@ def test_an_old_option_of_a_wrong_type_is_refused_under_its_new_name() -> None:
     "old",
     [["dim"], {"dim": 3}, {"dim": "dim"}, {"a": "b", "b": "c"}, {"hidden_dim": "width"}, {"dim": "hidden_dim"}, None],
 )
-def test_old_options_that_can_be_none_are_refused(old: Any) -> None:
+def test_invalid_old_options_are_refused(old: Any) -> None:
     with pytest.raises(SpecError, match=r"^ReadoutEntry 'squeeze': old_options: expected old words, each with its new"):
         ReadoutEntry("squeeze", Compress, old_options=old)
 

@@ -1,4 +1,4 @@
-"""`regplug.describe` tells a strategy's options as data, so that nobody has to read an error for them."""
+"""`regplug.describe` gives a strategy's options as data."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def future(install_plugin: Installer) -> Path:
 
 @pytest.fixture(scope="module")
 def adopting(install_plugin: Installer) -> Path:
-    """Names a class of nvSubquadratic, unchanged, and has no module of its own."""
+    """Names a class of nvSubquadratic, unchanged, and has no module."""
     readouts = {"nv-compress": "nvsubquadratic.modules.film:RegisterCompressConcat"}
     return install_plugin("adopting", {}, {GROUP: readouts})
 
@@ -179,7 +179,7 @@ def test_a_disabled_distribution_is_blocked_before_it_is_imported(
     assert (tmp_path / "canary").read_text() == "imported"
 
 
-def test_asking_for_a_built_in_imports_no_installed_plugin(run_python: Python, zoo: Path, tmp_path: Path) -> None:
+def test_looking_up_a_built_in_imports_no_installed_plugin(run_python: Python, zoo: Path, tmp_path: Path) -> None:
     code = "import json, regplug; print(json.dumps(regplug.default_registry().readout_entry('mean').full_name))"
     assert answer(run_python(code, [zoo], {"CANARY": str(tmp_path / "canary")})) == "regplug:mean"
     assert not (tmp_path / "canary").exists()
@@ -229,7 +229,7 @@ def fake_distribution(folder: Path, name: str, entry_points: str, metadata: str 
     return info
 
 
-def test_a_malformed_file_of_an_unrelated_distribution_hides_nobody(
+def test_a_malformed_file_of_an_unrelated_distribution_hides_no_plugin(
     run_python: Python, acme: Path, zoo: Path, tmp_path: Path
 ) -> None:
     fake_distribution(tmp_path, "unrelated", "[console_scripts]\nthis line has no equals sign\n")
@@ -240,7 +240,7 @@ def test_a_malformed_file_of_an_unrelated_distribution_hides_nobody(
     assert "unrelated" not in listed["records"]
 
 
-def test_a_distribution_without_a_name_hides_nobody(run_python: Python, acme: Path, tmp_path: Path) -> None:
+def test_a_distribution_without_a_name_hides_no_plugin(run_python: Python, acme: Path, tmp_path: Path) -> None:
     info = fake_distribution(tmp_path, "nameless", "[regplug_v1]\nnameless = nameless\n")
     (info / "METADATA").unlink()  # as an interrupted removal leaves it
     listed = answer(run_python(LIST, [tmp_path, acme]))
@@ -337,7 +337,7 @@ def test_only_the_head_of_the_metadata_counts_and_the_folder_says_what_it_does_n
     assert (found.name, found.version) == wanted
 
 
-def test_a_reference_is_read_as_the_specification_spells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_is_read_as_the_specification_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["a = acme [extra]", "b = acme : plugin", "c = acme:deep.plugin [one,two]", "d = no-module:at all"]
     fake_distribution(
         tmp_path, "acme", "\n".join(["[regplug_v1]", *lines, "[regplug_readouts_v1]", "e = acme : Attend [x]"])

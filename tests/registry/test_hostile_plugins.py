@@ -97,7 +97,9 @@ CREATE = (
 # ---- exceptions and objects that fail when they are shown
 
 
-def test_what_fails_when_it_is_shown_is_a_broken_plugin_and_hides_nobody(add: Add, regplug_command: Run) -> None:
+def test_a_plugin_with_objects_that_cannot_be_printed_is_broken_and_hides_no_other(
+    add: Add, regplug_command: Run
+) -> None:
     kinds = {
         f"evil{number}": EVIL[kind].format(act=act)
         for number, (kind, act) in enumerate((kind, act) for kind in EVIL for act in SHOWN)
@@ -114,7 +116,8 @@ def test_what_fails_when_it_is_shown_is_a_broken_plugin_and_hides_nobody(add: Ad
     assert [name for name in kinds if not errors[name].startswith(f"plugin {name!r}: ")] == []
 
 
-def test_an_exception_that_exits_when_it_is_shown_ends_no_export_and_no_program(
+@pytest.mark.slow
+def test_an_exception_that_exits_when_it_is_printed_ends_no_export_and_no_program(
     add: Add, regplug_command: Run, python: Run, tmp_path: Path
 ) -> None:
     add(EVIL["an exception"].format(act=SHOWN[0]))
@@ -128,9 +131,7 @@ def test_an_exception_that_exits_when_it_is_shown_ends_no_export_and_no_program(
     assert place.endswith("evil.py:4)")
 
 
-def test_a_module_and_a_constructor_that_fail_when_they_are_shown_are_reported(
-    add: Add, regplug_command: Run, site: Path
-) -> None:
+def test_errors_that_cannot_be_printed_are_reported(add: Add, regplug_command: Run, site: Path) -> None:
     add(HOOK.format(name="evil").replace("good_models:Fine", "evil_models:Evil"))
     for place in ("import", "constructor"):
         raising = "class E(BaseException):\n    def __str__(self): raise SystemExit(0)\n"
@@ -142,7 +143,7 @@ def test_a_module_and_a_constructor_that_fail_when_they_are_shown_are_reported(
         assert "Traceback" not in done.stderr
 
 
-def test_a_long_message_is_cut_and_nothing_of_it_steers_the_terminal(add: Add, regplug_command: Run) -> None:
+def test_a_long_message_is_cut_and_cannot_control_the_terminal(add: Add, regplug_command: Run) -> None:
     add("raise ValueError('\\x1b[31m\\u202e' + 'long ' * 10_000_000)")
     done = regplug_command("list")
     assert done.returncode == 0
@@ -152,7 +153,7 @@ def test_a_long_message_is_cut_and_nothing_of_it_steers_the_terminal(add: Add, r
     assert len(line) < 600
 
 
-def test_a_summary_cannot_steer_the_terminal(add: Add, regplug_command: Run) -> None:
+def test_a_summary_cannot_control_the_terminal(add: Add, regplug_command: Run) -> None:
     add(HOOK.format(name="evil").replace('")]', '", summary="red \\x1b[31m, turned \\u202e, café")]'))
     for words in (["list"], ["info", "evil"]):
         done = regplug_command(*words)
@@ -205,7 +206,7 @@ def test_a_built_in_is_known_to_a_thread_that_a_plugin_waits_for_at_its_import(
     assert (done.returncode, done.stdout) == (0, "regplug:pool\n"), done.stderr
 
 
-def test_another_name_is_refused_to_it_when_the_import_has_taken_too_long(add: Add, python: Run) -> None:
+def test_another_name_is_an_error_in_it_after_a_limit(add: Add, python: Run) -> None:
     add(ASKING.format(name="fine") + HOOK.format(name="evil"))
     code = (
         "import regplug, regplug.registry.import_lock\nregplug.registry.import_lock.IMPORT_LIMIT_S = 0.5\n"
@@ -233,7 +234,7 @@ def test_a_fork_in_a_thread_that_a_plugin_waits_for_ends(add: Add, python: Run) 
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
-def test_what_has_no_end_is_refused_at_a_limit(add: Add, regplug_command: Run) -> None:
+def test_endless_iterables_are_refused_at_a_limit(add: Add, regplug_command: Run) -> None:
     for number, (text, _) in enumerate(ENDLESS.values()):
         add(text, f"evil{number}")
     done = regplug_command("list", "--json", preexec_fn=_limit_memory)
@@ -250,7 +251,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 
 
-def test_ten_thousand_entries_of_one_hook_are_taken(add: Add, python: Run) -> None:
+def test_ten_thousand_entries_of_one_hook_are_accepted(add: Add, python: Run) -> None:
     add(
         "import regplug\n@regplug.hookimpl\ndef regplug_readouts():\n"
         "    return [regplug.ReadoutEntry(f'r{n}', 'a:b') for n in range(10_000)]"
@@ -280,9 +281,7 @@ def test_an_import_that_changes_the_working_folder_moves_no_output(
     assert python("-c", code).stdout == "True\n"
 
 
-def test_a_copy_of_the_process_that_a_plugins_fork_leaves_does_nothing(
-    add: Add, regplug_command: Run, tmp_path: Path
-) -> None:
+def test_a_child_that_a_plugin_forks_does_nothing(add: Add, regplug_command: Run, tmp_path: Path) -> None:
     add("import os\nif not os.fork(): open('copied', 'w').close()\n" + HOOK.format(name="evil"))
     done = regplug_command("list", "--json")
     assert done.returncode == 0, done.stderr
@@ -318,7 +317,8 @@ def test_stdout_is_the_commands_data_alone_and_the_command_ends_with_its_own_cod
     assert done.stderr.startswith("error: strategy 'nobody': not registered; ")
 
 
-def test_what_a_readout_prints_and_an_exit_in_it_are_not_the_exports(
+@pytest.mark.slow
+def test_what_a_readout_prints_is_not_the_exports_output_and_its_exit_is_an_error(
     add: Add, regplug_command: Run, site: Path, tmp_path: Path
 ) -> None:
     add(HOOK.format(name="evil").replace("good_models", "evil_models"))
@@ -328,7 +328,7 @@ def test_what_a_readout_prints_and_an_exit_in_it_are_not_the_exports(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["directory"] == "out"
     assert done.stderr.count("noise") >= 2
-    # only where numbers are asked for, so that the spec is made
+    # not on the meta device, so that the spec is made
     exiting = "if registers.device.type != 'meta': raise SystemExit(0)\n        return registers[:, 0]"
     (site / "evil_models.py").write_text(GOOD_MODELS.replace("return registers[:, 0]", exiting))
     done = regplug_command("export", "evil", *SIZES, "--no-programs", "-o", "other")
@@ -344,7 +344,7 @@ def test_what_click_prints_itself_reaches_stdout(words: list[str], regplug_comma
     assert done.stdout
 
 
-def test_completion_gives_names_alone(add: Add, python: Run) -> None:
+def test_completion_gives_only_names(add: Add, python: Run) -> None:
     add("print('noise')\n" + HOOK.format(name="evil"))
     asked = {"_REGPLUG_COMPLETE": "bash_complete", "COMP_WORDS": "regplug cond-dim evi", "COMP_CWORD": "2"}
     done = python("-c", "import sys; sys.argv = ['regplug']; from regplug.commands.main import main; main()", env=asked)
@@ -359,13 +359,13 @@ def test_a_closed_stdout_is_one_line_and_a_closed_stderr_is_nothing(regplug_comm
 
 
 @pytest.mark.parametrize("emptying", ["sys.path[:] = []", "sys.path = None"])
-def test_a_plugin_that_empties_the_path_stops_nobody(emptying: str, add: Add, regplug_command: Run) -> None:
+def test_a_plugin_that_empties_the_path_hides_no_other(emptying: str, add: Add, regplug_command: Run) -> None:
     add(f"import sys\n{emptying}\n" + HOOK.format(name="evil"))
     done = regplug_command("cond-dim", "evil", *SIZES)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
-def test_what_cannot_be_imported_is_one_line(python: Run) -> None:
+def test_a_failed_import_is_reported_on_one_line(python: Run) -> None:
     code = "import sys; sys.argv = ['regplug', 'list']; sys.modules['regplug.registry.default'] = None\n"
     done = python("-c", code + "from regplug.commands.main import main; main()")
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""With many plugins: a name imports its owner alone, and what was remembered of the others never misleads."""
+"""With many plugins: a name imports only the plugin that offers it, and an old name cache never misleads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Site:
         """What an expression gives in a fresh process, or the error that it raises, and which plugins were imported."""
         self.canary.write_text("")
         code = (
-            "import sys; sys.path.remove('')\n"  # the working directory is another one each time
+            "import sys; sys.path.remove('')\n"  # the working directory differs each time
             f"import regplug\nregistry = regplug.default_registry()\n{before}\n"
             f"try: print({expression})\nexcept regplug.RegplugError as error: print(error)"
         )
@@ -146,7 +146,7 @@ def test_a_distribution_that_went_away_is_not_remembered(listed: Site) -> None:
     assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"
 
 
-def test_what_an_installer_changed_is_asked_anew(listed: Site) -> None:
+def test_what_an_installer_changed_is_imported_again(listed: Site) -> None:
     """Another build of the same version: nothing tells but the folder's time."""
     module = listed.packages / "plugin_5.py"
     module.write_text(module.read_text().replace("name-5", "name-3"))
@@ -172,21 +172,21 @@ def test_a_plugin_that_may_be_edited_is_imported_each_time(listed: Site) -> None
     assert listed.run(entry("name-3"))[0].startswith("strategy 'name-3': offered by edited and plugin-3; use ")
 
 
-def test_a_broken_plugin_hides_nobody(site: Site) -> None:
+def test_a_broken_plugin_hides_no_other(site: Site) -> None:
     site.add("broken", "name-b", extra="raise OSError('no disk')")
     assert site.run(LIST)[1] == ["broken", *EVERYBODY]
     assert site.run(entry("name-3")) == ("plugin-3:name-3", ["broken", "plugin-3"])  # it may be whole again
     assert site.run(entry("name-b"))[0].endswith("; broken plugins: broken.")
 
 
-def test_a_plugin_that_was_broken_for_a_while_is_asked_again(site: Site) -> None:
+def test_a_plugin_that_was_broken_for_a_while_is_imported_again(site: Site) -> None:
     site.add("broken", "name-3", extra="if 'BREAK' in os.environ: raise OSError('no disk')")
     site.run(LIST, BREAK="1")
     clash = "strategy 'name-3': offered by broken and plugin-3; use 'broken:name-3' or 'plugin-3:name-3'."
     assert site.run(entry("name-3"))[0] == clash
 
 
-def test_a_listing_replaces_what_is_no_longer_so(listed: Site) -> None:
+def test_a_listing_replaces_what_has_changed(listed: Site) -> None:
     module = listed.packages / "plugin_5.py"
     module.write_text(module.read_text().replace("name-5", "name-3"))
     assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # nothing tells, before all are imported
@@ -210,13 +210,15 @@ def test_a_plugin_that_changes_the_path_at_import_is_remembered(site: Site) -> N
         ('["editable"]', False),
     ],
 )
-def test_who_may_be_edited_is_told_however_it_is_written(site: Site, direct_url: str, is_remembered: bool) -> None:
+def test_an_editable_installation_is_found_by_its_metadata_however_it_is_written(
+    site: Site, direct_url: str, is_remembered: bool
+) -> None:
     (site.packages / "plugin_3-1.0.dist-info" / "direct_url.json").write_text(direct_url)
     site.run(LIST)
     assert ("plugin-3" in json.loads(site.index().read_text())["names"]) is is_remembered
 
 
-def test_another_version_is_asked_anew() -> None:
+def test_another_version_is_imported_again() -> None:
     one, other = (NameIndex({"acme": Found("acme", None, modules=["acme"], version=version)}) for version in "12")
     assert one._path() != other._path()
 
@@ -251,7 +253,7 @@ def test_what_is_registered_in_memory_counts_and_is_not_remembered(site: Site) -
     assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
 
 
-def test_a_blocked_owner_is_none(listed: Site) -> None:
+def test_a_blocked_plugin_does_not_offer_its_names(listed: Site) -> None:
     answer, imported = listed.run(entry("name-3"), REGPLUG_DISABLE="plugin-3")
     assert answer.startswith("strategy 'name-3': not registered; ")
     assert "plugin-3" not in imported
@@ -264,27 +266,27 @@ def test_a_strict_host_imports_all_plugins_each_time(listed: Site) -> None:
 # ---- the file
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: "",
-        lambda text: text[: len(text) // 2],
-        lambda text: "[]",
-        lambda text: "\x00\ud800",
-        lambda text: text.replace('{"plugin-0": {', '{"plugin-0": 3, "x": {'),
-        lambda text: text.replace('"state": "', '"state": "other '),
-        lambda text: json.dumps({**json.loads(text), "names": None}),
-    ],
-)
-def test_a_damaged_file_is_as_none_and_replaced(listed: Site, damage: Callable[[str], str]) -> None:
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "empty": lambda text: "",
+    "cut off": lambda text: text[: len(text) // 2],
+    "a list": lambda text: "[]",
+    "not UTF-8": lambda text: "\x00\ud800",
+    "a plugin without a list": lambda text: text.replace('{"plugin-0": {', '{"plugin-0": 3, "x": {'),
+    "another state": lambda text: text.replace('"state": "', '"state": "other '),
+    "no names": lambda text: json.dumps({**json.loads(text), "names": None}),
+}
+
+
+def test_a_damaged_file_is_ignored_and_replaced(listed: Site) -> None:
     whole = listed.index().read_text()
-    listed.index().write_bytes(damage(whole).encode(errors="surrogatepass"))
-    assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
-    assert listed.index().read_text() == whole
+    for what, damage in DAMAGE.items():
+        listed.index().write_bytes(damage(whole).encode(errors="surrogatepass"))
+        assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY), what
+        assert listed.index().read_text() == whole, what
     assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_the_imports(site: Site) -> None:
+def test_without_a_writable_cache_all_plugins_are_imported(site: Site) -> None:
     site.cache.write_text("a file")
     assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
     assert site.run(entry("name-3"), REGPLUG_CACHE_DIR="", XDG_CACHE_HOME="", HOME="/proc/none")[1] == EVERYBODY
@@ -292,43 +294,35 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_imports(site: Site
     assert site.run(entry("name-3"), **no_home) == ("plugin-3:name-3", EVERYBODY)
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o770])
-def test_a_folder_that_others_may_write_into_is_neither_believed_nor_written(listed: Site, mode: int) -> None:
-    """Whoever empties a plugin's list in it could turn an ambiguity into an answer."""
+def test_a_folder_that_others_may_write_into_is_neither_read_nor_written(listed: Site) -> None:
+    """Another user could empty a plugin's list in it, and an ambiguous name would be found."""
     listed.add("acme", "name-3")
     clash = "strategy 'name-3': offered by acme and plugin-3; use 'acme:name-3' or 'plugin-3:name-3'."
     assert listed.run(entry("name-3"))[0] == clash
     said = json.loads(listed.index().read_text())
     said["names"]["acme"] = {}
     listed.index().write_text(json.dumps(said))
-    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # believed while the folder is the user's alone
-    listed.cache.chmod(mode)
+    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # used while only the user can write into the folder
     before = listed.index().read_text()
-    assert listed.run(entry("name-3")) == (clash, ["acme", *EVERYBODY])
-    assert listed.index().read_text() == before
+    for mode in (0o777, 0o770):
+        listed.cache.chmod(mode)
+        assert listed.run(entry("name-3")) == (clash, ["acme", *EVERYBODY])
+        assert listed.index().read_text() == before
 
 
-@pytest.mark.parametrize("what", ["a FIFO", "a link", "a folder", "too large"])
-def test_what_is_no_file_of_a_bounded_size_is_as_none(listed: Site, tmp_path: Path, what: str) -> None:
+def test_what_is_not_a_regular_file_of_a_bounded_size_is_ignored(listed: Site, tmp_path: Path) -> None:
     path = listed.index()
     whole = path.read_text()
-    if what == "too large":
-        path.write_text(whole + " " * (16 << 20))
-    else:
-        path.rename(tmp_path / "elsewhere")
-        {
-            "a FIFO": lambda: os.mkfifo(path),
-            "a link": lambda: path.symlink_to(tmp_path / "elsewhere"),
-            "a folder": path.mkdir,
-        }[what]()
+    path.write_text(whole + " " * (16 << 20))
     assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
-    if what != "a folder":  # replaced, and of use again
-        assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
+    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to(tmp_path / "elsewhere"), path.mkdir):
+        assert (path.is_symlink(), path.read_text()) == (False, whole)  # it was replaced
+        path.rename(tmp_path / "elsewhere")
+        make()
+        assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
 
 
-def test_the_cache_command_passes_over_the_file_and_deletes_it_with_the_rest(
-    listed: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pruning_keeps_the_file_unless_everything_is_deleted(listed: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     from regplug.backends.cache import entries, prune
 
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(listed.cache))
@@ -356,7 +350,7 @@ def _refuse(*arguments: Any) -> Any:
 # ---- the command
 
 
-def test_listing_loads_no_command_but_its_own_and_help_knows_them_all(site: Site) -> None:
+def test_listing_loads_only_its_own_command_and_help_knows_all_commands(site: Site) -> None:
     before = "import contextlib, io; from regplug.commands.main import group; out = io.StringIO()\n"
     listing = before + "with contextlib.redirect_stdout(out): group(['list'], standalone_mode=False)"
     expression = "sorted(one for one in sys.modules if one.startswith('regplug.'))"
@@ -370,7 +364,7 @@ def test_listing_loads_no_command_but_its_own_and_help_knows_them_all(site: Site
     )
 
 
-def test_the_benchmark_makes_what_it_says(tmp_path: Path, python: ForkedPython) -> None:
+def test_the_benchmark_makes_the_plugins_that_it_describes(tmp_path: Path, python: ForkedPython) -> None:
     site = Site(tmp_path, python)
     scale.make_plugins(site.packages, 4)
     assert {"lined-0", "hooked-1", "lined-2", "hooked-3"} < set(eval(site.run(LIST)[0]))

@@ -254,7 +254,7 @@ def test_an_option_is_as_deep_as_a_manifest_may_be_and_no_deeper(tmp_path) -> No
         through(Any, nested(63))
 
 
-def test_an_option_whose_name_a_bundle_cannot_hold_is_refused() -> None:
+def test_an_option_name_that_a_bundle_cannot_hold_is_refused() -> None:
     def build(**options: int) -> None: ...
 
     for name in ("a b", "", "größe", "\ud800", "x" * 129):
@@ -271,7 +271,7 @@ def test_types_that_hold_each_other_do_not_double_the_work_at_each_level() -> No
     assert read({"parts": [{"parts": []}]}, Ring) == Ring([Chain([])])
 
 
-def test_a_value_that_shows_nothing_of_itself_is_named_by_its_class() -> None:
+def test_a_value_without_a_repr_is_named_by_its_class() -> None:
     class Mute:
         def __repr__(self) -> str:
             raise RuntimeError

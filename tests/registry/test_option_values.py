@@ -300,7 +300,7 @@ def test_an_option_without_annotation_has_the_type_of_its_default(option, good, 
         unannotated(**{option: bad})
 
 
-def test_each_module_gets_lists_of_its_own() -> None:
+def test_each_module_gets_its_own_lists() -> None:
     spec = unannotated(heads=[1, 2])
     spec.build().given[5].append(3)
     assert spec.build().given[5] == [1, 2]
@@ -348,5 +348,5 @@ def test_a_signature_says_what_may_be_given() -> None:
         (list[Norm], None),
     ],
 )
-def test_the_values_of_a_hint_are_known_where_they_can_be_counted(hint, found) -> None:
+def test_the_values_of_an_enum_a_literal_and_a_bool_are_known(hint, found) -> None:
     assert choices(hint) == found

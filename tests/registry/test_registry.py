@@ -1,4 +1,4 @@
-"""The registry in a running program: who offers what, what a broken plugin does to the others."""
+"""The registry in a running program: which plugin offers a name, and what a broken plugin does to others."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def statuses(registry: Registry) -> dict[str, str]:
 # ---- what is offered
 
 
-def test_a_registry_of_nothing_knows_nothing_and_says_so() -> None:
+def test_an_empty_registry_knows_no_names() -> None:
     registry = Registry({})
     assert registry.strategies() == registry.backbones() == registry.plugins() == []
     with pytest.raises(NameLookupError) as caught:
@@ -85,7 +85,7 @@ def test_a_registry_of_nothing_knows_nothing_and_says_so() -> None:
     assert str(caught.value) == "strategy 'pool': not registered; known: none."
 
 
-def test_the_built_in_strategies_come_by_a_plugin_like_any_other() -> None:
+def test_the_built_in_strategies_are_a_plugin_like_any_other() -> None:
     registry = Registry({})
     from regplug.registry import builtin
 
@@ -97,7 +97,7 @@ def test_the_built_in_strategies_come_by_a_plugin_like_any_other() -> None:
     assert registry.readout_entry("pool").provenance.version == "7.1"
 
 
-def test_a_registered_plugin_object_serves_its_strategy_to_the_end() -> None:
+def test_a_strategy_of_a_registered_plugin_object_can_be_built() -> None:
     registry = Registry({})
     registry.register(Offers("first"), "Acme_Readouts")
     spec = registry.resolve("first", num_registers=4, hidden_dim=6)
@@ -105,7 +105,7 @@ def test_a_registered_plugin_object_serves_its_strategy_to_the_end() -> None:
     assert type(spec.build()) is FirstRegister
 
 
-def test_every_hook_has_a_way_to_ask_for_its_entries() -> None:
+def test_the_registry_lists_the_entries_of_every_hook() -> None:
     class Everything:
         @hookimpl
         def regplug_readouts(self) -> list[ReadoutEntry]:
@@ -139,7 +139,7 @@ def test_every_hook_has_a_way_to_ask_for_its_entries() -> None:
 
 
 @pytest.mark.parametrize("spelling", ["acme-readouts", "Acme.Readouts", "acme__readouts"])
-def test_a_distribution_has_one_name_however_it_is_spelled(spelling: str) -> None:
+def test_a_distribution_has_one_name_in_any_spelling(spelling: str) -> None:
     registry = Registry({})
     registry.register(Offers("first"), "acme_readouts")
     assert normalise(spelling) == "acme-readouts"
@@ -188,7 +188,7 @@ def test_the_order_of_discovery_never_decides(order: tuple[str, ...], module: Ca
     assert sorted(registry.strategies()) == sorted(names)
 
 
-def test_a_built_in_name_stays_the_built_in_whoever_else_uses_it() -> None:
+def test_a_built_in_name_means_the_built_in_even_if_another_plugin_uses_it() -> None:
     registry = Registry({"regplug": BUILTIN})
     registry.register(Offers("pool", "mean"), "aaa")
     assert registry.readout_entry("pool").full_name == "regplug:pool"
@@ -196,7 +196,7 @@ def test_a_built_in_name_stays_the_built_in_whoever_else_uses_it() -> None:
     assert set(registry.strategies()) == {*BUILT_IN, "aaa:mean", "aaa:pool"}
 
 
-def test_each_listed_strategy_can_be_asked_for_as_it_is_listed() -> None:
+def test_each_listed_strategy_can_be_looked_up_as_it_is_listed() -> None:
     registry = Registry({"regplug": BUILTIN})
     registry.register(Offers("pool", "first"), "acme")
     registry.register(Offers("first", "last"), "zoo")
@@ -415,7 +415,7 @@ class GivesALongThing:
         return ["line\n" * 1000]
 
 
-def test_a_panic_that_has_no_words_is_the_plugins_own_fault(module: Callable[[str], str]) -> None:
+def test_an_exception_without_a_message_breaks_its_plugin_only(module: Callable[[str], str]) -> None:
     with pytest.raises(PluginError, match=r"'acme': expected hooks that return entries, got Panic: <no message>$"):
         Registry({}).register(Panics(), "acme")
     name = module(f"import sys\nraise sys.modules[{__name__!r}].Panic")
@@ -424,7 +424,7 @@ def test_a_panic_that_has_no_words_is_the_plugins_own_fault(module: Callable[[st
     assert "got Panic: <no message> (" in str(registry.plugins()[0].error)
 
 
-def test_a_long_thing_that_is_no_entry_is_told_in_a_line() -> None:
+def test_a_hook_result_with_a_long_repr_gives_a_message_of_one_line() -> None:
     with pytest.raises(PluginError) as caught:
         Registry({}).register(GivesALongThing(), "acme")
     assert "got 'line" in str(caught.value)
@@ -469,7 +469,7 @@ def test_a_broken_distribution_is_recorded_and_leaves_the_others_alone(why: str,
 
 
 @pytest.mark.parametrize("name", ["attend", "acme:attend", "Acme:anything"])
-def test_a_broken_plugin_raises_only_when_its_own_name_is_asked_for(name: str, module: Callable[[str], str]) -> None:
+def test_a_broken_plugin_raises_only_when_its_own_name_is_looked_up(name: str, module: Callable[[str], str]) -> None:
     broken = Found("acme", None, readouts=[("attend", "late:A")], modules=[module("import sys; sys.exit(3)")])
     registry = Registry({"acme": broken, "regplug": BUILTIN})
     with pytest.raises(PluginError) as caught:
@@ -499,7 +499,7 @@ def test_a_bad_line_of_entry_points_breaks_its_own_distribution_only() -> None:
         registry.readout_entry("good")
 
 
-def test_a_readout_whose_module_is_broken_raises_when_it_is_resolved(module: Callable[[str], str]) -> None:
+def test_a_readout_in_a_broken_module_raises_when_it_is_resolved(module: Callable[[str], str]) -> None:
     name = module("import sys; sys.exit(0)")
     found = Found(
         "acme", None, readouts=[("late", f"{name}:Late"), ("gone", "regplug.nn.film:Gone"), ("n", f"{name}:x")]
@@ -521,7 +521,7 @@ def test_a_readout_reference_that_is_no_callable_is_refused() -> None:
         registry.resolve("sizes", num_registers=1, hidden_dim=1)
 
 
-def test_a_plugin_that_asks_the_registry_while_it_is_imported_does_not_end_the_host(
+def test_a_plugin_may_use_the_registry_while_it_is_imported(
     module: Callable[[str], str],
 ) -> None:
     name = module(
@@ -553,7 +553,7 @@ def test_a_plugin_of_a_newer_protocol_is_recorded_as_broken_and_says_which() -> 
     assert registry.readout_entry("mean").name == "mean"
 
 
-def test_a_plugin_that_speaks_our_protocol_besides_a_newer_one_is_welcome() -> None:
+def test_a_plugin_with_our_protocol_and_a_newer_one_works() -> None:
     registry = Registry({"acme": Found("acme", None, readouts=[("own", "acme:Own")], newest=2)})
     assert registry.strategies() == ["own"]
     assert (READOUT_GROUP, PLUGIN_GROUP) == ("regplug_readouts_v1", "regplug_v1")
@@ -562,7 +562,7 @@ def test_a_plugin_that_speaks_our_protocol_besides_a_newer_one_is_welcome() -> N
 # ---- laziness, switches
 
 
-def test_asking_for_a_built_in_imports_no_third_party_plugin(module: Callable[[str], str]) -> None:
+def test_looking_up_a_built_in_imports_no_third_party_plugin(module: Callable[[str], str]) -> None:
     canary = module("import regplug")
     other = module("import regplug")
     registry = Registry(
@@ -578,14 +578,14 @@ def test_asking_for_a_built_in_imports_no_third_party_plugin(module: Callable[[s
     assert canary in sys.modules
 
 
-def test_threads_that_ask_at_once_get_the_same_answer(both_groups: dict[str, Found]) -> None:
+def test_threads_that_look_up_a_name_at_once_get_the_same_entry(both_groups: dict[str, Found]) -> None:
     registry = Registry(both_groups | {"regplug": BUILTIN})
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: registry.strategies(), range(40)))
     assert all(names == [*BUILT_IN, "by-hook", "by-line"] for names in answers)
 
 
-# a thread imports a plugin that asks for the default registry, while another thread forks
+# a thread imports a plugin that uses the default registry, while another thread forks
 FORK = """
 import os, pathlib, sys, threading, types
 from regplug.registry.discovery import Found
@@ -597,7 +597,7 @@ registry = Registry({"slow": Found("slow", None, modules=["slow"])})
 loading = threading.Thread(target=registry.strategies, daemon=True)
 loading.start()
 begun.wait()
-threading.Timer(30, os._exit, (3,)).start()  # instead of waiting for ever
+threading.Timer(30, os._exit, (3,)).start()  # instead of waiting forever
 child = os.fork()
 if child == 0:
     os._exit(0 if registry.strategies() == ["own"] else 1)
@@ -629,7 +629,7 @@ def test_a_fork_waits_for_every_registry_and_for_none_that_waits_for_it(
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
 
 
-def test_what_is_known_is_read_while_nobody_else_writes() -> None:
+def test_plugins_are_listed_under_the_lock() -> None:
     registry = Registry({}, disabled=["acme"])
 
     class Watched(dict[str, Any]):
@@ -713,7 +713,7 @@ def test_the_default_registry_is_made_once_and_only_a_default() -> None:
 
 
 @pytest.mark.parametrize("name", [None, 4, b"mean", ["mean"]])
-def test_a_name_that_is_no_text_is_a_lookup_error(name: Any) -> None:
+def test_a_name_that_is_not_a_text_is_a_lookup_error(name: Any) -> None:
     with pytest.raises(NameLookupError, match="^strategy: expected a name, got "):
         Registry({"regplug": BUILTIN}).resolve(name, num_registers=4, hidden_dim=8)
 
@@ -724,12 +724,12 @@ def test_an_option_may_be_called_self_and_is_then_unknown() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "my plugin", "a:b"])
-def test_a_plugin_needs_a_name_that_a_bundle_can_write_down(name: str) -> None:
+def test_a_plugin_needs_a_name_that_a_bundle_can_store(name: str) -> None:
     with pytest.raises(PluginError, match="expected letters, digits"):
         Registry({"regplug": BUILTIN}).register(object(), name)
 
 
-def test_a_strict_registry_with_a_broken_plugin_answers_nobody_not_even_for_a_built_in() -> None:
+def test_a_strict_registry_with_a_broken_plugin_raises_at_every_lookup() -> None:
     found = {**discover(), "acme": Found("acme", None, modules=["no_such_module_anywhere"])}
     assert Registry(found).readout_entry("mean").name == "mean"
     strict = Registry(found, strict=True)

@@ -127,7 +127,7 @@ def test_an_out_dim_that_is_no_positive_integer_is_refused(build: type, shown: s
     assert str(refusal(build)) == f"strategy 'mine': out_dim: expected a positive integer, got {shown}."
 
 
-def test_a_module_without_a_meta_forward_is_believed_and_checked_when_it_is_built() -> None:
+def test_the_out_dim_of_a_module_without_a_meta_forward_is_checked_when_it_is_built() -> None:
     right, wrong = spec_of(NoMetaForwardSaysRight), spec_of(NoMetaForwardSaysWrong)
     assert (right.cond_dim, right.measured) == (6, False)
     assert (wrong.cond_dim, wrong.measured) == (7, False)
@@ -153,7 +153,7 @@ def test_a_forward_that_fails_when_it_is_built_is_a_spec_error_with_the_cause() 
     assert type(caught.value.__cause__) is RuntimeError
 
 
-def test_a_module_with_neither_out_dim_nor_meta_forward_is_refused_and_told_so() -> None:
+def test_a_module_with_neither_out_dim_nor_meta_forward_is_refused_with_a_message() -> None:
     error = refusal(NoMetaForward)
     assert "expected an integer attribute out_dim or a forward that runs on the meta device, got neither" in str(error)
     assert isinstance(error.__cause__, RuntimeError)
@@ -203,7 +203,7 @@ class InAnotherWord(nn.Linear):
         return super().forward(registers).amax(1)
 
 
-def test_a_constructor_with_another_word_for_a_size_is_served() -> None:
+def test_a_constructor_may_have_another_word_for_a_size() -> None:
     spec = spec_of(InAnotherWord, sizes={"in_features": "hidden_dim"}, width=5)
     assert (spec.cond_dim, spec.arguments) == (5, {"in_features": 6, "width": 5})
     assert spec.build().in_features == 6
@@ -259,7 +259,7 @@ def test_a_callable_that_makes_no_module_is_refused() -> None:
     assert str(refusal(NoModule)) == "strategy 'mine': expected an nn.Module, got NoModule."
 
 
-def test_a_callable_that_shows_no_signature_is_refused() -> None:
+def test_a_callable_without_a_signature_is_refused() -> None:
     assert "signature" in str(refusal(dict))
 
 
@@ -458,7 +458,7 @@ def test_a_spec_owns_its_options_down_to_the_innermost_list() -> None:
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
-def test_an_option_whose_dictionary_has_other_than_text_keys_has_no_json_form() -> None:
+def test_a_dictionary_with_keys_that_are_not_texts_has_no_json_form() -> None:
     assert json_options("strategy 'x'", {"table": {"1": [2]}}) == {"table": {"1": [2]}}
     for value in ({1: 2}, [{"a": {2: 3}}]):
         with pytest.raises(SpecError, match="option 'table': expected a JSON value"):
@@ -472,7 +472,7 @@ def test_a_size_or_a_width_that_no_manifest_can_hold_is_refused() -> None:
         regplug.resolve("concat", num_registers=10**9, hidden_dim=10**9)
 
 
-def test_a_refusal_of_torch_is_told_in_one_line() -> None:
+def test_an_error_of_torch_is_reported_on_one_line() -> None:
     with pytest.raises(SpecError) as error:
         regplug.resolve("compress-concat", num_registers=4, hidden_dim=8, compressed_dim=10**30)
     assert "\n" not in str(error.value)

@@ -52,7 +52,7 @@ def test_a_stated_width_imports_no_torch(run_python: Python) -> None:
     assert [int(line) for line in lines[::2]] == [spec_of(name).cond_dim for name in sorted(ENTRIES)]
 
 
-def test_what_it_refuses_it_refuses_in_the_same_words_without_torch(run_python: Python) -> None:
+def test_invalid_arguments_give_the_same_message_without_torch(run_python: Python) -> None:
     for words, options in (
         (["mamba-reg", "--num-registers", "4", "--hidden-dim", "9"], {}),
         (
@@ -102,7 +102,7 @@ def answer(ask: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def check_answers(width: Callable[..., Any], readout: type[nn.Module], options: dict[str, Any]) -> None:
-    """Both give the same width, or refuse in the same words, over a grid of sizes and for each odd argument."""
+    """Both give the same width, or the same error, over a grid of sizes and for invalid arguments."""
     defaults = {word: one.default for word, one in inspect.signature(readout).parameters.items()}
     required = {word: value for word, value in options.items() if defaults[word] is inspect.Parameter.empty}
     sizes = [{"num_registers": registers, "hidden_dim": dim} for registers in (1, 2, 7) for dim in (1, 9, 24, 64)]
@@ -157,14 +157,14 @@ def without_hints(num_registers, hidden_dim, eps=1e-6):  # type: ignore[no-untyp
 
 
 @pytest.mark.parametrize("width", [unchecked, too_narrow, in_other_words])
-def test_a_width_that_answers_otherwise_than_the_constructor_is_noticed(width: Callable[..., Any]) -> None:
+def test_a_stated_width_that_differs_from_the_measured_one_is_found(width: Callable[..., Any]) -> None:
     check_parameters(width, MEAN_STD[1])
     with pytest.raises(AssertionError):
         check_answers(width, MEAN_STD[1], {})
 
 
 @pytest.mark.parametrize("width", [another_default, without_hints])
-def test_a_width_that_takes_something_else_than_the_constructor_is_noticed(width: Callable[..., Any]) -> None:
+def test_a_stated_width_with_other_arguments_than_the_constructor_is_found(width: Callable[..., Any]) -> None:
     with pytest.raises((AssertionError, KeyError)):
         check_parameters(width, MEAN_STD[1])
 
@@ -201,7 +201,7 @@ def flat(num_registers: int, hidden_dim: int) -> int:
         (lambda dim: dim, "missing 1 required positional argument: 'dim'"),
     ],
 )
-def test_a_stated_width_that_is_another_than_the_readouts_is_refused(width: Any, words: str) -> None:
+def test_a_stated_width_that_differs_from_the_readouts_is_refused(width: Any, words: str) -> None:
     entry = ReadoutEntry("last", Last, cond_dim=width)
     with pytest.raises(regplug.SpecError) as refused:
         specify(entry, 2, 3, {})
@@ -213,6 +213,6 @@ def test_a_stated_width_that_is_another_than_the_readouts_is_refused(width: Any,
             spec.build()
 
 
-def test_what_is_no_reference_is_refused_by_the_entry() -> None:
+def test_an_invalid_reference_is_refused_by_the_entry() -> None:
     with pytest.raises(regplug.SpecError, match="ReadoutEntry 'last': cond_dim: expected 'module:attr' or a callable"):
         ReadoutEntry("last", Last, cond_dim="not a reference")

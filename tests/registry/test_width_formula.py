@@ -45,7 +45,7 @@ FORMULAS: dict[str, Width] = {
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_a_polynomial_is_found_and_spelled(formula: str) -> None:
+def test_a_polynomial_is_found_and_printed(formula: str) -> None:
     assert explain(FORMULAS[formula], 4, 384) == WidthFormula(formula, ())
 
 
@@ -107,7 +107,7 @@ CONDITIONS: dict[str, tuple[Width, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("formula", CONDITIONS)
-def test_sizes_that_refuse_are_told_as_conditions(formula: str) -> None:
+def test_sizes_that_are_refused_become_conditions(formula: str) -> None:
     width, conditions = CONDITIONS[formula]
     assert explain(width, 4, 384) == WidthFormula(formula, conditions)
 
@@ -215,7 +215,7 @@ def test_sizes_that_only_the_forward_refuses_are_conditions_too() -> None:
     assert (spec.formula, spec.conditions) == ("D", ("8 divides D",))
 
 
-def test_a_readout_without_a_meta_forward_is_believed() -> None:
+def test_a_formula_without_a_meta_forward_is_fitted_to_out_dim() -> None:
     spec = specified(NoMetaForward)
     assert not spec.measured
     assert (spec.formula, spec.conditions) == ("3*D", ())

@@ -26,7 +26,7 @@ class Attend(nn.Module):
         return self.value(registers).mean(1)
 """
 
-# nothing of the parent's is in a spawned child but what it is given
+# a spawned child has only what it is given
 SCRIPT = """
 import json, multiprocessing, os, pathlib, sys
 import regplug
@@ -38,7 +38,7 @@ class Mine:
     def regplug_readouts(self):
         return [regplug.ReadoutEntry("mine", "acme_readouts:Attend")]
 
-def told(name):
+def found(name):
     try:
         return regplug.default_registry().readout_entry(name).full_name
     except regplug.NameLookupError as error:
@@ -46,7 +46,7 @@ def told(name):
 
 def look_up(place):
     names = ("attend", "acme:attend", "mine", "memory:mine", "acme:mine")
-    (OUT / place).write_text(json.dumps({**{name: told(name) for name in names}, "torch": "torch" in sys.modules}))
+    (OUT / place).write_text(json.dumps({**{name: found(name) for name in names}, "torch": "torch" in sys.modules}))
 
 class Readouts:
     def __init__(self, spec):
@@ -95,7 +95,7 @@ while not pathlib.Path("importing").exists():
 child = os.fork()
 if child == 0:
     os._exit(0 if registry.readout_entry("slow:slow-name").full_name == "slow:slow-name" else 1)
-threading.Timer(20, os.kill, (child, 9)).start()  # instead of waiting for ever
+threading.Timer(20, os.kill, (child, 9)).start()  # instead of waiting forever
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 loading.join()
 print(code, flush=True)
@@ -137,6 +137,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     return lambda name: json.loads((folder / name).read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["parent", "spawned", "rank-0", "rank-1"])
 def test_a_strategy_is_found_by_its_name_in_every_process(answers: Callable[[str], Any], process: str) -> None:
     found = answers(process)
@@ -144,6 +145,7 @@ def test_a_strategy_is_found_by_its_name_in_every_process(answers: Callable[[str
     assert found["torch"] is False  # to find a name a worker needs no torch either
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["spawned", "rank-0", "rank-1"])
 def test_a_worker_says_that_it_does_not_know_what_its_parent_registered_in_memory(
     answers: Callable[[str], Any], process: str
@@ -156,17 +158,19 @@ def test_a_worker_says_that_it_does_not_know_what_its_parent_registered_in_memor
     assert found["acme:mine"].startswith("strategy 'acme:mine': not registered; known: attend")  # it is no use there
 
 
-def test_the_parent_itself_is_told_nothing_of_workers(answers: Callable[[str], Any]) -> None:
+@pytest.mark.slow
+def test_the_parent_itself_gets_no_hint_about_workers(answers: Callable[[str], Any]) -> None:
     found = answers("parent")
     assert (found["mine"], found["memory:mine"]) == ("memory:mine", "memory:mine")
     assert found["acme:mine"].startswith("strategy 'acme:mine': not registered; known: attend")
 
 
-def test_a_spec_comes_to_a_worker_with_its_entry_and_is_built_there(answers: Callable[[str], Any]) -> None:
+@pytest.mark.slow
+def test_a_spec_reaches_a_worker_with_its_entry_and_is_built_there(answers: Callable[[str], Any]) -> None:
     assert answers("loader") == ["Attend", [2, 6], [2, 5], "memory:mine"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-def test_a_child_that_is_forked_while_a_plugin_is_imported_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_a_child_that_is_forked_while_a_plugin_is_imported_does_not_wait_forever(tmp_path: Path) -> None:
     write_distribution(tmp_path, "slow", {"slow.py": SLOW}, {"regplug_v1": {"slow": "slow"}})
     assert run(tmp_path, "-W", "ignore::DeprecationWarning", "-c", FORK).stdout.strip() == "0"
