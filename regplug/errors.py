@@ -266,6 +266,17 @@ def closest(word: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(sorted(known))}" + (f" (closest: {near[0]})" if near else "")
 
 
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are.
+
+    Example:
+        >>> shorten(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def message_of(error: BaseException) -> str:
     """The message of an exception, also if its class, a plugin's, raises when it is asked for that."""
     try:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regplug.commands.doctor.diagnostics import shorten
 from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say
 from regplug.commands.shared_options import digest_option, follow_links_option, json_option
-from regplug.errors import BundleError, NameLookupError
+from regplug.errors import BundleError, NameLookupError, shorten
 from regplug.registry.tracebacks import show_traceback
 
 if TYPE_CHECKING:

@@ -20,11 +20,12 @@ import regplug
 from regplug.backends.child_process import MAX_OUTPUT, run_bounded, until
 from regplug.commands.doctor import environment
 from regplug.commands.doctor.command import doctor_command
-from regplug.commands.doctor.diagnostics import OK, PROBLEM, WARNING, clip, shorten, worst
+from regplug.commands.doctor.diagnostics import OK, PROBLEM, WARNING, clip, worst
 from regplug.commands.doctor.environment import check_cache, check_cmake, check_compiler, check_headers, check_json
 from regplug.commands.doctor.metadata import check_metadata, malformed
 from regplug.commands.doctor.monkeypatches import replaced, snapshot
 from regplug.commands.doctor.plugin import examine_plugin
+from regplug.errors import shorten
 from regplug.registry import references, staging
 from regplug.registry.discovery import Found
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import regplug.registry.default
 import regplug.registry.spec  # noqa: F401  # not used here: hosts have loaded them, and a plugin may change them
-from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip, shorten
+from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip
 from regplug.commands.doctor.monkeypatches import Snapshot, replaced, replaced_functions, snapshot, watched_functions
 from regplug.commands.doctor.process_state import Change, ExitHooks, ProcessState
-from regplug.errors import PluginError, one_line
+from regplug.errors import PluginError, one_line, shorten
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, Entry, Provenance, ReadoutEntry
 from regplug.registry.hookspecs import HOOKS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from regplug import errors
@@ -35,9 +35,3 @@ def worst(levels: Iterable[str]) -> str:
 def clip(text: str, longest: int = MAX_MESSAGE) -> str:
     """The text on one printable line, cut to the length of a message."""
     return errors.clip(text, longest)
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - MAX_SHOWN
-    return ", ".join(names[:MAX_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

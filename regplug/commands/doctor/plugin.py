@@ -16,7 +16,8 @@ from typing import Any
 from regplug.backends.child_process import Ended, format_exit, run_elsewhere
 from regplug.backends.python_child import python_command
 from regplug.commands.doctor.child import AT, JOB, LIGHT, NOUNS, REFERENCES, STARTED, TRACE, Job
-from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, Diagnostic, clip, shorten, worst
+from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, Diagnostic, clip, worst
+from regplug.errors import shorten
 from regplug.registry.discovery import PROTOCOL, Found
 from regplug.registry.distributions import normalise
 

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip, shorten
+from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip
+from regplug.errors import shorten
 from regplug.registry.kept_host import put_back_path
 
 HOOKS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from regplug.commands.import_checkpoint.option_inference import Constructor, Inferred, Shapes, infer_options
-from regplug.errors import BundleError, PluginError, SpecError
+from regplug.errors import BundleError, PluginError, SpecError, shorten
 from regplug.registry.entries import FiLMEntry, ReadoutEntry
 from regplug.registry.references import load_reference
 
@@ -107,6 +107,4 @@ def difference(expected: Shapes, got: Shapes) -> str:
 
 def list_names(names: Iterable[str]) -> str:
     """The first few names, sorted, and how many more there are."""
-    names = sorted(names)
-    more = len(names) - MAX_WEIGHTS
-    return ", ".join(names[:MAX_WEIGHTS]) + (f" and {more} more" if more > 0 else "") if names else "none"
+    return shorten(sorted(names), MAX_WEIGHTS) or "none"

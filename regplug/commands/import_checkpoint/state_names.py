@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from regplug.errors import BundleError
+from regplug.errors import BundleError, shorten
 from regplug.torch_private import uncompiled_name
 
 # what wrappers put before a network's own names: DistributedDataParallel, then Lightning modules
@@ -59,10 +59,9 @@ def own_names(owner: str, names: Iterable[str]) -> dict[str, str]:
 
 def listed(names: Iterable[str]) -> str:
     """A few names on one line, escaped, and how many more there are."""
-    names = sorted(names)
-    few = [name[:MAX_NAME] if name.isprintable() else ascii(name[:MAX_NAME]) for name in names[:MAX_LISTED]]
-    more = len(names) - MAX_LISTED
-    return ", ".join(few) + (f", and {more} more" if more > 0 else "")
+    return shorten(
+        [name[:MAX_NAME] if name.isprintable() else ascii(name[:MAX_NAME]) for name in sorted(names)], MAX_LISTED
+    )
 
 
 def all_prefixes(names: Iterable[str]) -> list[str]:
