@@ -16,10 +16,7 @@ from types import TracebackType
 
 MAX_MESSAGE = 400  # characters
 MAX_HEAD, MAX_TAIL = 300, 97  # what is kept of a longer one: the object, and what to do
-MAX_REASON_HEAD, MAX_REASON_TAIL = (
-    190,
-    77,
-)  # the same of a reason: the object and the place must fit too
+MAX_REASON_HEAD, MAX_REASON_TAIL = 190, 77  # the same of a reason: the object and the place must fit too
 MAX_READ = 20_000  # characters of a message of another library
 MAX_LISTED = 60  # known words in a message about an unknown one
 MAX_PATH = 60  # characters of a path, from its end
@@ -139,9 +136,8 @@ def truncate(text: str, longest: int) -> str:
 
 def clip(text: str, longest: int) -> str:
     """A text as one printable line, truncated."""
-    return truncate(
-        " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * longest]).split()), longest
-    )
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[: 8 * longest])
+    return truncate(" ".join(printable.split()), longest)
 
 
 def one_line(error: BaseException) -> str:

@@ -44,7 +44,7 @@ HEADS = 6
 KERNEL_WIDTH = 32
 KERNEL_LAYERS = 3
 FILM_HIDDEN_DIM = 64
-LARGEST = 65536  # of a size
+MAX_SIZE = 65536
 NECK_RATIO = 4  # of the readout register_concat
 
 # + asks for prepend_registers, which 0.2.0 no longer has: its registers are here where 0.2.0 puts all.
@@ -118,8 +118,8 @@ def _resized(
         )
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "compressed_dim": compressed_dim}
     for word, size in sizes.items():
-        if size is not None and not (type(size) is int and 1 <= size <= LARGEST):
-            raise SpecError(f"backbone 'nvsubquadratic': {word}: expected 1 to {LARGEST}, got {size!r}.")
+        if size is not None and not (type(size) is int and 1 <= size <= MAX_SIZE):
+            raise SpecError(f"backbone 'nvsubquadratic': {word}: expected 1 to {MAX_SIZE}, got {size!r}.")
     return replace(configuration, **{word: size for word, size in sizes.items() if size is not None})
 
 
