@@ -274,7 +274,7 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an exception, also if its class, a plugin's, raises when it is asked for that."""
+    """The message of an exception; that of a plugin may raise when it is formatted."""
     try:
         return str.__str__(str(error))  # a subclass of str may raise in any method
     except KeyboardInterrupt:

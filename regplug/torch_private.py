@@ -79,7 +79,7 @@ def uncompiled_name(name: str) -> str:
 
 
 def project(parent: nn.Module, child: str, x: Tensor) -> Tensor:
-    """``parent.child(x)`` in the dtype of its weights, by the shortest way where it is a linear layer and nothing else.
+    """``parent.child(x)`` in the dtype of its weights, without the overhead of a call if it is a plain linear layer.
 
     Module attributes and calls cost a third of the whole at B = 1. A layer that something hooks into (a counter of
     FLOPs hooks into all), that was patched or replaced (an adapter, a quantized layer, a parametrized one) is called as
@@ -114,7 +114,7 @@ def parameter_of(module: nn.Module, name: str) -> Tensor:
 
 
 def in_compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` in the dtype of ``weight``; as it is under autocast, which converts both for a matrix product."""
+    """``x`` in the dtype of ``weight``; unchanged under autocast, which converts both for a matrix product."""
     if x.dtype == weight.dtype:
         return x
     device = x.device.type

@@ -19,8 +19,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def find_dtype(name: str) -> torch.dtype | None:
-    """The dtype that a user names, with or without ``torch.``; None if torch has no such dtype."""
+    """The dtype that a user names; None if torch has no dtype of that name."""
     import torch
 
-    found = vars(torch).get(name.removeprefix("torch."))
+    found = vars(torch).get(name)
     return found if isinstance(found, torch.dtype) else None

@@ -121,7 +121,7 @@ class Registry(Plugins):
     # "DISTRIBUTION:NAME" is looked up in that distribution alone, which is imported. A bare name means the first of:
     #
     # 1. the built-in with this name; no other plugin is imported
-    # 2. the entry of the one plugin that offered it when all plugins were last imported (name_cache.py)
+    # 2. the entry of the plugin that alone offered it when all plugins were last imported (name_cache.py)
     # 3. the entry with this name of all plugins: regplug's own, else the only one (names.py, pick)
     # 4. the entry with this as an old name of all plugins, in the same way
 
