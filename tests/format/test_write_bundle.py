@@ -448,6 +448,7 @@ def exported(exported_once, tmp_path):
     return place, content(place)
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_1_on_a_full_disk_and_keeps_the_old_bundle(exported):
     place, old = exported
     done = export(place, "bash", "-c", 'ulimit -f 1; "$@"', "bash")  # a kilobyte a file
@@ -457,6 +458,7 @@ def test_the_command_exits_with_1_on_a_full_disk_and_keeps_the_old_bundle(export
     assert stale(place.parent) == []
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_1_on_a_read_only_path_and_keeps_the_old_bundle(exported):
     place, old = exported
     # also for root: a file system mounted read-only in a namespace of this process
@@ -482,6 +484,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_130_on_an_interrupt_and_keeps_the_old_bundle(exported):
     place, old = exported
     command = [sys.executable, "-c", SLOWLY, *EXPORT[3:], "--no-programs", "--force", "-o", place]
