@@ -51,6 +51,7 @@ def make_programs(
         return
     owner = f"bundle to be: {WEIGHTS}"
     case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
+    stored = stored_tensors(owner, weights)
     sets = [(load_tensors(owner, weights), golden), _other_weights(manifest.strategy, module, signature)]
     for name, maker in makers.items():
         progress(f"program {name}")
@@ -59,7 +60,7 @@ def make_programs(
             golden.input(case),
             signature.input,
             signature.outputs,
-            stored_tensors(owner, weights),
+            stored,
             manifest.describe(),
             lambda step, name=name: progress(f"program {name}: {step}"),  # type: ignore[misc]
         )

@@ -44,10 +44,10 @@ def check_is_whole(path: str) -> None:
     """
     owner = f"weights {path}"
     check_weights_file(owner, path)
-    said = parse_metadata(owner, read_file_header(owner, path)[1])
-    if said and said.get("backbone") is None:
+    stated = parse_metadata(owner, read_file_header(owner, path)[1])
+    if stated and stated.get("backbone") is None:
         raise BundleError(
-            f"{owner}: expected the backbone's weights too, got a {said.get('holds')} alone, as `regplug import` "
+            f"{owner}: expected the backbone's weights too, got a {stated.get('holds')} alone, as `regplug import` "
             "writes it; leave out --with-backbone, or export what attach gave, in Python."
         )
 
@@ -65,11 +65,11 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
     """
     owner = f"weights {path}"
     check_weights_file(owner, path)
-    said = _read_said(owner, read_file_header(owner, path)[1])
-    if not said:
+    stated = _read_metadata(owner, read_file_header(owner, path)[1])
+    if not stated:
         return None
     try:
-        note = read_as(WeightsNote, parse_json(json.dumps({"backbone": None, **said}).encode()))
+        note = read_as(WeightsNote, parse_json(json.dumps({"backbone": None, **stated}).encode()))
         if note.layout is not None:
             TokenLayout(**vars(note.layout))
     except (WrongValueError, SpecError) as error:
@@ -82,7 +82,7 @@ def read_note(path: str, strategy: str | None = None) -> WeightsNote | None:
     if (note.holds == "conditioner") != (note.film is not None) or (note.film is not None and note.layout is None):
         raise BundleError(f"{owner}: metadata: expected film and layout of a conditioner and of nothing else.")
     if strategy is not None:
-        _check_said(owner, {"strategy": default_registry().readout_entry(strategy).full_name}, said)
+        _check_stated(owner, {"strategy": default_registry().readout_entry(strategy).full_name}, stated)
     return note
 
 
@@ -104,7 +104,7 @@ def build_filled(build: Callable[[], nn.Module], path: str, spec: ReadoutSpec) -
     types = stored_types(tensors)
 
     def compare(outline: nn.Module) -> None:
-        _check_said(owner, _wanted(outline, spec), _read_said(owner, metadata))
+        _check_stated(owner, _wanted_metadata(outline, spec), _read_metadata(owner, metadata))
         _take_dtype(outline, types)
         check_types(owner, types_of(outline.state_dict()), types)
 
@@ -121,10 +121,10 @@ def fill(module: nn.Module, path: str, spec: ReadoutSpec) -> None:
     owner = f"weights {path}"
     check_weights_file(owner, path)
     data = read_file(owner, path)
-    said = _read_said(owner, read_header(owner, data)[1])
-    _check_said(owner, _wanted(module, spec), said)
+    stated = _read_metadata(owner, read_header(owner, data)[1])
+    _check_stated(owner, _wanted_metadata(module, spec), stated)
     # a bundle's file has every buffer; a plain state dict does not
-    undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and said else None
+    undo = persist_buffers(module.tokens) if isinstance(module, ATTACHED) and stated else None
     _filled(owner, module, load_tensors(owner, data))
     if undo:
         undo()
@@ -143,7 +143,7 @@ def _take_dtype(module: nn.Module, types: Mapping[str, TensorType]) -> None:
             module.to(dtypes.pop())
 
 
-def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
+def _wanted_metadata(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
     """What a weights file of the module must say of itself, if it says anything."""
     wanted = describe_module(spec, module, None, default_registry()).as_dict()
     if wanted["holds"] == "readout":  # its layout is only a note
@@ -151,14 +151,14 @@ def _wanted(module: nn.Module, spec: ReadoutSpec) -> Mapping[str, Any]:
     return wanted
 
 
-def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_metadata(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the file says of itself, with the current names of what has been renamed since."""
-    said: dict[str, Any] = parse_metadata(owner, metadata)
+    stated: dict[str, Any] = parse_metadata(owner, metadata)
     registry = default_registry()
     lookups: tuple[tuple[object, str, Callable[[str], Entry]], ...] = (
-        (said, "strategy", registry.readout_entry),
-        (said.get("film"), "generator", registry.film_entry),
-        (said.get("backbone"), "name", registry.backbone_entry),
+        (stated, "strategy", registry.readout_entry),
+        (stated.get("film"), "generator", registry.film_entry),
+        (stated.get("backbone"), "name", registry.backbone_entry),
     )
     for place, key, lookup in lookups:
         if isinstance(place, dict) and isinstance(place.get(key), str) and ":" in place[key]:
@@ -167,15 +167,17 @@ def _read_said(owner: str, metadata: Mapping[str, str]) -> dict[str, Any]:
             ):  # a name that is not installed is compared unchanged
                 entry = lookup(place[key])
                 place[key] = entry.full_name
-                if isinstance(entry, ReadoutEntry) and isinstance(said.get("options"), dict):
-                    said["options"] = current_options(f"strategy {entry.name!r}", said["options"], entry.old_options)
-    return said
+                if isinstance(entry, ReadoutEntry) and isinstance(stated.get("options"), dict):
+                    stated["options"] = current_options(
+                        f"strategy {entry.name!r}", stated["options"], entry.old_options
+                    )
+    return stated
 
 
-def _check_said(owner: str, wanted: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+def _check_stated(owner: str, wanted: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
-        if key == "backbone" and isinstance(value, dict) and isinstance(said.get(key), dict):
+        if key == "backbone" and isinstance(value, dict) and isinstance(stated.get(key), dict):
             # a model may have several names; two models differ in their weights
-            _check_said(owner, {word: value[word] for word in ("name", "normalized")}, said[key])
-        elif key in said and said[key] != value:
-            raise BundleError(f"{owner}: {key}: expected {value!r}, got {said[key]!r}, as the file says of itself.")
+            _check_stated(owner, {word: value[word] for word in ("name", "normalized")}, stated[key])
+        elif key in stated and stated[key] != value:
+            raise BundleError(f"{owner}: {key}: expected {value!r}, got {stated[key]!r}, as the file says of itself.")
