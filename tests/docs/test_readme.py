@@ -29,7 +29,7 @@ PAGES = {
     "docs/plugins.md": ("pyproject.toml", 7),
     "docs/programs.md": (None, 13),
     "docs/film.md": (None, 1),
-    "docs/readouts.md": (None, 5),
+    "docs/readouts.md": (None, 6),
     "docs/backbones.md": (None, 13),
     "docs/training.md": (None, 10),
 }
