@@ -38,6 +38,7 @@ def carrying() -> dict[str, nn.Module]:
         return {name: timm.create_model(name) for name, model in small.items() if register_of(model) is not None}
 
 
+@pytest.mark.slow
 def test_every_model_with_a_register_parameter_has_a_layout_on_the_meta_device(carrying: dict[str, nn.Module]) -> None:
     layouts = {name: regplug.layout_of(model) for name, model in carrying.items()}
     assert len(layouts) == 75
@@ -53,6 +54,7 @@ def test_every_model_with_a_register_parameter_has_a_layout_on_the_meta_device(c
         assert layouts[name].start in (0, 1)
 
 
+@pytest.mark.slow
 def test_the_rest_say_that_they_carry_none() -> None:
     with torch.device("meta"):
         rest = [model for name in NAMES if register_of(model := build(name)) is None]
@@ -80,6 +82,7 @@ def marked_positions(model: nn.Module, images: torch.Tensor) -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_mark_in_each_register_is_found_where_the_layout_says_in_every_model(carrying: dict[str, nn.Module]) -> None:
     torch.manual_seed(0)
     for name, whole in carrying.items():
