@@ -86,7 +86,7 @@ def test_a_dropped_program_leaves_no_descriptor_and_no_mapping(bundles, tmp_path
     before = held()
     folder = shutil.copytree(bundles["pool"], tmp_path / "b")
     data = (folder / LIBRARY).read_bytes()
-    for number in range(200):
+    for number in range(50):
         (folder / LIBRARY).write_bytes(data + number.to_bytes(8, "little"))  # another digest, the same code
         repin(folder)
         program = regplug.load(folder, program="aotinductor")

@@ -151,6 +151,7 @@ def test_a_program_inside_a_transform_is_refused(program, transform):
         TRANSFORMS[transform](program)
 
 
+@pytest.mark.parametrize("backend", ["torchscript"], indirect=True)
 def test_a_program_loaded_in_inference_mode_takes_ordinary_tensors(bundle, backend, run_python):
     code = f"""
 import torch
