@@ -49,7 +49,7 @@ def light_plugin(subject: SubjectWithEntry) -> None:
 @cache
 def import_fault(modules: tuple[str, ...]) -> str:
     """What is wrong with the import of these modules, found once per plugin; empty if nothing is."""
-    ended = run_elsewhere(python_code(CHILD, *modules), until(TIME_LIMIT, lambda: False))
+    ended = run_elsewhere(python_code(CHILD, *modules), until(TIME_LIMIT))
     if ended.code is None:
         return f"to import within {TIME_LIMIT} s, got no end"
     if ended.code == HEAVY_STATUS:

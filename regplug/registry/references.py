@@ -38,6 +38,14 @@ def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
 
 def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
     """As ``load_reference``, but what the import does to the process is not undone."""
+    try:
+        return resolve_reference(reference)
+    except PluginError as error:
+        raise PluginError(f"{owner}: {error.args[0]}") from error.__cause__
+
+
+def resolve_reference(reference: Reference) -> Callable[..., Any]:
+    """As ``import_reference``, with a message that begins with ``expected`` and names no owner."""
     if not isinstance(reference, str):
         return reference
     try:
@@ -46,10 +54,10 @@ def import_reference(owner: str, reference: Reference) -> Callable[..., Any]:
         raise
     except BaseException as error:  # exit() in a plugin, or a panic in Rust, must not end the host
         raise PluginError(
-            f"{owner}: expected to import {reference!r}, got {class_name(error)}: {clip(one_line(error), MAX_MESSAGE)}."
+            f"expected to import {reference!r}, got {class_name(error)}: {clip(one_line(error), MAX_MESSAGE)}."
         ) from error
     if not callable(target):
-        raise PluginError(f"{owner}: expected a callable at {reference!r}, got {class_name(target)}.")
+        raise PluginError(f"expected a callable at {reference!r}, got {class_name(target)}.")
     return target
 
 

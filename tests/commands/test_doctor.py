@@ -657,7 +657,7 @@ def test_cmake_that_is_missing_old_or_hangs_is_a_warning(tmp_path: Path, monkeyp
 def test_torch_that_is_missing_broken_or_old_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, words in (
         ("echo found 2.9.1+cpu 1.5", "expected 2.10 or newer"),
-        ("echo \"failed ModuleNotFoundError No module named 'torch'\"", "nothing can be built"),
+        ("echo \"missing ModuleNotFoundError No module named 'torch'\"", "nothing can be built"),
         ("echo failed OSError libtorch_cpu.so: broken", "OSError libtorch_cpu.so: broken; install"),
         ("kill -SEGV $$", "SIGSEGV; install torch"),
     ):

@@ -28,7 +28,7 @@ from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, Entry, Provenance, ReadoutEntry
 from regplug.registry.hookspecs import HOOKS
 from regplug.registry.missing import missing_package, wants
-from regplug.registry.references import import_plugin, import_reference
+from regplug.registry.references import import_plugin, resolve_reference
 from regplug.registry.staging import stage
 
 JOB, LIGHT, REFERENCES, AT, TRACE = "job.json", "light.json", "references.json", "at", "trace"
@@ -192,9 +192,9 @@ def references_phase(job: Job, entries: Mapping[str, tuple[Entry, ...]], at: Pat
         if module not in sys.modules:
             at.write_text(f"{entry}: importing {reference!r}")
         try:
-            import_reference(entry, reference)
+            resolve_reference(reference)
         except BaseException as error:
-            level, message = _classify(job, entry, reference, error)
+            level, message = _classify(job, reference, error)
             # a module that cannot be imported is one fault for everything in it
             key = reference if module in sys.modules else module
             faults.setdefault(key, Fault(level, [], message)).entries.append(entry)
@@ -230,13 +230,13 @@ def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str,
                     yield f"{NOUNS[hook][0]} {entry.name!r}", reference
 
 
-def _classify(job: Job, entry: str, reference: str, error: BaseException) -> tuple[str, str]:
+def _classify(job: Job, reference: str, error: BaseException) -> tuple[str, str]:
     # a missing module is a typo in the reference, unless it belongs to a distribution that the plugin requires
     named = root_of(reference)
     if package := missing_package(error, job.roots | ({named} if normalise(named) not in job.requires else set())):
         return WARNING, f"{wants(package)}."
-    said = str(error) if isinstance(error, PluginError) else f"expected to import {reference!r}, got {error!r}."
-    return PROBLEM, clip(said.removeprefix(f"{entry}: "))
+    message = str(error) if isinstance(error, PluginError) else f"expected to import {reference!r}, got {error!r}."
+    return PROBLEM, clip(message)
 
 
 def _summary(fault: Fault) -> dict[str, str]:

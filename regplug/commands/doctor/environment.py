@@ -28,7 +28,8 @@ begin = time.perf_counter()
 try:
     import torch
 except Exception as error:
-    print("failed", type(error).__name__, *str(error).splitlines()[:1])
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+    print("missing" if is_missing else "failed", type(error).__name__, *str(error).splitlines()[:1])
 else:
     print("found", torch.__version__, time.perf_counter() - begin)
 """
@@ -68,7 +69,7 @@ def check_torch(stop: Stop) -> Requirement:
     match = re.search(r"^found (\S+) ([\d.e+-]+)$", ended.out, re.MULTILINE)
     install = f"install torch>={_dotted(MIN_TORCH)}."
     if match is None:
-        if "No module named 'torch'" in ended.out:
+        if re.search("^missing ", ended.out, re.MULTILINE):
             return Requirement("torch", "none", PROBLEM, f"nothing can be built; {install}")
         failed = re.search(r"^failed (.+)$", ended.out, re.MULTILINE)
         reason = clip(failed[1]) if failed else _format(ended, TORCH_LIMIT)
