@@ -1,4 +1,4 @@
-"""``regplug check``: its rows, its exit codes, its JUnit file, and what it refuses before it checks anything."""
+"""``regplug check``: its rows, exit codes and JUnit file, and what it refuses before it checks anything."""
 
 import functools
 import json
@@ -48,7 +48,7 @@ def run(monkeypatch, folder):
     return functools.partial(run_command, "check")
 
 
-def test_a_good_readout_has_a_row_for_every_check_and_all_are_as_they_must_be(run):
+def test_a_good_readout_has_a_row_for_every_check_and_all_pass(run):
     code, out, _ = run("pool", *FAST, "--json")
     found = json.loads(out)
     assert (code, found["ok"], found["schema"]) == (0, True, "regplug.check/1")
@@ -57,12 +57,12 @@ def test_a_good_readout_has_a_row_for_every_check_and_all_are_as_they_must_be(ru
     assert {row["verdict"] for row in found["checks"]} == {"passed"}
 
 
-def test_a_generator_to_pair_with_is_named_as_export_names_it(run):
+def test_a_film_generator_is_named_in_the_same_way_as_for_export(run):
     chosen = ["--film-generator", "kernel-film", "--film", "kernel_hidden_dim=4"]
     code, out, _ = run("mean", *FAST, *chosen, "--film", "num_film_layers=1", "--json")
     [row] = [row for row in json.loads(out)["checks"] if row["check"] == "film"]
     assert (code, row["verdict"]) == (0, "passed")
-    code, out, _ = run("mean", *FAST, *chosen, "--json")  # its constructor wants the number of layers, too
+    code, out, _ = run("mean", *FAST, *chosen, "--json")  # its constructor also needs the number of layers
     [row] = [row for row in json.loads(out)["checks"] if row["check"] == "film"]
     assert (code, row["verdict"]) == (1, "failed")
     assert "expected option num_film_layers: int" in row["detail"]
@@ -78,7 +78,7 @@ def test_a_failing_check_is_a_row_an_exit_code_and_a_failure_for_jenkins(run, tm
     assert failed.startswith("flop-count ")
     assert "123456789" in failed
     assert re.fullmatch(r"\d+ passed, \d+ advisory, .*\b1 failed\b.* in [\d.]+ s", last)
-    assert "built" in err  # what a class prints mixes with no report
+    assert "built" in err  # what a class prints is not part of the report
     assert "built" not in out
     [suite] = ElementTree.parse(report).getroot()
     cases = suite.findall("testcase")
@@ -90,7 +90,7 @@ def test_a_failing_check_is_a_row_an_exit_code_and_a_failure_for_jenkins(run, tm
     assert {case.get("classname") for case in cases} == {"readouts-under-check:one-wrong-number"}
 
 
-def test_a_class_is_checked_at_a_backbones_sizes_and_stays_unknown_to_everybody_else(run):
+def test_a_class_is_checked_with_a_backbones_sizes_and_is_not_registered_elsewhere(run):
     expected = ["--expect", "flop-count=known = wrong", "--expect", "program[no-such-backend]=not installed here"]
     code, out, _ = run(*WRONG, *FAST, *expected, "--backbone", "digits-vit", "--json")
     found = json.loads(out)
@@ -106,7 +106,7 @@ def test_a_class_is_checked_at_a_backbones_sizes_and_stays_unknown_to_everybody_
         regplug.resolve(found["strategy"], num_registers=4, hidden_dim=48)
 
 
-def test_a_check_that_passes_though_it_is_declared_to_fail_is_a_failure(run):
+def test_a_check_that_passes_though_it_is_expected_to_fail_is_a_failure(run):
     code, out, _ = run("mean", *FAST, "--expect", "shape=so they said")
     assert code == 1
     assert "declared to fail (so they said), but it passed" in out
@@ -134,7 +134,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_wrong_words_are_refused_on_one_line_before_anything_is_checked(run, text):
+def test_wrong_arguments_are_refused_on_one_line_before_anything_is_checked(run, text):
     code, out, err = run(*REFUSED[text])
     assert (code, out) == (2, "")
     assert text in err
@@ -142,7 +142,7 @@ def test_wrong_words_are_refused_on_one_line_before_anything_is_checked(run, tex
     assert "\n" not in err.strip() or err.startswith("Usage")
 
 
-def test_the_broken_plugin_behind_a_name_gives_its_own_exit_code(run_python, install_plugin):
+def test_a_broken_plugin_has_its_own_exit_code(run_python, install_plugin):
     broken = install_plugin(
         "broken-readouts", {"broken_readouts.py": "raise OSError('no disk')"}, {"regplug_v1": {"x": "broken_readouts"}}
     )
@@ -153,7 +153,7 @@ def test_the_broken_plugin_behind_a_name_gives_its_own_exit_code(run_python, ins
     assert "no disk" in done.stderr
 
 
-def test_a_detail_with_characters_that_xml_cannot_hold_is_still_xml():
+def test_characters_that_xml_cannot_hold_are_replaced():
     rows = [
         CheckResult("a:b", "shape", "failed", 0.5, "red \x1b[31m <&> \ud800 \x00"),
         CheckResult("a:b", "c", "passed", 0),

@@ -384,9 +384,9 @@ def test_a_malformed_file_that_makes_the_import_of_torch_fail_is_reported(run_py
     unrelated = fake_distribution(tmp_path, "unrelated", "[console_scripts]\nok = a:b\nthis line has no equals sign")
     unreadable = fake_distribution(tmp_path, "unreadable", f"{READOUTS}\nattend")
     fake_distribution(tmp_path, "lenient", "lost = a:b\n[console_scripts]\n")
-    everybody = ",".join(["regplug", *(f"regplug-{name}" for name in QUIET)])
+    all_plugins = ",".join(["regplug", *(f"regplug-{name}" for name in QUIET)])
     report = json.loads(
-        run_python(DOCTOR.format(arguments=["--json"]), [tmp_path], {"REGPLUG_DISABLE": everybody}).stdout
+        run_python(DOCTOR.format(arguments=["--json"]), [tmp_path], {"REGPLUG_DISABLE": all_plugins}).stdout
     )
     plugin = next(one for one in report["plugins"] if one["distribution"] == "unreadable")
     assert (plugin["status"], plugin["version"], plugin["import_seconds"]) == (PROBLEM, "1.0", None)

@@ -102,8 +102,8 @@ def test_without_a_program_its_refusals_do_not_apply_and_name_the_failed_check(r
 
 def test_an_entry_of_no_plugin_has_no_programs_and_no_plugin_to_import(registry):
     subject = subject_named(registry, "Scales")
-    nobodys = replace(subject, spec=replace(subject.spec, entry=replace(subject.spec.entry, provenance=None)))
-    found = verdicts(nobodys)
+    of_no_plugin = replace(subject, spec=replace(subject.spec, entry=replace(subject.spec.entry, provenance=None)))
+    found = verdicts(of_no_plugin)
     unasked = {name for name, result in found.items() if result.verdict == NOT_APPLICABLE}
     assert unasked == {
         "light-plugin",

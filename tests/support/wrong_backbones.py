@@ -16,7 +16,7 @@ IMAGE = (3, 8, 8)
 
 
 class Block(nn.Module):
-    """Attention and an MLP, normed before each; ``[B, T, D] -> [B, T, D]``."""
+    """Attention and an MLP, with a norm before each; ``[B, T, D] -> [B, T, D]``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Kernel(nn.Module):
-    """A place for FiLM pairs: two layers of eight features."""
+    """A FiLM site: two layers of eight features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Tokens(nn.Module):
 
 
 def build_of(net: Any) -> Any:
-    """``build`` of a network class: one model, ``small``."""
+    """A ``build`` function for a network class, with one model: ``small``."""
 
     def build(name: str = "small", /, **options: Any) -> Any:
         if name != "small":
@@ -99,7 +99,7 @@ def layout_of(model: Any) -> TokenLayout:
 
 
 def entry_of(net: Any = Net, **fields: Any) -> BackboneEntry:
-    """The entry of a network class; every field may be another."""
+    """The entry of a network class; ``fields`` replace those of the right entry."""
     given: dict[str, Any] = {
         "build": build_of(net),
         "layout": layout_of,
@@ -115,11 +115,11 @@ def entry_of(net: Any = Net, **fields: Any) -> BackboneEntry:
 
 
 def laid_out(**layout: Any) -> Any:
-    """A layout that says something else than the right one."""
+    """A layout function that differs from the right one in these fields."""
     return lambda model: replace(layout_of(model), **layout)
 
 
-# ---- how it is built
+# ---- faults of the build
 
 
 class OnTheCPU(Net):
@@ -153,7 +153,7 @@ def refuses_in_its_own_way(*arguments: Any, **options: Any) -> Net:
     return Net(*arguments, **options)
 
 
-# ---- how it is read
+# ---- faults of the tokens
 
 
 class Copies(Tokens):
@@ -272,7 +272,7 @@ class NormsThePooled(Net):
 
 
 class ReadsEarly(Tokens):
-    """The tokens before the last block."""
+    """Reads the tokens before the last block."""
 
     def forward(self, images: Tensor) -> Tensor:
         last = self.model.blocks[-1]
@@ -294,7 +294,7 @@ class LeavesOutPositions(Tokens):
 
 
 class OfAnySize(Tokens):
-    """States an example of what it takes."""
+    """States an example of its input shape."""
 
     def __init__(self, model: Any, normalized: bool) -> None:
         super().__init__(model, normalized)
@@ -303,7 +303,7 @@ class OfAnySize(Tokens):
 
 
 class WithAnEpsilon(Net):
-    """An option that no shape shows; nothing is wrong with it."""
+    """Right: it has an option that changes no shape."""
 
     def __init__(self, *, depth: int = 2, width: int = D) -> None:
         super().__init__(depth=depth, width=D)
@@ -313,11 +313,11 @@ class WithAnEpsilon(Net):
                 norm.eps = width / D - 1 + 1e-5
 
 
-# ---- where registers are
+# ---- positions of registers
 
 
 class Suffix(Net):
-    """``[patches, CLS, REG x 3]``; nothing is wrong with it."""
+    """Right: ``[patches, CLS, REG x 3]``."""
 
     def arrange(self, patches: Tensor) -> Tensor:
         return super().arrange(patches).roll(PATCHES, 1)
@@ -327,7 +327,7 @@ class Suffix(Net):
 
 
 class Interleaved(Net):
-    """``[P, REG, P, REG, P, REG, P]``; nothing is wrong with it, but that its class token is not used."""
+    """Right: ``[P, REG, P, REG, P, REG, P]``; its class token is not used."""
 
     def arrange(self, patches: Tensor) -> Tensor:
         registers = self.reg_token.expand(len(patches), -1, -1)
@@ -336,7 +336,7 @@ class Interleaved(Net):
 
 
 class Backwards(Net):
-    """Its registers come in another order than in the parameter."""
+    """Its registers are in another order than in the parameter."""
 
     def arrange(self, patches: Tensor) -> Tensor:
         tokens = super().arrange(patches)
@@ -344,7 +344,7 @@ class Backwards(Net):
 
 
 class RollsAtTheEnd(Net):
-    """Tokens are rolled behind the blocks, in a module that maps tokens to tokens of the same shape."""
+    """Rolls tokens after the blocks, in a module that maps tokens to tokens of the same shape."""
 
     class Roll(nn.Module):
         def forward(self, tokens: Tensor) -> Tensor:
@@ -356,7 +356,7 @@ class RollsAtTheEnd(Net):
 
 
 class ListOfRegisters(Net):
-    """A parameter for each register; nothing is wrong with it."""
+    """Right: a parameter for each register."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -369,7 +369,7 @@ class ListOfRegisters(Net):
 
 
 class OnePrefix(Net):
-    """CLS and registers in one parameter, as RADIO has them, with positions of their own; nothing is wrong with it."""
+    """Right: CLS and registers in one parameter, as in RADIO, with separate positions."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -382,7 +382,7 @@ class OnePrefix(Net):
 
 
 class Narrower(Net):
-    """Registers of half the width behind a projection; nothing is wrong with it."""
+    """Right: registers of half the width, then a projection."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -396,7 +396,7 @@ class Narrower(Net):
 
 
 class NormsBehind(Block):
-    """A block that norms what it gives, as the first transformers did; no norm comes before attention."""
+    """A post-norm block, as in the first transformers; there is no norm before attention."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         found = F.scaled_dot_product_attention(*self.qkv(tokens).chunk(3, -1))
@@ -405,15 +405,15 @@ class NormsBehind(Block):
 
 
 class Latents(Net):
-    """Registers alone, which ask the patches what they hold; nothing is wrong with it."""
+    """Right: only registers, which attend to the patches."""
 
-    class Ask(Block):
+    class CrossAttention(Block):
         def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:  # type: ignore[override]
             query, _, _ = self.qkv(self.norm1(tokens)).chunk(3, -1)
             _, key, value = self.qkv(self.norm1(patches)).chunk(3, -1)
             return tokens + self.out(F.scaled_dot_product_attention(query, key, value))
 
-    block = Ask
+    block = CrossAttention
 
     def raw(self, images: Tensor) -> Tensor:
         patches = self.patches(images).flatten(2).transpose(1, 2) + self.positions
@@ -427,7 +427,7 @@ class Latents(Net):
 
 
 class KeepsSizes(Net):
-    """Its forward keeps what it saw; nothing is wrong with it."""
+    """Right: its forward stores sizes and a table."""
 
     def raw(self, images: Tensor) -> Tensor:
         self.seen = tuple(images.shape)
@@ -436,7 +436,7 @@ class KeepsSizes(Net):
 
 
 class Half(Net):
-    """In bfloat16; nothing is wrong with it."""
+    """Right: in bfloat16."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -444,7 +444,7 @@ class Half(Net):
 
 
 class Prompted(Net):
-    """``[CLS, PROMPT x 3, REG x 3, patches]``; nothing is wrong with it."""
+    """Right: ``[CLS, PROMPT x 3, REG x 3, patches]``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -456,7 +456,7 @@ class Prompted(Net):
 
 
 class AnySize(Net):
-    """``[patches, REG x 3]`` of images of any size; nothing is wrong with it."""
+    """Right: ``[patches, REG x 3]`` for images of any size."""
 
     def arrange(self, patches: Tensor) -> Tensor:
         return torch.cat([patches, self.reg_token.expand(len(patches), -1, -1)], 1)
@@ -473,7 +473,7 @@ class PostNorm(Net):
 
 
 class WrittenOut(Net):
-    """All in one forward: no module maps tokens to tokens but norms and linear layers."""
+    """Right: all code is in one forward; only norms and linear layers map tokens to tokens."""
 
     def raw(self, images: Tensor) -> Tensor:
         tokens = self.arrange(self.patches(images).flatten(2).transpose(1, 2) + self.positions)

@@ -1,4 +1,4 @@
-"""Readouts that are wrong in one way each, with the names of the checks that must see it; two wrong backends."""
+"""Readouts that are wrong in one way each, with the names of the checks that must fail; two wrong backends."""
 
 import time
 from dataclasses import replace
@@ -13,7 +13,7 @@ from support.plugins import installed_with
 
 
 class Scales(nn.Module):
-    """Nothing is wrong with it; the others differ from it by what their names say."""
+    """A right readout; the others differ from it in what their names say."""
 
     def __init__(self, hidden_dim: int):
         super().__init__()
@@ -25,7 +25,7 @@ class Scales(nn.Module):
 
 
 class RefusesNoSamples(Scales):
-    """Nor with it, for these checks: another one asks for an empty batch."""
+    """Right for these checks; another check tries an empty batch."""
 
     def forward(self, registers: Tensor) -> Tensor:
         if registers.shape[0] == 0:
@@ -34,14 +34,14 @@ class RefusesNoSamples(Scales):
 
 
 class IsHalf(Scales):
-    """Nor with it: its rounding is that of its dtype."""
+    """Right: its rounding is that of its dtype."""
 
     def __init__(self, hidden_dim: int):
         super().__init__(hidden_dim)
         self.to(torch.bfloat16)
 
 
-# ---- storing
+# ---- storage
 
 
 class DrawsANumber(Scales):
@@ -96,7 +96,7 @@ class Tagged(Tensor):
     """A tensor subclass, as quantised and sharded weights are."""
 
     def new_empty(self, *sizes, **options) -> "Tagged":
-        return super().new_empty(*sizes, **options).as_subclass(Tagged)  # without it there is no deep copy
+        return super().new_empty(*sizes, **options).as_subclass(Tagged)  # a deep copy needs it
 
 
 class HoldsASubclass(Scales):
@@ -245,7 +245,7 @@ WRONG = {
 
 
 class Forgetful(TorchScriptBackend):
-    """Right each time that export opens its program, and wrong for who loads the bundle."""
+    """Right each time that export opens its program, and wrong after a load."""
 
     opened = 0
 
@@ -257,12 +257,12 @@ class Forgetful(TorchScriptBackend):
     def open(self, owner, program, weights):
         Forgetful.opened += 1
         run, wrong = super().open(owner, program, weights), Forgetful.opened > 2
-        # not at B = 1, which every load tries
+        # right at B = 1, which every load tries
         return lambda given: [out * 2 if wrong and len(given) > 1 else out for out in run(given)]
 
 
 class Racing(TorchScriptBackend):
-    """Its programs keep their registers in themselves between two steps."""
+    """Its programs store their registers on themselves between two steps."""
 
     def export(self, source):
         (program,) = super().export(source)
@@ -280,7 +280,7 @@ class Racing(TorchScriptBackend):
 
 
 def registry_of_the_wrong():
-    """The installed plugins, and these."""
+    """A registry of the installed plugins, these readouts and these backends."""
     readouts = [regplug.ReadoutEntry(one.__name__, one) for one in (Scales, RefusesNoSamples, IsHalf, *WRONG)]
     backends = [regplug.ExportBackendEntry("forgetful", Forgetful), regplug.ExportBackendEntry("racing", Racing)]
     return installed_with(*readouts, *backends, distribution="wrong")

@@ -1,6 +1,6 @@
-"""Readouts and FiLM generators that are wrong in one way each, a right one that they are derived from, and helpers.
+"""Readouts and FiLM generators that are wrong in one way each, the right one that they extend, and helpers.
 
-Annotations are not postponed: TorchScript reads ``Final[...]`` only then.
+It has no ``from __future__ import annotations``: TorchScript could not read ``Final[...]``.
 """
 
 import random
@@ -22,7 +22,7 @@ WIDTH = 6
 
 
 def registry_of(build: Any, *, own: bool = True, films: Any = (), sizes: Any = None) -> tuple[Registry, str]:
-    """A registry with one readout, and its full name; ``own`` says whether it is taken for regplug's."""
+    """A registry with one readout, and its full name; ``own`` registers it as regplug's."""
     registry, distribution = Registry({}), "regplug" if own else "acme"
     registry.register(Plugin(ReadoutEntry("wrong", build, sizes=sizes or {}), *films), distribution)
     return registry, f"{distribution}:wrong"
@@ -252,7 +252,7 @@ class Views(Right):
 
 class CountsOnMemory(Right):
     def read(self, registers: Tensor) -> Tensor:
-        stride = registers.stride(0)  # of the samples it asks, of the rest it assumes
+        stride = registers.stride(0)  # reads this stride and assumes the others
         return self.map(registers.as_strided((len(registers), R * D), (stride, 1)))
 
 
@@ -324,7 +324,7 @@ class SaysItByAnotherError(Right):
 
 
 class CountsOneRegisterMore(Right):
-    """Its `num_registers` is not that of the layout."""
+    """Its ``num_registers`` is not the layout's."""
 
     def __init__(self, num_registers: int, hidden_dim: int) -> None:
         super().__init__(num_registers, hidden_dim)
@@ -431,7 +431,7 @@ class CountsInFractions(Right):
         return float(super().flop_count(hidden_dim))
 
 
-# ---- FiLM generators: derived from a family's, they are taken for gamma, gamma first
+# ---- FiLM generators; subclasses of a known family count as gamma, gamma first
 
 
 class ShiftFirst(KernelFiLMGenerator):
@@ -455,7 +455,7 @@ class OneTensor(KernelFiLMGenerator):
 
 
 class Drawn(nn.Module):
-    """Starts at random, which says nothing of form and order."""
+    """Starts with random pairs, which show neither form nor order."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""`regplug doctor`: examines every installed plugin in a process of its own, and what regplug needs of the machine."""
+"""``regplug doctor``: examines each installed plugin in its own process, and what regplug needs on the machine."""

@@ -167,7 +167,7 @@ class ExitHooks:
         caller = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0]
         ends = function in (os._exit, os.abort, os.kill, sys.exit)
         if ends or caller in self._roots:
-            name = clip(str(getattr(function, "__qualname__", "of its own")), 60)
+            name = clip(str(getattr(function, "__qualname__", "without a name")), 60)
             text = f"registers the exit hook {name}, which may keep a program from ending, or change its exit code"
             self.found.append(Change(PROBLEM if ends else WARNING, text, is_ordinary=not ends))
         return self._register(function, *arguments, **options)
