@@ -96,9 +96,7 @@ def normalized(subject: BackboneSubject) -> str:
             f"{stated}."
         )
     return (
-        f"{stated}, by {name}"
-        if own is not None
-        else f"{stated}, by {name}; the model's own forward takes other inputs"
+        f"{stated}, by {name}" if own is not None else f"{stated}, by {name}; not compared with the model's own forward"
     )
 
 

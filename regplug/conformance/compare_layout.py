@@ -35,9 +35,11 @@ def check_positions(found: FoundMarks, positions: Sequence[int]) -> str:
     """
     fault = _fault(found, positions)
     if fault is None:
-        parts = _parts(found, positions)
-        return ", ".join(f"{one.name} at {format_positions(_known(one))}" for one in parts)
-    shown = [f"{one.name} at {format_positions(_known(one))}" for one in found.parameters if _known(one)]
+        holders = _holders(found, positions)
+        return ", ".join(f"{one.name} at {format_positions(one.found_positions)}" for one in holders)
+    shown = [
+        f"{one.name} at {format_positions(one.found_positions)}" for one in found.parameters if one.found_positions
+    ]
     seen = (
         "; ".join(shown[:MAX_SHOWN]) or f"none; {len(found.of_the_input)} of {found.num_tokens} tokens depend on inputs"
     )
@@ -57,57 +59,53 @@ def format_positions(positions: Sequence[int]) -> str:
 
 
 def _fault(found: FoundMarks, positions: Sequence[int]) -> str | None:
-    marked = {place for one in found.parameters for place in _known(one)}
-    for place in positions:
-        if place in found.of_the_input:
-            return f"a token at {place} that depends on the input"
-        if place not in marked:
+    marked = {position for one in found.parameters for position in one.found_positions}
+    for position in positions:
+        if position in found.of_the_input:
+            return f"a token at {position} that depends on the input"
+        if position not in marked:
             hint = f" ({found.unclear[0]} changes no one token most)" if found.unclear else ""
-            return f"a token at {place} that is no parameter's row{hint}"
-    parts = _parts(found, positions)
-    others = [one for one in found.parameters if one not in parts]
-    named = any(REGISTER.search(one.name) and not CLASS_TOKEN.search(one.name) for one in (*parts, *others))
-    for one in parts:
+            return f"a token at {position} that is no parameter's row{hint}"
+    holders = _holders(found, positions)
+    others = [one for one in found.parameters if one not in holders]
+    named = any(REGISTER.search(one.name) and not CLASS_TOKEN.search(one.name) for one in (*holders, *others))
+    for one in holders:
         if named and CLASS_TOKEN.search(one.name) and not REGISTER.search(one.name):
             return f"the class token {one.name} among them"
     if named and (elsewhere := _named_registers_elsewhere(found, positions)):
-        return f"{parts[0].name}, while {elsewhere.name} holds registers by its name"
-    if len({one.shape for one in parts}) > 1:
-        return f"rows of {parts[0].name} and {parts[1].name}, which are unlike"
+        return f"{holders[0].name}, while {elsewhere.name} holds registers by its name"
+    if len({one.shape for one in holders}) > 1:
+        return f"rows of {holders[0].name} and {holders[1].name}, which have different shapes"
     for other in others:
-        if other.shape == parts[0].shape and _kind(other) == _kind(parts[0]):
+        if other.shape == holders[0].shape and _name_without_numbers(other) == _name_without_numbers(holders[0]):
             return f"{other.name} left out"
-    for one in parts:
-        inside = [row for row, place in enumerate(one.positions) if place in positions]
+    for one in holders:
+        inside = [row for row, position in enumerate(one.positions) if position in positions]
         for row, at in enumerate(one.positions):
             if at not in positions and not (row < inside[0] and CLASS_TOKEN.search(one.name)):
                 return f"{one.name}[{row}] left out, which is at {'no one position' if at is None else at}"
-    order = [place for one in parts for place in _known(one) if place in positions]
-    return None if order == list(positions) else f"them in another order than in {parts[0].name}"
+    order = [position for one in holders for position in one.found_positions if position in positions]
+    return None if order == list(positions) else f"them in another order than in {holders[0].name}"
 
 
 def _named_registers_elsewhere(found: FoundMarks, positions: Sequence[int]) -> MarkedParameter | None:
     """A parameter named after registers, if no parameter of such a name is at one of the positions."""
-    named = [one for one in found.parameters if REGISTER.search(one.name) and _known(one)]
-    return None if any(place in positions for one in named for place in _known(one)) else next(iter(named), None)
+    named = [one for one in found.parameters if REGISTER.search(one.name) and one.found_positions]
+    return None if any({*positions} & {*one.found_positions} for one in named) else next(iter(named), None)
 
 
-def _parts(found: FoundMarks, positions: Sequence[int]) -> list[MarkedParameter]:
+def _holders(found: FoundMarks, positions: Sequence[int]) -> list[MarkedParameter]:
     """The parameter whose rows are exactly at the positions; if there is none, all that have rows there."""
     exact = [one for one in found.parameters if one.positions == tuple(positions)]
     if exact:
         return exact[:1]
-    owners: dict[int, MarkedParameter] = {}
+    by_position: dict[int, MarkedParameter] = {}
     for one in found.parameters:
-        for place in _known(one):
-            owners.setdefault(place, one)
-    return list({owners[place].name: owners[place] for place in positions}.values())
+        for position in one.found_positions:
+            by_position.setdefault(position, one)
+    return list({by_position[position].name: by_position[position] for position in positions}.values())
 
 
-def _known(one: MarkedParameter) -> list[int]:
-    return [place for place in one.positions if place is not None]
-
-
-def _kind(one: MarkedParameter) -> str:
+def _name_without_numbers(one: MarkedParameter) -> str:
     """Its name without numbers; the parameters of a list have it in common."""
     return NUMBER.sub("#", one.name)

@@ -35,6 +35,11 @@ class MarkedParameter:
     shape: tuple[int, ...]
     positions: tuple[int | None, ...]
 
+    @property
+    def found_positions(self) -> list[int]:
+        """The positions that were found."""
+        return [position for position in self.positions if position is not None]
+
 
 @dataclass(frozen=True)
 class FoundMarks:

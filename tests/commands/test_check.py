@@ -55,6 +55,16 @@ def test_a_good_readout_has_a_row_for_every_check_and_all_pass(run):
     assert (found["strategy"], found["num_registers"], found["hidden_dim"]) == ("regplug:pool", 4, 24)
     assert [row["check"] for row in found["checks"]] == [check.name for check in all_checks(["torchscript"])]
     assert {row["verdict"] for row in found["checks"]} == {"passed"}
+    assert [*found["checks"][0]] == ["readout", "check", "verdict", "seconds", "detail", "ok"]
+
+
+def test_the_command_prints_the_traceback_of_a_failed_check_if_that_is_asked_for(run, monkeypatch):
+    assert "Traceback" not in run(*WRONG, *FAST)[2]
+    monkeypatch.setenv("REGPLUG_TRACEBACK", "1")
+    code, _, err = run(*WRONG, *FAST)
+    assert code == 1
+    assert "Traceback (most recent call last)" in err
+    assert "ConformanceError: flop_count: expected" in err
 
 
 def test_a_film_generator_is_named_in_the_same_way_as_for_export(run):

@@ -27,7 +27,9 @@ def rows_of(entry, **subject):
 
 
 @pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("options", [{}, {"depth": 6}], ids=["as built", "deeper"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="as built", marks=pytest.mark.torture), pytest.param({"depth": 6}, id="deeper")]
+)
 def test_a_right_backbone_passes_every_check(name, options):
     rows = rows_of(RIGHT[name], options=options)
     assert [*rows] == NAMES

@@ -1,5 +1,6 @@
 """The checks of outputs, rejections and training: right readouts pass them all, and each wrong one fails its own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,15 @@ def test_every_check_fails_on_a_wrong_readout_and_all_but_one_also_alone():
     alone = {name for _, _, names in WRONG if len(names) == 1 for name in names}
     # batch-independence looks at single samples too
     assert set(NAMES) - alone == {"batch-1"}
+
+
+def test_a_failed_checks_result_keeps_the_exception_and_prints_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("REGPLUG_TRACEBACK", "1")
+    results = run(subject_for(wrong.RefusesNothing))
+    assert {name for name, result in results.items() if result.error is not None} == {"batch-0"}
+    assert isinstance(results["batch-0"].error, ValueError)
+    assert results["batch-0"] == replace(results["batch-0"], error=None)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_checks_leave_the_global_random_numbers_as_they_were():

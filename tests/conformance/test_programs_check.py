@@ -224,6 +224,7 @@ def test_a_readout_whose_operation_refuses_nan_is_exported(tmp_path):
     torch.testing.assert_close(got, torch.linalg.svdvals(given))
 
 
+@pytest.mark.torture  # as `make matrix`, in one process
 @pytest.mark.parametrize("strategy", [name for name in EVERY if name != "regplug:mean"])
 def test_every_strategys_archive_keeps_nan_and_infinity(strategy):
     subject = subject_of(spec_of(strategy), backends=["torchscript"], compiler="eager")
