@@ -69,21 +69,21 @@ def examine_plugin(found: Found, blocked: bool, time_limit: float, stop: Callabl
     """
     name = found.distribution
     protocol = PROTOCOL if found.speaks_our_protocol else found.newest
-    one = PluginReport(name, found.version, protocol, blocked=blocked)
+    report = PluginReport(name, found.version, protocol, blocked=blocked)
     if blocked:
-        return one
+        return report
     if not found.speaks_our_protocol:  # its meaning is unknown here, so nothing of it is imported
         if found.newest:  # else its lines are wrong, which check_metadata reports with the file
-            one.add(PROBLEM, found.refusal)
-        return one
+            report.add(PROBLEM, found.refusal)
+        return report
     job = _job(found, time_limit)
     with tempfile.TemporaryDirectory(prefix="regplug-doctor-", ignore_cleanup_errors=True) as folder:
         exchange = Path(folder)
         (exchange / JOB).write_text(json.dumps(asdict(job)))
         ended = run_elsewhere(python_command("regplug.commands.doctor.child", folder), _Deadline(exchange, job, stop))
-        _read_light(one, job, exchange, ended)
-        _read_prints(one, ended)
-    return one
+        _read_light(report, job, exchange, ended)
+        _read_prints(report, ended)
+    return report
 
 
 class _Deadline:
@@ -136,68 +136,68 @@ def _requirements(metadata: Distribution | None) -> list[str]:
     return sorted({normalise(match[0]) for match in matches if match})
 
 
-def _read_light(one: PluginReport, job: Job, exchange: Path, ended: Ended) -> None:
+def _read_light(report: PluginReport, job: Job, exchange: Path, ended: Ended) -> None:
     light = _read(exchange / LIGHT)
-    until_then = f"update or remove it; until then, REGPLUG_DISABLE={one.distribution}"
+    until_then = f"update or remove it; until then, REGPLUG_DISABLE={report.distribution}"
     if light is None:
         if not (exchange / TRACE).exists():
             last_line = clip(ended.err.strip().rpartition("\n")[2])
-            one.add(PROBLEM, f"could not be examined, because the child process did not start: {last_line}")
+            report.add(PROBLEM, f"could not be examined, because the child process did not start: {last_line}")
         else:
             end = _format_end(exchange, ended, job.light_limit)
-            one.add(PROBLEM, f"expected an import that returns, got {end}; {until_then}.")
+            report.add(PROBLEM, f"expected an import that returns, got {end}; {until_then}.")
         return
-    one.import_seconds = light["seconds"]
-    one.registered = light["registered"]
+    report.import_seconds = light["seconds"]
+    report.registered = light["registered"]
     if light["error"] is not None:
-        one.diagnostics.append(Diagnostic(PROBLEM, one.distribution, f"{light['error']}; {until_then}."))
+        report.diagnostics.append(Diagnostic(PROBLEM, report.distribution, f"{light['error']}; {until_then}."))
     if light["torch"] is not None:
-        one.add(
+        report.add(
             PROBLEM,
             f"imports torch as it is listed ({light['torch']}), which makes every command slow; "
             "import it in the modules that entries name.",
         )
-    _report_patches(one, light["patched"], "its import")
-    _report_changes(one, light["changes"], "its import")
+    _report_patches(report, light["patched"], "its import")
+    _report_changes(report, light["changes"], "its import")
     if light["error"] is None:
-        if not any(one.registered.values()):
-            one.add(WARNING, "registers nothing; expected functions marked with @regplug.hookimpl in its module.")
-        _read_references(one, job, exchange, ended)
+        if not any(report.registered.values()):
+            report.add(WARNING, "registers nothing; expected functions marked with @regplug.hookimpl in its module.")
+        _read_references(report, job, exchange, ended)
 
 
-def _read_references(one: PluginReport, job: Job, exchange: Path, ended: Ended) -> None:
+def _read_references(report: PluginReport, job: Job, exchange: Path, ended: Ended) -> None:
     found = _read(exchange / REFERENCES)
     if found is None:
         at = clip((exchange / AT).read_text()) if (exchange / AT).exists() else "importing what its entries name"
         end = _format_end(exchange, ended, job.references_limit)
-        one.add(PROBLEM, f"{at}: got {end}; what comes after it was not looked at.")
+        report.add(PROBLEM, f"{at}: got {end}; what comes after it was not looked at.")
         return
     for fault in found["faults"]:
-        one.add(fault["level"], fault["message"])
+        report.add(fault["level"], fault["message"])
     if found["more"]:
-        one.add(worst(found["more"]), f"{len(found['more']):,} more of its references cannot be imported.")
-    _report_patches(one, found["patched"], "the import of what its entries name")
-    _report_changes(one, found["changes"], "the import of what its entries name")
+        report.add(worst(found["more"]), f"{len(found['more']):,} more of its references cannot be imported.")
+    _report_patches(report, found["patched"], "the import of what its entries name")
+    _report_changes(report, found["changes"], "the import of what its entries name")
 
 
-def _report_patches(one: PluginReport, patched: list[str], when: str) -> None:
+def _report_patches(report: PluginReport, patched: list[str], when: str) -> None:
     if patched:
-        one.add(PROBLEM, f"{when} replaced {shorten(patched)}, for every plugin; remove it or ask its author.")
+        report.add(PROBLEM, f"{when} replaced {shorten(patched)}, for every plugin; remove it or ask its author.")
 
 
-def _report_changes(one: PluginReport, changes: list[list[str]], when: str) -> None:
+def _report_changes(report: PluginReport, changes: list[list[str]], when: str) -> None:
     for level, text in changes:
-        one.add(level, f"{when} {clip(text)}, for the whole process; remove that or ask its author.")
+        report.add(level, f"{when} {clip(text)}, for the whole process; remove that or ask its author.")
 
 
-def _read_prints(one: PluginReport, ended: Ended) -> None:
-    if one.import_seconds is None:  # what it printed last is reported with how it ended
+def _read_prints(report: PluginReport, ended: Ended) -> None:
+    if report.import_seconds is None:  # what it printed last is reported with how it ended
         return
     # stdout is data: `regplug list --json` with a plugin's greeting in it is not JSON
     for stream, text, level in (("stdout", ended.out, PROBLEM), ("stderr", ended.err, WARNING)):
         printed = text.partition(STARTED)[2].strip()
         if printed:
-            one.add(level, f"prints to {stream} at import: {clip(printed, 120)!r}.")
+            report.add(level, f"prints to {stream} at import: {clip(printed, 120)!r}.")
 
 
 def _format_end(exchange: Path, ended: Ended, limit: float) -> str:

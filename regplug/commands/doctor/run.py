@@ -63,9 +63,7 @@ def examine_all(time_limit: float, step: Callable[[str], None] = lambda step: No
     stopping = threading.Event()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         running_plugins = {
-            pool.submit(
-                examine_plugin, one, one.distribution in disabled, time_limit, stopping.is_set
-            ): f"plugin {name}"
+            pool.submit(examine_plugin, one, name in disabled, time_limit, stopping.is_set): f"plugin {name}"
             for name, one in found.items()
         }
         running_checks = {pool.submit(check, stopping.is_set): "environment" for check in CHECKS}
