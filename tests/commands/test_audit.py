@@ -31,7 +31,7 @@ from regplug.commands.audit.inputs import parse_inputs
 from regplug.commands.audit.verdict import FiLMInputFinding
 from regplug.commands.main import exit_code
 
-HIDDEN_DIM = 384  # as a configuration file has it, beside a network that is built at other sizes
+HIDDEN_DIM = 384  # as in a configuration file, next to a network that is built at other sizes
 GENERATOR = "sequence_mixer.inner_mixer.mixer.global_conv.kernel.film_generator"
 
 
@@ -248,7 +248,7 @@ def test_the_twin_without_the_mistake_is_green(build: Any) -> None:
 
 @pytest.mark.parametrize("build", TWINS, ids=lambda build: build.__name__)
 @pytest.mark.parametrize("right", [False, True])
-def test_at_its_own_sizes_each_runs_so_that_only_an_audit_tells(build: Any, right: bool) -> None:
+def test_at_its_own_sizes_each_runs_so_that_only_an_audit_finds_the_mistake(build: Any, right: bool) -> None:
     sizes = {"num_registers": planted.R, "hidden_dim": planted.D, "compressed_dim": planted.C}
     inputs = known_inputs(build) or parse_inputs(["tokens=B,R+16,D"], lambda text: None)
     if build is planted.RefusedWhenBuilt:
@@ -263,7 +263,7 @@ def zeros(like: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("build", wiring.KINDS, ids=lambda build: build.__name__)
-def test_on_every_way_from_a_readout_to_film_a_typed_width_is_wrong_and_its_twin_follows(build: Any) -> None:
+def test_on_every_path_from_a_readout_to_film_a_hard_coded_width_is_wrong_and_its_twin_follows(build: Any) -> None:
     wrong, twin = audit(build), audit(build, right=True)
     assert not wrong.ok
     assert "0 follow" in wrong.summary
@@ -272,7 +272,7 @@ def test_on_every_way_from_a_readout_to_film_a_typed_width_is_wrong_and_its_twin
     assert (wrong.notes, twin.notes) == ((), ())
 
 
-def test_a_typed_width_for_a_class_token_is_wrong_though_no_readout_feeds_it() -> None:
+def test_a_hard_coded_width_for_a_class_token_is_wrong_although_no_readout_feeds_it() -> None:
     found = audit(wiring.OfAClassToken)
     assert (found.summary, found.notes) == ("2 FiLM inputs: 1 follow, 1 wrong, 0 unknown", ())
     assert found.findings[1].module == "token_film"
@@ -281,7 +281,7 @@ def test_a_typed_width_for_a_class_token_is_wrong_though_no_readout_feeds_it() -
 
 
 @pytest.mark.parametrize("reads", ["", "matched"])
-def test_steps_and_classes_as_wide_as_what_is_read_are_no_mistake(reads: str) -> None:
+def test_steps_and_classes_as_wide_as_the_readout_are_no_mistake(reads: str) -> None:
     found = audit(planted.DiT, reads=reads)
     assert (found.ok, found.summary) == (True, "2 FiLM inputs: 2 follow, 0 wrong, 0 unknown")
     assert {one.wanted_formula for one in found.findings} == {"48"}
@@ -298,7 +298,7 @@ def test_which_readout_reaches_which_film_is_followed() -> None:
     assert crossed == {"film_local": "glob", "film_glob": "local"}
 
 
-# ---- what cannot be told is not green
+# ---- an unknown width does not pass
 
 
 class Conditioned(nn.Module):
@@ -404,7 +404,7 @@ def test_sizes_that_refuse_are_replaced_and_reported() -> None:
     assert {one.error.partition(" (")[0] for one in found.refused} == {"registers go four by four"}
 
 
-def test_a_constructor_that_reads_numbers_is_built_all_the_same() -> None:
+def test_a_constructor_that_reads_numbers_is_built_too() -> None:
     def of_a_sequence(num_registers: int = 4, hidden_dim: int = 48) -> nn.Module:
         [_, rate] = [rate.item() for rate in torch.linspace(0, 0.5, 2)]
         assert rate == 0.5
@@ -449,7 +449,7 @@ def test_an_input_that_is_no_shape_is_refused(text: str) -> None:
         parse_inputs([text, "B"], lambda text: None)
 
 
-def test_a_constructors_own_word_for_a_size_is_given() -> None:
+def test_a_constructors_own_name_for_a_size_can_be_given() -> None:
     def build(registers: int = 4, dim: int = 48, right: bool = False) -> nn.Module:
         return planted.OfAWording(registers, dim, right=right)
 
@@ -523,7 +523,7 @@ def test_what_is_unknown_fails_unless_it_is_allowed() -> None:
     assert run("support.planted_widths:OfALayer", "--allow-unknown").exit_code == 1
 
 
-def test_inputs_and_a_constructors_words_are_given_on_the_command_line() -> None:
+def test_inputs_and_a_constructors_names_for_sizes_can_be_given_on_the_command_line() -> None:
     of = ["support.planted_widths:Policy", "--input", "support.planted_widths:policy_inputs"]
     assert (run(*of).exit_code, run(*of, "-O", "right=true").exit_code) == (1, 0)
     done = run("test_audit:in_other_words", "--size", "dim=hidden_dim", "--input", "tokens=B,20,D")
@@ -572,7 +572,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_cannot_be_audited_is_told_in_one_message(message: str) -> None:
+def test_what_cannot_be_audited_is_reported_in_one_message(message: str) -> None:
     done = run(*WRONG[message])
     assert isinstance(done.exception, regplug.RegplugError)
     assert message in str(done.exception)

@@ -162,7 +162,8 @@ def test_the_table_has_a_row_for_each_combination(run):
     assert len(lines) == len(found)
 
 
-def test_every_mode_measures_every_work_and_finds_equal_answers(measure):
+@pytest.mark.compiler
+def test_every_mode_measures_every_work_and_finds_equal_outputs(measure):
     found = measure("compress-concat", "-O", "compressed_dim=6", *SIZES, *FAST, "--against",
                     "nvsubquadratic.modules.film:RegisterCompressConcat")  # fmt: skip
     assert found["schema"] == "regplug.bench/1"
@@ -286,21 +287,30 @@ def test_a_gpu_that_is_not_there_is_refused(run):
     assert (code, "device 'cuda': expected a GPU that torch can use, got none" in err) == (2, True)
 
 
-# ---- beside a backbone
+# ---- with a backbone
 
-BESIDE = ["--backbone", "timm:vit_small_patch14_reg4_dinov2", "-M", "img_size=28", "-M", "depth=1", "--batch", "2"]
+WITH_BACKBONE = [
+    "--backbone",
+    "timm:vit_small_patch14_reg4_dinov2",
+    "-M",
+    "img_size=28",
+    "-M",
+    "depth=1",
+    "--batch",
+    "2",
+]
 
 
-def test_beside_a_backbone_it_says_what_the_conditioning_costs_of_the_whole(run):
+def test_with_a_backbone_it_prints_the_share_of_the_conditioning_in_the_whole(run):
     film = ["--film", "kernel_hidden_dim=8", "--film", "num_film_layers=2"]
-    code, out, _ = run("mean", *BESIDE, *film, "--rounds", "5", "--json")
+    code, out, _ = run("mean", *WITH_BACKBONE, *film, "--rounds", "5", "--json")
     said = json.loads(out)
     assert (code, said["schema"], said["cond_dim"]) == (0, "regplug.bench-backbone/1", 384)
     [row] = said["rows"]
     assert row["batch"] == 2
     assert row["share"] == row["conditioning"]["median"] / row["whole"]["median"]
     assert 0 < row["share"] < 0.5
-    code, out, _ = run("mean", *BESIDE, "--rounds", "5")
+    code, out, _ = run("mean", *WITH_BACKBONE, "--rounds", "5")
     title, heads, cells = out.splitlines()
     assert "mean with timm:vit_small_patch14_reg4_dinov2, inputs [B, 3, 28, 28]" in title
     assert heads.split() == ["B", "whole", "readout", "share"]
@@ -310,8 +320,8 @@ def test_beside_a_backbone_it_says_what_the_conditioning_costs_of_the_whole(run)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["pool", *BESIDE, "--hidden-dim", "4"], "--backbone: expected without --hidden-dim, got both."),
-        (["pool", *BESIDE, "--mode", "eager"], "--backbone: expected without --mode, got both."),
+        (["pool", *WITH_BACKBONE, "--hidden-dim", "4"], "--backbone: expected without --hidden-dim, got both."),
+        (["pool", *WITH_BACKBONE, "--mode", "eager"], "--backbone: expected without --mode, got both."),
         (["pool", *SIZES, *EAGER, "-M", "depth=1"], "--num-registers: expected without --model-option, got both."),
         (
             ["pool", "--batch", "1"],
@@ -321,7 +331,7 @@ def test_beside_a_backbone_it_says_what_the_conditioning_costs_of_the_whole(run)
         (["pool", "--backbone", "timm:naflexvit_base_patch16_gap", "-M", "depth=1", "--batch", "1"], "the one size"),
     ],
 )
-def test_what_cannot_be_measured_beside_a_backbone_is_refused(run, wrong, message):
+def test_what_cannot_be_measured_with_a_backbone_is_refused(run, wrong, message):
     code, out, err = run(*wrong)
     assert (code, out) == (2, "")
     assert message in err
@@ -330,7 +340,7 @@ def test_what_cannot_be_measured_beside_a_backbone_is_refused(run, wrong, messag
 # ---- the page
 
 
-def test_the_page_stands_alone_and_shows_every_ratio(run, tmp_path):
+def test_the_page_is_self_contained_and_shows_every_ratio(run, tmp_path):
     code, out, _ = run("pool", "--against", UPSTREAM, *SIZES, "--batch", 1, *EAGER, "--html", "page.html")
     assert code == 0
     text = (tmp_path / "page.html").read_text()

@@ -1,4 +1,4 @@
-"""A checkpoint is read in parts, by its descriptor: right numbers, or an error, whatever others do to the file."""
+"""A checkpoint is read in parts, by its descriptor: right numbers or an error, even if the file changes."""
 
 import json
 import struct
@@ -75,7 +75,7 @@ def test_tensors_of_safetensors_have_the_numbers_that_were_saved():
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_what_is_no_plain_tensor_is_left_out_beside_those_that_are():
+def test_only_plain_tensors_are_read():
     others = {
         "sparse": torch.eye(3).to_sparse(),
         "meta": torch.empty(3, device="meta"),
@@ -204,7 +204,7 @@ DAMAGED = {
     "an end before its begin": {"a": entry(8, 0)},
     "a negative size": {"a": entry(shape=(-2,))},
     "a size that is true": {"a": entry(0, 4, shape=(True,))},
-    "a size of 1e400 beside a 0": {"a": entry(0, 0, shape=(0, 10**400)), "b": entry()},
+    "a size of 1e400 next to a 0": {"a": entry(0, 0, shape=(0, 10**400)), "b": entry()},
     "more than the file": {"a": entry(0, 1 << 60, shape=(1 << 58,))},
     "fewer than the file": {"a": entry(0, 4, shape=(1,))},
     "a number for a dtype": {"a": {**entry(), "dtype": 1}},

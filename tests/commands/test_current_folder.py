@@ -1,4 +1,4 @@
-"""No file of the working directory is run: by no command, and by no process that a command starts."""
+"""No command, and no process that a command starts, runs a file of the working directory."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ EXPORT = ["export", "mean", "--num-registers", "3", "--hidden-dim", "7"]
 
 
 def is_here(name):
-    """Whether this system has the module: one that it has not, Python may look for and find in the folder."""
+    """Whether this system has the module: Python may look in the folder for one that it lacks."""
     with suppress(ValueError):
         return importlib.util.find_spec(name) is not None
     return False
@@ -28,7 +28,7 @@ def is_here(name):
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A folder with a file for each module of Python and of ours, which leaves a trace when it is run."""
+    """A folder with a file for each module of Python and regplug, which leaves a trace when it runs."""
     folder = tmp_path_factory.mktemp("here")
     modules = [name for name in sys.stdlib_module_names if name in sys.builtin_module_names or is_here(name)]
     for name in sorted({*modules, *OURS, "regplug_zoo", "conftest", "sitecustomize"} - {"__main__"}):
@@ -46,7 +46,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def run(here, tmp_path):
-    """Run a command in that folder: its exit code, and which modules of it were run."""
+    """Run a command in that folder; gives the process, and the modules of the folder that ran."""
 
     def started(*words, **variables):
         (here / "ran").unlink(missing_ok=True)
@@ -75,8 +75,24 @@ COMMANDS = {
     "export to the compiler": ([*EXPORT, "--backend", "aotinductor", "-o", "OUT"], 0),
     "verify": (["verify", "BUNDLE"], 0),
     "verify programs": (["verify", "BUNDLE", "--programs"], 0),
-    "check": (["check", "mean", "--backend", "torchscript"], 0),
-    "bench": (["bench", "mean", "--num-registers", "3", "--hidden-dim", "7", "--batch", "1", "--rounds", "2"], 0),
+    "check": (["check", "mean", "--backend", "torchscript", "--compiler", "eager"], 0),
+    "bench": (
+        [
+            "bench",
+            "mean",
+            "--num-registers",
+            "3",
+            "--hidden-dim",
+            "7",
+            "--batch",
+            "1",
+            "--rounds",
+            "2",
+            "--mode",
+            "eager",
+        ],
+        0,
+    ),
     "audit": (["audit", "regplug.nn.film:KernelFiLMGenerator"], None),
     "doctor": (["doctor"], None),
     "cache": (["cache"], 0),
@@ -87,7 +103,12 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+COMPILING = {"export to the compiler", "verify programs"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.compiler] if name in COMPILING else []) for name in COMMANDS]
+)
 def test_a_command_runs_no_file_of_the_folder_it_is_called_in(run, bundle, tmp_path, name):
     words, code = COMMANDS[name]
     words = [word.replace("BUNDLE", str(bundle)).replace("OUT", str(tmp_path / "out")) for word in words]
@@ -115,6 +136,7 @@ def test_python_m_looks_there_for_nothing_but_what_python_starts_with(here, tmp_
     assert (done.returncode, (here / "ran").exists()) == (0, False), done.stderr
 
 
+@pytest.mark.compiler
 def test_verify_in_python_starts_no_process_that_looks_there(run, bundle):
     # as in a notebook: the folder is on the path, behind all else
     code = (

@@ -1,4 +1,4 @@
-"""regplug where no metadata of it is installed: copied into a folder, and in one zip file."""
+"""regplug without its installed metadata: copied into a folder, and in one zip file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORD = "regplug runs without its own metadata, as in a frozen application; plugi
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is installed here, regplug and its plugins apart."""
+    """The installed packages, except regplug and its plugins."""
     folder = tmp_path_factory.mktemp("others")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "regplug" not in path.name:
@@ -55,7 +55,7 @@ def frozen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return run
 
 
-def test_the_built_ins_and_the_version_need_no_metadata_and_a_sentence_says_what_plugins_need(frozen: Run) -> None:
+def test_the_built_ins_and_the_version_need_no_metadata_and_one_sentence_says_what_plugins_need(frozen: Run) -> None:
     assert frozen("--version").stdout == f"regplug, version {regplug.__version__}\n"
     listed = json.loads(frozen("list", "--json").stdout)
     assert {one["name"] for one in listed["strategies"]} == set(BUILT_IN)
@@ -69,6 +69,7 @@ def test_the_built_ins_and_the_version_need_no_metadata_and_a_sentence_says_what
     assert WORD in unknown.stderr
 
 
+@pytest.mark.slow
 def test_a_readout_is_exported_and_verified_there(frozen: Run, tmp_path: Path) -> None:
     sizes = ["--num-registers", "2", "--hidden-dim", "3"]
     done = frozen("export", "concat", *sizes, "--backend", "torchscript", "-o", str(tmp_path / "b"))
@@ -78,7 +79,7 @@ def test_a_readout_is_exported_and_verified_there(frozen: Run, tmp_path: Path) -
     assert frozen("verify", str(tmp_path / "b")).returncode == 0
 
 
-def test_a_folder_that_cmake_can_use_is_printed_or_it_is_said_that_there_is_none(frozen: Run) -> None:
+def test_cmakes_folder_is_printed_or_refused_in_an_archive(frozen: Run) -> None:
     for command in ("cmake-dir", "include-dir"):
         done = frozen(command)
         if done.returncode == 0:
@@ -88,7 +89,7 @@ def test_a_folder_that_cmake_can_use_is_printed_or_it_is_said_that_there_is_none
             assert "expected a folder, got a path in an archive; unpack regplug, or install it." in done.stderr
 
 
-def test_a_new_plugin_is_written_there_as_by_what_is_installed(frozen: Run, tmp_path: Path) -> None:
+def test_a_new_plugin_is_the_same_as_from_an_installed_regplug(frozen: Run, tmp_path: Path) -> None:
     done = frozen("new", str(tmp_path / "acme"), *(f"--{kind}" for kind in KINDS))
     assert done.returncode == 0, done.stderr
     (tmp_path / "installed").mkdir()

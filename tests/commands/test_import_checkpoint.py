@@ -139,7 +139,7 @@ WAYS = {
     "a compiled Lightning module": lambda path: save_file(
         {f"_orig_mod.model.{name}": tensor for name, tensor in state().items()}, path
     ),
-    "with a loss beside it": lambda path: torch.save(
+    "next to a loss": lambda path: torch.save(
         {"state_dict": {**lightning(state())["state_dict"], "loss.weight": torch.ones(2)}, "model_ema": state()}, path
     ),
 }
@@ -153,17 +153,17 @@ def test_the_same_weights_are_found_however_they_were_saved(run, here, way):
     found = load_file("w.safetensors")
     assert torch.equal(found["readout.compress.weight"], state()["blocks.2.register_pooling.compress.weight"])
     assert torch.equal(found["film.mlp.2.bias"], state()[f"blocks.2.{KERNEL}mlp.2.bias"])
-    told = json.loads(out)
-    [readout] = told["readouts"]
-    assert told["schema"] == "regplug.import/1"
+    said = json.loads(out)
+    [readout] = said["readouts"]
+    assert said["schema"] == "regplug.import/1"
     assert sorted(readout["tensors"]) == sorted(found)
-    assert not set(readout["tensors"].values()) & set(told["left"]["names"])
-    total = len(state()) + (way == "with a loss beside it")
-    assert len(readout["tensors"]) + told["left"]["tensors"] == total
-    everything = sum(tensor.nbytes for tensor in state().values()) + 8 * (way == "with a loss beside it")
-    assert told["left"]["bytes"] == everything - sum(tensor.nbytes for tensor in found.values())
+    assert not set(readout["tensors"].values()) & set(said["left"]["names"])
+    total = len(state()) + (way == "next to a loss")
+    assert len(readout["tensors"]) + said["left"]["tensors"] == total
+    everything = sum(tensor.nbytes for tensor in state().values()) + 8 * (way == "next to a loss")
+    assert said["left"]["bytes"] == everything - sum(tensor.nbytes for tensor in found.values())
     assert readout["bytes"] == Path("w.safetensors").stat().st_size
-    assert told["other_keys"] == (["model_ema"] if way == "with a loss beside it" else [])
+    assert said["other_keys"] == (["model_ema"] if way == "next to a loss" else [])
 
 
 def test_the_report_says_what_matched_and_what_was_left(run, here):
@@ -194,7 +194,7 @@ def test_weights_keep_their_dtype_up_to_the_bundle(run, here, dtype):
     assert regplug.load("b").readout.compress.weight.dtype == dtype
 
 
-def test_an_option_that_shapes_do_not_tell_is_given_beside_them(run, here, acme):
+def test_an_option_that_shapes_do_not_show_can_be_given(run, here, acme):
     readout = regplug.create("attention", num_registers=3, hidden_dim=6, num_queries=2, num_heads=3)
     weights = {f"head.{name}": tensor for name, tensor in readout.state_dict().items()}
     names = {name.removeprefix("head."): name for name in weights}
@@ -208,7 +208,7 @@ def test_an_option_that_shapes_do_not_tell_is_given_beside_them(run, here, acme)
     assert "option 'num_queries': expected 2, as the shapes tell, got 4." in err
 
 
-def test_a_film_generator_whose_layout_nobody_knows_wants_one_or_is_left(run, here, acme):
+def test_a_film_generator_without_a_known_layout_needs_one_or_is_left(run, here, acme):
     acme(lambda shapes: [site(**FILM)])
     save_file(film_state(), "net.safetensors")
     command = ["import", "net.safetensors", "--backbone", "acme-net", "-o", "w.safetensors"]
@@ -262,7 +262,7 @@ def growth(work):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = held("VmRSS")
     work()
     return held("VmHWM") - before
@@ -286,7 +286,7 @@ def test_the_measure_of_these_tests_sees_what_is_read(here):
     assert growth(lambda: Path("part").read_bytes()) > HUGE >> 5
 
 
-# ---- what the checkpoint may not be
+# ---- what is refused
 
 
 class Creates:
@@ -468,7 +468,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_contradicts_the_checkpoint_or_stands_in_the_way_is_a_usage_error(run, here, words):
+def test_what_contradicts_the_checkpoint_or_an_existing_file_is_a_usage_error(run, here, words):
     save_file(state(), "net")
     Path("there").write_text("kept")
     Path("there.block-0").write_text("kept")

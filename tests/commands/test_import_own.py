@@ -1,5 +1,6 @@
-"""Readouts that regplug's own modules hold are found in any checkpoint; one that lacks a weight is refused by name."""
+"""Readouts in regplug's own modules are found in any checkpoint; a missing weight is refused by its name."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -27,7 +28,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@functools.cache
 def attached(seed=0, film=False, strategy="compress-concat", **options):
+    """A trained backbone with a readout; the tests read it and never change it."""
     torch.manual_seed(seed)
     vit = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=28, depth=1, num_classes=0)
     whole = regplug.attach(
@@ -76,8 +79,10 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("way", WAYS)
+WAYS_AND_FILES = sorted({*((way, "torch") for way in WAYS), *(("Lightning", file) for file in FILES)})
+
+
+@pytest.mark.parametrize(("way", "file"), WAYS_AND_FILES)
 def test_what_attach_trained_is_found_however_it_was_wrapped_and_saved(run, way, file):
     whole = attached()
     make, where = WAYS[way]
@@ -418,7 +423,7 @@ BAD_INDEX = {
     "the other file": (point("a-1.safetensors"), "expected the tensors that the index names, got others: it "),
     "no map": (lambda index: index.pop("weight_map"), "no weight_map"),
     "an empty map": (lambda index: index["weight_map"].clear(), "no weight_map"),
-    "a tensor besides": (
+    "an extra tensor": (
         lambda index: index["weight_map"].pop("tokens.model.pos_embed"),
         "it holds besides 'tokens.model.pos_embed'",
     ),

@@ -1,4 +1,4 @@
-"""Too little memory, address space, file size or descriptors: one line and the promised exception."""
+"""Too little memory, address space, file size or descriptors: one line and the documented exception."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from regplug.errors import is_out_of_memory
 
 SIZES = ["--num-registers", "3", "--hidden-dim", "7"]
 MB = 1_000_000
-# under a limit of file sizes Python leaves cut bytecode behind, which the next process trips over
+# under a limit of file sizes Python leaves truncated bytecode, which breaks the next process
 NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -34,9 +34,10 @@ def limited(kind, value, *command):
     )
 
 
-# the first is too little to map torch's libraries; with the others their own start runs out, which ends a process
-@pytest.mark.parametrize("space", [200, 410, 480])
-@pytest.mark.parametrize("command", [["verify"], ["export", "mean", *SIZES, "-o"], ["info", "mean"]])
+# the first is too little to map torch's libraries; with the others, their own start runs out, which ends a process
+@pytest.mark.parametrize(
+    ("command", "space"), [(["verify"], 200), (["export", "mean", *SIZES, "-o"], 410), (["info", "mean"], 480)]
+)
 def test_too_little_address_space_for_torch_is_one_line_about_memory(command, space, bundle, tmp_path):
     words = [*command, *{"verify": [bundle], "export": [tmp_path / "new"]}.get(command[0], [])]
     done = limited(resource.RLIMIT_AS, space * MB, "-m", "regplug", *words)
@@ -74,6 +75,7 @@ def test_loading_under_a_limit_raises_a_bundle_error(bundle, kind, value, what, 
     assert done.stdout.strip().endswith(said), done.stderr
 
 
+@pytest.mark.compiler
 def test_a_compiler_that_may_not_write_is_an_export_error(tmp_path):
     script = (
         "import resource, regplug, torch, sys\n"
@@ -101,7 +103,7 @@ def test_a_lack_of_memory_is_known_through_what_was_raised_from_it():
     assert is_out_of_memory(chained(RuntimeError("std::bad_alloc")))
     assert is_out_of_memory(chained(OSError(errno.ENOMEM, "Cannot allocate memory")))
     assert is_out_of_memory(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
-    # what a hostile bundle asks for, and a tensor that no machine holds, are their own errors
+    # a hostile bundle's sizes, and a tensor too large for any machine, have their own errors
     assert not is_out_of_memory(chained(MemoryError("expected to take at most 8 bytes, got more")))
     assert not is_out_of_memory(chained(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")))
     assert not is_out_of_memory(chained(ValueError("heads must be even")))

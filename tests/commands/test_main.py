@@ -59,7 +59,8 @@ def test_list_imports_neither_torch_nor_a_readouts_module(run_python):
     imported = set(done.stderr.split())
     assert "regplug.registry.builtin" in imported
     assert not imported & {"torch", "numpy", "safetensors", "rich"}
-    assert not {name for name in imported if name.startswith("regplug.nn.readouts") or name == "regplug.nn.film"}
+    readouts = {f"regplug.nn.readouts.{name}" for name in ("averages", "concatenations", "attentions")}
+    assert not imported & {*readouts, "regplug.nn.film"}
 
 
 def test_cond_dim_prints_the_width_alone(run):
@@ -310,7 +311,7 @@ def test_what_is_wrong_with_a_bundle_is_one_line_and_exit_code_one(run, bundle, 
     assert err == f"error: {expected.replace('DIR', str(bundle))}\n"
 
 
-@pytest.mark.parametrize("damage", ["no such folder", "a FIFO", "half a surrogate pair", "weights of another dtype"])
+@pytest.mark.parametrize("damage", ["half a surrogate pair", "weights of another dtype"])
 def test_the_real_command_says_the_same_line(bundle, damage):
     change, expected = DAMAGES[damage]
     change(bundle)
@@ -451,7 +452,7 @@ def test_pythons_words_on_the_command_line_are_answered_with_those_of_json(run, 
         ("9" * 5000, "9" * 5000),
     ],
 )
-def test_a_number_is_read_as_one_however_it_is_written(text, value):
+def test_a_number_is_parsed_in_any_notation(text, value):
     found = read_value(text)
     assert type(found) is type(value)
     assert found == value
@@ -524,7 +525,7 @@ def test_info_asks_for_both_sizes_or_none(run):
     assert "sizes: expected --num-registers R and --hidden-dim D" in err
 
 
-def test_info_of_a_bundle_and_of_its_lone_weights_file(run, bundle):
+def test_info_of_a_bundle_and_of_its_weights_file_alone(run, bundle):
     code, out, _ = run("info", bundle, "--json")
     values = json.loads(out)
     assert code == 0
@@ -598,6 +599,7 @@ def test_a_full_disk_behind_stdout_is_one_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.compiler
 def test_verify_shows_program_against_case_and_marks_what_failed(run, tmp_path):
     both = ["--backend", "torchscript", "--backend", "aotinductor", "-o", tmp_path / "b"]
     assert run("export", *COMPRESS, *both)[0] == 0
@@ -616,7 +618,8 @@ def test_verify_shows_program_against_case_and_marks_what_failed(run, tmp_path):
     assert row[3] == "failed"
 
 
-def test_an_instruction_set_is_chosen_by_name_and_stands_in_the_files_name(run, tmp_path):
+@pytest.mark.compiler
+def test_an_instruction_set_is_chosen_by_name_and_is_in_the_files_name(run, tmp_path):
     compiled = ["--backend", "aotinductor", "--isa", "x86-64-v2", "--time-limit", "500"]
     assert run("export", *MEAN, *compiled, "-o", tmp_path / "b")[0] == 0
     assert "program.aotinductor.x86-64-v2.so" in {path.name for path in (tmp_path / "b").iterdir()}
@@ -670,13 +673,15 @@ main()
     assert done.stderr == "error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.\n"
 
 
-def test_a_wrong_word_is_quoted_in_part_and_steers_no_terminal(run_python):
+def test_a_wrong_word_is_truncated_and_escaped(run_python):
     for word in ("9" * 50_000, "b\x1b[31mred\x1b]0;title\x07"):
-        for place in ([word], ["verify", "a", word], ["verify", "--backend" + word, "a"]):
-            done = run_python(
-                f"import sys; sys.argv = ['regplug', *{place!r}]\nfrom regplug.commands.main import main; main()"
-            )
-            assert (done.returncode, done.stdout) == (2, "")
-            assert len(done.stderr) < 700
-            assert "\x1b" not in done.stderr
-            assert done.stderr.splitlines()[-1].startswith("Error: ")
+        places = ([word], ["verify", "a", word], ["verify", "--backend" + word, "a"])
+        done = run_python(
+            f"import sys\nfrom regplug.commands.main import answer\nfor place in {places!r}:\n"
+            "    sys.argv = ['regplug', *place]\n    print(answer())\n    print('----', file=sys.stderr)"
+        )
+        assert done.stdout.split() == ["2", "2", "2"]
+        for said in done.stderr.split("----\n")[:-1]:
+            assert len(said) < 700
+            assert "\x1b" not in said
+            assert said.splitlines()[-1].startswith("Error: ")

@@ -1,4 +1,4 @@
-"""`regplug new`: the package that it writes installs and passes its own tests, unchanged."""
+"""`regplug new`: the package that it writes installs and passes its tests unchanged."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from support.commands import run_command
+from support.distributions import write_distribution
 
 import regplug
 from regplug.commands.main import group
@@ -33,7 +35,7 @@ COMMON = {".gitignore", "README.md", "__init__.py", "pyproject.toml", "test.yml"
 
 @pytest.fixture(
     scope="module",
-    params=[(), ("backbone",), ("film",), ("backend",), KINDS],
+    params=[(), ("backbone",), ("film",), ("backend",), pytest.param(KINDS, marks=pytest.mark.packaging)],
     ids=lambda kinds: "-".join(kinds) or "none",
 )
 def kinds(request):
@@ -42,27 +44,50 @@ def kinds(request):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, kinds):
-    """A new plugin, and the folder that it was installed into."""
+    """A new plugin, and the folder that it is installed in: by pip if it has all kinds, else as pip would."""
     folder = tmp_path_factory.mktemp("new")
-    run(["regplug", "new", "acme-readouts", *(f"--{kind}" for kind in kinds)], folder, "")
-    site = folder / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    run([*pip, "--target", site, folder / "acme-readouts"], folder, site)
-    return folder / "acme-readouts", site
+    command = ["new", "acme-readouts", *(f"--{kind}" for kind in kinds)]
+    package, site = folder / "acme-readouts", folder / "site"
+    if kinds == KINDS:
+        run(["regplug", *command], folder, "")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        run([*pip, "--target", site, package], folder, site)
+    else:
+        command[1] = package
+        code, _, err = run_command(*command)
+        assert code == 0, err
+        install_by_hand(package, site)
+    return package, site
 
 
+def install_by_hand(package, site):
+    """Write what pip leaves of the package into ``site``."""
+    text = (package / "pyproject.toml").read_text()
+    groups = re.findall(r"^\[project\.entry-points\.(\w+)\]\n((?:.+ = .+\n)+)", text, re.MULTILINE)
+    points = {group: dict(line.split(" = ") for line in lines.replace('"', "").splitlines()) for group, lines in groups}
+    assert points
+    modules = {str(path.relative_to(package)): path.read_text() for path in (package / "acme_readouts").rglob("*.py")}
+    write_distribution(site, "acme-readouts", modules, points, version="0.1.0")
+
+
+@pytest.mark.slow
 def test_its_own_tests_pass_and_run_every_check(made, kinds):
     package, site = made
     out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"], package, site)
     passed = int(re.search(r"(\d+) passed", out)[1])
     skipped = re.search(r"(\d+) skipped", out)
-    of_readouts = len(all_checks(["one"])) + 1  # and what it means
+    of_readouts = len(all_checks(["one"])) + 1  # and one test of its own meaning
     wanted = sum(len(all_backbone_checks()) + 2 if kind == "backbone" else of_readouts for kind in kinds or ["readout"])
     assert passed + int(skipped[1] if skipped else 0) == wanted
     assert "failed" not in out
 
 
-@pytest.mark.parametrize("kinds", [(), KINDS], indirect=True, ids=["none", "all"])
+@pytest.mark.parametrize(
+    "kinds",
+    [pytest.param((), marks=pytest.mark.slow), pytest.param(KINDS, marks=pytest.mark.packaging)],
+    indirect=True,
+    ids=["none", "all"],
+)
 def test_the_commands_of_its_ci_and_of_its_readme_answer(made):
     package, site = made
     readme = (package / "README.md").read_text()
@@ -71,7 +96,7 @@ def test_the_commands_of_its_ci_and_of_its_readme_answer(made):
     assert steps[:2] == ["pip install \"$REGPLUG\" '.[test]'", "pytest"]
     assert ci["env"]["REGPLUG"] == "${{ vars.REGPLUG || 'regplug' }}"
     assert "$ pip install \"$REGPLUG\" -e '.[test]'\n" in readme
-    for command in steps[2:]:  # CI compiles; here it is enough to trace
+    for command in steps[2:]:  # CI compiles; tracing is enough here
         results = json.loads(run([*command.split(), *COMPILER[" --backbone " in command], "--json"], package, site))[
             "checks"
         ]
@@ -81,13 +106,13 @@ def test_the_commands_of_its_ci_and_of_its_readme_answer(made):
         assert answer in out
 
 
-def test_nothing_in_it_waits_to_be_filled_in_and_ruff_takes_it(made, kinds):
+def test_it_has_no_placeholders_and_ruff_accepts_it(made, kinds):
     package, site = made
     files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     offered = kinds or ("readout",)
     own = {name for kind in offered for name in (f"{kind}.py", f"test_{kind}.py")}
     light = {"plugin.py"} if {*offered} - {"readout"} else set()
-    # what the README's and CI's commands wrote is not of the package
+    # files that the commands of README and CI wrote are not in the package
     found = {file.name for file in files if "bundle" not in file.parts and file.suffix != ".xml"}
     assert found == COMMON | own | light
     for file in files:
@@ -116,7 +141,7 @@ def test_its_ci_runs_actions_by_commit_may_only_read_keeps_no_credentials_and_en
     assert [line for line in lines if not re.fullmatch(r" *- uses: [\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
 
 
-def test_the_words_follow_from_the_folders_name(tmp_path):
+def test_the_names_follow_from_the_folders_name(tmp_path):
     assert vars(names_of(tmp_path / "regplug-two-words")) == {
         "distribution": "regplug-two-words",
         "package": "regplug_two_words",
