@@ -138,7 +138,7 @@ def _failed(error: Exception) -> int:
 
 
 def _shown(error: click.ClickException) -> click.ClickException:
-    """The same, its message short and without what a terminal obeys: it may quote a stranger's file name."""
+    """The same error with a short, escaped message: it may quote an untrusted file name."""
     message = str(RegplugError(error.format_message()))
     return (
         click.UsageError(message, error.ctx) if isinstance(error, click.UsageError) else click.ClickException(message)

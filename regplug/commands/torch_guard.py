@@ -16,7 +16,7 @@ from regplug.commands.printing import complain
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # torch's own variable: whether to load device backends by entry points
 LIBRARIES = ("libtorch_cpu.so", "libtorch_python.so")
-WORKING_SPACE = 128 << 20  # address space that torch and numpy need at start, besides that of the libraries
+WORKING_SPACE = 128 << 20  # address space that torch and numpy need at start, in addition to the libraries
 
 
 class TorchGuard:

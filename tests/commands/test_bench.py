@@ -289,7 +289,7 @@ def test_a_gpu_that_is_not_there_is_refused(run):
 
 # ---- with a backbone
 
-WITH_BACKBONE = [
+BACKBONE = [
     "--backbone",
     "timm:vit_small_patch14_reg4_dinov2",
     "-M",
@@ -303,14 +303,14 @@ WITH_BACKBONE = [
 
 def test_with_a_backbone_it_prints_the_share_of_the_conditioning_in_the_whole(run):
     film = ["--film", "kernel_hidden_dim=8", "--film", "num_film_layers=2"]
-    code, out, _ = run("mean", *WITH_BACKBONE, *film, "--rounds", "5", "--json")
+    code, out, _ = run("mean", *BACKBONE, *film, "--rounds", "5", "--json")
     said = json.loads(out)
     assert (code, said["schema"], said["cond_dim"]) == (0, "regplug.bench-backbone/1", 384)
     [row] = said["rows"]
     assert row["batch"] == 2
     assert row["share"] == row["conditioning"]["median"] / row["whole"]["median"]
     assert 0 < row["share"] < 0.5
-    code, out, _ = run("mean", *WITH_BACKBONE, "--rounds", "5")
+    code, out, _ = run("mean", *BACKBONE, "--rounds", "5")
     title, heads, cells = out.splitlines()
     assert "mean with timm:vit_small_patch14_reg4_dinov2, inputs [B, 3, 28, 28]" in title
     assert heads.split() == ["B", "whole", "readout", "share"]
@@ -320,8 +320,8 @@ def test_with_a_backbone_it_prints_the_share_of_the_conditioning_in_the_whole(ru
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["pool", *WITH_BACKBONE, "--hidden-dim", "4"], "--backbone: expected without --hidden-dim, got both."),
-        (["pool", *WITH_BACKBONE, "--mode", "eager"], "--backbone: expected without --mode, got both."),
+        (["pool", *BACKBONE, "--hidden-dim", "4"], "--backbone: expected without --hidden-dim, got both."),
+        (["pool", *BACKBONE, "--mode", "eager"], "--backbone: expected without --mode, got both."),
         (["pool", *SIZES, *EAGER, "-M", "depth=1"], "--num-registers: expected without --model-option, got both."),
         (
             ["pool", "--batch", "1"],

@@ -248,7 +248,7 @@ WRONG = {
     "lacks the readout's weight": ({"readout__compress__weight": None}, "policy:"),
     "one more": (
         {"readout__compress__bias": torch.ones(8)},
-        "of strategy 'compress-concat' at num_registers=4, hidden_dim=384, got compress.bias besides.",
+        "of strategy 'compress-concat' at num_registers=4, hidden_dim=384, got extra compress.bias.",
     ),
     "of another width": ({"readout__compress__weight": torch.ones(8, 385)}, "got compress.weight [8, 385]."),
     "misshaped in the generator": (
@@ -331,7 +331,7 @@ def bare(**tensors):
     [
         ({"gate__bias": None}, "with no gate.bias."),
         ({"gate__bias": torch.ones(6)}, "with gate.bias [6], "),
-        ({"gate__scale": torch.ones(5)}, "with gate.scale besides."),
+        ({"gate__scale": torch.ones(5)}, "with extra gate.scale."),
     ],
 )
 def test_a_bare_readout_that_lacks_a_weight_or_has_another_is_named_where_it_is_nearest(run, here, tensors, words):
@@ -425,7 +425,7 @@ BAD_INDEX = {
     "an empty map": (lambda index: index["weight_map"].clear(), "no weight_map"),
     "an extra tensor": (
         lambda index: index["weight_map"].pop("tokens.model.pos_embed"),
-        "it holds besides 'tokens.model.pos_embed'",
+        "it also has 'tokens.model.pos_embed'",
     ),
     "too many files": (
         lambda index: index["weight_map"].update({f"x{i}": f"x{i}.safetensors" for i in range(300)}),

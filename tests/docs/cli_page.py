@@ -16,7 +16,7 @@ COMMANDS = re.compile(r"(?<=<!-- commands -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def commands(command=group, name="regplug"):
-    """Every command below ``command``, sorted, each with its options."""
+    """Every command under ``command``, sorted, each with its options."""
     sections = []
     context = click.Context(command, info_name=name)
     for child in command.list_commands(context):
@@ -48,7 +48,7 @@ def _section(command, name):
 
 
 def _usage(command):
-    """What follows the command's name: spelled here, for click's own words change from version to version."""
+    """The rest of the usage line; written here, because click's own differs between versions."""
     yield "[OPTIONS]"
     for argument in (param for param in command.params if isinstance(param, click.Argument)):
         word = argument.metavar or argument.name.upper()
@@ -58,14 +58,14 @@ def _usage(command):
 
 
 def _row(option):
-    spelled = ", ".join([*option.opts, *option.secondary_opts])
+    name = ", ".join([*option.opts, *option.secondary_opts])
     if not option.is_flag:
-        spelled += f" {_value(option)}"
+        name += f" {_value(option)}"
     text = " ".join((option.help or "").split())
     if option.show_default and option.default not in (None, ()):
         default = option.default if isinstance(option.default, (list, tuple)) else [option.default]
         text = f"{text} Default: {', '.join(map(str, default))}.".lstrip()
-    cells = [cell.replace("|", r"\|") for cell in (f"`{spelled}`", text)]  # a bar would end the cell
+    cells = [cell.replace("|", r"\|") for cell in (f"`{name}`", text)]  # a bar would end the cell
     return f"| {' | '.join(cells)} |"
 
 

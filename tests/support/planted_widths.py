@@ -31,7 +31,7 @@ def modulate(features: Tensor, pair: Tensor) -> Tensor:
 
 
 class Wording(nn.Module):
-    """FiLM whose constructor says ``cond_dim``, and which keeps no attribute of it."""
+    """FiLM with ``cond_dim`` in the constructor, and no attribute of it."""
 
     def __init__(self, cond_dim: int, width: int = WIDTH) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Wording(nn.Module):
 
 
 class Nameless(nn.Module):
-    """FiLM of no family and with no known word."""
+    """FiLM of no known family, without a known name in the constructor."""
 
     def __init__(self, n: int, width: int = WIDTH) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class OfALayer(OfAWording):
 
 
 class OfVectors(OfAWording):
-    """Features that are one vector for each sample, as in an MLP policy."""
+    """Features that are one vector per sample, as in an MLP policy."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__(num_registers, hidden_dim, compressed_dim)
@@ -116,7 +116,7 @@ class OfVectors(OfAWording):
 
 
 class OfAnMLPBetween(OfAWording):
-    """The MLP is typed, the FiLM behind it is right."""
+    """The MLP is hard-coded, the FiLM after it is right."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__(num_registers, hidden_dim, compressed_dim)
@@ -130,7 +130,7 @@ class OfAnMLPBetween(OfAWording):
 
 
 class BehindAnMLP(OfAnMLPBetween):
-    """The MLP follows, the FiLM behind it is typed."""
+    """The MLP follows, the FiLM after it is hard-coded."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__(num_registers, hidden_dim, compressed_dim, right=True)
@@ -138,7 +138,7 @@ class BehindAnMLP(OfAnMLPBetween):
 
 
 class Crossed(nn.Module):
-    """Two readouts and two FiLMs; each FiLM is given what the other is made for."""
+    """Two readouts and two FiLMs; each FiLM gets the vector that is meant for the other."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__()
@@ -157,7 +157,7 @@ class Crossed(nn.Module):
 
 
 class Averaged(nn.Module):
-    """No readout: the forward averages the registers, and the FiLM expects them one after the other."""
+    """No readout: the forward averages the registers, and the FiLM expects them concatenated."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__()
@@ -179,7 +179,7 @@ class FourRegisters(OfAWording):
 
 
 class Reshaped(OfAWording):
-    """A reshape to a typed width mixes the samples of a batch, and every layer fits."""
+    """A reshape to a hard-coded width mixes the samples of a batch, and every layer fits."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__(num_registers, hidden_dim, compressed_dim)
@@ -193,7 +193,7 @@ class Reshaped(OfAWording):
 
 
 class Guarded(OfAWording):
-    """A generator that looks at the width itself, and refuses."""
+    """A generator that checks the width itself, and refuses."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__(num_registers, hidden_dim, compressed_dim)
@@ -206,7 +206,7 @@ class Guarded(OfAWording):
 
 
 class RefusedWhenBuilt(nn.Module):
-    """The constructor refuses the width that was typed."""
+    """The constructor refuses the hard-coded width."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, right: bool = False) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class Maps(nn.Module):
 
 
 class OneWrongBlock(nn.Module):
-    """Three blocks, each with its readout and FiLM; the second is typed."""
+    """Three blocks, each with its readout and FiLM; the second is hard-coded."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__()
@@ -355,7 +355,7 @@ class DiTLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Step and class condition every layer; with ``reads``, so does what is read from the registers."""
+    """Step and class condition every layer; with ``reads``, the readout does too."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, step_dim: int = TYPED, reads: str = "") -> None:
         super().__init__()
@@ -377,7 +377,7 @@ class DiT(nn.Module):
 
 
 class Added(DiT):
-    """What is read is added to the step's embedding, which happens to be as wide."""
+    """The readout is added to the step's embedding, which happens to be as wide."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, right: bool = False) -> None:
         super().__init__(num_registers, hidden_dim, reads="matched" if right else "as it is")

@@ -1,4 +1,4 @@
-"""Ways from a readout to FiLM, each with one typed width and, with ``right``, its twin; as in planted_widths."""
+"""Paths from a readout to FiLM, each with one hard-coded width, or with ``right`` without it; see planted_widths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.planted_widths import (
 
 
 class Wired(nn.Module):
-    """A backbone, a readout, and what a class makes of them; ``self.width`` is right or typed."""
+    """A backbone, a readout, and a FiLM that each class defines; ``self.width`` is right or hard-coded."""
 
     def __init__(self, num_registers: int = R, hidden_dim: int = D, compressed_dim: int = C, right: bool = False):
         super().__init__()
@@ -99,14 +99,14 @@ class OfAShift(Wired):
 
 
 class Sliced(Wired):
-    """A typed slice takes all of the vector at the network's own sizes, and a part of it at others."""
+    """A hard-coded slice takes all of the vector at the network's own sizes, and a part of it at others."""
 
     def go(self, features: Tensor, registers: Tensor) -> Tensor:
         return self.film(self.readout(registers)[:, : self.width], features)
 
 
 class InTypedHalves(Wired):
-    """Two slices with typed bounds; the width that each takes is right at every size."""
+    """Two slices with hard-coded bounds; the width that each takes is right at every size."""
 
     def build(self) -> None:
         self.films = nn.ModuleList(Nameless(self.half) for _ in range(2))
@@ -157,7 +157,7 @@ class Checkpointed(Wired):
 
 
 class InOneSequence(Wired):
-    """The readout is a layer of what makes the scale."""
+    """The readout is a layer of the module that makes the scale."""
 
     def build(self) -> None:
         self.conditioning = nn.Sequential(self.readout, nn.Linear(self.width, 2 * WIDTH))
@@ -213,7 +213,7 @@ class MLPLayer(nn.Module):
 
 
 class TwoMLPLayers(Wired):
-    """Features are one vector for each sample, in a residual stream."""
+    """Features are one vector per sample, in a residual stream."""
 
     def build(self) -> None:
         self.layers = nn.ModuleList(MLPLayer(self.width) for _ in range(2))
@@ -237,7 +237,7 @@ class NextToAnExcitation(Wired):
 
 
 class OfAClassToken(Wired):
-    """Next to a right FiLM input, a typed one for what no readout gives."""
+    """Next to a right FiLM input, a hard-coded one for a vector that no readout gives."""
 
     def build(self) -> None:
         self.film = Nameless(self.follows)

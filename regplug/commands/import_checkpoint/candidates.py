@@ -99,7 +99,7 @@ def difference(expected: Shapes, got: Shapes) -> str:
     """The weights that are missing and those that are too many; if none, the sizes of the weights."""
     missing, more = sorted({*expected} - {*got}), sorted({*got} - {*expected})
     parts = [f"no {list_names(missing)}"] if missing else []
-    parts += [f"{list_names(more)} besides"] if more else []
+    parts += [f"extra {list_names(more)}"] if more else []
     if not parts:
         parts = [", ".join(f"{name} {list(got[name])}" for name in sorted(got)[:MAX_WEIGHTS])]
     return " and ".join(parts)

@@ -157,7 +157,7 @@ def _open_shards(owner: str, path: str, file: OpenFile) -> Checkpoint:
         except DamagedError as error:
             raise BundleError(f"{who}: expected a safetensors file, got a damaged one ({error}).") from None
         if different := sorted(set(held) ^ named):
-            verb = "it lacks" if different[0] in named else "it holds besides"
+            verb = "it lacks" if different[0] in named else "it also has"
             raise BundleError(f"{who}: expected the tensors that the index names, got others: {verb} {different[0]!r}.")
         nbytes += opened.size - 8 - int.from_bytes(bytes(opened.read(0, 8)), "little")
         places |= held

@@ -105,7 +105,7 @@ class Place:
     other_order: bool = False
 
     def read(self, file: OpenFile) -> Tensor:
-        """The tensor, in memory of its own.
+        """The tensor, in new memory.
 
         Raises:
             BundleError: It ends after its storage, or cannot be read.

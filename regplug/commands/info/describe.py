@@ -103,7 +103,7 @@ def _describe_weights(what: str) -> dict[str, Any]:
     said = parse_metadata(owner, metadata)
     return {
         "weights": what,
-        **{key: said[key] for key in NOTE_KEYS if key in said},  # a stranger's key could take the place of another
+        **{key: said[key] for key in NOTE_KEYS if key in said},  # an unknown key could replace one of ours
         "tensors": [
             {"name": name, "dtype": info.dtype, "shape": list(info.shape), "bytes": info.end - info.begin}
             for name, info in sorted(tensors.items())
