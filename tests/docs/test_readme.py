@@ -1,10 +1,12 @@
-"""README and the page for plugin authors, top to bottom: every block is run, and gives what it says."""
+"""The README and the pages in docs: every block runs, and prints what the page says."""
 
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import backbones_page
@@ -12,6 +14,7 @@ import checks_page
 import cli_page
 import pytest
 import readouts_page
+from support.forked_python import ForkedPython
 from torture.__main__ import PARTS, write_page
 
 import regplug
@@ -23,26 +26,43 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|//) (\S+\.\w+)\n")
 
 
-# each page, the file after which a plugin of it is complete, and how many outputs it states
-PAGES = {
-    "README.md": ("acme_readouts.py", 9),
-    "docs/plugins.md": ("pyproject.toml", 7),
-    "docs/programs.md": (None, 13),
-    "docs/film.md": (None, 1),
-    "docs/readouts.md": (None, 6),
-    "docs/backbones.md": (None, 13),
-    "docs/training.md": (None, 10),
-}
+# each page, the file that completes the plugin in it, how many outputs it states, and what it needs
+COMPILER, PACKAGING, SLOW = pytest.mark.compiler, pytest.mark.packaging, pytest.mark.slow
+PAGES = [
+    pytest.param("README.md", "acme_readouts.py", 9, marks=[COMPILER, PACKAGING]),
+    pytest.param("docs/plugins.md", "pyproject.toml", 7, marks=PACKAGING),
+    pytest.param("docs/programs.md", None, 13, marks=COMPILER),
+    pytest.param("docs/film.md", None, 1),
+    pytest.param("docs/readouts.md", None, 6, marks=SLOW),
+    pytest.param("docs/backbones.md", None, 13, marks=COMPILER),
+    pytest.param("docs/training.md", None, 10, marks=SLOW),
+]
+STRICT = "import warnings; warnings.simplefilter('error')\n"
 
 
 def matches(said, got):
-    """Whether the output is what README says; a line of dots, or dots at a line's end, stand for anything."""
+    """Whether the output is what the page says; dots on a line or at its end match anything."""
     pattern = re.escape(said.strip()).replace(re.escape("..."), ".*")
     return re.fullmatch(pattern, got.strip(), re.DOTALL) is not None
 
 
-def run(command, folder, env):
-    done = subprocess.run(command, shell=isinstance(command, str), cwd=folder, env=env, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def python() -> Iterator[ForkedPython]:
+    """Python that has imported what most blocks need, but no plugin."""
+    process = ForkedPython("import timm, torch, regplug.bundle.export")
+    yield process
+    process.close()
+
+
+def run(command, folder, env, python):
+    """What a command prints; one of regplug alone needs no interpreter of its own."""
+    if isinstance(command, str) and command.startswith("regplug ") and not set(command) & set("|&;<>$"):
+        done = python.run(["-m", *shlex.split(command)], folder, env)
+    elif command[0] == "-c":
+        done = python.run(command, folder, env)
+    else:
+        shell = isinstance(command, str)
+        done = subprocess.run(command, shell=shell, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -57,9 +77,8 @@ def test_the_comparison_sees_another_output(said, got):
     assert not matches(said, got)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, page):
-    last_file, outputs = PAGES[page]
+@pytest.mark.parametrize(("page", "last_file", "outputs"), PAGES)
+def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, python, page, last_file, outputs):
     site = tmp_path / "site"
     tools = str(Path(sys.executable).parent)
     paths = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
@@ -71,15 +90,15 @@ def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, page):
             (tmp_path / name[1]).write_text(text)
             if name[1] == last_file:
                 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-                run([*pip, "--target", site, tmp_path], tmp_path, env)
+                run([*pip, "--target", site, tmp_path], tmp_path, env, python)
         elif language == "python":
-            output = run([sys.executable, "-W", "error", "-c", text], tmp_path, env)
+            output = run(["-c", STRICT + text], tmp_path, env, python)
         elif language == "text":
             assert matches(text, output)
             checked += 1
         elif language == "console":
             for command, said in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-                output = run(command, tmp_path, env)
+                output = run(command, tmp_path, env, python)
                 assert matches(said, output), output
                 checked += 1
         else:
@@ -87,12 +106,13 @@ def test_every_block_of_a_page_runs_and_prints_what_it_says(tmp_path, page):
     assert checked == outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", ["timm", "transformers", "nvsubquadratic"])
-def test_the_python_of_a_backbone_plugins_readme_runs(tmp_path, plugin):
+def test_the_python_of_a_backbone_plugins_readme_runs(tmp_path, python, plugin):
     text = (ROOT / "plugins" / f"regplug-{plugin}" / "README.md").read_text()
     blocks = [block for language, block in BLOCK.findall(text) if language == "python"]
     assert blocks
-    run([sys.executable, "-c", "\n".join(blocks)], tmp_path, os.environ)
+    run(["-c", "\n".join(blocks)], tmp_path, os.environ, python)
 
 
 def test_the_indented_commands_are_targets_of_the_makefile():
@@ -102,6 +122,7 @@ def test_the_indented_commands_are_targets_of_the_makefile():
     assert set(commands) <= set(targets)
 
 
+@pytest.mark.slow
 def test_the_table_of_readouts_is_what_the_registry_says():
     names = [entry.full_name for entry in regplug.default_registry().readout_entries()]
     said = readouts_page.TABLE.search(readouts_page.PAGE.read_text())[0]
@@ -109,6 +130,7 @@ def test_the_table_of_readouts_is_what_the_registry_says():
     assert readouts_page.table(names[1:]) != said
 
 
+@pytest.mark.slow
 def test_the_table_of_backbones_is_what_the_plugins_say():
     found = list(backbones_page.layouts())
     said = backbones_page.TABLE.search(backbones_page.PAGE.read_text())[0]

@@ -31,18 +31,23 @@ def job_of_this_process():
         print(os.waitstatus_to_exitcode(status), flush=True)
     os._exit(0)
 
-job = job_of_this_process()
-for number, name in enumerate(("/dev/null", *job["output"])):
-    file = os.open(name, os.O_RDWR)
-    os.dup2(file, number)
-    os.close(file)
-os.environ.clear()
-os.environ.update(job["env"])
-os.chdir(job["cwd"])
-sys.argv = job["argv"]
-sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in os.environ
-sys.path[1:1] = [folder for folder in job["env"].get("PYTHONPATH", "").split(os.pathsep) if folder]
-exec(compile(job["code"], "<string>", "exec"), {{"__name__": "__main__"}})
+def run(job):
+    for number, name in enumerate(("/dev/null", *job["output"])):
+        file = os.open(name, os.O_RDWR)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    sys.argv = job["argv"]
+    sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in os.environ
+    sys.path[1:1] = [folder for folder in job["env"].get("PYTHONPATH", "").split(os.pathsep) if folder]
+    code, main = compile(job["code"], "<string>", "exec"), globals()
+    for name in [name for name in main if not name.startswith("__")]:
+        del main[name]
+    exec(code, main)
+
+run(job_of_this_process())
 """
 MODULE = "import runpy; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 
