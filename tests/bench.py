@@ -1,7 +1,7 @@
-"""``make bench``: what guards and loading cost in C++, beside raw ATen operations and plain ``torch::jit::load``.
+"""``make bench``: what checks and loading cost in C++, compared with ATen operations and ``torch::jit::load``.
 
 Exports bundles, builds ``cpp/bench.cpp`` against the installed package, runs it, and prints tables of times and ratios.
-A benchmark prints; it asserts nothing, for machines are noisy.
+It prints and asserts nothing, because timings vary between runs.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def export(spec: regplug.ReadoutSpec, module: torch.nn.Module, folder: Path) -> 
 
 @contextmanager
 def said(what: str) -> Iterator[None]:
-    """Show what takes a while, on stderr."""
+    """Show on stderr what is running."""
     with Console(stderr=True).status(what):
         yield
 
 
 def bundles(folder: Path) -> dict[str, Path]:
-    """The modules that the latency table is about."""
+    """The modules of the latency table."""
     torch.manual_seed(0)
     compress = regplug.resolve("compress-concat", **SIZES, compressed_dim=96)
     pool = regplug.resolve("pool", **SIZES)
@@ -94,7 +94,7 @@ def show_opening(program: Path, folder: Path, title: str, runs: int) -> None:
 
 
 def show_exports(folder: Path) -> None:
-    """Seconds of a first export, which compiles, and of a second with other weights, which finds the program kept."""
+    """Seconds of a first export, which compiles, and of a second one with other weights, which reuses the program."""
     spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=352, compressed_dim=88)
     table = Table(title="export of compress-concat, gate included: seconds")
     for column in ("", "torchscript", "aotinductor"):

@@ -1,4 +1,4 @@
-"""Fixtures that install real plugin packages, and run Python beside them as a user would."""
+"""Fixtures that install plugins and run Python and ``regplug`` as a user does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.environment import clean_environment
 
 import regplug
 
-# a shared machine is slow at times, and a slow answer is no wrong one
+# a busy machine is slow, and a slow answer is not wrong
 settings.register_profile("regplug", deadline=None)
 settings.load_profile("regplug")
 

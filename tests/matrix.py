@@ -39,7 +39,7 @@ FAST = {"compiler": "eager", "backends": ("torchscript",)}
 
 
 def check(strategy: str, settings: dict) -> list[CheckResult]:
-    """All rows of one strategy; runs in a process of its own."""
+    """All rows of one strategy; runs in its own process."""
     import torch
 
     torch.set_num_threads(1)

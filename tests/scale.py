@@ -1,8 +1,8 @@
-"""``make scale``: what discovery costs with many distributions installed, beside stevedore's and pluggy's own loaders.
+"""``make scale``: the time of discovery with many distributions installed, compared with stevedore and pluggy.
 
 Makes folders with inert distributions and plugin distributions, runs each way in fresh interpreters, and prints the CPU
 time (user and system) of a run and its ratio to the baseline. The interpreters run with ``-S`` and one such folder on
-their path, so that nothing else that is installed here counts. A benchmark prints; it asserts nothing.
+their path, so that other installed packages do not count. It prints and asserts nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ WAYS = {
 
 
 def make_site(site: Path, inert: int, plugins: int) -> None:
-    """A folder like site-packages; half of the plugins bring a readout by a line, half a module with a hook."""
+    """A folder like site-packages; half of the plugins offer a readout by an entry point, half by a hook."""
     site.mkdir()
     for name in PACKAGES:
         link_package(site, name)
@@ -72,7 +72,7 @@ def make_site(site: Path, inert: int, plugins: int) -> None:
 
 
 def make_plugins(site: Path, plugins: int) -> None:
-    """One readout each, by turns of the two kinds."""
+    """One readout each; the two kinds alternate."""
     for number in range(plugins):
         module = f"plugin_{number}"
         if number % 2:
@@ -107,12 +107,12 @@ def cpu_seconds(site: Path, cache: Path, way: Sequence[str]) -> float:
 
 
 def measure(site: Path, cache: Path, rounds: int) -> dict[str, float]:
-    """The median of each way; the rounds go through all of them, so that a busy minute is shared."""
+    """The median of each way. Each round measures all of them, so that a busy moment affects all."""
     taken: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
         for name, way in WAYS.items():
             seconds = cpu_seconds(site, cache, way)
-            if number:  # the first writes the bytecode and the index
+            if number:  # the first round writes bytecode and the name cache
                 taken[name].append(seconds)
     return {name: statistics.median(one) for name, one in taken.items()}
 
@@ -128,7 +128,7 @@ def main() -> None:
             site = Path(name) / f"{inert}-{plugins}"
             make_site(site, inert, plugins)
             found.append(measure(site, Path(name) / f"cache-{plugins}", rounds))
-    table = Table(title="CPU ms of a fresh process (ratio to the baseline); 300 inert distributions besides")
+    table = Table(title="CPU ms of a fresh process (ratio to the baseline); with 300 other distributions")
     table.add_column("")
     for _, plugins in SIZES:
         table.add_column(f"{plugins} plugins", justify="right")

@@ -68,12 +68,12 @@ def run(command, folder, env, python):
 
 
 @pytest.mark.parametrize(("said", "got"), [("a\n...", "a\nb\nc"), ("x ...", "x 1"), ("a", "a\n")])
-def test_the_comparison_takes_what_is_said(said, got):
+def test_the_comparison_accepts_the_same_output(said, got):
     assert matches(said, got)
 
 
 @pytest.mark.parametrize(("said", "got"), [("384", "385"), ("a\n...", "b\nc"), ("a", "a\nb"), ("a.c", "abc")])
-def test_the_comparison_sees_another_output(said, got):
+def test_the_comparison_detects_another_output(said, got):
     assert not matches(said, got)
 
 

@@ -1,4 +1,4 @@
-"""What an installed plugin does to its host: each kind of misbehaviour is survived, and the plugin is named."""
+"""Installed plugins that misbehave: the host survives each kind, and names the plugin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Add = Callable[..., None]
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A folder with a good plugin, which every other shares."""
+    """A folder with a good plugin, to which others are added."""
     folder = tmp_path / "site"
     folder.mkdir()
     modules = {"good_plugin.py": GOOD, "good_models.py": GOOD_MODELS}
@@ -34,7 +34,7 @@ def site(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def add(site: Path) -> Add:
-    """Install a plugin next to the good one, named ``evil`` if nothing else is said."""
+    """Install a plugin next to the good one, named ``evil`` by default."""
 
     def install(text: str, name: str = "evil") -> None:
         info = site / f"{name}-1.0.dist-info"
@@ -94,7 +94,7 @@ CREATE = (
 )
 
 
-# ---- exceptions and objects that fail when they are shown
+# ---- exceptions and objects that fail when they are printed
 
 
 def test_a_plugin_with_objects_that_cannot_be_printed_is_broken_and_hides_no_other(
@@ -162,7 +162,7 @@ def test_a_summary_cannot_control_the_terminal(add: Add, regplug_command: Run) -
         assert line.rstrip().endswith("red \\x1b[31m, turned \\u202e, café")
 
 
-# ---- names that are more than text
+# ---- names of a subclass of str
 
 
 def exact_everywhere(value: Any) -> bool:
@@ -194,11 +194,11 @@ def test_a_subclass_of_text_is_taken_as_plain_text(act: str, add: Add, python: R
     assert json.loads(done.stdout) == [["evil", "film", "vit"], [True, "good:fine", "evil:evil"]]
 
 
-# ---- plugins that have no end
+# ---- plugins that never end
 
 
 @pytest.mark.parametrize("name", ["pool", "regplug:pool"])
-def test_a_built_in_is_known_to_a_thread_that_a_plugin_waits_for_at_its_import(
+def test_a_thread_that_a_plugin_waits_for_at_its_import_finds_the_built_in_names(
     name: str, add: Add, python: Run
 ) -> None:
     add(ASKING.format(name=name) + HOOK.format(name="evil"))
@@ -262,7 +262,7 @@ def test_ten_thousand_entries_of_one_hook_are_accepted(add: Add, python: Run) ->
 # ---- what an import changes in the process
 
 
-def test_an_import_that_changes_the_working_folder_moves_no_output(
+def test_an_import_that_changes_the_working_folder_does_not_move_the_output(
     add: Add, regplug_command: Run, python: Run, site: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -288,15 +288,15 @@ def test_a_child_that_a_plugin_forks_does_nothing(add: Add, regplug_command: Run
     assert "evil" in [one["name"] for one in json.loads(done.stdout)["strategies"]]
 
 
-# ---- data on stdout, all else on stderr, and an end
+# ---- data on stdout, everything else on stderr, and an exit
 
 
 @pytest.mark.parametrize("kind", NOISY)
-def test_stdout_is_the_commands_data_alone_and_the_command_ends_with_its_own_code(
+def test_stdout_has_only_the_commands_data_and_the_exit_code_is_its_own(
     kind: str, add: Add, regplug_command: Run
 ) -> None:
     add(NOISY[kind] + HOOK.format(name="evil"))
-    # what a copy of the process holds open is its own: stderr goes to a file, and the reader of stdout must end
+    # a forked copy may keep stderr open, so it goes to a file; reading stdout must end
     with tempfile.TemporaryFile("w+") as stderr:
         done = regplug_command("list", "--json", input="the user's own words\n", stderr=stderr)
         stderr.seek(0)
@@ -338,7 +338,7 @@ def test_what_a_readout_prints_is_not_the_exports_output_and_its_exit_is_an_erro
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list", "--help"], ["--version"], ["cache"], ["cache", "prune"]])
-def test_what_click_prints_itself_reaches_stdout(words: list[str], regplug_command: Run) -> None:
+def test_output_of_click_reaches_stdout(words: list[str], regplug_command: Run) -> None:
     done = regplug_command(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
@@ -351,7 +351,7 @@ def test_completion_gives_only_names(add: Add, python: Run) -> None:
     assert (done.returncode, done.stdout) == (0, "plain,evil\n")
 
 
-def test_a_closed_stdout_is_one_line_and_a_closed_stderr_is_nothing(regplug_command: Run) -> None:
+def test_a_closed_stdout_is_reported_in_one_line_and_a_closed_stderr_is_ignored(regplug_command: Run) -> None:
     done = regplug_command("list", stdout=None, preexec_fn=lambda: os.close(1))
     assert (done.returncode, done.stderr) == (1, "error: stdout: Bad file descriptor\n")
     done = regplug_command("list", stderr=None, preexec_fn=lambda: os.close(2))

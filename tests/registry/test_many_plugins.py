@@ -48,7 +48,7 @@ class Site:
         (info / "direct_url.json").write_text(direct_url)
 
     def run(self, expression: str, before: str = "", **env: str) -> tuple[str, list[str]]:
-        """What an expression gives in a fresh process, or the error that it raises, and which plugins were imported."""
+        """The value of an expression in a new process, or the error it raises; and the plugins that were imported."""
         self.canary.write_text("")
         code = (
             "import sys; sys.path.remove('')\n"  # the working directory differs each time
@@ -56,7 +56,7 @@ class Site:
             f"try: print({expression})\nexcept regplug.RegplugError as error: print(error)"
         )
         own = {"PYTHONPATH": str(self.packages), "CANARY": str(self.canary), "REGPLUG_CACHE_DIR": str(self.cache)}
-        # a folder for bytecode would change the folder with the plugins at the first import
+        # bytecode would change the time of the folder with the plugins
         variables = clean_environment() | own | {"PYTHONDONTWRITEBYTECODE": "1"} | env
         done = self.python.run(["-c", code], self.packages.parent, variables)
         assert (done.returncode, done.stderr) == (0, "")
@@ -71,7 +71,7 @@ def entry(name: str) -> str:
     return f"registry.readout_entry({name!r}).full_name"
 
 
-EVERYBODY = [f"plugin-{number}" for number in range(COUNT)]
+EVERY_PLUGIN = [f"plugin-{number}" for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -93,51 +93,51 @@ def site(tmp_path: Path, python: ForkedPython) -> Site:
 @pytest.fixture
 def listed(site: Site) -> Site:
     """The same, listed once."""
-    assert site.run(LIST)[1] == EVERYBODY
+    assert site.run(LIST)[1] == EVERY_PLUGIN
     return site
 
 
 # ---- a name and its owner
 
 
-def test_a_full_name_imports_its_owner_alone(site: Site) -> None:
+def test_a_full_name_imports_only_its_owner(site: Site) -> None:
     assert site.run(entry("plugin-3:name-3")) == ("plugin-3:name-3", ["plugin-3"])
 
 
-def test_a_bare_name_imports_all_plugins_once_and_then_its_owner_alone(site: Site) -> None:
-    assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+def test_a_bare_name_imports_all_plugins_once_and_later_only_its_owner(site: Site) -> None:
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERY_PLUGIN)
     assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
     assert site.run(entry("name-4")) == ("plugin-4:name-4", ["plugin-4"])
 
 
-def test_a_listing_is_the_same_whatever_is_remembered_and_remembers(site: Site) -> None:
+def test_a_listing_does_not_depend_on_the_cache_and_fills_it(site: Site) -> None:
     first, imported = site.run(LIST)
-    assert imported == EVERYBODY
+    assert imported == EVERY_PLUGIN
     assert {f"name-{number}" for number in range(COUNT)} < set(eval(first))
-    assert site.run(LIST) == (first, EVERYBODY)
+    assert site.run(LIST) == (first, EVERY_PLUGIN)
     assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
 
 
-def test_an_unknown_name_is_answered_with_all_that_are_known(listed: Site) -> None:
+def test_the_error_for_an_unknown_name_lists_all_known_names(listed: Site) -> None:
     answer, imported = listed.run(entry("nam-3"))
     assert answer.startswith("strategy 'nam-3': not registered; known: ")
     assert "name-0, name-1" in answer
-    assert imported == EVERYBODY
+    assert imported == EVERY_PLUGIN
 
 
-# ---- what was remembered, and what is so
+# ---- stale entries
 
 
 def test_a_new_distribution_with_the_same_name_makes_it_ambiguous(listed: Site) -> None:
     listed.add("acme", "name-3")
     answer, _ = listed.run(entry("name-3"))
     assert answer == "strategy 'name-3': offered by acme and plugin-3; use 'acme:name-3' or 'plugin-3:name-3'."
-    assert listed.run(entry("name-3"))[0] == answer  # remembered now, and no less ambiguous
+    assert listed.run(entry("name-3"))[0] == answer  # cached now, and still ambiguous
     assert listed.run(entry("name-4")) == ("plugin-4:name-4", ["plugin-4"])
-    assert listed.index().exists()  # one file, the one before is gone
+    assert listed.index().exists()  # one file; the previous one is gone
 
 
-def test_a_distribution_that_went_away_is_not_remembered(listed: Site) -> None:
+def test_a_removed_distribution_is_forgotten(listed: Site) -> None:
     listed.add("acme", "name-3")
     assert "offered by" in listed.run(entry("name-3"))[0]
     for path in (listed.packages / "acme-1.0.dist-info").iterdir():
@@ -147,24 +147,24 @@ def test_a_distribution_that_went_away_is_not_remembered(listed: Site) -> None:
 
 
 def test_what_an_installer_changed_is_imported_again(listed: Site) -> None:
-    """Another build of the same version: nothing tells but the folder's time."""
+    """Another build of the same version: only the folder's time differs."""
     module = listed.packages / "plugin_5.py"
     module.write_text(module.read_text().replace("name-5", "name-3"))
     os.utime(listed.packages, ns=(0, listed.packages.stat().st_mtime_ns + 1))
     assert listed.run(entry("name-3"))[0].startswith("strategy 'name-3': offered by plugin-3 and plugin-5; use ")
 
 
-def test_a_name_that_moved_is_found_where_it_is(listed: Site) -> None:
-    """Edited in place, so that nothing but the plugins themselves tell."""
+def test_a_name_that_moved_to_another_plugin_is_found(listed: Site) -> None:
+    """Edited in place: nothing but the plugins themselves differs."""
     for number, name in ((3, "name-5"), (5, "name-3")):
         module = listed.packages / f"plugin_{number}.py"
         module.write_text(module.read_text().replace(f"name-{number}", name))
-    assert listed.run(entry("name-3")) == ("plugin-5:name-3", EVERYBODY)
+    assert listed.run(entry("name-3")) == ("plugin-5:name-3", EVERY_PLUGIN)
 
 
-def test_a_plugin_that_may_be_edited_is_imported_each_time(listed: Site) -> None:
+def test_an_editable_plugin_is_imported_each_time(listed: Site) -> None:
     listed.add("edited", "name-e", editable=True)
-    assert listed.run(LIST)[1] == ["edited", *EVERYBODY]
+    assert listed.run(LIST)[1] == ["edited", *EVERY_PLUGIN]
     assert "edited" not in json.loads(listed.index().read_text())["names"]
     assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["edited", "plugin-3"])
     module = listed.packages / "edited.py"
@@ -174,8 +174,8 @@ def test_a_plugin_that_may_be_edited_is_imported_each_time(listed: Site) -> None
 
 def test_a_broken_plugin_hides_no_other(site: Site) -> None:
     site.add("broken", "name-b", extra="raise OSError('no disk')")
-    assert site.run(LIST)[1] == ["broken", *EVERYBODY]
-    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["broken", "plugin-3"])  # it may be whole again
+    assert site.run(LIST)[1] == ["broken", *EVERY_PLUGIN]
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", ["broken", "plugin-3"])  # it may be repaired
     assert site.run(entry("name-b"))[0].endswith("; broken plugins: broken.")
 
 
@@ -189,19 +189,19 @@ def test_a_plugin_that_was_broken_for_a_while_is_imported_again(site: Site) -> N
 def test_a_listing_replaces_what_has_changed(listed: Site) -> None:
     module = listed.packages / "plugin_5.py"
     module.write_text(module.read_text().replace("name-5", "name-3"))
-    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # nothing tells, before all are imported
+    assert listed.run(entry("name-3"))[0] == "plugin-3:name-3"  # nothing shows the change until all are imported
     listed.run(LIST)
     assert listed.run(entry("name-3"))[0].startswith("strategy 'name-3': offered by plugin-3 and plugin-5; use ")
 
 
-def test_a_plugin_that_changes_the_path_at_import_is_remembered(site: Site) -> None:
+def test_a_plugin_that_changes_the_path_at_import_is_cached(site: Site) -> None:
     site.add("changing", "name-c", extra="import sys; sys.path.append('/nowhere')")
     site.run(LIST)
     assert site.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
 
 
 @pytest.mark.parametrize(
-    ("direct_url", "is_remembered"),
+    ("direct_url", "is_cached"),
     [
         ('{"dir_info":{"editable":true},"url":"file:///x"}', False),  # as uv writes it
         ('{"dir_info":{},"url":"file:///x"}', True),
@@ -211,11 +211,11 @@ def test_a_plugin_that_changes_the_path_at_import_is_remembered(site: Site) -> N
     ],
 )
 def test_an_editable_installation_is_found_by_its_metadata_however_it_is_written(
-    site: Site, direct_url: str, is_remembered: bool
+    site: Site, direct_url: str, is_cached: bool
 ) -> None:
     (site.packages / "plugin_3-1.0.dist-info" / "direct_url.json").write_text(direct_url)
     site.run(LIST)
-    assert ("plugin-3" in json.loads(site.index().read_text())["names"]) is is_remembered
+    assert ("plugin-3" in json.loads(site.index().read_text())["names"]) is is_cached
 
 
 def test_another_version_is_imported_again() -> None:
@@ -223,14 +223,14 @@ def test_another_version_is_imported_again() -> None:
     assert one._path() != other._path()
 
 
-# ---- who may remember
+# ---- which processes write the cache
 
 
 @pytest.mark.parametrize("before", ["registry.block('plugin-1')", "registry.unregister('plugin-1')"])
-def test_a_process_that_did_not_import_all_plugins_remembers_nothing(site: Site, before: str) -> None:
+def test_a_process_that_did_not_import_all_plugins_writes_no_cache(site: Site, before: str) -> None:
     answer, imported = site.run(LIST, before=before)
     assert "name-1" not in answer
-    assert imported == [one for one in EVERYBODY if one != "plugin-1"]
+    assert imported == [one for one in EVERY_PLUGIN if one != "plugin-1"]
     assert not site.cache.exists()
     assert site.run(entry("name-1"))[0] == "plugin-1:name-1"
 
@@ -244,7 +244,7 @@ registry.register(Offers(), "memory")
 """
 
 
-def test_what_is_registered_in_memory_counts_and_is_not_remembered(site: Site) -> None:
+def test_plugins_in_memory_count_and_are_not_cached(site: Site) -> None:
     clash = "strategy 'name-3': offered by memory and plugin-3; use 'memory:name-3' or 'plugin-3:name-3'."
     for _ in range(2):
         assert site.run(entry("name-3"), before=IN_MEMORY)[0] == clash
@@ -260,7 +260,7 @@ def test_a_blocked_plugin_does_not_offer_its_names(listed: Site) -> None:
 
 
 def test_a_strict_host_imports_all_plugins_each_time(listed: Site) -> None:
-    assert listed.run(entry("name-3"), REGPLUG_STRICT="1") == ("plugin-3:name-3", EVERYBODY)
+    assert listed.run(entry("name-3"), REGPLUG_STRICT="1") == ("plugin-3:name-3", EVERY_PLUGIN)
 
 
 # ---- the file
@@ -281,17 +281,17 @@ def test_a_damaged_file_is_ignored_and_replaced(listed: Site) -> None:
     whole = listed.index().read_text()
     for what, damage in DAMAGE.items():
         listed.index().write_bytes(damage(whole).encode(errors="surrogatepass"))
-        assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY), what
+        assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERY_PLUGIN), what
         assert listed.index().read_text() == whole, what
     assert listed.run(entry("name-3")) == ("plugin-3:name-3", ["plugin-3"])
 
 
 def test_without_a_writable_cache_all_plugins_are_imported(site: Site) -> None:
     site.cache.write_text("a file")
-    assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
-    assert site.run(entry("name-3"), REGPLUG_CACHE_DIR="", XDG_CACHE_HOME="", HOME="/proc/none")[1] == EVERYBODY
+    assert site.run(entry("name-3")) == ("plugin-3:name-3", EVERY_PLUGIN)
+    assert site.run(entry("name-3"), REGPLUG_CACHE_DIR="", XDG_CACHE_HOME="", HOME="/proc/none")[1] == EVERY_PLUGIN
     no_home = {"REGPLUG_CACHE_DIR": "", "XDG_CACHE_HOME": "", "HOME": "~"}
-    assert site.run(entry("name-3"), **no_home) == ("plugin-3:name-3", EVERYBODY)
+    assert site.run(entry("name-3"), **no_home) == ("plugin-3:name-3", EVERY_PLUGIN)
 
 
 def test_a_folder_that_others_may_write_into_is_neither_read_nor_written(listed: Site) -> None:
@@ -306,7 +306,7 @@ def test_a_folder_that_others_may_write_into_is_neither_read_nor_written(listed:
     before = listed.index().read_text()
     for mode in (0o777, 0o770):
         listed.cache.chmod(mode)
-        assert listed.run(entry("name-3")) == (clash, ["acme", *EVERYBODY])
+        assert listed.run(entry("name-3")) == (clash, ["acme", *EVERY_PLUGIN])
         assert listed.index().read_text() == before
 
 
@@ -314,12 +314,12 @@ def test_what_is_not_a_regular_file_of_a_bounded_size_is_ignored(listed: Site, t
     path = listed.index()
     whole = path.read_text()
     path.write_text(whole + " " * (16 << 20))
-    assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+    assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERY_PLUGIN)
     for make in (lambda: os.mkfifo(path), lambda: path.symlink_to(tmp_path / "elsewhere"), path.mkdir):
         assert (path.is_symlink(), path.read_text()) == (False, whole)  # it was replaced
         path.rename(tmp_path / "elsewhere")
         make()
-        assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERYBODY)
+        assert listed.run(entry("name-3")) == ("plugin-3:name-3", EVERY_PLUGIN)
 
 
 def test_pruning_keeps_the_file_unless_everything_is_deleted(listed: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_pruning_keeps_the_file_unless_everything_is_deleted(listed: Site, monke
     assert list(listed.cache.iterdir()) == []
 
 
-def test_a_file_half_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_file_is_never_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(Path, "replace", _refuse)
     NameIndex({}).keep()

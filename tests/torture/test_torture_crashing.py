@@ -1,4 +1,4 @@
-"""What the model of a crashing machine says of the writer, on a sample, and that it sees one that does not sync."""
+"""A sample of crashes of the machine; and the model of them detects a writer that does not sync."""
 
 import random
 
@@ -10,7 +10,7 @@ from torture.disk import Change, Disk, Node, crashes
 
 
 @pytest.mark.torture
-def test_a_machine_that_crashes_at_any_call_leaves_the_old_or_the_new(tmp_path):
+def test_a_crash_of_the_machine_at_any_call_leaves_the_old_or_the_new_bundle(tmp_path):
     figures = crashing.run(tmp_path, 0.15, 0, lambda word: None)
     assert len(figures) == 5
     for figure in figures:
@@ -19,7 +19,7 @@ def test_a_machine_that_crashes_at_any_call_leaves_the_old_or_the_new(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_writer_that_syncs_no_folder_is_seen_to_lose_bundles(tmp_path):
+def test_a_writer_that_syncs_no_folder_is_detected(tmp_path):
     with in_memory(tmp_path) as work:
         new, replaced, files, _ = failing.scenarios(work)
         found = [
@@ -42,14 +42,14 @@ FOLDER, FILE, OTHER = Node(True, 1), Node(False, 2), Node(False, 3)
         ([FILE, FOLDER], [{"a": b"xy"}]),
     ],
 )
-def test_what_was_not_synced_may_be_there_or_not(synced, left):
+def test_unsynced_changes_may_be_lost(synced, left):
     changes = [Change(FOLDER, {"a": FILE}), Change(FILE, data=b"xy")]
     disk = Disk(FOLDER, changes, [0, 1], [(2 + n, node) for n, node in enumerate(synced)], calls=4)
     found = {repr(tree): tree for tree in crashes(disk, 4, random.Random(0))}
     assert sorted(found.values(), key=repr) == sorted(left, key=repr)
 
 
-def test_an_exchange_is_one_step_and_later_deletions_may_reach_the_disk_before_it():
+def test_an_exchange_is_atomic_and_later_deletions_may_reach_the_disk_before_it():
     changes = [Change(FOLDER, {"a": FILE, "b": OTHER}), Change(FOLDER, {"a": OTHER, "b": FILE})]
     changes.append(Change(FOLDER, {"b": None}))
     disk = Disk(FOLDER, changes, [0, 2, 3], [(1, FOLDER)], calls=4)

@@ -1,4 +1,4 @@
-"""A share of the damaged bundles through every loader, and the judge of them, who sees each thing that is bad."""
+"""A share of the damaged bundles in every loader; and the judge detects each thing that must not happen."""
 
 import sys
 
@@ -9,7 +9,7 @@ import regplug
 from torture import damaged
 from torture.damaged import APART, DEATH, HANG, UNTIDY, WRONG, Loader, damage, figures, loaders, try_all
 
-# opens as the Python loader does, but looks at no digest and runs no golden case
+# opens as the Python loader does, but checks no digest and runs no golden case
 CARELESS = """
 import sys
 from regplug.format.folder import Folder
@@ -33,7 +33,7 @@ def verdicts(bundles, folder, count, make):
 
 
 @pytest.mark.torture
-def test_no_loader_dies_hangs_or_takes_a_wrong_number_for_a_right_one(tmp_path):
+def test_no_loader_crashes_hangs_or_accepts_a_wrong_number(tmp_path):
     bundles = damaged.originals(tmp_path, ["torchscript", "aotinductor"])
     found = verdicts(bundles, tmp_path, 36, lambda original: loaders(built(), original, tmp_path))
     assert {"Python data", "Python verify", "C++ bundle", "C++ aotinductor", "regplug-run"} <= found.keys()
@@ -41,7 +41,7 @@ def test_no_loader_dies_hangs_or_takes_a_wrong_number_for_a_right_one(tmp_path):
     assert {figure.tried for figure in found.values()} == {36}
 
 
-def test_a_loader_without_digest_and_golden_case_is_seen_to_take_wrong_numbers(bundles, tmp_path):
+def test_a_loader_that_checks_no_digest_and_no_golden_case_is_detected(bundles, tmp_path):
     found = verdicts(
         bundles, tmp_path, 90, lambda original: {"careless": Loader([sys.executable, "-c", CARELESS, original])}
     )
@@ -60,14 +60,14 @@ def test_a_loader_without_digest_and_golden_case_is_seen_to_take_wrong_numbers(b
         (ANSWERS.format(answer='{"weights": "of others"}'), WRONG),
     ],
 )
-def test_what_must_not_happen_is_counted_each_time(bundles, tmp_path, monkeypatch, code, what):
+def test_each_thing_that_must_not_happen_is_counted(bundles, tmp_path, monkeypatch, code, what):
     monkeypatch.setattr(damaged, "ANSWER_LIMIT_S", 0.3)
     monkeypatch.setattr(damaged, "WAYS", damaged.WAYS[:1])  # without new digests
     found = verdicts(bundles, tmp_path, 2, lambda original: {"bad": Loader([sys.executable, "-c", code])})
     assert found["bad"].bad[what] == 2
 
 
-def test_two_loaders_that_word_it_differently_are_seen(bundles, tmp_path):
+def test_two_loaders_with_different_messages_are_detected(bundles, tmp_path):
     def make(original):
         return {
             name: Loader([sys.executable, "-c", ANSWERS.format(answer=f'{{"refused": "{word}"}}')])
@@ -79,7 +79,7 @@ def test_two_loaders_that_word_it_differently_are_seen(bundles, tmp_path):
     assert found["Python data"].ok
 
 
-def test_every_damage_changes_the_bundle_and_the_same_seed_draws_the_same(bundles, tmp_path):
+def test_the_same_seed_draws_the_same_damage(bundles, tmp_path):
     (tmp_path / "again").mkdir()
     first = damage(tmp_path, bundles, 45, seed=1)
     assert [one.how for one in first] == [one.how for one in damage(tmp_path / "again", bundles, 45, seed=1)]

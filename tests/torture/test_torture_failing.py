@@ -1,4 +1,4 @@
-"""What the battery of failing calls says of the writer, on a sample, and that it sees a writer that is wrong."""
+"""A sample of failing system calls; and the judge detects a writer that is wrong."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from torture.tracing import CALLS, tool, traced
 
 
 @pytest.mark.torture
-def test_a_writer_whose_calls_fail_or_who_is_killed_at_them_loses_nothing(tmp_path):
+def test_a_writer_loses_nothing_when_its_calls_fail_or_it_is_killed(tmp_path):
     figures = failing.run(tmp_path, 0.03, 0, lambda word: None)
     assert [figure.what for figure in figures] == [
         "calls of a new bundle",
@@ -39,12 +39,12 @@ def calls_on(folder, log):
 
 
 @pytest.mark.slow
-def test_the_command_makes_the_calls_that_the_battery_fails_and_before_them_only_looks(tmp_path):
-    """The battery fails the calls of the writer alone; importing torch for each of them would take an hour."""
+def test_the_export_command_makes_the_calls_that_the_battery_fails_and_only_reads_before(tmp_path):
+    """The battery runs the writer alone, because importing torch for each call would take an hour."""
     command = [str(Path(sys.executable).with_name("regplug")), "export", "mean", "--num-registers", "4"]
     command += ["--hidden-dim", "24", "--force", "--output"]
     subprocess.run([*command, tmp_path / "made" / "b"], check=True, capture_output=True)
-    for place in ("by-command", "by-writer"):  # they are replaced
+    for place in ("by-command", "by-writer"):  # these are replaced
         shutil.copytree(tmp_path / "made" / "b", tmp_path / place / "b")
         (tmp_path / place / "b" / "README.md").write_text("# mine\n")
     log = tmp_path / "log"
@@ -66,7 +66,7 @@ def replaced(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_bundle_that_is_lost_mixed_or_left_behind_is_counted(replaced):
+def test_lost_bundles_mixtures_and_leftovers_are_counted(replaced):
     work, scenario = replaced
     for seen, word in (("refused", failing.LOST), ("nothing", failing.LOST), ("mixture", failing.CORRUPT)):
         looks = iter([seen, "new"])
@@ -79,7 +79,7 @@ def test_a_bundle_that_is_lost_mixed_or_left_behind_is_counted(replaced):
 
 
 @pytest.mark.slow
-def test_a_call_that_was_not_hit_is_counted(replaced):
+def test_a_call_that_did_not_fail_is_counted(replaced):
     work, scenario = replaced
     calls = failing.record(scenario, work / "recorded")
     elsewhere = [replace(call, number=call.number + 9000) for call in calls]
@@ -99,5 +99,5 @@ def test_a_call_that_was_not_hit_is_counted(replaced):
         (130, "interrupted\n", "", "old", []),
     ],
 )
-def test_what_a_writer_says_is_held_against_what_stands_there(code, out, err, found, bad):
+def test_a_writers_message_is_compared_with_what_is_there(code, out, err, found, bad):
     assert failing.judge_message(code, out, err, found) == bad

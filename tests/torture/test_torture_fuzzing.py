@@ -1,4 +1,4 @@
-"""The C++ readers on every named case under ASan and UBSan; and the fuzzer itself, where clang is installed."""
+"""The C++ readers on every named case under ASan and UBSan; and the fuzzed program detects a wrong reader."""
 
 import os
 import subprocess
@@ -27,19 +27,19 @@ def corpus_reader(reader, headers=HEADERS):
 
 @pytest.fixture
 def careless(tmp_path):
-    """Headers whose reader lets bytes follow the last tensor, or lie beyond the file."""
+    """Headers with a reader that accepts bytes after the last tensor, and tensors that end beyond the file."""
     return changed_headers(tmp_path, {"safetensors": (CHECK, "if (false)")})
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("reader", fuzzing.CASES)
-def test_every_named_case_is_read_without_a_fault_and_what_is_accepted_is_as_it_must(tmp_path, reader):
+def test_every_named_case_is_read_without_a_fault(tmp_path, reader):
     program = corpus_reader(reader)
     assert read_all(reader, program, tmp_path / "corpus") == (0, True, "")
 
 
 @pytest.mark.compiler
-def test_a_reader_that_lets_a_tensor_end_beyond_the_file_is_found_by_the_named_cases(tmp_path, careless):
+def test_the_named_cases_detect_a_reader_that_lets_a_tensor_end_beyond_the_file(tmp_path, careless):
     program = corpus_reader("safetensors", careless)
     code, whole, said = read_all("safetensors", program, tmp_path / "corpus")
     assert code != 0
@@ -47,7 +47,7 @@ def test_a_reader_that_lets_a_tensor_end_beyond_the_file_is_found_by_the_named_c
     assert "does not hold: a tensor has the bytes of its shape" in said
 
 
-def test_a_report_with_a_fault_is_told_from_one_without(tmp_path):
+def test_the_faults_in_a_report_are_counted(tmp_path):
     report = tmp_path / "report"
     report.write_text("stat::number_of_executed_units: 12\nstat::new_units_added: 3\n")
     assert fuzzing.read_report(tmp_path) == (12, 3, 0)

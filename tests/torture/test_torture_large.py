@@ -1,4 +1,4 @@
-"""The largest files that are read, and the judge of what each took."""
+"""The largest files that are read; and the judge detects too much memory, time or text."""
 
 import os
 import resource
@@ -17,10 +17,10 @@ from torture.options import Outcome, memory
 
 
 @pytest.mark.torture
-def test_large_files_take_little_memory_and_end_in_a_line(tmp_path):
+def test_large_files_take_little_memory_and_are_refused_in_one_line(tmp_path):
     found = run(tmp_path, 1.0, 0, lambda word: None)
     assert [one.tried > 1 for one in found] == [True] * 4
-    # their seconds are judged by the battery alone: a busy machine is slow
+    # not their seconds, because the machine may be busy
     bad = {one.what: {word: count for word, count in one.bad.items() if count and word != "over 1 s"} for one in found}
     assert {what: counts for what, counts in bad.items() if counts} == {}
 
@@ -34,14 +34,14 @@ def test_large_files_take_little_memory_and_end_in_a_line(tmp_path):
         (Outcome("weights F: \x1b", 0, 0.1), "untidy refusals"),
     ],
 )
-def test_the_judge_sees_each_thing_that_must_not_happen(outcome, seen):
+def test_the_judge_detects_each_thing_that_must_not_happen(outcome, seen):
     assert {word: count for word, count in figure("x", [outcome]).bad.items() if count} == {seen: 1}
     assert figure("x", [Outcome("read", GRAIN, 0.9)]).ok
 
 
 @pytest.mark.slow
-def test_a_file_over_two_gibibytes_takes_its_size_once(tmp_path):
-    """One call of the system reads at most 2 GiB; joining what two of them gave took the size twice."""
+def test_a_file_over_two_gibibytes_takes_memory_of_its_size_once(tmp_path):
+    """One system call reads at most 2 GiB; joining the results of two calls took the size twice."""
     size = (2 << 30) + (64 << 20)
     with (tmp_path / "large").open("wb") as file:
         file.truncate(size)
@@ -68,7 +68,7 @@ def test_tensors_share_the_bytes_of_the_file_wherever_they_begin(padding):
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
         assert tensor.data_ptr() % tensor.itemsize == 0
-    shared[-1] ^= 1  # of the flags, which are last and need no alignment
+    shared[-1] ^= 1  # the flags, which are last and need no alignment
     assert not found["flags"].equal(state["flags"])
     assert load_tensors("file", moved)["flags"].equal(state["flags"])
 
@@ -87,7 +87,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
         read_file("weights F", str(path))
 
 
-def test_a_bundle_that_is_only_described_keeps_none_of_its_files(tmp_path):
+def test_a_bundle_that_is_only_described_keeps_no_file_in_memory(tmp_path):
     spec = regplug.resolve("mean", num_registers=4, hidden_dim=24)
     regplug.export(spec, spec.build(), tmp_path / "b")
     files = check_bundle(tmp_path / "b")

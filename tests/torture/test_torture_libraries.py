@@ -1,4 +1,4 @@
-"""A share of the pairs of model libraries, and a count that sees one that is wrong."""
+"""A share of the pairs of model libraries; and a wrong pair is detected."""
 
 import shutil
 
@@ -10,14 +10,14 @@ from torture.libraries import LIBRARY, bundles, figures, right_pairs
 
 
 @pytest.mark.torture
-def test_every_library_runs_its_own_code_and_is_gone_with_its_last_user(tmp_path):
+def test_every_library_runs_its_own_code_and_is_unloaded_after_its_last_use(tmp_path):
     found = figures(tmp_path, bundles(tmp_path), built() / "regplug_aoti_golden", 0.02, lambda word: None)
     assert [one.tried for one in found] == [20, 40, 22]
     assert {one.what: one.bad for one in found if not one.ok} == {}
 
 
 @pytest.mark.compiler
-def test_a_pair_that_is_wrong_is_not_counted(tmp_path):
+def test_a_wrong_pair_is_not_counted_as_right(tmp_path):
     made = bundles(tmp_path, ["mean", "pool"])
     folder = shutil.copytree(made["pool"], tmp_path / "b")
     assert right_pairs([(made["mean"], folder), (made["mean"], made["pool"])]) == 2

@@ -1,4 +1,4 @@
-"""The named malformed files and manifests, in both languages; and what sees a reader that is too loose."""
+"""The named malformed files and manifests in both languages; and a reader that is too loose is detected."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def loose(tmp_path_factory):
     return compiled("verdict.cpp", "-O1", headers=changed_headers(tmp_path_factory.mktemp("loose"), LOOSE))
 
 
-def test_there_are_as_many_cases_as_asked_for_and_each_rule_has_both_sides():
+def test_there_are_enough_cases_and_each_rule_has_accepted_and_refused_ones():
     files, manifests = malformed_files.cases(), malformed_manifests.cases()
     assert sum(said is not None for _, said in files.values()) >= 250
     assert sum(said is not None for _, said in manifests.values()) >= 100
@@ -39,14 +39,14 @@ def test_every_rule_of_the_specification_is_broken_by_a_case():
 
 
 @pytest.mark.compiler
-def test_both_languages_say_of_each_case_what_its_rule_demands(tmp_path):
+def test_both_languages_give_each_case_the_verdict_of_its_rule(tmp_path):
     figures = malformed.run(tmp_path, 1, 0, lambda word: None)
     assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
     assert [figure.tried for figure in figures] == [len(malformed_files.cases()), len(malformed_manifests.cases())]
 
 
 @pytest.mark.compiler
-def test_a_cpp_reader_that_leaves_a_check_out_is_seen_and_so_is_one_that_is_looser_than_the_reference(loose):
+def test_a_cpp_reader_without_a_check_is_detected(loose):
     found = malformed.faults(FILE, malformed.files(), loose)
     assert found["different messages"]
     assert all("alignment" in name for name in found["different messages"])
@@ -55,7 +55,7 @@ def test_a_cpp_reader_that_leaves_a_check_out_is_seen_and_so_is_one_that_is_loos
 
 
 @pytest.mark.compiler
-def test_a_verdict_that_is_not_the_one_demanded_is_seen(verdict):
+def test_a_wrong_verdict_is_detected(verdict):
     name = "offsets: 2 bytes of data"
     data = malformed.files()[name][0]
     found = malformed.faults(FILE, {name: (data, "file: size: another.".__eq__)}, verdict)
@@ -67,7 +67,7 @@ def test_a_verdict_that_is_not_the_one_demanded_is_seen(verdict):
 
 
 @pytest.mark.compiler
-def test_a_reader_that_takes_what_the_reference_refuses_is_seen(verdict, monkeypatch):
+def test_a_reader_that_accepts_what_the_reference_refuses_is_detected(verdict, monkeypatch):
     data = malformed_files.one(malformed_files.entry("F16", "[2]", "[0,2]"))
     monkeypatch.setattr(malformed, "in_python", lambda kind, data: "accepted")
     found = malformed.faults(FILE, {"x": (data, "accepted".__eq__)}, verdict)

@@ -1,4 +1,4 @@
-"""A share of the random mutants; and what sees two readers that differ."""
+"""A share of the random mutants; and two readers that differ are detected."""
 
 import random
 
@@ -11,7 +11,7 @@ from torture.verdicts import FILE, compare
 
 
 @pytest.mark.torture
-def test_a_share_of_the_mutants_gets_one_verdict_in_both_languages(tmp_path):
+def test_both_languages_give_the_mutants_one_verdict(tmp_path):
     figures = mutants.run(tmp_path, 0.01, 0, lambda word: None)
     assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
     assert [figure.tried for figure in figures] == [1000, 300]
@@ -32,8 +32,8 @@ def loose(tmp_path):
 
 
 @pytest.mark.compiler
-def test_two_readers_that_differ_are_seen(loose):
-    """The mutants here are few, so they begin near what only the missing check refuses."""
+def test_two_readers_that_differ_are_detected(loose):
+    """The mutants are few, so they are made from cases that only the missing check refuses."""
     near = [data for data, said in malformed_files.cases().values() if said is not None and "alignment" in said]
     draw = random.Random(0)
     counted, shown = compare(loose, [(FILE, mutants.mutant_of_file(near, draw)) for _ in range(500)])

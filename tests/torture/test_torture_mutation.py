@@ -1,4 +1,4 @@
-"""A few mutants of the Python reader; and that the oracle which judges them tells a wrong reader from a right one."""
+"""A few mutants of the Python reader; and the oracle detects a wrong reader."""
 
 import shlex
 import subprocess
@@ -25,7 +25,7 @@ def judged(copy, expected):
 
 
 @pytest.mark.compiler
-def test_the_oracle_takes_the_package_as_it_is(tmp_path, expected):
+def test_the_oracle_accepts_the_unchanged_package(tmp_path, expected):
     assert judged(mutation.copy_of(tmp_path), expected) == 0
 
 
@@ -53,7 +53,7 @@ def test_the_oracle_refuses_a_reader_with(tmp_path, expected, case):
 
 
 @pytest.mark.torture
-def test_a_few_mutants_are_made_in_a_copy_and_die_and_the_sources_stay_as_they_are(tmp_path):
+def test_a_few_mutants_are_killed_and_the_sources_stay_unchanged(tmp_path):
     sources = {path: path.read_bytes() for path in mutation.PACKAGE.rglob("*.py")}
     figures = mutation.run(tmp_path, 0.005, 0, lambda word: None)
     assert all(figure.ok for figure in figures), [figure.note for figure in figures]
@@ -62,7 +62,7 @@ def test_a_few_mutants_are_made_in_a_copy_and_die_and_the_sources_stay_as_they_a
     assert {path: path.read_bytes() for path in sources} == sources
 
 
-def test_every_module_gives_mutants_and_every_function_that_is_left_out_is_there(tmp_path):
+def test_every_module_has_mutants_and_every_excluded_function_exists(tmp_path):
     for module, (_, left_out) in mutation.MODULES.items():
         source = mutation.PACKAGE / f"{module}.py"
         assert len(mutation.mutations(source, tmp_path / Path(module).name, left_out)) > 10

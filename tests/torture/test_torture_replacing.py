@@ -1,4 +1,4 @@
-"""What readers see beside writers, on a sample, and that a writer that writes in place is seen."""
+"""A sample of reads while writers replace a bundle; and a writer that writes in place is detected."""
 
 import pytest
 
@@ -11,13 +11,13 @@ IN_PLACE = replacing.WRITER.replace(
 
 
 @pytest.mark.torture
-def test_a_reader_beside_four_writers_sees_one_bundle_whole(tmp_path):
+def test_readers_see_no_mixture_while_four_writers_replace_a_bundle(tmp_path):
     python, cpp, first = replacing.run(tmp_path, 0.1, 0, lambda word: None)
     assert (python.ok, cpp.ok, first.ok) == (True, True, True), (python, cpp, first)
     assert (python.tried, cpp.tried, first.tried) == (50, 1000, 5)
 
 
-def test_writers_that_write_in_place_are_seen(tmp_path):
+def test_writers_that_write_in_place_are_detected(tmp_path):
     with in_memory(tmp_path) as work:
         command = replacing.python(replacing.READER, work / "place", 200)
         [figure] = replacing.read_beside(work, {"Python": (200, command)}, IN_PLACE)

@@ -1,4 +1,4 @@
-"""A share of the rounds of open, run, reload and close, and the measure of growth, which sees what is kept."""
+"""A share of the rounds of open, run, reload and close; and growth of memory is detected."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from torture.soak import MAX_GROWTH, SAMPLES, Sample, figure, growth, samples_of
 
 
 @pytest.mark.torture
-def test_memory_descriptors_and_threads_stay_over_the_rounds(tmp_path):
+def test_memory_descriptors_and_threads_do_not_grow(tmp_path):
     found = soak(tmp_path, built() / "regplug_soak", 0.05, lambda word: None)
     assert {one.what.rpartition(": ")[2] for one in found} == {
         "C++ torchscript", "C++ aotinductor", "Python data", "Python torchscript", "Python aotinductor",
@@ -19,14 +19,14 @@ def test_memory_descriptors_and_threads_stay_over_the_rounds(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 64 << 10])
-def test_what_each_round_keeps_is_seen_in_the_slope(kept):
+def test_memory_that_each_round_leaks_is_detected(kept):
     rounds = 10_000
     samples = [Sample((100 << 20) + number * rounds // SAMPLES * kept, 5, 1) for number in range(SAMPLES)]
     assert growth(samples, rounds) == pytest.approx(kept)
     assert figure("x", rounds, samples).ok == (kept <= MAX_GROWTH)
 
 
-def test_one_step_of_the_allocator_in_few_rounds_is_no_growth_and_a_tensor_a_round_is():
+def test_one_step_of_the_allocator_is_not_growth_but_a_tensor_per_round_is():
     rounds = 500
     stepped = [Sample((100 << 20) + (40 << 10) * (number > 50), 5, 1) for number in range(SAMPLES)]
     kept = [Sample((100 << 20) + number * rounds // SAMPLES * 1024, 5, 1) for number in range(SAMPLES)]
@@ -36,13 +36,13 @@ def test_one_step_of_the_allocator_in_few_rounds_is_no_growth_and_a_tensor_a_rou
 
 
 @pytest.mark.parametrize("kept", ["descriptors", "threads"])
-def test_a_descriptor_or_thread_that_is_kept_is_seen(kept):
+def test_a_leaked_descriptor_or_thread_is_detected(kept):
     samples = [Sample(100 << 20, 5, 1)] * SAMPLES
     assert figure("x", 100, samples).ok
     last = replace(samples[-1], **{kept: getattr(samples[-1], kept) + 1})
     assert not figure("x", 100, [*samples[:-1], last]).ok
 
 
-def test_a_process_that_ends_badly_is_no_row():
+def test_a_process_that_fails_is_an_error():
     with pytest.raises(RuntimeError, match="exit status 1"):
         samples_of(["false"])
