@@ -1,4 +1,4 @@
-"""What is shown of other people's errors: the line with the reason, and the place in the user's file."""
+"""What messages show of errors of other libraries: the reason, and the place in the user's file."""
 
 import inspect
 import re
@@ -88,7 +88,7 @@ def run_scripted(module):
     return scripted(module)(X)
 
 
-def told_of(way, cls):
+def report_of(way, cls):
     torch.compiler.reset()
     module = cls()
     try:
@@ -120,7 +120,7 @@ def place_in(cls):
     ],
 )
 def test_a_compilers_error_shows_its_reason_and_the_place_in_the_users_file(way, cls, reason):
-    said = told_of(way, cls)
+    said = report_of(way, cls)
     assert reason in said
     assert said.endswith(place_in(cls))
     assert len(said.splitlines()) == 1
@@ -128,7 +128,7 @@ def test_a_compilers_error_shows_its_reason_and_the_place_in_the_users_file(way,
 
 
 def test_where_no_line_is_known_the_reason_is_shown_alone():
-    said = told_of(exported, OneBatch)
+    said = report_of(exported, OneBatch)
     assert "your code specialized it to be a constant (2)" in said
     assert "TORCH_LOGS" not in said
 

@@ -1,4 +1,4 @@
-"""What stays: protocol 1, and names and options that were renamed since."""
+"""Protocol 1 stays valid, and old names of entries and options still work."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ def test_of_two_protocols_the_one_we_speak_is_used_and_a_newer_alone_is_listed_a
 @pytest.mark.parametrize("old", ["shrink", "acme:shrink", "ACME:shrink"])
 def test_an_old_name_works_with_one_warning_that_says_the_new_one(old: str) -> None:
     registry = builtin_with(acme=renamed("squeeze", "shrink", "press"))
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         spec = registry.resolve(old, **SIZES)
-    assert [str(one.message) for one in told] == [f"strategy {old!r} is now named 'acme:squeeze'; use that."]
-    assert told[0].filename == __file__
+    assert [str(one.message) for one in caught] == [f"strategy {old!r} is now named 'acme:squeeze'; use that."]
+    assert caught[0].filename == __file__
     assert spec.strategy == "acme:squeeze"
     assert spec.as_dict()["strategy"] == "acme:squeeze"
     assert registry.resolve(old, **SIZES) == spec  # a second warning would be an error here
@@ -181,14 +181,14 @@ def test_every_kind_of_entry_can_have_old_names() -> None:
         BackboneEntry("vit", Compress, layout=Compress, old_names=["old-vit"]),
         ExportBackendEntry("backend", Compress, old_names=["old-backend"]),
     )
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         found = [
             registry.film_entry("old-film"),
             registry.backbone_entry("acme:old-vit"),
             registry.export_backend_entry("old-backend"),
         ]
     assert [one.name for one in found] == ["film", "vit", "backend"]
-    assert [str(one.message).split("'")[0] for one in told] == ["FiLM generator ", "backbone ", "export backend "]
+    assert [str(one.message).split("'")[0] for one in caught] == ["FiLM generator ", "backbone ", "export backend "]
 
 
 # ---- options
@@ -196,12 +196,12 @@ def test_every_kind_of_entry_can_have_old_names() -> None:
 
 def test_an_old_option_works_with_one_warning() -> None:
     registry = builtin_with(acme=renamed(options={"dim": "compressed_dim"}))
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         spec = registry.resolve("squeeze", **SIZES, dim=3)
-    assert [str(one.message) for one in told] == [
+    assert [str(one.message) for one in caught] == [
         "strategy 'squeeze': option 'dim' is now named 'compressed_dim'; use that."
     ]
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     assert (spec.options, spec.cond_dim) == ({"compressed_dim": 3}, 12)
     assert spec == registry.resolve("squeeze", **SIZES, compressed_dim=3) == registry.resolve("squeeze", **SIZES, dim=3)
     assert spec.build().linear.out_features == 3
@@ -278,9 +278,9 @@ def before_and_after(tmp_path: Path) -> tuple[Path, nn.Module, Registry]:
 
 def test_a_bundle_from_before_a_renaming_still_loads(before_and_after: tuple[Path, nn.Module, Registry]) -> None:
     bundle, module, registry = before_and_after
-    with pytest.warns(FutureWarning) as told:
+    with pytest.warns(FutureWarning) as caught:
         loaded = regplug.load(bundle, registry=registry)
-    assert len(told) == 2
+    assert len(caught) == 2
     registers = torch.randn(2, 4, 8)
     assert type(loaded) is Compress
     assert torch.equal(loaded(registers), module(registers))

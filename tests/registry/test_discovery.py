@@ -1,4 +1,4 @@
-"""Entry points of really installed packages, found by a fresh interpreter."""
+"""Entry points of installed packages, found by a new interpreter."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_listing_imports_neither_torch_nor_the_module_of_a_readout(run_python: P
     listed = answer(run_python(LIST, [acme, zoo]))
     assert {"attend", "last"} <= set(listed["names"])
     assert not {"torch", "numpy", "acme_readouts", "zoo_models"} & set(listed["imported"])
-    assert "zoo_plugin" in listed["imported"]  # the light module with the hooks is imported, and shows that names count
+    assert "zoo_plugin" in listed["imported"]  # the light module with the hooks is imported
 
 
 def test_importing_regplug_imports_no_plugin_and_not_even_pluggy(run_python: Python, zoo: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_malformed_file_of_an_unrelated_distribution_hides_no_plugin(
 ) -> None:
     fake_distribution(tmp_path, "unrelated", "[console_scripts]\nthis line has no equals sign\n")
     probe = run_python("from importlib.metadata import entry_points; entry_points()", [tmp_path])
-    assert probe.returncode == 1  # so it is one that importlib.metadata cannot read
+    assert probe.returncode == 1  # importlib.metadata cannot read it
     listed = answer(run_python(LIST, [tmp_path, acme, zoo]))
     assert {*BUILT_IN, "attend", "last"} <= set(listed["names"])
     assert "unrelated" not in listed["records"]

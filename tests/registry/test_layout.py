@@ -1,4 +1,4 @@
-"""Where the registers sit: every rule against a naive reference, real backbones' layouts, refusals."""
+"""Where the registers are: each rule against a simple reference, layouts of real backbones, errors."""
 
 from __future__ import annotations
 

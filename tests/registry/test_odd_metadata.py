@@ -215,7 +215,7 @@ def test_the_doctor_blames_neither_a_plugin_that_works_nor_torch(crowd: Path) ->
     disabled = ",".join(f"regplug-{name}" for name in others)
     report = json.loads(run("doctor", "--json", path=[crowd], REGPLUG_DISABLE=disabled).stdout)
     status = {one["distribution"]: one["status"] for one in report["plugins"]}
-    assert (status["acme"], status["regplug"]) == ("warning", "ok")  # the version of acme is none
+    assert (status["acme"], status["regplug"]) == ("warning", "ok")  # the version of acme is invalid
     assert {one["name"]: one["level"] for one in report["environment"]}["torch"] == "ok"
 
 

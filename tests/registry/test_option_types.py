@@ -1,4 +1,4 @@
-"""Which type an option has, however its constructor or its configuration class says it."""
+"""The type of an option, in each way in which a constructor or a configuration class can state it."""
 
 from __future__ import annotations
 

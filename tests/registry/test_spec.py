@@ -1,4 +1,4 @@
-"""What a user chose: the one true width, nothing allocated, the class itself, plain data."""
+"""What a user chose: the width is right, nothing is allocated, the class is unchanged, and the spec is plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The width that an entry states: it costs no torch, and is held to what the readout gives."""
+"""The width that an entry states: it needs no torch, and is compared with what the readout gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widths as formulas: fitted to what was built, checked at what was not fitted, with the sizes that refuse."""
+"""Widths as formulas: fitted at some sizes, checked at others, with conditions for the sizes that are refused."""
 
 from __future__ import annotations
 

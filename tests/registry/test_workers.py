@@ -1,4 +1,4 @@
-"""Processes that another one started find strategies again: spawned, forked, of a DataLoader, of torchrun."""
+"""Worker processes find strategies: spawned, forked, of a DataLoader, of torchrun."""
 
 from __future__ import annotations
 
