@@ -74,10 +74,11 @@ def load_all():
     reader.process.communicate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def load_all_without_checks():
     reader = SmallReader(WITHOUT_OUTLINE)
     yield reader.load_all
+    reader.process.kill()
     reader.process.communicate()
 
 
@@ -220,6 +221,7 @@ def test_a_backbone_of_any_size_is_refused_before_it_allocates_or_loops(whole, t
     assert came.seconds < 1
 
 
+@pytest.mark.slow
 def test_a_reader_without_limits_allocates_what_a_manifest_asks_for(load_all_without_checks, load_all, whole, tmp_path):
     folder = with_options(whole, tmp_path / "b", depth=1000)
     assert load_all_without_checks([folder]) != load_all([folder])
