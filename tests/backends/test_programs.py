@@ -224,18 +224,19 @@ def test_an_exception_of_a_model_library_is_an_error_in_cpp(scaled, tmp_path, th
 # ---- another machine
 
 
-def test_a_program_runs_without_the_plugin_that_made_the_readout(install_plugin, run_python, tmp_path):
+@pytest.mark.parametrize("backend", ["torchscript", pytest.param("aotinductor", marks=pytest.mark.torture)])
+def test_a_program_runs_without_the_plugin_that_made_the_readout(backend, install_plugin, run_python, tmp_path):
     points = {"regplug_readouts_v1": {"nv-compress": "nvsubquadratic.modules.film:RegisterCompressConcat"}}
     folder = install_plugin("acme-readouts", {}, points)
     make = f"""
 import regplug
 spec = regplug.resolve("nv-compress", num_registers=4, hidden_dim=24, compressed_dim=6)
-regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=["torchscript"])
+regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=[{backend!r}])
 """
     assert run_python(make, [folder]).returncode == 0
     use = f"""
 import torch, regplug
-print(regplug.load({str(tmp_path / "b")!r}, program="torchscript")(torch.zeros(2, 4, 24)).shape)
+print(regplug.load({str(tmp_path / "b")!r}, program={backend!r})(torch.zeros(2, 4, 24)).shape)
 try:
     regplug.load({str(tmp_path / "b")!r})
 except regplug.NameLookupError as error:
