@@ -191,10 +191,10 @@ def opened_file(
     except FileNotFoundError:
         raise MissingFileError(f"{owner}: missing{if_missing}.") from None
     except ValueError:
-        raise BundleError(f"{owner}: expected a path without NUL, got one with it.") from None
+        raise BundleError(f"{owner}: expected a path without NUL, got one with NUL.") from None
     except OSError as error:
         if error.errno == errno.ELOOP and not follow_links:
-            raise BundleError(f"{owner}: a symbolic link; use follow_links if that is meant.") from None
+            raise BundleError(f"{owner}: a symbolic link; use follow_links to follow it.") from None
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
             raise BundleError(f"{owner}: not a regular file.") from None
         raise BundleError(f"{owner}: {error.strerror}.") from error
@@ -220,7 +220,7 @@ def _opened(path: str, follow_links: bool) -> Iterator[Folder]:
     except NotADirectoryError:
         raise BundleError(f"bundle {path}: {instead_of_folder(path)}.") from None
     except ValueError:
-        raise BundleError(f"bundle {path}: expected a path without NUL, got one with it.") from None
+        raise BundleError(f"bundle {path}: expected a path without NUL, got one with NUL.") from None
     except OSError as error:
         raise BundleError(f"bundle {path}: {error.strerror}.") from error
     try:

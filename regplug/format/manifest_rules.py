@@ -149,7 +149,7 @@ def _check_programs(manifest: Manifest) -> None:
             raise wrong(f"{where}.file", f"a name that begins with program.{program.backend}", program.file)
         flags = program.properties.get(CPU_FLAGS, "")
         if flags and not all(map(PLAIN_NAME.fullmatch, flags.split(" "))):
-            raise wrong(f"{where}.properties.{CPU_FLAGS}", "plain words with spaces between", flags)
+            raise wrong(f"{where}.properties.{CPU_FLAGS}", "words separated by single spaces", flags)
         if set(program.cases) != set(tolerances):
             raise wrong(f"{where}.cases", "the golden cases and no other", sorted(program.cases))
         for name, result in sorted(program.cases.items()):

@@ -85,7 +85,7 @@ def _known(begin: bytes, wanted: str) -> str:
     if kind := _archive(begin):
         return f"a {kind} archive, not {wanted}; unpack it first"
     if begin.lstrip().lower().startswith(HTML):
-        return f"a page of a web site, not {wanted}; download the file itself"
+        return f"a web page, not {wanted}; download the file itself"
     return ""
 
 

@@ -128,7 +128,7 @@ def test_files_through_links_are_signed_and_verified_where_links_are_allowed(exp
     bundle.mkdir()
     for file in exported.iterdir():
         (bundle / file.name).symlink_to(file)
-    with pytest.raises(regplug.BundleError, match="a symbolic link; use follow_links if that is meant"):
+    with pytest.raises(regplug.BundleError, match="a symbolic link; use follow_links to follow it"):
         regplug.sign(bundle, keys / "p256.pem")
     regplug.sign(bundle, keys / "p256.pem", follow_links=True)
     assert regplug.verify(bundle, public_key=keys / "p256.pub", follow_links=True).ok

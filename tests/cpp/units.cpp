@@ -287,7 +287,7 @@ void check_rejected_names(const std::string& folder) {
   check(refused(many) == path + ": name: expected at most 4096 tensors, got 4097.", "too many tensors");
   check(bytes_of(path).empty(), "what is rejected is not written");
   const std::string nul("a\0b", 3);
-  const std::string no_nul = "a\\x00b: expected a path without NUL, got one with it.";
+  const std::string no_nul = "a\\x00b: expected a path without NUL, got one with NUL.";
   check(message_of([&] { regplug::write_safetensors(nul, {}); }) == no_nul, "a path to write with NUL");
   check(message_of([&] { regplug::Bundle::open(nul); }) == "bundle " + no_nul, "a bundle's path with NUL");
 }

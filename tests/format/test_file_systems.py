@@ -390,9 +390,9 @@ MISTAKEN = {
     "verify pointer": "a Git LFS pointer, not the file itself; run `git lfs pull`.",
     "verify BUNDLE/weights.safetensors/": "a file in a bundle, not its folder; use BUNDLE.",
     "verify b.tar.bz2": "a bzip2 archive, not a folder; unpack it first.",
-    "verify page": "a page of a web site, not a folder; download the file itself.",
+    "verify page": "a web page, not a folder; download the file itself.",
     "verify https://hub.example/b": "a URL, not a folder; download it first.",
-    "info ./page": "a page of a web site, not a safetensors file",
+    "info ./page": "a web page, not a safetensors file",
     "info ./pickle": "a pickle, not a safetensors file; use `regplug import` for a checkpoint of torch.save.",
     "verify BUNDLE --public-key loop": "Too many levels of symbolic links.",
     "sign loop --key none": "key none: missing.",
@@ -400,7 +400,7 @@ MISTAKEN = {
         f"import {name} --num-registers 3 --hidden-dim 7 -o OUT": said
         for name, said in {
             "b.tar.gz": "a gzip archive, not a checkpoint; unpack it first.",
-            "page": "a page of a web site, not a checkpoint; download the file itself.",
+            "page": "a web page, not a checkpoint; download the file itself.",
             "BUNDLE/manifest.json": "a bundle's manifest, not its weights; use weights.safetensors next to it",
         }.items()
     },

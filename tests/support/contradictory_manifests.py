@@ -205,7 +205,7 @@ def of_programs() -> Edits:
     for flags in ("", "avx", "avx avx2", "avx512_vnni fma sse4.1"):
         yield "readout", {"programs/0/properties": {"cpu_flags": flags}}, None
     for flags in (" ", "avx ", " avx", "avx  avx2", "avx,avx2", "a" * 129):
-        said = "programs.0.properties.cpu_flags: expected plain words with spaces between, got "
+        said = "programs.0.properties.cpu_flags: expected words separated by single spaces, got "
         yield "readout", {"programs/0/properties": {"cpu_flags": flags}}, said
     result = {"error": 0.0, "tolerance": 1e-6}
     for names in ([], ["batch_2"], ["batch_1", "batch_2"]):

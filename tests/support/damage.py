@@ -175,9 +175,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (shutil.rmtree(f), f.write_bytes(b"7z\xbc\xaf\x27\x1c and so on")),
         "bundle DIR: a 7z archive, not a folder; unpack it first.",
     ),
-    "a page of a web site in its place": (
+    "a web page in its place": (
         lambda f: (shutil.rmtree(f), f.write_bytes(b" \n<!DOCTYPE html><title>404</title>")),
-        "bundle DIR: a page of a web site, not a folder; download the file itself.",
+        "bundle DIR: a web page, not a folder; download the file itself.",
     ),
     "a Git LFS pointer in its place": (
         lambda f: (shutil.rmtree(f), f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")),
@@ -274,7 +274,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a symbolic link": (
         to_link,
-        "bundle DIR: weights.safetensors: a symbolic link; use follow_links if that is meant.",
+        "bundle DIR: weights.safetensors: a symbolic link; use follow_links to follow it.",
     ),
     "a FIFO": (to_fifo, "bundle DIR: weights.safetensors: not a regular file."),
     "a folder for a file": (to_folder, "bundle DIR: weights.safetensors: not a regular file."),
@@ -439,7 +439,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "CPU flags that are no words": (
         set_value("programs", 0, "properties", value={"cpu_flags": "avx2  fma"}),
-        "bundle DIR: manifest.json: programs.0.properties.cpu_flags: expected plain words with spaces between, "
+        "bundle DIR: manifest.json: programs.0.properties.cpu_flags: expected words separated by single spaces, "
         'got "avx2  fma".',
     ),
     "a file's key that is a path": (

@@ -72,7 +72,7 @@ struct FileRecord {
   std::string sha256;
 };
 
-struct Provenance {
+struct BundleProvenance {
   std::map<std::string, std::string> packages;  // distributions the module needs -> version
   std::string torch;
   std::string python;
@@ -97,7 +97,7 @@ struct Manifest {
   std::vector<GoldenCase> cases;
   std::vector<ProgramRecord> programs;
   std::map<std::string, FileRecord> files;
-  Provenance provenance;
+  BundleProvenance provenance;
   Json json;  // the parsed file
 
   bool is_conditioner() const { return holds == "conditioner"; }

@@ -48,7 +48,7 @@ class Descriptor {
 // Throws Error when a path contains NUL, because the system would cut it there. `label` begins the message.
 inline const char* checked_path(const std::string& path, const std::string& label) {
   if (path.find('\0') == std::string::npos) return path.c_str();
-  throw Error(label + ": expected a path without NUL, got one with it.");
+  throw Error(label + ": expected a path without NUL, got one with NUL.");
 }
 
 // A file does not exist: the one error that a folder replaced during a read explains.
@@ -65,7 +65,7 @@ class File {
       : label_(std::move(label)), fd_(::openat(folder, checked_path(path, label_), flags(follow_links))) {
     if (fd_.get() < 0) {
       if (errno == ENOENT) throw MissingFile(label_ + ": missing" + if_missing);
-      if (errno == ELOOP) throw Error(label_ + ": a symbolic link; use follow_links if that is meant.");
+      if (errno == ELOOP) throw Error(label_ + ": a symbolic link; use follow_links to follow it.");
       // a socket, or a device without a driver
       if (errno == ENXIO || errno == ENODEV) throw Error(label_ + ": not a regular file.");
       throw Error(label_ + ": " + std::strerror(errno) + ".");

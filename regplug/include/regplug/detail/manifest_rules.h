@@ -148,7 +148,7 @@ inline void check_programs(const Manifest& manifest) {
     }
     const auto flags = program.properties.find("cpu_flags");
     if (flags != program.properties.end() && !is_flags(flags->second)) {
-      wrong_value(where + "properties.cpu_flags", "plain words with spaces between", flags->second);
+      wrong_value(where + "properties.cpu_flags", "words separated by single spaces", flags->second);
     }
     const std::vector<std::string> given = keys_of(program.cases);
     if (given != sorted(cases)) wrong_value(where + "cases", "the golden cases and no other", given);

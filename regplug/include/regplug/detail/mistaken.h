@@ -67,7 +67,7 @@ inline std::string describe_non_folder(std::string path) {
   }
   const std::string kind = archive_kind(begin);
   if (!kind.empty()) return "a " + kind + " archive, not a folder; unpack it first";
-  return is_web_page(begin) ? "a page of a web site, not a folder; download the file itself" : "not a folder";
+  return is_web_page(begin) ? "a web page, not a folder; download the file itself" : "not a folder";
 }
 
 }  // namespace regplug::detail

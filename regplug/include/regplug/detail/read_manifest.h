@@ -85,8 +85,8 @@ inline FileRecord read_file_record(const Fields& fields) {
           fields.matching("sha256", "64 lower-case hexadecimal digits", is_sha256)};
 }
 
-inline Provenance read_provenance(const Fields& fields) {
-  Provenance provenance;
+inline BundleProvenance read_provenance(const Fields& fields) {
+  BundleProvenance provenance;
   const auto package = [&](const std::string& where, const std::string& name, const Json& value) {
     if (!value.is_string() || !is_version(value.get<std::string>())) wrong_value(where, "a version", value);
     provenance.packages[name] = value.get<std::string>();
