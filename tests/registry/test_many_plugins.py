@@ -244,7 +244,7 @@ registry.register(Offers(), "memory")
 """
 
 
-def test_plugins_in_memory_count_and_are_not_cached(site: Site) -> None:
+def test_plugins_of_the_running_process_count_and_are_not_cached(site: Site) -> None:
     clash = "strategy 'name-3': offered by memory and plugin-3; use 'memory:name-3' or 'plugin-3:name-3'."
     for _ in range(2):
         assert site.run(entry("name-3"), before=IN_MEMORY)[0] == clash
