@@ -89,6 +89,7 @@ def test_the_manifest_and_the_weights_file_name_the_backbone(bundle):
     assert describe(str(bundle), **sizes, options={}, follow_links=False)["backbone"] == manifest["backbone"]
 
 
+@pytest.mark.slow
 def test_a_readout_with_its_backbone_gives_the_conditioning_vector(tmp_path):
     module = whole(normalized=False)
     done = regplug.export(module.spec, module, tmp_path / "b")
@@ -99,6 +100,7 @@ def test_a_readout_with_its_backbone_gives_the_conditioning_vector(tmp_path):
     assert torch.allclose(regplug.load(tmp_path / "b", program="torchscript")(images), module(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotary_tables_come_from_the_bundle_and_the_state_dict_stays_as_attach_makes_it(tmp_path):
     module = whole(EVA)
     periods = module.tokens.model.rope.periods
@@ -153,6 +155,7 @@ def test_a_backbone_is_compared_with_its_weights_before_it_is_allocated(tmp_path
         regplug.load(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_each_weight_compiled_into_a_program_is_detected(module):
     """With the gate's second set of weights, each weight left at its first value is detected."""
     module = copy.deepcopy(module)

@@ -148,6 +148,7 @@ def test_registers_of_any_size_are_held_to_the_golden_cases(load_all, tmp_path, 
     assert load_all([folder])[0].startswith(f"bundle {folder}: golden.safetensors: tensor 'batch_0.")
 
 
+@pytest.mark.slow
 def test_a_film_generator_of_any_size_allocates_nothing(load_all_without_checks, load_all, tmp_path):
     spec = spec_of("regplug:pool")
     film = regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=5, num_film_layers=2)
