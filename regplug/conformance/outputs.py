@@ -95,9 +95,8 @@ def dtype(subject: Subject) -> None:
             with narrowing.watching():
                 got = subject.answer(readout, subject.registers(4, dtype=wanted))
         except RuntimeError as error:
-            if isinstance(error, NotImplementedError) or "not implemented for" in str(
-                error
-            ):  # torch has no class for it
+            # torch has no class of its own for a missing kernel
+            if isinstance(error, NotImplementedError) or "not implemented for" in str(error):
                 continue
             raise ConformanceError(
                 f"weights and registers of {wanted}: expected an answer, got {class_name(error)}: {one_line(error)}"

@@ -60,9 +60,8 @@ def refuses_dtype(subject: Subject) -> None:
             continue
         truth = subject.answer(readout, registers.to(subject.dtype))
         wanted = subject.dtype if has_weights else given
-        if (
-            got.dtype != wanted and wanted.is_floating_point
-        ):  # the mean of integers has another dtype; its value is compared
+        # the mean of integers has another dtype; only its value is compared
+        if got.dtype != wanted and wanted.is_floating_point:
             raise ConformanceError(
                 f"registers of {given}: expected an error or an answer of {wanted}, got {got.dtype}."
             )
