@@ -50,29 +50,31 @@ LOADING = """
 import resource, sys
 import regplug, torch
 from regplug.backends import model_library
-resource.setrlimit(getattr(resource, sys.argv[2]), (int(sys.argv[3]),) * 2)
-try:
-    if sys.argv[4] == "load":
-        regplug.load(sys.argv[1])
-    else:
-        model_library.open_model_library("bundle b: program.so", b"x" * 5000)
-except regplug.BundleError as error:
-    print(error)
+for value in sys.argv[3].split():
+    resource.setrlimit(getattr(resource, sys.argv[2]), (int(value),) * 2)
+    try:
+        if sys.argv[4] == "load":
+            regplug.load(sys.argv[1])
+        else:
+            model_library.open_model_library("bundle b: program.so", b"x" * 5000)
+    except regplug.BundleError as error:
+        print(error)
 """
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "what", "said"),
+    ("kind", "values", "what", "said"),
     [
-        ("RLIMIT_NOFILE", 4, "load", "Too many open files."),
-        ("RLIMIT_FSIZE", 0, "program", "bundle b: program.so: in memory: File too large."),
-        ("RLIMIT_FSIZE", 1000, "program", "bundle b: program.so: in memory: File too large."),
+        ("RLIMIT_NOFILE", "4", "load", "Too many open files."),
+        ("RLIMIT_FSIZE", "1000 0", "program", "bundle b: program.so: in memory: File too large."),
     ],
 )
-def test_loading_under_a_limit_raises_a_bundle_error(bundle, kind, value, what, said):
-    command = [sys.executable, "-c", LOADING, str(bundle), kind, str(value), what]
+def test_loading_under_a_limit_raises_a_bundle_error(bundle, kind, values, what, said):
+    command = [sys.executable, "-c", LOADING, str(bundle), kind, values, what]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **NO_BYTECODE})
-    assert done.stdout.strip().endswith(said), done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(values.split()), done.stderr
+    assert all(line.endswith(said) for line in lines), done.stdout
 
 
 @pytest.mark.compiler
