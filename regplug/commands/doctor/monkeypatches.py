@@ -109,9 +109,8 @@ def _differs(old: tuple[object, ...], new: tuple[object, ...] | None) -> bool:
 
 def _name(owner: str, word: str, old: tuple[object, ...], new: tuple[object, ...] | None) -> str:
     value = old[0]
-    if (
-        new is not None and value is new[0] and isinstance(value, FunctionType)
-    ):  # changed inside: name it where it is defined
+    # changed inside: name it where it is defined
+    if new is not None and value is new[0] and isinstance(value, FunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     return f"{owner}.{word}"
 
