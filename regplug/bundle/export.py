@@ -19,6 +19,7 @@ from regplug.bundle.load import module_run, open_backend
 from regplug.bundle.parity import make_programs
 from regplug.bundle.rebuild import rebuild
 from regplug.errors import BundleError, ExportError, RegplugError, SpecError, class_name
+from regplug.format.destination import absolute, check_place
 from regplug.format.folder import MANIFEST
 from regplug.format.limits import MAX_MANIFEST
 from regplug.format.manifest import (
@@ -29,7 +30,6 @@ from regplug.format.manifest import (
     Manifest,
 )
 from regplug.format.manifest_rules import parse_manifest
-from regplug.format.place import absolute, check_place
 from regplug.format.safetensors_header import read_header
 from regplug.format.weights import save_tensors, state_of
 from regplug.format.write_bundle import write_folder

@@ -13,7 +13,6 @@ from regplug.bundle.describe import describe_module
 from regplug.bundle.outline import build_outlined
 from regplug.errors import BundleError, NameLookupError, PluginError, SpecError
 from regplug.format.manifest import WeightsNote
-from regplug.format.mistaken import check_weights_file
 from regplug.format.safetensors_header import read_file, read_file_header, read_header
 from regplug.format.strict_json import read_as
 from regplug.format.weights import (
@@ -25,6 +24,7 @@ from regplug.format.weights import (
     stored_types,
     types_of,
 )
+from regplug.format.wrong_path import check_weights_file
 from regplug.nn.attach import ATTACHED
 from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options

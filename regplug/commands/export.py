@@ -108,7 +108,7 @@ def export_command(
 
     A bundle holds weights, golden cases, and programs that were checked to be equal to eager mode.
     """
-    from regplug.format.place import absolute, check_place
+    from regplug.format.destination import absolute, check_place
 
     try:
         check_place(output, force)  # before torch is imported and anything is computed

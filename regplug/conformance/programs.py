@@ -21,7 +21,7 @@ from regplug.conformance.subject import Subject, close, registry_for
 from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, one_line
 from regplug.format.manifest import InputSpec
 from regplug.format.read_bundle import read_bundle
-from regplug.registry.missing import missing_package, wants
+from regplug.registry.missing_package import missing_package, wants
 from regplug.registry.references import load_reference, reference_of
 
 THREADS, CALLS = 4, 8

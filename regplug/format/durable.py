@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
-from regplug.format.promises import NO_CHMOD, NO_LINK, NOT_OFFERED, lacks
+from regplug.format.filesystem_support import NO_CHMOD, NO_LINK, NOT_OFFERED, lacks
 
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from regplug.errors import BundleError, MissingFileError
 from regplug.format.limits import MAX_ENTRIES, MAX_REOPENS
-from regplug.format.mistaken import MANIFEST as MANIFEST
-from regplug.format.mistaken import POINTER, instead_of_folder, is_pointer, is_url
+from regplug.format.wrong_path import MANIFEST as MANIFEST
+from regplug.format.wrong_path import POINTER, instead_of_folder, is_pointer, is_url
 
 # the format's file names begin with these words; an unlisted file must not
 RESERVED = ("manifest", "weights", "golden", "program")

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from regplug.errors import ExportError
+from regplug.format.destination import check_outside_bundle
 from regplug.format.durable import made_folders, make_like, rename_to_new, sync_folder, write_all
-from regplug.format.mistaken import is_url
-from regplug.format.place import check_outside_bundle
-from regplug.format.promises import log_weaker_promises
+from regplug.format.filesystem_support import log_weaker_promises
 from regplug.format.temporary import locked_file, prefix_for, sweep
+from regplug.format.wrong_path import is_url
 
 
 def check_file_place(path: Path, force: bool) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from regplug.format.durable import sync_folder
-from regplug.format.promises import NO_LOCKS, lacks
+from regplug.format.filesystem_support import NO_LOCKS, lacks
 
 DIGITS = 6  # random bytes, two hexadecimal digits each
 ABANDONED_S = 86_400.0  # without locks, an older file counts as abandoned

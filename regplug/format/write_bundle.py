@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from regplug.errors import ExportError
+from regplug.format.destination import BUNDLE_FILES, FILLING, Place, check_place, files_being_written, mount_point
 from regplug.format.durable import (
     change_mode,
     copy_file,
@@ -22,9 +23,8 @@ from regplug.format.durable import (
     sync_folder,
     write_file,
 )
+from regplug.format.filesystem_support import NO_EXCHANGE, lacks, log_weaker_promises
 from regplug.format.folder import MANIFEST
-from regplug.format.place import BUNDLE_FILES, FILLING, Place, check_place, files_being_written, mount_point
-from regplug.format.promises import NO_EXCHANGE, lacks, log_weaker_promises
 from regplug.format.temporary import (
     delete,
     is_abandoned,

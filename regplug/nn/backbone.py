@@ -12,11 +12,11 @@ from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, CheckpointSite, FiLMSite, ReadoutEntry
-from regplug.registry.foreign import repr_of
 from regplug.registry.layout import TokenLayout
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.references import Reference, load_reference, reference_of
 from regplug.registry.registry import Registry
+from regplug.registry.untrusted_values import repr_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,8 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError, class_name, one_line
-from regplug.registry.foreign import repr_of
 from regplug.registry.integers import check_positive_int
+from regplug.registry.untrusted_values import repr_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,13 +10,13 @@ from typing import Any
 from regplug.errors import SpecError
 from regplug.registry.default import default_registry
 from regplug.registry.entries import SIZES, ReadoutEntry
-from regplug.registry.foreign import repr_of
 from regplug.registry.options import hints_of_options, parameters_of
 from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify
 from regplug.registry.stored_values import UnfitError, plain
 from regplug.registry.type_hints import choices, format_hint
+from regplug.registry.untrusted_values import repr_of
 
 # sizes to build a strategy with for its formula, if none are given; usual heads and ratios divide one of these
 TYPICAL_SIZES = ((4, 384), (8, 1024), (16, 27720))

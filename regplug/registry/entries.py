@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError
-from regplug.registry.foreign import are_texts, exact, mapping_of, repr_of, texts_of
 from regplug.registry.references import Reference, check_reference
+from regplug.registry.untrusted_values import are_texts, exact, mapping_of, repr_of, texts_of
 
 if TYPE_CHECKING:
     from regplug.registry.layout import TokenLayout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from regplug.errors import SpecError
-from regplug.registry.foreign import repr_of
+from regplug.registry.untrusted_values import repr_of
 
 MAX_INTEGER = (1 << 53) - 1  # larger ones are not the same in every language that reads JSON
 

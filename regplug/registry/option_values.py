@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from regplug.errors import class_name, one_line
 from regplug.registry.dtypes import find_dtype
-from regplug.registry.foreign import exact, repr_of
 from regplug.registry.integers import is_int
 from regplug.registry.stored_values import UnfitError, checked, exact_scalar, is_list, plain_key
 from regplug.registry.type_hints import (
@@ -30,6 +29,7 @@ from regplug.registry.type_hints import (
     members_of,
     without_alias,
 )
+from regplug.registry.untrusted_values import exact, repr_of
 
 LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
 MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)

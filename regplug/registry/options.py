@@ -11,11 +11,11 @@ from typing import Any
 
 from regplug.errors import SpecError, class_name, closest, one_line
 from regplug.registry.entries import SIZES
-from regplug.registry.foreign import repr_of
 from regplug.registry.json_text import OPTION_NAME, WrongValueError, parse_json
 from regplug.registry.option_values import read
 from regplug.registry.stored_values import UnfitError, plain, same
 from regplug.registry.type_hints import format_hint, names_for, read_hint, with_default
+from regplug.registry.untrusted_values import repr_of
 
 MAX_OPTIONS = 1 << 20  # characters of all options as JSON; the header of a weights file holds them too
 JSON_WORDS = {"True": "true", "False": "false", "None": "null"}

@@ -9,9 +9,9 @@ from regplug.registry.discovery import Found
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import NAME_PATTERN, Entry, Provenance
 from regplug.registry.import_lock import ImportLock
-from regplug.registry.kept_host import kept_host
 from regplug.registry.name_cache import NameIndex
 from regplug.registry.names import OWN, EntryT, is_own, refuse_own
+from regplug.registry.process_guard import guard_process
 from regplug.registry.references import import_plugin
 from regplug.registry.staging import PluginRecord, stage
 
@@ -55,7 +55,7 @@ class Plugins:
         with self._lock:
             if name in self._pending or name in self._records:
                 raise PluginError(f"plugin {name!r}: expected a new distribution name, got one already known.")
-            with self._lock.importing(name), kept_host():
+            with self._lock.importing(name), guard_process():
                 entries = stage(Provenance(name, version), (), [plugin])
             self._keep(name, entries, version)
 
@@ -126,7 +126,7 @@ class Plugins:
         try:
             if not found.speaks_our_protocol:
                 raise PluginError(f"plugin {distribution!r}: {found.refusal}")
-            with self._lock.importing(distribution), kept_host():
+            with self._lock.importing(distribution), guard_process():
                 modules = [import_plugin(distribution, reference) for reference in found.modules]
                 entries = stage(Provenance(distribution, version), found.readouts, modules)
         except PluginError as error:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from regplug.errors import MAX_MESSAGE, PluginError, SpecError, class_name, clip, one_line
-from regplug.registry.foreign import repr_of
-from regplug.registry.kept_host import kept_host
+from regplug.registry.process_guard import guard_process
+from regplug.registry.untrusted_values import repr_of
 
 REFERENCE_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -27,12 +27,12 @@ def check_reference(owner: str, word: str, reference: object) -> None:
 
 
 def load_reference(owner: str, reference: Reference) -> Callable[..., Any]:
-    """Import what ``reference`` names, and undo what that does to the process (``kept_host``).
+    """Import what ``reference`` names, and undo what that does to the process (``guard_process``).
 
     Raises:
         PluginError: The module cannot be imported or has no such attribute; the cause is chained.
     """
-    with kept_host():
+    with guard_process():
         return import_reference(owner, reference)
 
 

@@ -13,8 +13,8 @@ import pluggy
 from regplug.errors import MAX_MESSAGE, PluginError, class_name, clip, message_of
 from regplug.registry import hookspecs
 from regplug.registry.entries import Entry, Provenance, ReadoutEntry
-from regplug.registry.foreign import bounded, repr_of
 from regplug.registry.hookspecs import HOOKS
+from regplug.registry.untrusted_values import bounded, repr_of
 
 MAX_ATTRIBUTES = 100_000  # of a module or object with hooks; pluggy reads each name
 

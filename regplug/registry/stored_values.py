@@ -9,8 +9,8 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, TypeGuard
 
-from regplug.registry.foreign import exact
 from regplug.registry.type_hints import defaults_of, is_dtype, is_json_scalar, stored_member
+from regplug.registry.untrusted_values import exact
 
 
 class UnfitError(Exception):

@@ -12,7 +12,7 @@ import regplug
 from regplug.conformance import check_readout, subject_of
 from regplug.registry.discovery import discover
 from regplug.registry.entries import ExportBackendEntry
-from regplug.registry.missing import missing_package
+from regplug.registry.missing_package import missing_package
 
 SIZES = {"num_registers": 2, "hidden_dim": 3}
 PLUGIN = """

@@ -15,8 +15,8 @@ import regplug
 from regplug.commands.main import answer
 from regplug.errors import ExportError
 from regplug.format import durable, temporary, write_bundle
-from regplug.format.place import FILLING, check_place
-from regplug.format.promises import WEAKER
+from regplug.format.destination import FILLING, check_place
+from regplug.format.filesystem_support import WEAKER
 from regplug.format.single_file import write_files
 from regplug.format.temporary import prefix_for
 from regplug.format.write_bundle import write_folder

@@ -27,7 +27,7 @@ from regplug.errors import PluginError, one_line, shorten
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, Entry, Provenance, ReadoutEntry
 from regplug.registry.hookspecs import HOOKS
-from regplug.registry.missing import missing_package, wants
+from regplug.registry.missing_package import missing_package, wants
 from regplug.registry.references import import_plugin, resolve_reference
 from regplug.registry.staging import stage
 

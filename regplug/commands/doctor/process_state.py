@@ -18,7 +18,7 @@ from typing import Any
 
 from regplug.commands.doctor.diagnostics import PROBLEM, WARNING, clip
 from regplug.errors import shorten
-from regplug.registry.kept_host import put_back_path
+from regplug.registry.process_guard import put_back_path
 
 HOOKS = (
     (sys, "excepthook"),

@@ -22,7 +22,7 @@ from regplug.commands.import_checkpoint.shards import read_index
 from regplug.commands.import_checkpoint.state_names import MAX_LISTED, all_prefixes, own_names
 from regplug.errors import BundleError, SpecError
 from regplug.format.folder import opened_file
-from regplug.format.mistaken import instead_of_checkpoint
+from regplug.format.wrong_path import instead_of_checkpoint
 
 MAX_HEADER = 16 << 20  # of safetensors: 100,000 tensors; the format's own limit takes 15 s and 2 GB to read
 

@@ -18,7 +18,7 @@ from regplug.commands.shared_options import (
     layout_option,
 )
 from regplug.errors import ExportError
-from regplug.registry.kept_host import kept_host
+from regplug.registry.process_guard import guard_process
 
 if TYPE_CHECKING:
     from regplug.commands.import_checkpoint.extract import Import, Imported
@@ -126,7 +126,7 @@ def import_command(
         prefix=prefix,
     )
     with progress("import") as step:
-        with kept_host():  # a plugin may change the working directory
+        with guard_process():  # a plugin may change the working directory
             found = import_readouts(checkpoint, request, progress=step)
         files = {_place(output, one, every): one.to_bytes() for one in found.readouts}
         for path in files:

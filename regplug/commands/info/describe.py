@@ -12,10 +12,10 @@ from typing import Any
 from regplug.commands.shared_options import chosen_spec
 from regplug.errors import NameLookupError, closest
 from regplug.format.manifest import NOTE_KEYS
-from regplug.format.mistaken import check_weights_file
 from regplug.format.read_bundle import check_bundle
 from regplug.format.safetensors_header import read_file_header
 from regplug.format.weights import parse_metadata
+from regplug.format.wrong_path import check_weights_file
 from regplug.nn.backbone import measure_backbone, named_backbone
 from regplug.registry.default import default_registry
 from regplug.registry.description import describe_options, spec_at_any_size

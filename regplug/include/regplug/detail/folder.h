@@ -22,7 +22,7 @@
 
 #include "regplug/detail/bytes.h"
 #include "regplug/detail/json_fields.h"
-#include "regplug/detail/mistaken.h"
+#include "regplug/detail/wrong_path.h"
 #include "regplug/error.h"
 
 namespace regplug::detail {

@@ -12,8 +12,8 @@ from pathlib import Path
 from regplug.errors import ExportError
 from regplug.format.folder import MANIFEST, RESERVED
 from regplug.format.limits import MAX_MANIFEST
-from regplug.format.mistaken import is_url
 from regplug.format.working_directory import GONE, is_gone
+from regplug.format.wrong_path import is_url
 
 BUNDLE_FILES = re.compile(r"manifest\.json|weights\.safetensors|golden\.safetensors|program\.[A-Za-z0-9._-]+")
 # files of git, hubs and file systems; a folder with only these counts as empty

@@ -11,7 +11,7 @@ HANDLE = getattr(os, "O_PATH", os.O_RDONLY)  # a folder that can be entered may 
 
 
 @contextmanager
-def kept_host() -> Iterator[None]:
+def guard_process() -> Iterator[None]:
     """Restore the working folder and what is missing from ``sys.path``, and end the child if the import forks.
 
     Otherwise a relative path of the user would mean another place, imports would fail, and the child would do the
