@@ -37,7 +37,7 @@ def _refuse_nan(context: click.Context, option: click.Parameter, seconds: float)
 )
 @json_option
 def doctor_command(time_limit: float, as_json: bool) -> None:
-    """Find what is wrong with the installed plugins, and with what regplug needs.
+    """Find problems of installed plugins and tools.
 
     Imports each plugin in its own child process, so that one that hangs, prints or crashes does no harm, then the
     modules that its entries name. Exit code 1 if there is a problem; warnings do not count.
