@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.battery import in_battery
 from support.damage import edit_manifest, repin
 from support.plugins import installed_with
 from support.readouts import SIZES, trained
@@ -127,12 +128,8 @@ def lengths_of(layout):
     return [layout.num_tokens] if layout.num_tokens else [layout.min_tokens, layout.min_tokens + 1, 50]
 
 
-REPRESENTATIVE = ("prefix with nothing before it", "indices")
-OTHERS = [pytest.param(place, marks=pytest.mark.torture) for place in LAYOUTS if place not in REPRESENTATIVE]
-
-
 @pytest.mark.compiler
-@pytest.mark.parametrize("place", [*REPRESENTATIVE, *OTHERS])
+@pytest.mark.parametrize("place", ["indices", *in_battery(*(name for name in LAYOUTS if name != "indices"))])
 def test_a_layouts_conditioner_compiles_for_every_length_that_holds_its_registers(tmp_path, place):
     spec, conditioner = conditioner_of(place)
     regplug.export(spec, conditioner, tmp_path / "b", **ONLY)
@@ -200,6 +197,7 @@ def test_a_library_needs_no_executable_stack_and_names_no_folder_of_this_machine
     assert not [path for path in paths if path.startswith(b"/") or not re.match(rb"torch/|program\.cpp", path)]
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_export_from_another_folder_and_process_gives_the_same_bytes(bundle, tmp_path):
     code = f"""
@@ -231,6 +229,7 @@ def test_a_retrained_readout_is_exported_without_the_compiler_and_computes_with_
     assert not torch.allclose(first, second)
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_another_constant_in_the_forward_makes_another_program(tmp_path, registry, monkeypatch):
     spec = registry.resolve("adds-numbers", **SIZES)
@@ -285,6 +284,7 @@ def test_a_damaged_or_foreign_entry_of_the_cache_is_never_used(bundle, tmp_path,
     assert regplug.verify(tmp_path / "b", programs=True).ok
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_an_unwritable_cache_logs_one_line_and_compiling_leaves_no_files(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("no folder")
@@ -302,6 +302,7 @@ def test_an_unwritable_cache_logs_one_line_and_compiling_leaves_no_files(tmp_pat
     assert recorded.sha256 == hashlib.sha256((tmp_path / "b" / program.file).read_bytes()).hexdigest()
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_each_instruction_set_makes_a_program_and_the_best_for_this_cpu_is_run(tmp_path):
     spec = regplug.resolve("pool", **SIZES)

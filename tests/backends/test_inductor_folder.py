@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache" / "inductor"
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_a_folder_that_another_user_made_for_torch_is_neither_read_nor_written(tmp_path):
     spec = regplug.resolve("mean", num_registers=2, hidden_dim=8)

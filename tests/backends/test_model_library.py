@@ -66,6 +66,7 @@ def right(*folders):
     return done.stdout.count("right")
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_a_program_runs_its_own_code_with_any_model_library_in_the_global_scope(bundles, old):
     everyone = [*bundles.values(), FROZEN]

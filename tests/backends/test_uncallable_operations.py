@@ -4,6 +4,7 @@ import stat
 
 import pytest
 import torch
+from support.battery import in_battery
 from support.plugins import registered
 from torch import nn
 
@@ -71,7 +72,7 @@ def test_an_operation_without_a_c_interface_is_refused_by_its_name(cls, operatio
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("backend", ["torchscript", pytest.param("aotinductor", marks=pytest.mark.compiler)])
+@pytest.mark.parametrize("backend", ["torchscript", *in_battery("aotinductor")])
 def test_a_supported_fourier_transform_is_exported(backend, tmp_path, capfd):
     export(Fourier, tmp_path / "b", backend)
     assert regplug.load(tmp_path / "b", program=backend)(torch.zeros(2, 4, 6)).shape == (2, 6)

@@ -103,12 +103,10 @@ COMMANDS = {
 }
 
 
-COMPILING = {"export to the compiler", "verify programs"}
+COMPILING = {"export to the compiler": [pytest.mark.compiler], "verify programs": [pytest.mark.torture]}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.compiler] if name in COMPILING else []) for name in COMMANDS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=COMPILING.get(name, [])) for name in COMMANDS])
 def test_a_command_runs_no_file_of_the_folder_it_is_called_in(run, bundle, tmp_path, name):
     words, code = COMMANDS[name]
     words = [word.replace("BUNDLE", str(bundle)).replace("OUT", str(tmp_path / "out")) for word in words]
@@ -136,6 +134,7 @@ def test_python_m_looks_there_for_nothing_but_what_python_starts_with(here, tmp_
     assert (done.returncode, (here / "ran").exists()) == (0, False), done.stderr
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_verify_in_python_starts_no_process_that_looks_there(run, bundle):
     # as in a notebook: the folder is on the path, behind all else

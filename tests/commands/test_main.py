@@ -618,6 +618,7 @@ def test_verify_shows_program_against_case_and_marks_what_failed(run, tmp_path):
     assert row[3] == "failed"
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_an_instruction_set_is_chosen_by_name_and_is_in_the_files_name(run, tmp_path):
     compiled = ["--backend", "aotinductor", "--isa", "x86-64-v2", "--time-limit", "500"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from support.battery import in_battery
 from support.commands import run_command
 from support.distributions import write_distribution
 
@@ -35,7 +36,7 @@ COMMON = {".gitignore", "README.md", "__init__.py", "pyproject.toml", "test.yml"
 
 @pytest.fixture(
     scope="module",
-    params=[(), ("backbone",), ("film",), ("backend",), pytest.param(KINDS, marks=pytest.mark.packaging)],
+    params=[(), *in_battery(("backbone",), ("film",), ("backend",)), pytest.param(KINDS, marks=pytest.mark.packaging)],
     ids=lambda kinds: "-".join(kinds) or "none",
 )
 def kinds(request):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import cpp_build
+from support.battery import in_battery
 from support.consumer import (
     LAYOUTS,
     SITE,
@@ -332,6 +333,7 @@ print(type(regplug.load({str(tmp_path / "b")!r})).__module__, spec.cond_dim)
     assert report["cond_dim"] == 24
 
 
+@pytest.mark.torture
 def test_the_unzipped_wheel_builds_as_cpp20_without_python_on_the_path(bundle, tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run(pip, check=True)
@@ -379,6 +381,10 @@ def test_the_cmake_package_names_an_unknown_component(tmp_path):
     assert "onnx: no such component; known: aotinductor, torchscript." in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("header", sorted(path.name for path in (cpp_build.HEADERS / "regplug").glob("*.h")))
+TORCH_HEADERS = ("torch_tensor.h", "torchscript.h")  # every program of these tests includes them
+LIGHT_HEADERS = sorted({path.name for path in (cpp_build.HEADERS / "regplug").glob("*.h")} - set(TORCH_HEADERS))
+
+
+@pytest.mark.parametrize("header", [*LIGHT_HEADERS, *in_battery(*TORCH_HEADERS)])
 def test_a_public_header_compiles_alone(header):
     cpp_build.check_alone(f"regplug/{header}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.battery import in_battery
 from support.consumer import (
     LAYOUTS,
     built,
@@ -52,7 +53,7 @@ def open_in_cpp(programs, folder, *arguments):
     return run(programs / "regplug_aoti_open", folder, "--aotinductor", *arguments)
 
 
-@pytest.mark.parametrize("strategy", ["mean", "concat", "pool", "compress-concat"])
+@pytest.mark.parametrize("strategy", ["compress-concat", *in_battery("mean", "concat", "pool")])
 def test_every_readout_gives_its_golden_outputs_and_rejects_wrong_inputs_as_python(programs, tmp_path, strategy):
     spec, module = readout(strategy)
     regplug.export(spec, module, tmp_path / "b", backends=["aotinductor"])
@@ -72,7 +73,7 @@ def test_every_readout_gives_its_golden_outputs_and_rejects_wrong_inputs_as_pyth
     assert report["refused"]["call"] == f"bundle {tmp_path / 'b'}: holds a readout; use run."
 
 
-@pytest.mark.parametrize("place", LAYOUTS)
+@pytest.mark.parametrize("place", ["prefix", *in_battery(*(name for name in LAYOUTS if name != "prefix"))])
 def test_a_conditioner_of_every_layout_gives_its_golden_pairs(programs, tmp_path, place):
     regplug.export(*conditioner(place), tmp_path / "b", backends=["aotinductor"])
     report = check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
@@ -80,7 +81,7 @@ def test_a_conditioner_of_every_layout_gives_its_golden_pairs(programs, tmp_path
     assert str(least) in report["refused"]["T"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *in_battery(torch.float64)])
 def test_other_dtypes_run(programs, tmp_path, dtype):
     spec, module = readout("compress-concat")
     regplug.export(spec, module.to(dtype), tmp_path / "b", backends=["aotinductor"])
@@ -325,6 +326,7 @@ class Returns(nn.Module):
 '''
 
 
+@pytest.mark.torture
 def test_a_module_that_returns_its_weight_gives_the_caller_a_copy(programs, install_plugin, run_python, tmp_path):
     folder = install_plugin(
         "acme-returns",
@@ -341,6 +343,7 @@ regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=["aotinduct
     check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
 
 
+@pytest.mark.torture
 def test_an_unmodified_module_of_nvsubquadratic_runs(programs, install_plugin, run_python, tmp_path):
     folder = install_plugin(
         "acme-nv-so",

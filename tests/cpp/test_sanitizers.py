@@ -99,6 +99,7 @@ def test_concurrent_runs_reloads_and_opens_leak_nothing(checked, bundles):
     assert code == 0, out
 
 
+@pytest.mark.torture
 def test_concurrent_runs_reloads_and_opens_do_not_race(bundles):
     program = sanitized("thread", "aoti_reload_alone") / "aoti_reload_alone"
     code, out = run(program, bundles / "one", bundles / "weights.safetensors", 20, bundles / "film")

@@ -195,6 +195,7 @@ regplug.export(spec, regplug.Conditioner(layout, spec.build(), film), sys.argv[1
 """
 
 
+@pytest.mark.torture
 def test_the_file_is_the_same_from_any_process_folder_and_weights(tmp_path: Path) -> None:
     programs = []
     for seed in ("0", "1", "77"):

@@ -82,6 +82,7 @@ def marked_positions(model: nn.Module, images: torch.Tensor) -> list[list[int]]:
     return found
 
 
+@pytest.mark.torture
 @pytest.mark.slow
 def test_a_mark_in_each_register_is_found_where_the_layout_says_in_every_model(carrying: dict[str, nn.Module]) -> None:
     torch.manual_seed(0)

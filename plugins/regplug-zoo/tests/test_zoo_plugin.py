@@ -89,6 +89,7 @@ def test_the_examples_in_docstrings_hold(module: str) -> None:
     assert result.failed == 0
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 @pytest.mark.usefixtures("cache")
 def test_an_attention_of_a_plugin_becomes_an_aotinductor_program(tmp_path: Path) -> None:
