@@ -6,12 +6,10 @@ A message reads ``<object>: expected <what>, got <value>``, then what is known o
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 MAX_MESSAGE = 400  # characters
@@ -90,30 +88,6 @@ class MissingFileError(BundleError):
 
 class ConformanceError(RegplugError):
     """A readout does not do what every readout must do."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """What a message is about; ``str`` gives the label that the message begins with.
-
-    Args:
-        kind: What it is: ``"bundle"``, ``"weights"``, ``"checkpoint"``, ``"signature"`` or ``"key"``.
-        path: Where it is, as the user wrote it.
-        file: The file inside it that is meant; None for all of it.
-
-    Example:
-        >>> str(Owner("bundle", "m/r", "weights.safetensors"))
-        'bundle m/r: weights.safetensors'
-    """
-
-    kind: str
-    path: str | os.PathLike[str]
-    file: str | None = None
-
-    def __str__(self) -> str:
-        """The label."""
-        label = f"{self.kind} {os.fspath(self.path)}"
-        return label if self.file is None else f"{label}: {self.file}"
 
 
 def escape(text: str) -> str:

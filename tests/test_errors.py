@@ -1,6 +1,5 @@
 """Every message is one line of at most 400 characters without control characters, also if it quotes some."""
 
-import pathlib
 import pickle
 import unicodedata
 
@@ -62,15 +61,3 @@ def test_an_option_of_a_megabyte_is_not_printed_whole(tmp_path):
         assert len(str(error.value)) <= 400
         done = CliRunner().invoke(group, ["info", str(tmp_path / "b")])  # shows all that the bundle says
         assert done.output.isascii()
-
-
-@pytest.mark.parametrize(
-    ("owner", "label"),
-    [
-        (errors.Owner("bundle", "m/r"), "bundle m/r"),
-        (errors.Owner("bundle", "m/r", "weights.safetensors"), "bundle m/r: weights.safetensors"),
-        (errors.Owner("weights", pathlib.Path("a: b/w")), "weights a: b/w"),
-    ],
-)
-def test_an_owner_prints_as_the_label_of_its_messages(owner, label):
-    assert str(owner) == f"{owner}" == label
