@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.battery import in_battery
 from support.damage import edit_manifest, repin
 from support.plugins import installed_with
 from support.readouts import SIZES, trained
@@ -128,8 +127,9 @@ def lengths_of(layout):
     return [layout.num_tokens] if layout.num_tokens else [layout.min_tokens, layout.min_tokens + 1, 50]
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
-@pytest.mark.parametrize("place", ["indices", *in_battery(*(name for name in LAYOUTS if name != "indices"))])
+@pytest.mark.parametrize("place", LAYOUTS)
 def test_a_layouts_conditioner_compiles_for_every_length_that_holds_its_registers(tmp_path, place):
     spec, conditioner = conditioner_of(place)
     regplug.export(spec, conditioner, tmp_path / "b", **ONLY)
@@ -465,6 +465,7 @@ def test_a_module_without_a_graph_is_refused(tmp_path, registry):
         regplug.export(spec, spec.build(), tmp_path / "b", **ONLY, registry=registry)
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_a_program_that_returns_a_weight_returns_a_copy(tmp_path, registry):
     spec = registry.resolve("gives-its-weight", **SIZES)

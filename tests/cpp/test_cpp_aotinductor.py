@@ -81,7 +81,8 @@ def test_a_conditioner_of_every_layout_gives_its_golden_pairs(programs, tmp_path
     assert str(least) in report["refused"]["T"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, *in_battery(torch.float64)])
+@pytest.mark.torture
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_run(programs, tmp_path, dtype):
     spec, module = readout("compress-concat")
     regplug.export(spec, module.to(dtype), tmp_path / "b", backends=["aotinductor"])
@@ -442,6 +443,7 @@ def test_a_full_disk_leaves_the_old_output_file(programs, bundle, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors", "out.safetensors"]
 
 
+@pytest.mark.torture
 def test_regplug_run_builds_from_the_installed_package_without_settings(bundle, tmp_path):
     source = Path(installed().partition(";")[0]) / "share" / "regplug-run"
     folder = built_with({"CMAKE_PREFIX_PATH": ""}, source=source)
