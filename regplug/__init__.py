@@ -3,8 +3,12 @@
 Importing this package imports neither torch nor a plugin: each name of ``__init__.pyi`` is loaded at its first use.
 """
 
+import sys
+
+from regplug.registry.old_modules import OldModules
 from regplug.registry.public_names import load_name, read_names
 
+sys.meta_path.insert(0, OldModules())  # type: ignore[arg-type]  # before the finder of files, for regplug.readouts.*
 _modules = read_names(__name__)
 __all__ = sorted(_modules)
 

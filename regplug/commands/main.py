@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from pathlib import Path
@@ -102,7 +103,10 @@ def answer() -> int:
     except SystemExit as error:  # click exits after a completion
         return error.code if isinstance(error.code, int) else 0
     except click.ClickException as error:
-        _shown(error).show(file=own_stderr())
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # new in click 8.2
+            print(error.format_message(), file=own_stderr() or sys.stderr)
+        else:
+            _shown(error).show(file=own_stderr())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")

@@ -42,7 +42,7 @@ def regplug_readouts() -> list[ReadoutEntry]:
             cond_dim="regplug.nn.readouts.sizes:compress_concat_width",
             summary="each register through one shared projection, then concatenated",
             equation="c = [W x_1 || ... || W x_R]",
-            source="nvSubquadratic, modules/film.py",
+            source="nvSubquadratic, modules/film.py; the idea is Mamba-Reg's (Wang et al., 2024)",
         ),
         ReadoutEntry(
             "select-concat",

@@ -499,7 +499,7 @@ def test_info_of_a_strategy_gives_options_width_parameters_and_flops(run):
     assert (values["formula"], values["conditions"]) == ("6*R", [])
     assert values["signature"] == "RegisterCompressConcat(num_registers: int, hidden_dim: int, compressed_dim: int)"
     assert values["equation"] == "c = [W x_1 || ... || W x_R]"
-    assert values["source"] == "nvSubquadratic, modules/film.py"
+    assert values["source"] == "nvSubquadratic, modules/film.py; the idea is Mamba-Reg's (Wang et al., 2024)"
     assert values["provenance"] == {"distribution": "regplug", "version": regplug.__version__}
     assert values["class"] == "regplug.nn.readouts.concatenations:RegisterCompressConcat"
     assert values["description"].startswith("Compress each register")
@@ -693,3 +693,9 @@ for word in ("9" * 50_000, "b\x1b[31mred\x1b]0;title\x07"):
         assert len(said) < 700
         assert "\x1b" not in said
         assert said.splitlines()[-1].startswith("Error: ")
+
+
+def test_without_a_command_it_prints_its_help(run_python):
+    done = run_python("import sys; sys.argv = ['regplug']; from regplug.commands.main import main; main()")
+    assert done.returncode in (0, 2)  # by click's version
+    assert (done.stdout + done.stderr).splitlines()[0] == "Usage: regplug [OPTIONS] COMMAND [ARGS]..."

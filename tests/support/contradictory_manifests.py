@@ -1,7 +1,7 @@
 """Manifests in which each key fits the schema, and the keys together agree or contradict each other.
 
-Every rule of ``regplug/agreement.py`` is met from both sides. A case is a base, what is changed in it, and how the
-reader's message begins after the file, or None where it must accept the manifest.
+Every rule of ``regplug/format/manifest_rules.py`` is met from both sides. A case is a base, what is changed in it, and
+how the message of the reader begins after the file, or None where it must accept the manifest.
 """
 
 import json

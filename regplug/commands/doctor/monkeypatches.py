@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from types import FunctionType, ModuleType
 
 import regplug
+from regplug.registry.old_modules import NEW_PATHS
 
 # "regplug.registry.staging" or "regplug.registry.entries.Entry" -> name -> the object, and for a function its insides
 Snapshot = dict[str, dict[str, tuple[object, ...]]]
@@ -59,7 +60,7 @@ def _restore(owner: str, word: str, old: tuple[object, ...]) -> None:
 def _namespaces(is_wanted: Callable[[str], bool]) -> Snapshot:
     taken: Snapshot = {}
     for name, module in list(sys.modules.items()):
-        if is_wanted(name):
+        if is_wanted(name) and name not in NEW_PATHS:  # an old path is the same module once more
             namespace = dict(getattr(module, "__dict__", {}))
             taken[name] = {word: _identity(value) for word, value in namespace.items()}
             for value in namespace.values():

@@ -54,8 +54,8 @@ class RegisterCompressConcat(nn.Module):
     """Compress each register with one shared projection, then concatenate.
 
     ``c = [W x_1 || ... || W x_R]``, W without bias. Unlike an average, it keeps the registers apart.
-    Source: nvSubquadratic, modules/film.py. Names and initial values are the same; the idea is Mamba-Reg's
-    (Wang et al., 2024).
+    Source: nvSubquadratic, modules/film.py; the idea is Mamba-Reg's (Wang et al., 2024). Names and initial values are
+    those of nvSubquadratic.
 
     Args:
         num_registers: Registers per sample, R >= 1.
