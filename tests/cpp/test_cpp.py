@@ -31,6 +31,8 @@ from support.strategies import BUILT_IN, EVERY, spec_of, trained
 import regplug
 from regplug.format.weights import load_tensors, save_tensors
 
+pytestmark = pytest.mark.compiler
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

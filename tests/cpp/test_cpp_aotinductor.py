@@ -26,6 +26,8 @@ from support.damage import DAMAGES, WEIGHTS, edit_manifest, negate_outputs, repi
 import regplug
 from regplug.format.weights import load_tensors, save_tensors
 
+pytestmark = pytest.mark.compiler
+
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 BOTH = ["torchscript", "aotinductor"]
 NO_CONTAINER = "AOTInductorModelContainerCreateWithDevice"

@@ -14,6 +14,8 @@ from support.damage import repin
 
 import regplug
 
+pytestmark = pytest.mark.compiler
+
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 FROZEN = Path(__file__).parents[1] / "data" / "format-1" / "readout"  # a library that exports all its symbols
 MOVED_FROM = "bundle: expected an open bundle, got one that was moved from."

@@ -12,6 +12,8 @@ from support.damage import DAMAGES
 import regplug
 from regplug.format.weights import save_tensors
 
+pytestmark = pytest.mark.compiler
+
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
