@@ -116,6 +116,14 @@ def test_what_listing_needs_imports_nothing_heavy(path):
     assert not {name.split(".")[0] for name in imports(path, only_top=True)} & HEAVY
 
 
+def test_the_help_of_all_commands_imports_nothing_heavy(run_python):
+    done = run_python(
+        "import sys\nfrom click.testing import CliRunner\nfrom regplug.commands.main import group\n"
+        f"print(CliRunner().invoke(group, ['--help']).exit_code, {HEAVY - {'rich'}!r} & {{*sys.modules}})"
+    )
+    assert done.stdout.strip() == "0 set()", done.stdout + done.stderr
+
+
 def test_click_is_imported_in_commands_alone():
     assert {folder_of(name) for name, path in MODULES.items() if "click" in imports(path)} == {"commands"}
 

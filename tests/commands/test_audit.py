@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import regplug
 from regplug import SpecError
-from regplug.commands.audit import Audit, audit_network
 from regplug.commands.audit.command import audit_command
 from regplug.commands.audit.inputs import parse_inputs
+from regplug.commands.audit.network import Audit, audit_network
 from regplug.commands.audit.verdict import FiLMInputFinding
 from regplug.commands.main import exit_code
 

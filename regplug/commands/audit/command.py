@@ -15,7 +15,7 @@ from regplug.errors import NameLookupError, RegplugError
 from regplug.registry.references import REFERENCE_PATTERN, import_named_by_user, load_reference
 
 if TYPE_CHECKING:
-    from regplug.commands.audit import Audit
+    from regplug.commands.audit.network import Audit
     from regplug.registry.entries import BackboneEntry
 
 MAX_REFUSALS = 4
@@ -78,8 +78,8 @@ def audit_command(
         "compressed_dim": given.pop("compressed_dim", None),
     }
     expected = _expectations(expect)
-    from regplug.commands.audit import audit_network
     from regplug.commands.audit.inputs import parse_inputs
+    from regplug.commands.audit.network import audit_network
 
     made = parse_inputs(inputs, partial(import_named_by_user, "--input"))
     with progress(f"auditing {what}") as step:
