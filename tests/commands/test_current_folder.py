@@ -14,6 +14,8 @@ import regplug
 from regplug.backends.python_child import python_code, python_command
 from regplug.commands.main import group
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(sys.executable).parent
 OURS = ["torch", "pluggy", "click", "rich", "safetensors", "numpy", "sympy", "filelock", "typing_extensions"]
 EXPORT = ["export", "mean", "--num-registers", "3", "--hidden-dim", "7"]

@@ -16,6 +16,8 @@ from torch import nn
 
 import regplug
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = ("mean", "pool", "concat", "compress-concat")
 LAYOUTS = {
     "prefix": regplug.TokenLayout(num_registers=4, hidden_dim=24, start=0),
