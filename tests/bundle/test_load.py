@@ -12,18 +12,6 @@ from regplug.registry import cond_dim
 SIZES = {"num_registers": 4, "hidden_dim": 24}
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("load")
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    torch.manual_seed(0)
-    film = regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=5, num_film_layers=2)
-    layout = regplug.TokenLayout(**SIZES, start=1)
-    regplug.export(spec, spec.build(), folder / "readout")
-    regplug.export(spec, regplug.Conditioner(layout, spec.build(), film), folder / "conditioner")
-    return folder
-
-
 @pytest.fixture
 def counts(monkeypatch):
     """How often each step was called."""

@@ -24,19 +24,6 @@ from regplug.bundle.verify import VerifiedCase, _refuses, wrong_inputs
 from regplug.commands.main import group
 from regplug.format.weights import load_tensors, save_tensors
 
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verify")
-    spec = regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
-    torch.manual_seed(0)
-    film = regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=5, num_film_layers=2)
-    layout = regplug.TokenLayout(**SIZES, start=1)
-    regplug.export(spec, spec.build(), folder / "readout")
-    regplug.export(spec, regplug.Conditioner(layout, spec.build(), film), folder / "conditioner")
-    return folder
-
-
 CASES = ["batch_0", "batch_1", "batch_2", "batch_7", "batch_64", "slice"]
 
 
