@@ -6,11 +6,10 @@ Importing this package imports neither torch nor a plugin: each name of ``__init
 import sys
 
 from regplug.registry.old_modules import OldModules
-from regplug.registry.public_names import load_name, read_names
+from regplug.registry.public_names import lazy_names
 
 sys.meta_path.insert(0, OldModules())  # type: ignore[arg-type]  # before the finder of files, for regplug.readouts.*
-_modules = read_names(__name__)
-__all__ = sorted(_modules)
+_load_name, __dir__, __all__ = lazy_names(__name__)
 
 
 def __getattr__(name: str) -> object:
@@ -18,8 +17,4 @@ def __getattr__(name: str) -> object:
         from regplug.registry.version import own_version
 
         return own_version()
-    return load_name(__name__, _modules, name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_modules]
+    return _load_name(name)

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 
-def read_names(package: str) -> dict[str, str]:
-    """Each public name of a package that is being imported, with the module that defines it.
+def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package that is being imported."""
+    module, modules = sys.modules[package], _read_names(package)
+
+    def load_name(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(modules[name]), name)
+        setattr(module, name, value)  # the next use does not come here
+        return value
+
+    def list_names() -> list[str]:
+        return [*vars(module), *modules]
+
+    return load_name, list_names, sorted(modules)
+
+
+def _read_names(package: str) -> dict[str, str]:
+    """Each public name, with the module that defines it.
 
     The stub is the one list, which type checkers read too: a line ``from MODULE import NAME as NAME`` for each name.
     """
@@ -16,16 +34,3 @@ def read_names(package: str) -> dict[str, str]:
     stub = spec.loader.get_data(f"{spec.submodule_search_locations[0]}/__init__.pyi").decode()  # type: ignore
     lines = [line.split() for line in stub.splitlines() if line.startswith("from ")]
     return {name: module for _, module, _, _, _, name in lines}
-
-
-def load_name(package: str, modules: dict[str, str], name: str) -> object:
-    """What a public name of a package means; from now on it is an attribute of the package.
-
-    Raises:
-        AttributeError: The package has no such name.
-    """
-    if name not in modules:
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    value = getattr(import_module(modules[name]), name)
-    setattr(sys.modules[package], name, value)
-    return value
