@@ -86,6 +86,8 @@ def export(
             tolerance, or the folder cannot be written.
         RegplugError: A name or an option does not resolve.
     """
+    if not isinstance(spec, ReadoutSpec):
+        raise SpecError(f"export: spec: expected a ReadoutSpec, got {type(spec).__name__}; use regplug.resolve.")
     registry = registry or default_registry()
     directory = Path(directory)
     place = absolute(directory)  # a constructor may change the working directory

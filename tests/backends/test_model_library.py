@@ -15,7 +15,7 @@ from support.readouts import SIZES
 import regplug
 from regplug.backends import aotinductor, cache, compiling, model_library
 
-STRATEGIES = {"mean": {}, "concat": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}
+STRATEGIES = {"mean": {}, "pool": {}, "compress-concat": {"compressed_dim": 6}}  # other tests compile them, too
 LIBRARY = "program.aotinductor.x86-64-v3.so"
 FROZEN = Path(__file__).parents[1] / "data" / "format-1" / "readout"
 
@@ -71,7 +71,7 @@ def right(*folders):
 def test_a_program_runs_its_own_code_with_any_model_library_in_the_global_scope(bundles, old):
     everyone = [*bundles.values(), FROZEN]
     pairs = list(itertools.permutations(everyone, 2))
-    assert right(*itertools.chain(*pairs)) == len(pairs) == 20
+    assert right(*itertools.chain(*pairs)) == len(pairs) == 12
     assert right(old, FROZEN) == right(FROZEN, old) == right(old, bundles["mean"]) == right(bundles["mean"], old) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_program_dropped_while_another_is_opened_is_freed_afterwards(bundles):
     assert held()[0] == before[0] + 1
     go_on.set()
     thread.join()
-    regplug.load(bundles["concat"], program="aotinductor")
+    regplug.load(bundles["compress-concat"], program="aotinductor")
     assert held() == before
 
 
@@ -160,7 +160,7 @@ def work(own):
     ran.set()
     threading.Event().wait()
 ran = threading.Event()
-own = regplug.load({str(bundles["concat"])!r}, program="aotinductor")
+own = regplug.load({str(bundles["compress-concat"])!r}, program="aotinductor")
 threading.Thread(target=work, args=[own], daemon=True).start()
 del own
 ran.wait()
@@ -190,5 +190,5 @@ def test_threads_that_open_run_and_drop_programs_get_right_numbers_and_leak_noth
     for thread in threads:
         thread.join()
     assert wrong == []
-    regplug.load(bundles["concat"], program="aotinductor")
+    regplug.load(bundles["compress-concat"], program="aotinductor")
     assert held() == before

@@ -635,6 +635,11 @@ def test_nothing_is_written_that_readers_refuse(tmp_path, registry):
 
 def test_export_names_the_argument_that_is_of_a_wrong_type(tmp_path):
     spec = regplug.resolve("mean", **SIZES)
+    for wrong in ("mean", spec.build()):
+        with pytest.raises(
+            regplug.SpecError, match=r"export: spec: expected a ReadoutSpec, got (str|RegisterMean); use "
+        ):
+            regplug.export(wrong, spec, tmp_path / "b")
     with pytest.raises(regplug.SpecError, match=r"backends: expected a list of names, got 'torchscript'"):
         regplug.export(spec, spec.build(), tmp_path / "b", backends="torchscript")
     with pytest.raises(regplug.ExportError, match=r"layout: expected a TokenLayout, got \{'start': 1\}"):
