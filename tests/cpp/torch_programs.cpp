@@ -13,6 +13,7 @@
 #include "shim.cpp"
 #include "soak.cpp"
 #include "units.cpp"
+#include "verdict.cpp"
 
 int main(int argc, char** argv) {
   return run_by_name(argc, argv,
@@ -25,5 +26,6 @@ int main(int argc, char** argv) {
                       {"regplug_open", open_bundles::main_of},
                       {"regplug_reload", reload::main_of},
                       {"regplug_soak", soak::main_of},
-                      {"regplug_units", units::main_of}});
+                      {"regplug_units", units::main_of},
+                      {"regplug_verdict", verdict::main_of}});
 }
