@@ -307,7 +307,7 @@ def open_in_cpp(tmp_path_factory):
     """Opens a bundle without a program and with each, from inside its folder; gives what it prints."""
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "open.cpp").write_text(OPEN)
-    program = compiled(folder / "open.cpp", "-O1")
+    program = compiled(folder / "open.cpp", "-O0")
 
     def run(bundle, *arguments):
         command = [program, bundle, *arguments]

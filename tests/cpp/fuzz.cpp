@@ -1,10 +1,13 @@
 // A fuzz target: one strict reader, and the properties of everything that it accepts. With -DMANIFEST the reader of
 // manifests, otherwise that of safetensors. With -DCORPUS a program that reads the given files, for compilers without a
 // fuzzer.
-#include <regplug/detail/bytes.h>
-#include <regplug/detail/read_manifest.h>
-#include <regplug/error.h>
 #include <regplug/safetensors.h>
+// the header above is compiled with nothing before it
+#include <regplug/detail/bytes.h>
+#include <regplug/error.h>
+#ifdef MANIFEST
+#include <regplug/detail/read_manifest.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>

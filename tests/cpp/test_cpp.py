@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from support import cpp_build
 from support.battery import in_battery
 from support.consumer import (
+    CONSUMER,
     LAYOUTS,
     SITE,
     built,
@@ -26,6 +28,7 @@ from support.consumer import (
     tool,
 )
 from support.damage import DAMAGES, PROGRAM, change_golden, edit_manifest, negate_outputs, to_link
+from support.forked_python import ForkedPython
 from support.strategies import BUILT_IN, EVERY, spec_of, trained
 
 import regplug
@@ -39,6 +42,13 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def programs():
     return built()
+
+
+@pytest.fixture(scope="module")
+def forked():
+    python = ForkedPython("import torch")
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +326,7 @@ def test_a_reload_is_atomic_while_threads_run_and_wrong_weights_are_rejected(pro
     assert "tensor 'compress.weight': expected float32 [6, 24], got float32 [6, 23]" in out
 
 
-def test_an_unmodified_module_of_nvsubquadratic_runs_in_cpp(programs, install_plugin, run_python, tmp_path):
+def test_an_unmodified_module_of_nvsubquadratic_runs_in_cpp(programs, install_plugin, forked, tmp_path):
     folder = install_plugin(
         "acme-nv",
         {},
@@ -329,7 +339,7 @@ regplug.export(spec, spec.build(), {str(tmp_path / "b")!r})
 assert regplug.verify({str(tmp_path / "b")!r}).ok
 print(type(regplug.load({str(tmp_path / "b")!r})).__module__, spec.cond_dim)
 """
-    done = run_python(code, [folder])
+    done = forked.run(["-c", code], tmp_path, {**os.environ, "PYTHONPATH": str(folder)})
     assert done.stdout.split() == ["nvsubquadratic.modules.film", "24"], done.stderr
     report = check_golden(programs / "regplug_golden", tmp_path / "b")
     assert report["cond_dim"] == 24
@@ -357,11 +367,12 @@ def test_the_unzipped_wheel_builds_as_cpp20_without_python_on_the_path(bundle, t
 
 
 @pytest.mark.parametrize("kernels", ["", "default", "avx2", "avx512"])
-def test_the_unit_tests_pass_and_report_atens_cpu_capability(programs, run_python, tmp_path, kernels):
+def test_the_unit_tests_pass_and_report_atens_cpu_capability(programs, forked, tmp_path, kernels):
     env = {"ATEN_CPU_CAPABILITY": kernels} if kernels else {}
     code, out = run(programs / "regplug_units", tmp_path, env={**os.environ, **env})
     assert code == 0, out
-    assert out == run_python("import torch; print(torch.backends.cpu.get_cpu_capability())", env=env).stdout
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    assert out == forked.run(["-c", code], tmp_path, {**os.environ, **env}).stdout
 
 
 def test_the_unit_tests_pass_with_a_german_locale(programs, tmp_path):
@@ -383,10 +394,24 @@ def test_the_cmake_package_names_an_unknown_component(tmp_path):
     assert "onnx: no such component; known: aotinductor, torchscript." in " ".join(done.stderr.split())
 
 
-TORCH_HEADERS = ("torch_tensor.h", "torchscript.h")  # every program of these tests includes them
-LIGHT_HEADERS = sorted({path.name for path in (cpp_build.HEADERS / "regplug").glob("*.h")} - set(TORCH_HEADERS))
+# headers that tests compile alone anyway, because a program begins with them
+FIRST = {
+    "aotinductor.h": ROOT / "regplug" / "share" / "regplug-run" / "main.cpp",
+    "bundle.h": ROOT / "tests" / "commands" / "test_canary.py",
+    "golden.h": CONSUMER / "torch_free_programs.cpp",
+    "manifest.h": CONSUMER / "verdict.cpp",
+    "safetensors.h": CONSUMER / "fuzz.cpp",
+    "torchscript.h": CONSUMER / "torch_programs.cpp",
+}
+IN_BATTERY = {*FIRST, "torch_tensor.h"}  # which every program with torchscript.h includes
+ALONE = sorted({path.name for path in (cpp_build.HEADERS / "regplug").glob("*.h")} - IN_BATTERY)
 
 
-@pytest.mark.parametrize("header", [*LIGHT_HEADERS, *in_battery(*TORCH_HEADERS)])
+@pytest.mark.parametrize("header", FIRST)
+def test_a_program_begins_with_the_public_header(header):
+    assert re.findall("^#include (.*)", FIRST[header].read_text(), re.MULTILINE)[0] == f"<regplug/{header}>"
+
+
+@pytest.mark.parametrize("header", [*ALONE, *in_battery(*sorted(IN_BATTERY))])
 def test_a_public_header_compiles_alone(header):
     cpp_build.check_alone(f"regplug/{header}")

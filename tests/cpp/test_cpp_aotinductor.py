@@ -51,6 +51,14 @@ def other_weights(path, seed=1):
     return path
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """A bundle with another program."""
+    folder = tmp_path_factory.mktemp("film") / "bundle"
+    regplug.export(*conditioner("prefix"), folder, backends=["aotinductor"])
+    return folder
+
+
 def open_in_cpp(programs, folder, *arguments):
     return run(programs / "regplug_aoti_open", folder, "--aotinductor", *arguments)
 
@@ -91,11 +99,10 @@ def test_other_dtypes_run(programs, tmp_path, dtype):
     check_golden(programs / "regplug_aoti_golden", tmp_path / "b")
 
 
-def test_a_bundle_opened_after_another_was_closed_runs_its_own_code(programs, bundle, tmp_path):
+def test_a_bundle_opened_after_another_was_closed_runs_its_own_code(programs, bundle, film):
     """The dynamic linker looks libraries up by path: with a reused descriptor it would find the first one."""
-    regplug.export(*readout("concat"), tmp_path / "b", backends=["aotinductor"])
-    check_golden(programs / "regplug_aoti_golden", bundle, tmp_path / "b")
-    check_golden(programs / "regplug_aoti_golden", tmp_path / "b", bundle)
+    check_golden(programs / "regplug_aoti_golden", bundle, film)
+    check_golden(programs / "regplug_aoti_golden", film, bundle)
 
 
 def test_the_golden_check_detects_a_wrong_value(programs, bundle, tmp_path):
@@ -275,10 +282,9 @@ def test_a_good_bundle_opens_pinned_and_through_links(programs, bundle, tmp_path
     assert open_in_cpp(programs, folder, "--follow-links") == (0, "ok\n")
 
 
-def test_a_reload_is_atomic_while_threads_run_and_open_bundles(programs, bundle, tmp_path):
-    regplug.export(*readout("concat"), tmp_path / "b", backends=["aotinductor"])
+def test_a_reload_is_atomic_while_threads_run_and_open_bundles(programs, bundle, film, tmp_path):
     weights = other_weights(tmp_path / "w.safetensors")
-    code, out = run(programs / "regplug_aoti_reload", bundle, weights, 200, tmp_path / "b")
+    code, out = run(programs / "regplug_aoti_reload", bundle, weights, 200, film)
     assert code == 0, out
     report = json.loads(out)
     assert report["neither"] == 0
@@ -382,14 +388,13 @@ def test_regplug_run_gives_the_same_outputs_as_python(programs, bundle, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors", "out.safetensors"]
 
 
-def test_regplug_run_writes_the_pairs_of_a_conditioner(programs, tmp_path):
-    regplug.export(*conditioner("prefix"), tmp_path / "b", backends=["aotinductor"])
+def test_regplug_run_writes_the_pairs_of_a_conditioner(programs, film, tmp_path):
     given = torch.randn(2, 9, 24)
     (tmp_path / "in.safetensors").write_bytes(save_tensors({"tokens": given}))
-    done = regplug_run(programs, tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    done = regplug_run(programs, film, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     assert done == (0, "", "")
     found = load_tensors("out", (tmp_path / "out.safetensors").read_bytes())
-    pairs = regplug.load(tmp_path / "b")(given)
+    pairs = regplug.load(film)(given)
     assert sorted(found) == sorted(f"{word}_{i}" for i in range(len(pairs)) for word in ("gamma", "beta"))
     for i, (gamma, beta) in enumerate(pairs):
         torch.testing.assert_close(found[f"gamma_{i}"], gamma)

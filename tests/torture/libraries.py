@@ -70,7 +70,7 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
     """See ``torture``; nothing is drawn."""
     made = bundles(work)
     progress("C++ program")
-    settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed()}
+    settings = {"CMAKE_CXX_STANDARD": 17, "CMAKE_PREFIX_PATH": installed(), "WITHOUT_TORCHSCRIPT": "ON"}
     program = build(work / "build", settings=settings, target="regplug_aoti_golden") / "regplug_aoti_golden"
     return figures(work, made, program, share, progress)
 

@@ -48,13 +48,17 @@ def faults(kind: str, cases: Expected, program: Path) -> dict[str, list[str]]:
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
     """See ``torture``; it runs in full for every share, because the cases are few."""
     progress("C++")
-    program = compiled("verdict.cpp", "-O1")
-    figures = []
+    return figures(compiled("verdict.cpp", "-O1"))
+
+
+def figures(program: Path) -> list[Figure]:
+    """The figures of a program that gives the C++ reader's verdicts."""
+    made = []
     for what, kind, cases in (("safetensors files", FILE, files()), ("manifests", MANIFEST, manifests())):
         found = faults(kind, cases, program)
         accepted = sum(as_it_must(ACCEPTED) for _, as_it_must in cases.values())
         first = next((names[0] for names in found.values() if names), "")
-        figures.append(
+        made.append(
             Figure(
                 f"named {what}, malformed and their accepted twins",
                 len(cases),
@@ -62,4 +66,4 @@ def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) ->
                 note=first or f"{len(cases) - accepted:,} refused, {accepted} accepted",
             )
         )
-    return figures
+    return made

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from support import malformed_files, malformed_manifests
+from support.consumer import built
 from support.cpp_build import LOOSE, changed_headers, compiled
 
 from torture import malformed
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def verdict():
-    return compiled("verdict.cpp", "-O1")
+    return built() / "regplug_verdict"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def test_every_rule_of_the_specification_is_broken_by_a_case():
 
 
 @pytest.mark.compiler
-def test_both_languages_give_each_case_the_verdict_of_its_rule(tmp_path):
-    figures = malformed.run(tmp_path, 1, 0, lambda word: None)
+def test_both_languages_give_each_case_the_verdict_of_its_rule(verdict):
+    figures = malformed.figures(verdict)
     assert [figure.ok for figure in figures] == [True, True], [figure.note for figure in figures]
     assert [figure.tried for figure in figures] == [len(malformed_files.cases()), len(malformed_manifests.cases())]
 
@@ -50,7 +51,9 @@ def test_a_cpp_reader_without_a_check_is_detected(loose):
     found = malformed.faults(FILE, malformed.files(), loose)
     assert found["different messages"]
     assert all("alignment" in name for name in found["different messages"])
-    found = malformed.faults(MANIFEST, malformed.manifests(), loose)
+    cases = malformed_manifests.cases()
+    unknown = {name: case for name, case in malformed.manifests().items() if "no such key" in (cases[name][1] or "")}
+    found = malformed.faults(MANIFEST, unknown, loose)
     assert any("no such key" in said for said in found["different messages"])
 
 

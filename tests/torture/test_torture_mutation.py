@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.cpp_build import compiled
+from support.consumer import built
 
 from torture import mutation
 from torture.oracle import expect
@@ -14,8 +14,7 @@ from torture.oracle import expect
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("expected")
-    program = compiled("verdict.cpp", "-O1")
-    return expect(program, "s", folder / "expected")
+    return expect(built() / "regplug_verdict", "s", folder / "expected")
 
 
 def judged(copy, expected):
