@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from hypothesis import settings
 from support.commands import run_command
 from support.distributions import write_distribution
 from support.environment import clean_environment
+from support.forked_python import ForkedPython
 
 import regplug
 
@@ -27,6 +29,12 @@ settings.load_profile("regplug")
 
 ROOT = Path(__file__).resolve().parents[1]
 WEEK_S = 604_800.0
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the collected tests from garbage collection, each of which would look at all of their objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def program_cache() -> Path:
@@ -76,6 +84,13 @@ def install_plugin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     return install
 
 
+def environment(path_folders: Iterable[Path], env: Mapping[str, str] | None) -> dict[str, str]:
+    """The variables of a process that a test starts."""
+    own = {"REGPLUG_CACHE_DIR": os.environ["REGPLUG_CACHE_DIR"]}
+    own["PYTHONPATH"] = os.pathsep.join(map(str, path_folders))
+    return clean_environment() | own | dict(env or {})
+
+
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python -c`` in an empty folder, with some folders on PYTHONPATH; regplug is the installed one."""
@@ -83,16 +98,37 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpro
     def run(
         code: str, path_folders: Iterable[Path] = (), env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        own = {"REGPLUG_CACHE_DIR": os.environ["REGPLUG_CACHE_DIR"]}
-        own["PYTHONPATH"] = os.pathsep.join(map(str, path_folders))
         return subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path_factory.mktemp("cwd"),
-            env=clean_environment() | own | dict(env or {}),
+            env=environment(path_folders, env),
             capture_output=True,
             text=True,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def with_torch() -> Iterator[ForkedPython]:
+    """A process that has imported torch and regplug, but no plugin."""
+    # torch imports its compiler when a tensor of the meta device is averaged, which takes longer than all the rest
+    process = ForkedPython("import torch, torch._dynamo, regplug.bundle.export")
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def run_with_torch(
+    tmp_path_factory: pytest.TempPathFactory, with_torch: ForkedPython
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``run_python``, for code that imports torch: a fork, which need not import it again."""
+
+    def run(
+        code: str, path_folders: Iterable[Path] = (), env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return with_torch.run(["-c", code], tmp_path_factory.mktemp("cwd"), environment(path_folders, env))
 
     return run
 

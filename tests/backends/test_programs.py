@@ -225,7 +225,7 @@ def test_an_exception_of_a_model_library_is_an_error_in_cpp(scaled, tmp_path, th
 
 
 @pytest.mark.parametrize("backend", ["torchscript", pytest.param("aotinductor", marks=pytest.mark.torture)])
-def test_a_program_runs_without_the_plugin_that_made_the_readout(backend, install_plugin, run_python, tmp_path):
+def test_a_program_runs_without_the_plugin_that_made_the_readout(backend, install_plugin, run_with_torch, tmp_path):
     points = {"regplug_readouts_v1": {"nv-compress": "nvsubquadratic.modules.film:RegisterCompressConcat"}}
     folder = install_plugin("acme-readouts", {}, points)
     make = f"""
@@ -233,7 +233,7 @@ import regplug
 spec = regplug.resolve("nv-compress", num_registers=4, hidden_dim=24, compressed_dim=6)
 regplug.export(spec, spec.build(), {str(tmp_path / "b")!r}, backends=[{backend!r}])
 """
-    assert run_python(make, [folder]).returncode == 0
+    assert run_with_torch(make, [folder]).returncode == 0
     use = f"""
 import torch, regplug
 print(regplug.load({str(tmp_path / "b")!r}, program={backend!r})(torch.zeros(2, 4, 24)).shape)
@@ -242,7 +242,7 @@ try:
 except regplug.NameLookupError as error:
     print(error)
 """
-    out = run_python(use).stdout.splitlines()
+    out = run_with_torch(use).stdout.splitlines()
     assert out[0] == "torch.Size([2, 24])"
     assert out[1].startswith("strategy 'acme-readouts:nv-compress': expected an installed plugin, got 'acme-readouts'")
 

@@ -74,7 +74,7 @@ def load_all():
     reader.process.communicate()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def load_all_without_checks():
     reader = SmallReader(WITHOUT_OUTLINE)
     yield reader.load_all

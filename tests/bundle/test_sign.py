@@ -425,25 +425,25 @@ def test_a_valid_signature_of_another_statement_is_compared_with_the_files(run, 
 COMMAND = "from regplug.commands.main import main; sys.argv = {!r}; main()"
 
 
-def test_signing_without_its_package_says_what_to_install(run_python, signed, keys):
+def test_signing_without_its_package_says_what_to_install(run_with_torch, signed, keys):
     absent = "import sys; sys.modules.update(model_signing=None, cryptography=None, OpenSSL=None)\n"
     for given in (
         ["sign", signed, "--force", "--key", keys / "p256.pem"],
         ["verify", signed, "--public-key", keys / "p256.pub"],
     ):
-        done = run_python(absent + COMMAND.format(["regplug", *map(str, given)]))
+        done = run_with_torch(absent + COMMAND.format(["regplug", *map(str, given)]))
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: signature: expected the package model-signing, got none (")
         assert done.stderr.endswith("); use pip install 'regplug[sign]'.\n")
 
 
 @pytest.mark.slow
-def test_verifying_without_a_key_imports_nothing_of_the_signing_packages(run_python, signed):
+def test_verifying_without_a_key_imports_nothing_of_the_signing_packages(run_with_torch, signed):
     code = (
         "import sys, regplug; regplug.sign\n"
         "from regplug.commands.main import answer\n"
         f"sys.argv = {['regplug', 'verify', str(signed)]!r}; assert answer() == 0\n"
         "print({name.split('.')[0] for name in sys.modules} & {'model_signing', 'cryptography', 'OpenSSL', 'sigstore'})"
     )
-    done = run_python(code)
+    done = run_with_torch(code)
     assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "set()")

@@ -21,6 +21,7 @@ from nvsubquadratic.modules.vit5_residual_block import ViT5ResidualBlock
 from nvsubquadratic.networks.vit5_classification import ViT5ClassificationNet
 from support import planted_widths as planted
 from support import planted_wiring as wiring
+from support.battery import in_battery
 from torch import Tensor, nn
 
 import regplug
@@ -156,7 +157,10 @@ def test_the_shipped_network_runs_and_so_the_audit_is_of_a_real_one() -> None:
         assert shipped().eval()({"input": torch.zeros(1, 64, 64, 3)})["logits"].shape == (1, 10)
 
 
-@pytest.mark.parametrize(("num_registers", "film_layers"), [(4, 2), (8, 3), (13, 2), (14, 3)])
+@pytest.mark.parametrize(
+    ("num_registers", "film_layers"),
+    [(4, 2), (14, 3), *(pytest.param(*sizes, marks=pytest.mark.torture) for sizes in ((8, 3), (13, 2)))],
+)
 def test_a_width_that_follows_is_no_finding_at_any_shipped_size(num_registers: int, film_layers: int) -> None:
     found = audit(shipped, num_registers, film_layers=film_layers)
     assert found.ok
@@ -179,7 +183,7 @@ def test_an_average_of_the_registers_follows() -> None:
 
 
 @pytest.mark.parametrize("build", MISTAKES, ids=lambda build: build.__name__)
-@pytest.mark.parametrize("num_registers", [None, 14])
+@pytest.mark.parametrize("num_registers", [14, *in_battery(None)])
 def test_a_planted_mistake_is_found_and_named(build: Any, num_registers: int | None) -> None:
     found = audit(build, num_registers)
     assert not found.ok

@@ -273,7 +273,7 @@ def test_plugins_are_sorted_and_the_good_ones_are_ok(report: Any, plugin: Any, m
 
 
 @pytest.mark.slow
-def test_the_good_plugins_work_next_to_the_broken_ones(run_python: Python, good: Path, broken: Path) -> None:
+def test_the_good_plugins_work_next_to_the_broken_ones(run_with_torch: Python, good: Path, broken: Path) -> None:
     without = ",".join(name for name in BROKEN if name in ("leaving", "interrupting", "hanging", "crashing"))
     code = (
         "import torch, regplug\n"
@@ -281,7 +281,7 @@ def test_the_good_plugins_work_next_to_the_broken_ones(run_python: Python, good:
         "    made = regplug.create(name, num_registers=2, hidden_dim=3)\n"
         "    print(type(made).__name__, list(made(torch.zeros(5, 2, 3)).shape))"
     )
-    done = run_python(code, [broken, good], {"REGPLUG_DISABLE": without})
+    done = run_with_torch(code, [broken, good], {"REGPLUG_DISABLE": without})
     assert {"Attend [5, 3]", "Last [5, 3]"} <= set(done.stdout.splitlines())
 
 

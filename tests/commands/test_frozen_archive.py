@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.battery import in_battery
 from support.strategies import BUILT_IN
 
 import regplug
@@ -70,6 +71,7 @@ def test_the_built_ins_and_the_version_need_no_metadata_and_one_sentence_says_wh
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("frozen", [*in_battery("folder"), "zip"], indirect=True)
 def test_a_readout_is_exported_and_verified_there(frozen: Run, tmp_path: Path) -> None:
     sizes = ["--num-registers", "2", "--hidden-dim", "3"]
     done = frozen("export", "concat", *sizes, "--backend", "torchscript", "-o", str(tmp_path / "b"))

@@ -50,15 +50,19 @@ LOADING = """
 import resource, sys
 import regplug, torch
 from regplug.backends import model_library
+kind, said = getattr(resource, sys.argv[2]), []
+before = resource.getrlimit(kind)
 for value in sys.argv[3].split():
-    resource.setrlimit(getattr(resource, sys.argv[2]), (int(value),) * 2)
+    resource.setrlimit(kind, (int(value), before[1]))
     try:
         if sys.argv[4] == "load":
             regplug.load(sys.argv[1])
         else:
             model_library.open_model_library("bundle b: program.so", b"x" * 5000)
     except regplug.BundleError as error:
-        print(error)
+        said.append(str(error))
+resource.setrlimit(kind, before)  # what is printed goes into a file, too
+print(*said, sep="\\n")
 """
 
 
@@ -69,9 +73,9 @@ for value in sys.argv[3].split():
         ("RLIMIT_FSIZE", "1000 0", "program", "bundle b: program.so: in memory: File too large."),
     ],
 )
-def test_loading_under_a_limit_raises_a_bundle_error(bundle, kind, values, what, said):
-    command = [sys.executable, "-c", LOADING, str(bundle), kind, values, what]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **NO_BYTECODE})
+def test_loading_under_a_limit_raises_a_bundle_error(with_torch, bundle, kind, values, what, said):
+    words = ["-c", LOADING, str(bundle), kind, values, what]
+    done = with_torch.run(words, bundle.parent, {**os.environ, **NO_BYTECODE})
     lines = done.stdout.splitlines()
     assert len(lines) == len(values.split()), done.stderr
     assert all(line.endswith(said) for line in lines), done.stdout
@@ -111,13 +115,10 @@ def test_a_lack_of_memory_is_known_through_what_was_raised_from_it():
     assert not is_out_of_memory(chained(ValueError("heads must be even")))
 
 
-def test_verify_without_a_compiler_says_so_and_passes_programs_that_need_none(bundle, tmp_path):
+def test_verify_without_a_compiler_says_so_and_passes_programs_that_need_none(with_torch, bundle, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "CXX"}
     environment |= {"PATH": str(tmp_path), "REGPLUG_CACHE_DIR": str(tmp_path / "empty")}
-    done = subprocess.run(
-        [sys.executable, "-m", "regplug", "verify", str(bundle), "--programs"],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
+    done = with_torch.run(["-m", "regplug", "verify", str(bundle), "--programs"], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     assert "not applicable" in done.stdout
     assert "no C++ compiler; programs need none to run" in done.stdout + done.stderr

@@ -658,7 +658,7 @@ def test_cache_lists_and_prunes(run, tmp_path, monkeypatch):
     assert run("cache", "prune", "--days", "-1")[0] == 2
 
 
-def test_a_command_that_runs_out_of_memory_says_so_in_one_line(run_python):
+def test_a_command_that_runs_out_of_memory_says_so_in_one_line(run_with_torch):
     code = """
 import sys, regplug.bundle.verify
 from regplug.commands.main import answer
@@ -669,7 +669,7 @@ for error in (MemoryError, RuntimeError("std::bad_alloc")):
     regplug.bundle.verify.verify = verify
     print(answer())
 """
-    done = run_python(code)
+    done = run_with_torch(code)
     assert done.stdout.split() == ["1", "1"]
     line = "error: memory: expected more of it, got none; see `ulimit -v`, or use a larger machine.\n"
     assert done.stderr == 2 * line

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from support.battery import in_battery
 from support.commands import run_command
 from support.distributions import write_distribution
+from support.forked_python import ForkedPython
 
 import regplug
 from regplug.commands.main import group
@@ -22,11 +24,23 @@ from regplug.conformance import all_backbone_checks, all_checks
 BIN = Path(sys.executable).parent
 
 
-def run(command, folder, site):
+def run(command, folder, site, python=None):
+    """What a command prints; with ``python`` it is a module and its arguments, run in a fork."""
     env = {**os.environ, "PYTHONPATH": str(site), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    if python is None:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    else:
+        done = python.run(["-m", *command], folder, env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[ForkedPython]:
+    """Python that has imported what the commands need, but nothing of regplug, whose asserts pytest rewrites."""
+    process = ForkedPython("import torch, torch._dynamo")
+    yield process
+    process.close()
 
 
 KINDS = ("readout", "backbone", "film", "backend")
@@ -72,9 +86,9 @@ def install_by_hand(package, site):
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass_and_run_every_check(made, kinds):
+def test_its_own_tests_pass_and_run_every_check(made, kinds, python):
     package, site = made
-    out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"], package, site)
+    out = run(["pytest", "-q", "-p", "no:cacheprovider", "-W", "error"], package, site, python)
     passed = int(re.search(r"(\d+) passed", out)[1])
     skipped = re.search(r"(\d+) skipped", out)
     of_readouts = len(all_checks(["one"])) + 1  # and one test of its own meaning
@@ -89,7 +103,7 @@ def test_its_own_tests_pass_and_run_every_check(made, kinds):
     indirect=True,
     ids=["none", "all"],
 )
-def test_the_commands_of_its_ci_and_of_its_readme_answer(made):
+def test_the_commands_of_its_ci_and_of_its_readme_answer(made, python):
     package, site = made
     readme = (package / "README.md").read_text()
     ci = yaml.safe_load((package / ".github" / "workflows" / "test.yml").read_text())
@@ -98,12 +112,11 @@ def test_the_commands_of_its_ci_and_of_its_readme_answer(made):
     assert ci["env"]["REGPLUG"] == "${{ vars.REGPLUG || 'regplug' }}"
     assert "$ pip install \"$REGPLUG\" -e '.[test]'\n" in readme
     for command in steps[2:]:  # CI compiles; tracing is enough here
-        results = json.loads(run([*command.split(), *COMPILER[" --backbone " in command], "--json"], package, site))[
-            "checks"
-        ]
+        words = [*command.split(), *COMPILER[" --backbone " in command], "--json"]
+        results = json.loads(run(words, package, site, python))["checks"]
         assert {result["verdict"] for result in results} <= {"passed", "not applicable"}
     for command, answer in re.findall(r"^\$ (regplug (?!check).+)\n(\d*)", readme, re.M):
-        out = run(command.split(), package, site)
+        out = run(command.split(), package, site, python)
         assert answer in out
 
 

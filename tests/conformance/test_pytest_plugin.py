@@ -85,10 +85,11 @@ REFUSALS = {
 }
 # prints each run's name and exit code around what pytest prints
 RUN_ALL = """
-import os, sys, pytest
+import gc, os, sys, pytest
 os.dup2(1, 2)
 os.chdir({folder!r})
 for name, words in {runs!r}.items():
+    gc.freeze()  # pytest collects garbage five times at its end, which takes long among torch's objects
     print("run:", name, flush=True)
     code = int(pytest.main(words))
     sys.stderr.flush()

@@ -49,15 +49,18 @@ def matches(said, got):
 @pytest.fixture(scope="module")
 def python() -> Iterator[ForkedPython]:
     """Python that has imported what most blocks need, but no plugin."""
-    process = ForkedPython("import timm, torch, regplug.bundle.export")
+    process = ForkedPython("import timm, torch, torch._dynamo, regplug.bundle.export")
     yield process
     process.close()
 
 
 def run(command, folder, env, python):
-    """What a command prints; one of regplug alone needs no interpreter of its own."""
+    """What a command prints; regplug and a Python file need no interpreter of their own."""
     if isinstance(command, str) and command.startswith("regplug ") and not set(command) & set("|&;<>$"):
         done = python.run(["-m", *shlex.split(command)], folder, env)
+    elif isinstance(command, str) and re.match(r"python \w+\.py ", command):
+        run_file = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        done = python.run(["-c", run_file, *shlex.split(command)[1:]], folder, env)
     elif command[0] == "-c":
         done = python.run(command, folder, env)
     else:

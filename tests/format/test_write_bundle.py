@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import run_command
 
 from regplug.errors import ExportError
 from regplug.format import durable, single_file, temporary, write_bundle
@@ -425,19 +426,14 @@ def test_a_file_system_that_cannot_rename_to_new_places_only_links_instead(tmp_p
 # ---- the command
 
 
-EXPORT = [sys.executable, "-m", "regplug", "export", "mean", "--num-registers", "4", "--hidden-dim", "24"]
-
-
-def export(place, *words):
-    command = [*EXPORT, "--no-programs", "--force", "-o", place]
-    return subprocess.run([*words, *command], capture_output=True, text=True, check=False)
+EXPORT = ["export", "mean", "--num-registers", "4", "--hidden-dim", "24", "--no-programs", "--force", "-o"]
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}  # with a limit of file sizes Python would leave some that is truncated
 
 
 @pytest.fixture(scope="module")
 def exported_once(tmp_path_factory):
     place = tmp_path_factory.mktemp("exported") / "b"
-    done = export(place)
-    assert done.returncode == 0, done.stderr
+    assert run_command(*EXPORT, place)[0] == 0
     return place
 
 
@@ -449,9 +445,11 @@ def exported(exported_once, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_exits_with_1_on_a_full_disk_and_keeps_the_old_bundle(exported):
+def test_the_command_exits_with_1_on_a_full_disk_and_keeps_the_old_bundle(exported, with_torch):
     place, old = exported
-    done = export(place, "bash", "-c", 'ulimit -f 1; "$@"', "bash")  # a kilobyte a file
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+    code += "from regplug.commands.main import main; main()"
+    done = with_torch.run(["-c", code, *EXPORT, str(place)], place.parent, os.environ | NO_BYTECODE)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"error: bundle {place}: cannot be written: File too large; nothing was changed.\n" == done.stderr
     assert content(place) == old
@@ -463,7 +461,9 @@ def test_the_command_exits_with_1_on_a_read_only_path_and_keeps_the_old_bundle(e
     place, old = exported
     # also for root: a file system mounted read-only in a namespace of this process
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
-    done = export(place, "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(place.parent))
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, place.parent]
+    command = [*namespace, sys.executable, "-m", "regplug", *EXPORT, place]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     why = "Read-only file system"
     assert done.stderr == f"error: bundle {place}: cannot be written: {why}; nothing was changed.\n"
     assert (done.returncode, done.stdout) == (1, "")
@@ -485,10 +485,9 @@ main()
 
 
 @pytest.mark.slow
-def test_the_command_exits_with_130_on_an_interrupt_and_keeps_the_old_bundle(exported):
+def test_the_command_exits_with_130_on_an_interrupt_and_keeps_the_old_bundle(exported, with_torch):
     place, old = exported
-    command = [sys.executable, "-c", SLOWLY, *EXPORT[3:], "--no-programs", "--force", "-o", place]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = with_torch.run(["-c", SLOWLY, *EXPORT, str(place)], place.parent, os.environ)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "interrupted")
     assert content(place) == old
     assert stale(place.parent) == []

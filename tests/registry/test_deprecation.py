@@ -68,7 +68,7 @@ SIZES: dict[str, Any] = {"num_registers": 4, "hidden_dim": 8}
 # ---- protocols
 
 
-def test_a_plugin_of_protocol_1_works_forever(run_python: Any) -> None:
+def test_a_plugin_of_protocol_1_works_forever(run_with_torch: Any) -> None:
     """The folder is an installed distribution that no commit may change: an example of all published ones."""
     code = (
         "import json, torch, regplug\n"
@@ -83,7 +83,7 @@ def test_a_plugin_of_protocol_1_works_forever(run_python: Any) -> None:
         "     for name in ('frozen-hook', 'frozen-readouts:frozen-line')],\n"
         "    sizes.layout.start, sizes.film_sites[0].where, registry.film_entry('frozen-film').order]))"
     )
-    done = run_python(code, [FROZEN])
+    done = run_with_torch(code, [FROZEN])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [
         "ok",

@@ -121,7 +121,7 @@ print(json.dumps(listed))
 """
 
 
-def test_two_lines_of_entry_points_make_two_strategies(run_python: Python, acme: Path) -> None:
+def test_two_lines_of_entry_points_make_two_strategies(run_python: Python, run_with_torch: Python, acme: Path) -> None:
     listed = answer(run_python(LIST, [acme]))
     assert {*BUILT_IN, "attend", "largest"} <= set(listed["names"])
     assert listed["records"]["acme-readouts"] == ["2.3", "ok", "None"]
@@ -133,10 +133,10 @@ def test_two_lines_of_entry_points_make_two_strategies(run_python: Python, acme:
         "print(json.dumps([spec.strategy, spec.cond_dim, list(answer.shape), largest.cond_dim,\n"
         "                  spec.entry.provenance.version]))"
     )
-    assert answer(run_python(code, [acme])) == ["acme-readouts:attend", 6, [2, 6], 8, "2.3"]
+    assert answer(run_with_torch(code, [acme])) == ["acme-readouts:attend", 6, [2, 6], 8, "2.3"]
 
 
-def test_both_groups_of_one_distribution_are_one_plugin(run_python: Python, zoo: Path) -> None:
+def test_both_groups_of_one_distribution_are_one_plugin(run_python: Python, run_with_torch: Python, zoo: Path) -> None:
     listed = answer(run_python(LIST, [zoo]))
     assert {"last", "lined"} <= set(listed["names"])
     assert "zoo-vit" in listed["backbones"]
@@ -147,7 +147,7 @@ def test_both_groups_of_one_distribution_are_one_plugin(run_python: Python, zoo:
         "registry.unregister('zoo')\n"
         "print(json.dumps([width, registry.strategies(), registry.backbones()]))"
     )
-    width, names, backbones = answer(run_python(code, [zoo]))
+    width, names, backbones = answer(run_with_torch(code, [zoo]))
     assert width == 5
     assert not {"last", "lined"} & set(names)
     assert "zoo-vit" not in backbones
@@ -284,7 +284,9 @@ def test_two_distributions_with_one_name_are_listed_in_full(run_python: Python, 
         )
 
 
-def test_a_class_of_nvsubquadratic_is_offered_unchanged(run_python: Python, adopting: Path) -> None:
+def test_a_class_of_nvsubquadratic_is_offered_unchanged(
+    run_python: Python, run_with_torch: Python, adopting: Path
+) -> None:
     listed = answer(run_python(LIST, [adopting]))
     assert "nv-compress" in listed["names"]
     assert not {"torch", "nvsubquadratic"} & set(listed["imported"])
@@ -298,7 +300,7 @@ def test_a_class_of_nvsubquadratic_is_offered_unchanged(run_python: Python, adop
         "                  type(made) is type(same), list(made(torch.zeros(2, 14, 384)).shape),\n"
         "                  sorted(made.state_dict())]))"
     )
-    assert answer(run_python(code, [adopting])) == [
+    assert answer(run_with_torch(code, [adopting])) == [
         "adopting:nv-compress",
         14 * 96,
         True,

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,6 @@ def add(site: Path) -> Add:
             write_distribution(site, name, {f"{name}.py": text}, {"regplug_v1": {"x": name}})
 
     return install
-
-
-@pytest.fixture(scope="module")
-def with_torch() -> Iterator[ForkedPython]:
-    """A process that has imported torch and regplug, but no plugin."""
-    process = ForkedPython("import torch, regplug.bundle.export")
-    yield process
-    process.close()
 
 
 @pytest.fixture

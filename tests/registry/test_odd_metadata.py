@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.forked_python import ForkedPython
 
 from regplug.bundle.describe import storable
 from regplug.commands.doctor.metadata import check_metadata
@@ -179,14 +180,14 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_readout_is_exported_among_them_with_the_provenance_of_the_installed_copies(
-    crowd: Path, tmp_path: Path
+    with_torch: ForkedPython, crowd: Path, tmp_path: Path
 ) -> None:
     done = run(*WIDTH, path=[crowd])
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
     assert done.stderr.startswith("warning: the metadata of a distribution cannot be read (")
     assert done.stderr.count("\n") == 1
-    sizes = ["--num-registers", "2", "--hidden-dim", "3"]
-    done = run("export", "acme-last", *sizes, "--backend", "torchscript", "-o", str(tmp_path / "b"), path=[crowd])
+    words = ["-m", "regplug", "export", *WIDTH[1:], "--backend", "torchscript", "-o", str(tmp_path / "b")]
+    done = with_torch.run(words, crowd, os.environ | {"PYTHONPATH": str(crowd)})
     assert done.returncode == 0, done.stderr
     packages = json.loads((tmp_path / "b" / "manifest.json").read_text())["provenance"]["packages"]
     assert (packages["acme"], packages["nameless"]) == ("1.0+d2026.abc_x", "1")

@@ -18,8 +18,9 @@ from support.environment import clean_environment
 LIMIT_S = 120
 # a child leaves the loop and runs its job as a main program: with atexit, tracebacks and an exit status
 SERVER = """
-import json, os, sys
+import gc, json, os, sys
 {imports}
+gc.freeze()  # so that no child copies the memory of all objects to look for garbage among them
 
 def job_of_this_process():
     for line in sys.stdin:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.commands import run_command
 
 from torture import failing
 from torture.tracing import CALLS, tool, traced
@@ -41,9 +42,9 @@ def calls_on(folder, log):
 @pytest.mark.slow
 def test_the_export_command_makes_the_calls_that_the_battery_fails_and_only_reads_before(tmp_path):
     """The battery runs the writer alone, because importing torch for each call would take an hour."""
-    command = [str(Path(sys.executable).with_name("regplug")), "export", "mean", "--num-registers", "4"]
-    command += ["--hidden-dim", "24", "--force", "--output"]
-    subprocess.run([*command, tmp_path / "made" / "b"], check=True, capture_output=True)
+    export = ["export", "mean", "--num-registers", "4", "--hidden-dim", "24", "--force", "--output"]
+    assert run_command(*export, tmp_path / "made" / "b")[0] == 0
+    command = [Path(sys.executable).with_name("regplug"), *export]
     for place in ("by-command", "by-writer"):  # these are replaced
         shutil.copytree(tmp_path / "made" / "b", tmp_path / place / "b")
         (tmp_path / place / "b" / "README.md").write_text("# mine\n")

@@ -22,12 +22,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for each test."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(folder))
-    return folder
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache that is empty at first; several tests of a file export the same program."""
+    folder = tmp_path_factory.mktemp("empty-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGPLUG_CACHE_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture

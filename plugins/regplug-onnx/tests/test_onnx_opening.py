@@ -28,9 +28,7 @@ def made(readout, program_in, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A program, its weights, and the module it was made of."""
     folder = tmp_path_factory.mktemp("made")
     spec, module = readout("compress-concat")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REGPLUG_CACHE_DIR", str(folder / "cache"))
-        regplug.export(spec, module, folder / "b", backends=["onnx"])
+    regplug.export(spec, module, folder / "b", backends=["onnx"])
     state = load((folder / "b/weights.safetensors").read_bytes())
     return program_in(folder / "b"), state, module
 

@@ -30,12 +30,17 @@ def register_of(model: Any) -> torch.Tensor | None:
     return parameter
 
 
-@pytest.fixture(scope="session")
-def carrying() -> dict[str, nn.Module]:
-    """The models that have a register parameter, whole, on the meta device."""
+@pytest.fixture(scope="module")
+def every() -> dict[str, nn.Module]:
+    """Every model with one block, on the meta device."""
     with torch.device("meta"):
-        small = {name: build(name) for name in NAMES}
-        return {name: timm.create_model(name) for name, model in small.items() if register_of(model) is not None}
+        return {name: build(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def carrying(every: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The models that have a register parameter."""
+    return {name: model for name, model in every.items() if register_of(model) is not None}
 
 
 @pytest.mark.slow
@@ -55,9 +60,8 @@ def test_every_model_with_a_register_parameter_has_a_layout_on_the_meta_device(c
 
 
 @pytest.mark.slow
-def test_the_rest_say_that_they_carry_none() -> None:
-    with torch.device("meta"):
-        rest = [model for name in NAMES if register_of(model := build(name)) is None]
+def test_the_rest_say_that_they_carry_none(every: dict[str, nn.Module]) -> None:
+    rest = [model for model in every.values() if register_of(model) is None]
     assert len(rest) == len(NAMES) - 75 > 150
     for model in rest:
         with pytest.raises(regplug.SpecError, match=r"carries no register tokens \(a \w+ with [012] prefix tokens"):
@@ -86,7 +90,9 @@ def marked_positions(model: nn.Module, images: torch.Tensor) -> list[list[int]]:
 @pytest.mark.slow
 def test_a_mark_in_each_register_is_found_where_the_layout_says_in_every_model(carrying: dict[str, nn.Module]) -> None:
     torch.manual_seed(0)
-    for name, whole in carrying.items():
+    for name in carrying:
+        with torch.device("meta"):
+            whole = timm.create_model(name)
         layout = regplug.layout_of(whole)
         flexible = isinstance(whole, timm.models.NaFlexVit)
         side = 2 * (16 if flexible else whole.patch_embed.patch_size[0])
