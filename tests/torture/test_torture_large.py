@@ -39,7 +39,7 @@ def test_the_judge_detects_each_thing_that_must_not_happen(outcome, seen):
     assert figure("x", [Outcome("read", GRAIN, 0.9)]).ok
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_file_over_two_gibibytes_takes_memory_of_its_size_once(tmp_path):
     """One system call reads at most 2 GiB; joining the results of two calls took the size twice."""
     size = (2 << 30) + (64 << 20)
