@@ -53,9 +53,11 @@ matrix: $(VENV)/tested-tools $(VENV)/installed
 # ---- what the targets above need
 
 # The wheels, as users get them. The version does not change with each edit, so pip must be told to reinstall.
+# libregplug's objects are kept, so that only what changed is compiled again.
 $(VENV)/installed: $(SOURCES) $(VENV)/tools
 	rm -rf $(WHEELS)
-	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w $(WHEELS) . $(wildcard plugins/*)
+	SKBUILD_BUILD_DIR=$(abspath $(VENV))/libregplug $(BIN)/pip wheel --quiet --no-deps --no-build-isolation \
+	  -w $(WHEELS) . $(wildcard plugins/*)
 	$(BIN)/pip install --quiet $(WHEELS)/*.whl
 	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
 	touch $@
@@ -63,7 +65,9 @@ $(VENV)/installed: $(SOURCES) $(VENV)/tools
 $(VENV)/tools: | compiler
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/pip install --quiet --disable-pip-version-check 'hatchling>=1.25' cmake ninja nlohmann-json numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check 'hatchling>=1.25' 'scikit-build-core>=1.0' cmake ninja \
+	  nlohmann-json numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'cmeel-eigen>=3.4,<4'  # headers alone
 	touch $@
 
 # Linters, and packages that tests compare with; without those packages' own dependencies, which tests do not use.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -20,13 +22,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from support.consumer import build, installed
 
 import regplug
 
-SIZES = {"num_registers": 4, "hidden_dim": 384}
+HIDDEN_DIM, COMPRESSED_DIM = 384, 96
 FILM = {"kernel_hidden_dim": 32, "num_film_layers": 3, "init_type": "small_random", "init_std": 0.5}
 BACKENDS = ("torchscript", "aotinductor")
+RUN = Path(regplug.__file__).parent / "share" / "regplug-run"
 out = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -45,16 +49,22 @@ def said(what: str) -> Iterator[None]:
 
 def bundles(folder: Path) -> dict[str, Path]:
     """The modules of the latency table."""
-    torch.manual_seed(0)
-    compress = regplug.resolve("compress-concat", **SIZES, compressed_dim=96)
-    pool = regplug.resolve("pool", **SIZES)
-    film = regplug.pair(compress, regplug.KernelFiLMGenerator, **FILM)
-    chain = regplug.Conditioner(regplug.TokenLayout(**SIZES, start=1), compress.build(), film)
-    return {
-        "compress-concat": export(compress, compress.build(), folder / "compress"),
-        "pool": export(pool, pool.build(), folder / "pool"),
-        "chain with FiLM": export(compress, chain, folder / "chain"),
-    }
+    made = {}
+    for num_registers in (4, 14):
+        torch.manual_seed(0)
+        sizes = {"num_registers": num_registers, "hidden_dim": HIDDEN_DIM}
+        compress = regplug.resolve("compress-concat", **sizes, compressed_dim=COMPRESSED_DIM)
+        pool = regplug.resolve("pool", **sizes)
+        film = regplug.pair(compress, regplug.KernelFiLMGenerator, **FILM)
+        chain = regplug.Conditioner(regplug.TokenLayout(**sizes, start=1), compress.build(), film)
+        for name, spec, module in (
+            ("compress-concat", compress, compress.build()),
+            ("pool", pool, pool.build()),
+            ("chain with FiLM", compress, chain),
+        ):
+            title = f"{name}, R={num_registers}"
+            made[title] = export(spec, module, folder / title.replace(" ", "-"))
+    return made
 
 
 def run(*words: object) -> dict:
@@ -67,8 +77,8 @@ def run(*words: object) -> dict:
 
 def show_latency(found: dict[str, dict]) -> None:
     """Microseconds of one call, and how they compare with the raw operations."""
-    table = Table(title="C++, one thread, R=4, D=384, c=96: us per call (ratio to raw operations)")
-    ways = ["raw operations", "torch::jit::load", "TorchScriptBundle", "AOTInductorBundle"]
+    table = Table(title=f"C++, one thread, D={HIDDEN_DIM}, c={COMPRESSED_DIM}: us per call (ratio to raw operations)")
+    ways = ["raw operations", "torch::jit::load", "TorchScriptBundle", "AOTInductorBundle", "without libtorch"]
     for column in ("module", "B", *ways):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, batches in found.items():
@@ -90,6 +100,42 @@ def show_opening(program: Path, folder: Path, title: str, runs: int) -> None:
         middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
         peak = f"{middle['peak_bytes'] / middle['weights_bytes']:.2f}"
         table.add_row(kind, *(f"{middle[key]:.1f}" for key in ("open", "again", "digest_of_weights")), peak)
+    out.print(table)
+
+
+def show_starts(folder: Path, bundle: Path) -> None:
+    """Whole processes of regplug-run, from their start to the first vector, over libtorch and without it."""
+    registers = folder / "registers.safetensors"
+    save_file({"registers": torch.zeros(1, 4, HIDDEN_DIM)}, registers)
+    programs = {
+        name: build(folder / f"run-{name}", RUN, {"CMAKE_PREFIX_PATH": installed(), "REGPLUG_RUN_WITH": name})
+        for name in ("aotinductor", "runtime")
+    }
+    table = Table(title="regplug-run: a whole process, from its start to one vector")
+    for column in ("over", "ms", "peak, MB", "program and its libraries, MB"):
+        table.add_column(column, justify="left" if column == "over" else "right")
+    taken: dict[str, list[tuple[float, int]]] = {name: [] for name in programs}
+    for _ in range(11):
+        for name, built in programs.items():
+            start = time.perf_counter()
+            process = subprocess.Popen([built / "regplug-run", bundle, registers, folder / "out.safetensors"])
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                sys.exit(f"regplug-run over {name}: exit code {process.returncode}")
+            taken[name].append((1000 * (time.perf_counter() - start), usage.ru_maxrss))
+    for name, rows in taken.items():
+        program = programs[name] / "regplug-run"
+        subprocess.run(["strip", program], check=True)
+        linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        files = [program, *(Path(path) for path in re.findall(r"=> (/\S+torch\S+|/\S+libc10\S+)", linked))]
+        size = sum(path.stat().st_size for path in files) / 1e6
+        table.add_row(
+            "libtorch" if name == "aotinductor" else name,
+            f"{statistics.median(ms for ms, _ in rows):.0f}",
+            f"{statistics.median(peak for _, peak in rows) / 1000:.0f}",
+            f"{size:.1f}",
+        )
     out.print(table)
 
 
@@ -122,11 +168,12 @@ def main() -> None:
             spec = regplug.resolve("compress-concat", num_registers=4, hidden_dim=2048, compressed_dim=128)
             small = export(spec, spec.build(), folder / "small")
         with said("building"):
-            settings = {"CMAKE_PREFIX_PATH": installed()}
+            settings = {"CMAKE_PREFIX_PATH": installed(), "BENCH": "ON"}
             program = build(folder / "build", settings=settings, target="regplug_bench") / "regplug_bench"
         with said("timing"):
             times = run(program, "latency", *made.values())
         show_latency({what: times[str(path)] for what, path in made.items()})
+        show_starts(folder, made["compress-concat, R=4"])
         show_opening(program, small, "opening a bundle with 1 MB of weights, beyond libtorch's own start", 11)
         if large:
             with said("exporting 1 GB"):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,42 +16,17 @@ from support.commands import run_command
 from support.distributions import write_distribution
 from support.environment import clean_environment
 from support.forked_python import ForkedPython
-
-import regplug
+from support.program_cache import program_cache
 
 # a busy machine is slow, and a slow answer is not wrong
 settings.register_profile("regplug", deadline=None)
 settings.load_profile("regplug")
-
-ROOT = Path(__file__).resolve().parents[1]
-WEEK_S = 604_800.0
 
 
 def pytest_collection_finish() -> None:
     """Exempt the collected tests from garbage collection, each of which would look at all of their objects."""
     gc.collect()
     gc.freeze()
-
-
-def program_cache() -> Path:
-    """A folder in build/ for compiled programs, named by what decides how they are made."""
-    tools = [version("torch"), sys.version, os.path.realpath(shutil.which("c++") or "")]
-    made_by = hashlib.sha256("\n".join(tools).encode())
-    package = Path(regplug.__file__).parent
-    for folder in ("backends", "format"):
-        for path in sorted((package / folder).glob("*.py")):
-            made_by.update(path.read_bytes())
-    caches = ROOT / "build" / "test-cache"
-    kept = caches / made_by.hexdigest()[:16]
-    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.utime(kept)
-    for other in caches.iterdir():
-        with suppress(FileNotFoundError):  # another process deletes it
-            if time.time() - other.stat().st_mtime > WEEK_S:
-                shutil.rmtree(other)
-    for names in kept.glob("names-*.json"):  # of plugins that earlier runs installed
-        names.unlink(missing_ok=True)
-    return kept
 
 
 @pytest.fixture(scope="session", autouse=True)

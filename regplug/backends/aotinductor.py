@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.program_weights import check_weights, weights_property
 from regplug.backends.reuse import reused
+from regplug.backends.runtime import what_it_needs
 from regplug.errors import ExportError, SpecError, one_line
-from regplug.format.manifest import CPU_FLAGS
+from regplug.format.manifest import CPU_FLAGS, NEEDS
 
 OWNER = "program 'aotinductor'"
 ISA = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -75,11 +77,13 @@ class AOTInductorBackend(ExportBackend):
             except OSError as error:  # no room for a file, a process or a descriptor
                 raise ExportError(f"{OWNER}: {isa}: the compiler could not run: {one_line(error)}.") from error
 
-        return [
+        programs = [
             program
             for isa in self._isa
             for program in reused("aotinductor", source, graph, _settings(isa), lambda isa=isa: make(isa))  # type: ignore[misc]
         ]
+        # not kept with them: a newer runtime may have more functions
+        return [replace(one, properties={**one.properties, NEEDS: what_it_needs(one.data)}) for one in programs]
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
         """Load the library, and give it these weights in every run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from regplug.errors import ExportError
 
@@ -15,9 +15,11 @@ ALLOWED_LIBRARIES = {
 SHARED, X86_64 = 3, 62
 LOAD, DYNAMIC, STACK = 1, 2, 0x6474E551
 EXECUTABLE, WRITABLE = 1, 2
-NEEDED, HASH, STRINGS, SYMBOLS, RPATH, RUNPATH, GNU_HASH = 1, 4, 5, 6, 15, 29, 0x6FFFFEF5
+NEEDED, HASH, STRINGS, SYMBOLS, RPATH, RUNPATH = 1, 4, 5, 6, 15, 29
+GNU_HASH, VERSIONS = 0x6FFFFEF5, 0x6FFFFFF0
 SYMBOL = struct.Struct("<IBBHQQ")
-LOCAL, UNIQUE = 0, 10
+LOCAL, WEAK, UNIQUE = 0, 2, 10
+FIRST_VERSION = 2  # a symbol of a library with versions, as the C library's are
 INTERFACE = "AOTInductor"  # the prefix of all functions that torch calls in a model library
 
 
@@ -37,18 +39,35 @@ def check_library(owner: str, data: bytes) -> None:
         raise ExportError(f"{owner}: expected a whole shared object, got a damaged one.") from error
 
 
-def _check_segments(owner: str, data: bytes) -> None:
+def called_functions(data: bytes) -> list[str]:
+    """The functions that a model library calls and that neither it nor the C and C++ libraries have: torch's, SLEEF's.
+
+    The library was checked.
+    """
+    entries, place_of = _dynamic(data)
+    names, symbols = place_of(STRINGS), place_of(SYMBOLS)
+    versions = place_of(VERSIONS) if VERSIONS in {tag for tag, _ in entries} else None
+    found = []
+    for index in range(1, _count(data, entries, place_of)):
+        name, info, _, section, _, _ = SYMBOL.unpack_from(data, symbols + index * SYMBOL.size)
+        (version,) = (0,) if versions is None else struct.unpack_from("<H", data, versions + 2 * index)
+        if not section and info >> 4 != WEAK and version & 0x7FFF < FIRST_VERSION:
+            found.append(_text(data, names + name))
+    return sorted(found)
+
+
+def _segments(data: bytes) -> list[tuple[int, ...]]:
+    """Of each segment: type, flags, place in the file, address, physical address, bytes in the file."""
     (first,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
-    # type, flags, place in the file, address, physical address, bytes in the file
-    segments = [struct.unpack_from("<IIQQQQ", data, first + i * size) for i in range(count)]
-    stacks = [flags for kind, flags, *_ in segments if kind == STACK]
-    if len(stacks) != 1 or stacks[0] & EXECUTABLE:
-        raise ExportError(f"{owner}: expected a stack that is not executable, got one that is.")
-    if any(kind == LOAD and flags & EXECUTABLE and flags & WRITABLE for kind, flags, *_ in segments):
-        raise ExportError(f"{owner}: expected memory that is written or run, got some that is both.")
+    return [struct.unpack_from("<IIQQQQ", data, first + i * size) for i in range(count)]
+
+
+def _dynamic(data: bytes) -> tuple[list[tuple[int, int]], Callable[[int], int]]:
+    """What the dynamic linker reads, and the place in the file of the table with a tag."""
+    segments = _segments(data)
     begin, length = next((place, size) for kind, _, place, _, _, size in segments if kind == DYNAMIC)
-    entries = list(struct.iter_unpack("<QQ", data[begin : begin + length]))
+    entries: list[tuple[int, int]] = list(struct.iter_unpack("<QQ", data[begin : begin + length]))
 
     def place_of(wanted: int) -> int:
         address = next(value for tag, value in entries if tag == wanted)
@@ -59,6 +78,17 @@ def _check_segments(owner: str, data: bytes) -> None:
         )
         return int(place + address - start)
 
+    return entries, place_of
+
+
+def _check_segments(owner: str, data: bytes) -> None:
+    segments = _segments(data)
+    stacks = [flags for kind, flags, *_ in segments if kind == STACK]
+    if len(stacks) != 1 or stacks[0] & EXECUTABLE:
+        raise ExportError(f"{owner}: expected a stack that is not executable, got one that is.")
+    if any(kind == LOAD and flags & EXECUTABLE and flags & WRITABLE for kind, flags, *_ in segments):
+        raise ExportError(f"{owner}: expected memory that is written or run, got some that is both.")
+    entries, place_of = _dynamic(data)
     names = place_of(STRINGS)
     needed = {_text(data, names + value) for tag, value in entries if tag == NEEDED}
     searched = [_text(data, names + value) for tag, value in entries if tag in (RPATH, RUNPATH)]
@@ -66,13 +96,17 @@ def _check_segments(owner: str, data: bytes) -> None:
         raise ExportError(f"{owner}: expected no folder to search for libraries, got {', '.join(searched)}.")
     if foreign := sorted(needed - ALLOWED_LIBRARIES):
         raise ExportError(f"{owner}: expected no library but libtorch's own, got {', '.join(foreign)}.")
-    tags = {tag for tag, _ in entries}
-    counts = [count(data, place_of(tag)) for tag, count in COUNTS.items() if tag in tags]
-    visible = sorted(_visible(data, place_of(SYMBOLS), max(counts), names))
+    visible = sorted(_visible(data, place_of(SYMBOLS), _count(data, entries, place_of), names))
     if visible:
         raise ExportError(
             f"{owner}: expected no exported symbol but {INTERFACE}*, got {visible[0]} and {len(visible) - 1} more."
         )
+
+
+def _count(data: bytes, entries: list[tuple[int, int]], place_of: Callable[[int], int]) -> int:
+    """The number of symbols."""
+    tags = {tag for tag, _ in entries}
+    return max(count(data, place_of(tag)) for tag, count in COUNTS.items() if tag in tags)
 
 
 def _visible(data: bytes, symbols: int, count: int, names: int) -> Iterator[str]:

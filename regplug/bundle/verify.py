@@ -139,9 +139,8 @@ def verify(
             checks += _check_compiled(module, contents)
     if programs:
         for record in manifest.programs:
-            name = " ".join(filter(None, (record.backend, record.properties.get("isa"))))
-            progress(f"program {name}")
-            checks += _check_program(name, contents, record, registry)
+            progress(f"program {record.name}")
+            checks += _check_program(record.name, contents, record, registry)
     return Verification(Path(files.path), files.digest, manifest, tuple(checks), files.passed_over)
 
 

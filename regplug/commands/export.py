@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.commands.printing import complain, print_json, progress, say
+from regplug.commands.printing import complain, print_json, progress, say, say_needs
 from regplug.commands.shared_options import (
     KeyValue,
     chosen_spec,
@@ -143,6 +143,7 @@ def export_command(
         return
     say(f"bundle {output}: {done.manifest.holds} {spec.strategy}, cond_dim {spec.cond_dim}")
     say(f"digest {done.digest}")
+    say_needs(done.manifest)
     if weights is None:
         complain(f"weights are initial, from seed {seed}; use --weights FILE for trained ones")
     if backbone is not None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from regplug.errors import escape
 from regplug.registry.streams import own_stderr, own_stdout
+
+if TYPE_CHECKING:
+    from regplug.format.manifest import Manifest
 
 EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -18,6 +21,13 @@ EXIT_FAILED, EXIT_USAGE, EXIT_PLUGIN, EXIT_INTERRUPTED = 1, 2, 3, 130
 def say(text: object = "") -> None:
     """Print a line of data on stdout."""
     click.echo(text, file=own_stdout())
+
+
+def say_needs(manifest: Manifest) -> None:
+    """Print of each program whether it runs without libtorch, if the bundle says so."""
+    for program in manifest.programs:
+        if program.needs:
+            say(f"program '{program.name}': {program.needs}")
 
 
 def complain(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say
+from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say, say_needs
 from regplug.commands.shared_options import digest_option, follow_links_option, json_option
 from regplug.errors import BundleError, NameLookupError, shorten
 from regplug.registry.tracebacks import show_traceback
@@ -83,6 +83,8 @@ def verify_command(
                 say(check.detail)
         if found.passed_over:
             say(f"not in the manifest, not opened: {shorten(found.passed_over)}")
+        if programs:
+            say_needs(found.manifest)
         say(f"digest {found.digest}")
     if not found.ok:
         click.get_current_context().exit(EXIT_FAILED)

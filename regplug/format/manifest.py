@@ -19,6 +19,7 @@ WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 SMOKE_CASE = "batch_1"  # the golden case that every loader runs
 CPU_FLAGS = "cpu_flags"  # the property of a program that lists the CPU flags it needs
+NEEDS = "needs"  # the property that says what a program needs besides a runtime: "nothing", or "libtorch"
 IMAGES = "images"  # the name of the input if the bundle includes the backbone
 
 Positive = Annotated[int, integer(1)]
@@ -147,6 +148,17 @@ class ProgramRecord:
     file: FileName
     properties: Mapping[Name, Line]
     cases: Mapping[Name, CaseResult]
+
+    @property
+    def name(self) -> str:
+        """Backend and instruction set: ``aotinductor x86-64-v3``."""
+        return " ".join(filter(None, (self.backend, self.properties.get("isa"))))
+
+    @property
+    def needs(self) -> str | None:
+        """``runs without libtorch`` or ``needs libtorch``; None if the bundle does not say."""
+        needs = self.properties.get(NEEDS)
+        return needs and ("runs without libtorch" if needs == "nothing" else f"needs {needs}")
 
 
 @dataclass(frozen=True)

@@ -605,6 +605,9 @@ def test_verify_shows_program_against_case_and_marks_what_failed(run, tmp_path):
     assert run("export", *COMPRESS, *both)[0] == 0
     code, out, _ = run("verify", tmp_path / "b", "--programs")
     assert code == 0
+    needs = "program 'aotinductor x86-64-v3': runs without libtorch"
+    assert out.splitlines()[-2] == needs
+    assert needs not in run("verify", tmp_path / "b")[1].splitlines()
     head, *rows = (re.split(r" {2,}", line) for line in out.splitlines())
     assert head[2:] == ["eager", "torch.compile", "torchscript", "aotinductor x86-64-v3"]
     assert [row[-1] for row in rows if row[0].startswith("wrong")] == ["refused"] * 5

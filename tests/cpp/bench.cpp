@@ -6,6 +6,7 @@
 #include <c10/core/InferenceMode.h>
 #include <regplug/aotinductor.h>
 #include <regplug/detail/sha256.h>
+#include <regplug/regplug.h>
 #include <regplug/torchscript.h>
 #include <torch/csrc/jit/serialization/import.h>
 
@@ -17,6 +18,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -93,7 +95,10 @@ void latency(const std::string& dir, regplug::Json& report) {
   const auto scripted = regplug::TorchScriptBundle::open(dir);
   torch::jit::Module plain = torch::jit::load(dir + "/program.torchscript.pt");
   const auto operations = raw(bundle);
-  for (const std::int64_t batch : {1, 256}) {
+  const std::unique_ptr<regplug_bundle, void (*)(regplug_bundle*)> bare(regplug_open(dir.c_str(), nullptr, 0),
+                                                                        regplug_close);
+  if (!bare) throw regplug::Error(regplug_last_error());
+  for (const std::int64_t batch : {1, 64, 256}) {
     const std::int64_t length = manifest.is_conditioner() ? 201 : manifest.num_registers;
     const at::Tensor input = at::randn({batch, length, manifest.hidden_dim});
     const regplug::TensorView shown = regplug::view_of(input);
@@ -118,6 +123,13 @@ void latency(const std::string& dir, regplug::Json& report) {
       calls.emplace_back("TorchScriptBundle", [&] { scripted.run(input); });
       calls.emplace_back("AOTInductorBundle", [&] { compiled.run(shown); });
     }
+    const std::vector<std::int64_t> sizes = input.sizes().vec();
+    const regplug_tensor given{nullptr, REGPLUG_FLOAT32, 3, sizes.data(), nullptr, input.const_data_ptr()};
+    calls.emplace_back("without libtorch", [&] {
+      regplug_outputs* const outputs = regplug_run(bare.get(), &given, 1);
+      if (outputs == nullptr) throw regplug::Error(regplug_last_error());
+      regplug_free_outputs(outputs);
+    });
     report["B=" + std::to_string(batch)] = microseconds(calls, batch == 1 ? 2000 : 100);
   }
 }

@@ -14,6 +14,7 @@ from support.consumer import (
     LAYOUTS,
     built,
     built_with,
+    built_without_libtorch,
     check_golden,
     conditioner,
     installed,
@@ -33,8 +34,14 @@ BOTH = ["torchscript", "aotinductor"]
 NO_CONTAINER = "AOTInductorModelContainerCreateWithDevice"
 
 
+@pytest.fixture(scope="module", params=["libtorch", "runtime"])
+def programs(request):
+    """The C++ programs, over libtorch and without it."""
+    return built() if request.param == "libtorch" else built_without_libtorch()
+
+
 @pytest.fixture(scope="module")
-def programs():
+def programs_with_libtorch():
     return built()
 
 
@@ -188,7 +195,10 @@ OWN_DAMAGES = {
         lambda f: set_property(f, "weights", lambda text: text.replace("24", "24.0")),
         f"{LIBRARY}: weights: expected the JSON text of {{name: [dtype, sizes]}}.",
     ),
-    "a file that is not a library": (lambda f: replace_library(f, b"nothing"), f"{LIBRARY}: file too short; {MADE}."),
+    "a file that is not a library": (
+        lambda f: replace_library(f, b"nothing"),
+        f"{LIBRARY}: expected a shared library, got another file; {MADE}.",
+    ),
     "a library with an undefined symbol": (
         lambda f: compile_library(f, 'extern "C" int aoti_torch_none(); int f() { return aoti_torch_none(); }'),
         f"{LIBRARY}: undefined symbol: aoti_torch_none; {MADE}.",
@@ -204,11 +214,20 @@ OWN_DAMAGES = {
 }
 
 
+# the runtime says what it lacks before the dynamic linker does
+OVER_RUNTIME = {
+    f"undefined symbol: aoti_torch_none; {MADE}.": "expected functions that regplug::runtime has, got aoti_torch_none; "
+    f"link regplug::aotinductor, and with it libtorch; {MADE}.",
+}
+
+
 @pytest.mark.parametrize("case", OWN_DAMAGES)
 def test_a_program_that_does_not_fit_is_rejected_by_name(programs, bundle, tmp_path, case):
     folder = shutil.copytree(bundle, tmp_path / "b")
     damage, message = OWN_DAMAGES[case]
     damage(folder)
+    if programs == built_without_libtorch():
+        message = message.replace(*next(iter(OVER_RUNTIME.items())))
     assert open_in_cpp(programs, folder) == (1, f"bundle {folder}: {message}\n")
 
 

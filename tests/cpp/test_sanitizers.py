@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from support.consumer import built_with, conditioner, open_damaged, readout
+from support.consumer import CONSUMER, built_with, conditioner, open_damaged, readout
 from support.damage import DAMAGES
 
 import regplug
@@ -21,7 +21,7 @@ OPTIONS = {
 }
 
 
-def sanitized(sanitizers, target="all"):
+def sanitized(sanitizers, target="all", source=CONSUMER):
     flags = f"-fsanitize={sanitizers} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O0"
     settings = {
         "CMAKE_CXX_STANDARD": 17,
@@ -29,7 +29,7 @@ def sanitized(sanitizers, target="all"):
         "CMAKE_BUILD_TYPE": "None",
         "WITHOUT_TORCHSCRIPT": "ON",
     }
-    return built_with(settings, target)
+    return built_with(settings, target, source)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,36 @@ def test_concurrent_runs_reloads_and_opens_leak_nothing(checked, bundles):
 def test_concurrent_runs_reloads_and_opens_do_not_race(bundles):
     program = sanitized("thread", "aoti_reload_alone") / "aoti_reload_alone"
     code, out = run(program, bundles / "one", bundles / "weights.safetensors", 20, bundles / "film")
+    assert code == 0, out
+    assert json.loads(out)["neither"] == 0
+
+
+@pytest.mark.torture
+def test_the_runtime_without_libtorch_has_no_memory_error(bundles, tmp_path):
+    """Products, attention and convolution in a whole vision transformer, and what the other programs do."""
+    programs = sanitized("address,undefined", "torch_free_programs", CONSUMER / "runtime")
+    options = {"img_size": 28, "depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
+    vit = regplug.attach("timm:vit_small_patch14_reg4_dinov2", "attention", model_options=options)
+    regplug.export(vit.spec, vit, tmp_path / "vit", backends=["aotinductor"])
+    for name in (bundles / "one", bundles / "film", tmp_path / "vit"):
+        code, out = run(programs / "regplug_aoti_golden", name)
+        assert code == 0, out
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    damaged = open_damaged(programs / "regplug_aoti_open", bundles / "one", folder, "--aotinductor", run=run)
+    assert [case for case, (got, expected) in damaged.items() if got != expected] == []
+    code, out = run(programs / "regplug_aoti_life", bundles / "one", bundles / "one")
+    assert code == 0
+    assert json.loads(out)["outlives"]
+    code, out = run(programs / "regplug_aoti_reload", bundles / "one", bundles / "weights.safetensors", 20)
+    assert code == 0, out
+
+
+@pytest.mark.torture
+def test_concurrent_runs_and_reloads_without_libtorch_do_not_race(bundles):
+    programs = sanitized("thread", "torch_free_programs", CONSUMER / "runtime")
+    command = (programs / "regplug_aoti_reload", bundles / "one", bundles / "weights.safetensors", 20)
+    code, out = run(*command, bundles / "film")
     assert code == 0, out
     assert json.loads(out)["neither"] == 0
 

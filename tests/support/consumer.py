@@ -50,8 +50,8 @@ def built_with(settings=(), target="all", source=CONSUMER, prefix=None, env=None
     """The folder of a CMake project's programs, built once against the installed package (or ``prefix``)."""
     prefix = installed() if prefix is None else prefix
     package = Path(prefix.partition(";")[0])
-    contents = [package / "include", package / "share" / "cmake", package / "share" / "regplug-run"]
-    contents += [path for path in sorted(CONSUMER.iterdir()) if path.suffix in {".cpp", ".h", ".txt"}]
+    contents = [package / "include", package / "share"]
+    contents += [path for path in sorted(CONSUMER.rglob("*")) if path.suffix in {".cpp", ".h", ".txt", ".c"}]
     contents += [cpp_build.JSON_HEADERS / "nlohmann" / "json.hpp"]
     # as text: a digest of all files there takes 4 seconds
     versions = [cpp_build.version("c++"), cpp_build.version(tool("cmake")), torch.__version__, str(SITE)]
@@ -69,6 +69,13 @@ def built_with(settings=(), target="all", source=CONSUMER, prefix=None, env=None
 def built():
     """The consumer's programs, C++17, without optimizations, which would take half as long again."""
     return built_with({"CMAKE_CXX_STANDARD": 17, "CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O0"})
+
+
+@functools.cache
+def built_without_libtorch():
+    """The programs over regplug::runtime, and what is in ``cpp/runtime``."""
+    settings = {"CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O0"}
+    return built_with(settings, source=CONSUMER / "runtime")
 
 
 def run(program, *arguments, env=None, timeout=120):

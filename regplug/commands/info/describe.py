@@ -80,7 +80,11 @@ def _describe_path(what: str, digest: str | None, follow_links: bool) -> dict[st
     if path.is_dir():
         files = check_bundle(what, digest=digest, follow_links=follow_links)
         manifest = asdict(files.manifest)
-        programs = [f"{one['backend']} ({one['file']})" for one in manifest.pop("programs")]
+        del manifest["programs"]
+        programs = [
+            f"{program.backend} ({', '.join(filter(None, (program.file, program.needs)))})"
+            for program in files.manifest.programs
+        ]
         sizes = {name: f"{record['size']} bytes" for name, record in manifest.pop("files").items()}
         cases = [case["case"] for case in manifest.pop("golden")["cases"]]
         return {

@@ -24,6 +24,7 @@
 #include "regplug/tensor.h"
 
 namespace regplug {
+REGPLUG_SHIM_BEGIN
 
 // Movable. Any number of threads may run it, while another reloads its weights.
 class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsInPlace> {
@@ -181,4 +182,5 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
   detail::ModelLibrary::Use library_;
 };
 
+REGPLUG_SHIM_END
 }  // namespace regplug

@@ -17,11 +17,11 @@
 #include "regplug/tensor.h"
 
 namespace regplug::detail {
+REGPLUG_SHIM_BEGIN
 
 // Throws the reason of the call into torch that just failed in this thread.
 [[noreturn]] inline void throw_shim_error() {
-  const char* text = nullptr;
-  if (torch_exception_get_what_without_backtrace != nullptr) text = torch_exception_get_what_without_backtrace();
+  const char* const text = shim_error();
   const std::string line = text == nullptr ? "" : first_line(text);
   throw Fault(line.empty() ? "the library reported an error, see stderr" : line);
 }
@@ -153,4 +153,5 @@ inline AtenTensorInfo inspect(AtenTensorHandle tensor) {
   return info;
 }
 
+REGPLUG_SHIM_END
 }  // namespace regplug::detail

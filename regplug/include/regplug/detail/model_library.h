@@ -20,6 +20,7 @@
 #include "regplug/error.h"
 
 namespace regplug::detail {
+REGPLUG_SHIM_BEGIN
 
 class ModelLibrary {
  public:
@@ -88,7 +89,7 @@ class ModelLibrary {
   }
 
   struct Opened {};
-  ModelLibrary(Opened, std::string_view bytes, const std::string& digest) : object_(bytes), digest_(digest) {}
+  ModelLibrary(Opened, std::string_view bytes, const std::string& digest) : object_(linked(bytes)), digest_(digest) {}
 
   // Delegates, so that the destructor runs even if this constructor throws.
   ModelLibrary(std::string_view bytes, const std::string& digest) : ModelLibrary(Opened{}, bytes, digest) {
@@ -179,4 +180,5 @@ class ModelLibrary {
   std::size_t num_constants_ = 0;
 };
 
+REGPLUG_SHIM_END
 }  // namespace regplug::detail

@@ -18,6 +18,7 @@
 #include "regplug/tensor.h"
 
 namespace regplug::detail {
+REGPLUG_SHIM_BEGIN
 
 // Immutable, so threads share it without locks.
 class WeightsInPlace {
@@ -80,4 +81,5 @@ inline WeightSpecs expected_weights(const std::string& label, const ProgramRecor
   return expected;
 }
 
+REGPLUG_SHIM_END
 }  // namespace regplug::detail

@@ -1,16 +1,18 @@
-# find_package(regplug [COMPONENTS aotinductor torchscript])
+# find_package(regplug [COMPONENTS aotinductor torchscript runtime])
 #
 #   regplug::regplug      headers and nlohmann/json; needs no torch
 #   regplug::aotinductor  the same and libtorch to link, for <regplug/aotinductor.h>: no header of torch, so programs
 #                         run with other versions of torch too
 #   regplug::torchscript  the same and libtorch with its headers, for <regplug/torchscript.h>
-# The last two exist when torch is found.
+#   regplug::runtime      in place of regplug::aotinductor: the same <regplug/aotinductor.h> without libtorch. Built as
+#                         part of your project; needs Eigen
+# aotinductor and torchscript exist when torch is found, runtime exists when Eigen is found.
 #
-# torch and nlohmann/json are searched along CMAKE_PREFIX_PATH; each of these entries works:
-#   .../site-packages          where pip put torch and nlohmann-json
+# torch, nlohmann/json and Eigen are searched along CMAKE_PREFIX_PATH; each of these entries works:
+#   .../site-packages          where pip put torch, nlohmann-json and cmeel-eigen
 #   .../site-packages/torch    or an unpacked libtorch
 #   .../torch/share/cmake      what python -c "import torch; print(torch.utils.cmake_prefix_path)" prints
-# Or set them directly: -DTORCH_DIR=.../site-packages/torch, -Dnlohmann_json_INCLUDE_DIR=...
+# Or set them directly: -DTORCH_DIR=.../site-packages/torch, -Dnlohmann_json_INCLUDE_DIR=..., -DEigen3_INCLUDE_DIR=...
 
 get_filename_component(_regplug_root "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 get_filename_component(_regplug_site "${_regplug_root}" DIRECTORY)  # site-packages, or where the wheel was unpacked
@@ -68,12 +70,35 @@ if(NOT TARGET regplug::torch_cpu AND TARGET regplug::regplug
   add_library(regplug::aotinductor INTERFACE IMPORTED)
   target_link_libraries(regplug::aotinductor INTERFACE regplug::regplug regplug::torch_cpu regplug::c10
                                                        Threads::Threads ${CMAKE_DL_LIBS})
+  # a target with both shims would hold two different classes AOTInductorBundle
+  set_target_properties(regplug::aotinductor PROPERTIES INTERFACE_regplug_SHIM libtorch
+                                                        COMPATIBLE_INTERFACE_STRING regplug_SHIM)
 
   add_library(regplug::torchscript INTERFACE IMPORTED)
   target_include_directories(regplug::torchscript INTERFACE "${regplug_TORCH_ROOT}/include")
   # this package needs torch >= 2.10, and those wheels are built with the new std::string
   target_compile_definitions(regplug::torchscript INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
   target_link_libraries(regplug::torchscript INTERFACE regplug::regplug regplug::torch_cpu regplug::c10)
+endif()
+
+# ---- the runtime: its sources are here, and are compiled by the project that uses them
+
+if(NOT TARGET regplug::runtime AND TARGET regplug::regplug)
+  find_path(Eigen3_INCLUDE_DIR Eigen/Core
+            HINTS ${CMAKE_PREFIX_PATH} "${_regplug_site}" ENV CMAKE_PREFIX_PATH
+            PATH_SUFFIXES eigen3 include/eigen3 include cmeel.prefix/include/eigen3)
+  mark_as_advanced(Eigen3_INCLUDE_DIR)
+  if(Eigen3_INCLUDE_DIR)
+    include("${_regplug_root}/share/regplug-runtime/runtime.cmake")
+  elseif(regplug_FIND_REQUIRED_runtime)
+    string(APPEND _regplug_missing
+           "runtime: Eigen not found: install libeigen3-dev, or pip install cmeel-eigen and add its site-packages to "
+           "CMAKE_PREFIX_PATH, or pass -DEigen3_INCLUDE_DIR=DIR. ")
+  endif()
+endif()
+set(regplug_runtime_FOUND FALSE)
+if(TARGET regplug::runtime)
+  set(regplug_runtime_FOUND TRUE)
 endif()
 
 foreach(_regplug_component IN ITEMS aotinductor torchscript)
@@ -89,7 +114,7 @@ foreach(_regplug_component IN ITEMS aotinductor torchscript)
 endforeach()
 foreach(_regplug_component IN LISTS regplug_FIND_COMPONENTS)
   if(NOT DEFINED regplug_${_regplug_component}_FOUND AND regplug_FIND_REQUIRED_${_regplug_component})
-    string(APPEND _regplug_missing "${_regplug_component}: no such component; known: aotinductor, torchscript. ")
+    string(APPEND _regplug_missing "${_regplug_component}: no such component; known: aotinductor, torchscript, runtime. ")
   endif()
 endforeach()
 

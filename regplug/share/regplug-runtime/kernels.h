@@ -1,0 +1,43 @@
+// The mathematics of the runtime, compiled once for each instruction set; `kernels()` gives those for this CPU.
+#pragma once
+
+#include <cstdint>
+
+#include "regplug/dtype.h"
+
+namespace regplug::runtime {
+
+// A matrix in memory with any strides, in items.
+struct Matrix {
+  char* data;
+  std::int64_t rows;
+  std::int64_t columns;
+  std::int64_t row_stride;
+  std::int64_t column_stride;
+};
+
+// One head of attention: queries [L, E], keys [S, E], values [S, F], output [L, F], and for each query the logarithm of
+// its sum of exponentials. `mask` [L, S] is added to the scores; its data is null without one.
+struct Attention {
+  Matrix queries;
+  Matrix keys;
+  Matrix values;
+  Matrix output;
+  Matrix mask;
+  float* log_sums;
+  double* log_sums64;  // for float64
+  std::int64_t log_sums_stride;
+  double scale;
+  bool causal;
+};
+
+struct Kernels {
+  // out = alpha * one @ other + beta * bias; `bias` has no data without one. False for a dtype without products.
+  bool (*multiply)(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias,
+                   double alpha, double beta);
+  bool (*attend)(Dtype dtype, const Attention& head);
+};
+
+const Kernels& kernels();
+
+}  // namespace regplug::runtime

@@ -1,0 +1,3 @@
+#define REGPLUG_ISA baseline
+#define REGPLUG_EIGEN Eigen_baseline
+#include "kernels.inc"

@@ -1,0 +1,129 @@
+// The operations of torch that programs call, each with the layout of its result as torch gives it.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "functions.h"
+#include "kernels.h"
+#include "tensor.h"
+
+namespace regplug::runtime {
+namespace {
+
+// The matrix of the last two dimensions; `batch` counts along the first.
+Matrix matrix_of(AtenTensorHandle tensor, std::int64_t batch = 0) {
+  const std::int64_t row = tensor->rank - 2;
+  const std::int64_t skipped = tensor->rank > 2 ? batch * tensor->strides[0] : 0;
+  return {tensor->data() + skipped * static_cast<std::int64_t>(item_size(tensor->dtype)), tensor->sizes[row],
+          tensor->sizes[row + 1], tensor->strides[row], tensor->strides[row + 1]};
+}
+
+// A bias of any rank up to 2, repeated to the sizes of a product.
+Matrix repeated(AtenTensorHandle bias, std::int64_t rows, std::int64_t columns) {
+  const auto stride = [&](std::int64_t from_end, std::int64_t size) {
+    const std::int64_t i = bias->rank - from_end;
+    return i < 0 || (bias->sizes[i] == 1 && size != 1) ? 0 : bias->strides[i];
+  };
+  return {bias->data(), rows, columns, stride(2, rows), stride(1, columns)};
+}
+
+bool same_dtype(std::initializer_list<AtenTensorHandle> tensors) {
+  for (const AtenTensorHandle tensor : tensors) {
+    if (tensor->dtype != (*tensors.begin())->dtype) return false;
+  }
+  return true;
+}
+
+AOTITorchError multiply(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other, std::int64_t rank,
+                        const Matrix& bias, double alpha, double beta) {
+  const std::int64_t last = rank - 1;
+  if (out->rank != rank || one->rank != rank || other->rank != rank || !same_dtype({out, one, other}) ||
+      one->sizes[last] != other->sizes[last - 1] || out->sizes[last - 1] != one->sizes[last - 1] ||
+      out->sizes[last] != other->sizes[last] ||
+      (rank == 3 && (out->sizes[0] != one->sizes[0] || out->sizes[0] != other->sizes[0]))) {
+    return fail("product: expected matrices of the same dtype that fit, got others");
+  }
+  const std::int64_t batches = rank == 3 ? out->sizes[0] : 1;
+  for (std::int64_t i = 0; i < batches; ++i) {
+    if (!kernels().multiply(out->dtype, matrix_of(out, i), matrix_of(one, i), matrix_of(other, i), bias, alpha, beta)) {
+      return fail("product: expected floats, got another dtype");
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other) {
+  return multiply(out, one, other, 2, Matrix{}, 1, 0);
+}
+
+AOTITorchError aoti_torch_cpu_bmm_out(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other) {
+  return multiply(out, one, other, 3, Matrix{}, 1, 0);
+}
+
+AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle one,
+                                        AtenTensorHandle other, double beta, double alpha) {
+  if (out->rank != 2 || bias->rank > 2 || bias->dtype != out->dtype) {
+    return fail("product: expected matrices of the same dtype that fit, got others");
+  }
+  return multiply(out, one, other, 2, repeated(bias, out->sizes[0], out->sizes[1]), alpha, beta);
+}
+
+AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
+    AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, double dropout_p, std::int32_t is_causal,
+    AtenTensorHandle* attn_mask, double* scale, AtenTensorHandle* made_output, AtenTensorHandle* made_log_sums) {
+  if (query->rank != 4 || key->rank != 4 || value->rank != 4 || !same_dtype({query, key, value}) || dropout_p != 0) {
+    return fail("attention: expected queries, keys and values [B, H, L, E] without dropout, got others");
+  }
+  const std::int64_t batch = query->sizes[0];
+  const std::int64_t heads = query->sizes[1];
+  const std::int64_t length = query->sizes[2];
+  const std::int64_t width = value->sizes[3];
+  // torch makes [B, L, H, E] and transposes
+  const std::int64_t sizes[] = {batch, heads, length, width};
+  const std::int64_t strides[] = {length * heads * width, width, heads * width, 1};
+  const std::int64_t sum_strides[] = {length * heads, 1, heads};
+  const Dtype work = query->dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+  const AtenTensorHandle output = make_tensor(query->dtype, 4, sizes, strides);
+  const AtenTensorHandle log_sums = make_tensor(work, 3, sizes, sum_strides);
+  if (output == nullptr || log_sums == nullptr) {
+    aoti_torch_delete_tensor_object(output);
+    aoti_torch_delete_tensor_object(log_sums);
+    return 1;
+  }
+  const auto head_of = [&](AtenTensorHandle tensor, std::int64_t b, std::int64_t h) {
+    const std::int64_t skipped = b * tensor->strides[0] + h * tensor->strides[1];
+    return Matrix{tensor->data() + skipped * static_cast<std::int64_t>(item_size(tensor->dtype)), tensor->sizes[2],
+                  tensor->sizes[3], tensor->strides[2], tensor->strides[3]};
+  };
+  bool known = true;
+  for (std::int64_t b = 0; b < batch && known; ++b) {
+    for (std::int64_t h = 0; h < heads && known; ++h) {
+      Attention head{};
+      head.queries = head_of(query, b, h);
+      head.keys = head_of(key, b, h);
+      head.values = head_of(value, b, h);
+      head.output = head_of(output, b, h);
+      if (attn_mask != nullptr) {
+        const AtenTensorHandle mask = *attn_mask;
+        head.mask = repeated(mask, length, key->sizes[2]);
+        const auto item = static_cast<std::int64_t>(item_size(mask->dtype));
+        if (mask->rank == 4 && mask->sizes[0] != 1) head.mask.data += b * mask->strides[0] * item;
+        if (mask->rank == 4 && mask->sizes[1] != 1) head.mask.data += h * mask->strides[1] * item;
+      }
+      head.log_sums_stride = heads;
+      const std::int64_t first = b * length * heads + h;
+      head.log_sums = reinterpret_cast<float*>(log_sums->data()) + first;
+      head.log_sums64 = reinterpret_cast<double*>(log_sums->data()) + first;
+      head.scale = scale != nullptr ? *scale : 1 / std::sqrt(static_cast<double>(query->sizes[3]));
+      head.causal = is_causal != 0;
+      known = kernels().attend(query->dtype, head);
+    }
+  }
+  *made_output = output;
+  *made_log_sums = log_sums;
+  return known ? 0 : fail("attention: expected floats, got another dtype");
+}
+
+}  // namespace regplug::runtime
