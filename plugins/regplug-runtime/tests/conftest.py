@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tarfile
 import venv
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -12,25 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import cpp_build
 from support.consumer import conditioner, readout
 from support.environment import clean_environment
 from support.program_cache import program_cache
 
 import regplug
 
-PLUGIN = Path(__file__).resolve().parents[1]
-SHARED = [PLUGIN.parents[1] / "regplug" / name for name in ("include", "share")]
-OWN = [PLUGIN / name for name in ("regplug_runtime", "pyproject.toml", "CMakeLists.txt", "README.md", "THIRD_PARTY.md")]
-
-
-def build_distributions(folder: Path) -> None:
-    """Write the sdist and, from its files alone, the wheel."""
-    code = f"from scikit_build_core.build import build_sdist; build_sdist({str(folder)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=PLUGIN, check=True)
-    [sdist] = folder.glob("*.tar.gz")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", folder, sdist], check=True, cwd=folder, env=clean_environment())
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,24 +29,11 @@ def cache_of_this_run() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def distributions() -> Path:
-    """The folder of the sdist and the wheel, built once for all test processes."""
-    return cpp_build.made_once(cpp_build.digest("regplug-runtime", sys.version, *OWN, *SHARED), build_distributions)
-
-
-@pytest.fixture(scope="session")
-def sdist(distributions: Path) -> list[str]:
-    """The names of the sdist's files."""
-    [path] = distributions.glob("*.tar.gz")
-    with tarfile.open(path) as archive:
-        return archive.getnames()
-
-
-@pytest.fixture(scope="session")
-def wheel(distributions: Path) -> Path:
-    """The wheel."""
-    [path] = distributions.glob("*.whl")
-    return path
+def wheel() -> Path:
+    """The wheel that `make` builds and installs."""
+    found = list((ROOT / "build" / "wheels").glob("regplug_runtime-*.whl"))
+    assert len(found) == 1, "run `make .venv/installed`, which builds the wheel"
+    return found[0]
 
 
 def site_packages(folder: Path) -> Path:

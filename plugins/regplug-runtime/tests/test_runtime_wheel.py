@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import email
 import subprocess
+import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from support.environment import clean_environment
 
 import regplug
 
 pytestmark = [pytest.mark.packaging, pytest.mark.compiler]
 
-ROOT = Path(__file__).resolve().parents[3]
+PLUGIN = Path(__file__).resolve().parents[1]
+ROOT = PLUGIN.parents[1]
 LIBRARY = "regplug_runtime/libregplug.so.1"
 VERSION = regplug.__version__
 
@@ -44,13 +48,33 @@ def test_it_depends_on_numpy_alone(wheel):
     assert required == ["numpy>=1.24"]
 
 
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdist")
+    code = f"from scikit_build_core.build import build_sdist; build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=PLUGIN, check=True)
+    [path] = folder.glob("*.tar.gz")
+    return path
+
+
 def test_the_sdist_holds_the_sources_of_the_library(sdist):
     shared = [
         ROOT / "regplug" / "include",
         *(ROOT / "regplug" / "share" / name for name in ("cmake", "regplug-runtime")),
     ]
     files = [path for folder in shared for path in folder.rglob("*") if path.is_file()]
-    assert {f"regplug_runtime-{VERSION}/{path.relative_to(ROOT)}" for path in files} <= set(sdist)
+    with tarfile.open(sdist) as archive:
+        names = set(archive.getnames())
+    assert {f"regplug_runtime-{VERSION}/{path.relative_to(ROOT)}" for path in files} <= names
+
+
+@pytest.mark.torture
+def test_the_sdist_alone_makes_the_same_wheel(sdist, wheel, tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path]
+    subprocess.run([*command, sdist], check=True, cwd=tmp_path, env=clean_environment())
+    [made] = tmp_path.glob("*.whl")
+    assert made.name == wheel.name
+    assert zipfile.ZipFile(made).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.fixture(scope="module")
