@@ -11,10 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -105,14 +106,30 @@ def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> list[Outcome]:
     run(TOOLS / "cmake", "--build", BUILD / "cpp", quiet=True)
     save_file({"tokens": tokens.contiguous()}, BUILD / "tokens.safetensors")
     outcomes = []
-    for kind, title in (("torchscript", "C++, TorchScript"), ("aotinductor", "C++, AOTInductor")):
+    for program, kind, title in (
+        ("digits", "torchscript", "C++, TorchScript"),
+        ("digits", "aotinductor", "C++, AOTInductor"),
+        ("digits_without_libtorch", "aotinductor", "C++ without libtorch"),
+    ):
         arguments = (*bundles.values(), BUILD / "tokens.safetensors", BUILD / "out.safetensors")
-        times = json.loads(run(BUILD / "cpp" / "digits", kind, *arguments, quiet=True))
-        out = load_file(BUILD / "out.safetensors")
-        layers = range((len(out) - 1) // 2)
-        pairs = [out[f"{word}_{layer}"] for layer in layers for word in ("gamma", "beta")]
-        outcomes.append(Outcome(title, out["conditioning"], pairs, times))
+        times = json.loads(run(BUILD / "cpp" / program, kind, *arguments, quiet=True))
+        outcomes.append(outcome_of(title, load_file(BUILD / "out.safetensors"), times))
     return outcomes
+
+
+def run_without_torch(bundles: dict[str, Path], tokens: Tensor, positions: Sequence[int]) -> Outcome:
+    """Run the bundles in a Python that imports no torch."""
+    np.save(BUILD / "tokens.npy", tokens.numpy())
+    arguments = (*bundles.values(), json.dumps(list(positions)), BUILD / "tokens.npy", BUILD / "out.npz")
+    times = json.loads(run(sys.executable, HERE / "without_torch.py", *arguments, quiet=True))
+    out = {name: torch.from_numpy(array) for name, array in np.load(BUILD / "out.npz").items()}
+    return outcome_of("Python without torch", out, times)
+
+
+def outcome_of(title: str, out: Mapping[str, Tensor], times: dict[str, float]) -> Outcome:
+    """The outputs of another process by their names in the manifest."""
+    pairs = [out[f"{word}_{layer}"] for layer in range((len(out) - 1) // 2) for word in ("gamma", "beta")]
+    return Outcome(title, out["conditioning"], pairs, times)
 
 
 def main() -> None:
@@ -158,6 +175,7 @@ def main() -> None:
         outcome("Python, torch.compile", fast["readout"], fast["conditioner"], registers, tokens),
         *(outcome(f"Python, {PROGRAMS[backend]}", *pair, registers, tokens) for backend, pair in programs.items()),
         *run_in_cpp(bundles, tokens),
+        run_without_torch(bundles, tokens, layout.positions(tokens.shape[1])),
     ]
 
     table = Table(title=f"\n{len(test)} held-out digits, {spec.strategy}, cond_dim {spec.cond_dim}; one thread")

@@ -1,11 +1,13 @@
 // digits KIND READOUT CONDITIONER TOKENS.safetensors OUT.safetensors: reads the registers of every image with both
 // bundles, by their program of that KIND, writes what they gave, and prints the microseconds of one call with one image,
 // the median of many.
-#include <ATen/Parallel.h>
 #include <regplug/aotinductor.h>
 #include <regplug/safetensors.h>
-#include <regplug/torchscript.h>
 #include <regplug/write_safetensors.h>
+#ifndef REGPLUG_RUNTIME  // which regplug::runtime defines: there is no libtorch
+#include <ATen/Parallel.h>
+#include <regplug/torchscript.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
@@ -18,7 +20,9 @@
 namespace {
 
 regplug::TensorView view(const regplug::Tensor& tensor) { return tensor; }
+#ifndef REGPLUG_RUNTIME
 regplug::TensorView view(const at::Tensor& tensor) { return regplug::view_of(tensor); }
+#endif
 
 template <typename Call>
 double median_microseconds(Call call) {
@@ -63,16 +67,18 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    at::set_num_threads(1);
     const regplug::SafeTensors file = regplug::read_safetensors(words[3]);
     const regplug::TensorBytes& tokens = file.at("tokens");
+#ifndef REGPLUG_RUNTIME
+    at::set_num_threads(1);
     if (words[0] == "torchscript") {
       using Bundle = regplug::TorchScriptBundle;
       run(Bundle::open(words[1]), Bundle::open(words[2]), regplug::to_tensor(tokens), tokens.shape[1], words[4]);
-    } else {
-      using Bundle = regplug::AOTInductorBundle;
-      run(Bundle::open(words[1]), Bundle::open(words[2]), regplug::TensorView(tokens), tokens.shape[1], words[4]);
+      return 0;
     }
+#endif
+    using Bundle = regplug::AOTInductorBundle;
+    run(Bundle::open(words[1]), Bundle::open(words[2]), regplug::TensorView(tokens), tokens.shape[1], words[4]);
   } catch (const regplug::Error& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;
