@@ -1,6 +1,9 @@
 // regplug.h over the C++ classes. No exception leaves this file.
+#include <cxxabi.h>
+
 #include <cstring>
 #include <exception>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,19 +45,21 @@ char* last_error() {
   return text;
 }
 
+void keep(const char* text) { std::strncpy(last_error(), text, kMaxMessage - 1); }
+
 // What `call` returns; `otherwise` after an exception, whose message is kept.
 template <typename Result, typename Call>
 Result guarded(Result otherwise, Call call) {
-  const char* text = nullptr;
   try {
     return call();
   } catch (const std::bad_alloc&) {
-    text = "regplug: expected enough memory, got none.";
-    std::strncpy(last_error(), text, kMaxMessage - 1);
+    keep("regplug: expected enough memory, got none.");
   } catch (const std::exception& error) {
-    std::strncpy(last_error(), error.what(), kMaxMessage - 1);
+    keep(error.what());
+  } catch (const abi::__forced_unwind&) {  // the thread is being cancelled
+    throw;
   } catch (...) {
-    std::strncpy(last_error(), "regplug: expected a std::exception, got another type.", kMaxMessage - 1);
+    keep("regplug: expected a std::exception, got another type.");
   }
   return otherwise;
 }
