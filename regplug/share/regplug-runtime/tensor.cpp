@@ -1,3 +1,4 @@
+// The bookkeeping of the C shim: tensors, their memory, and views of it.
 #include "tensor.h"
 
 #include <algorithm>
@@ -33,18 +34,23 @@ std::int64_t extent(std::int64_t rank, const std::int64_t* sizes, const std::int
   return last + 1;
 }
 
+bool refuse(const char* text) {
+  fail(text);
+  return false;
+}
+
 // Sets all but the memory; false, and the message kept, when the arguments are invalid.
 bool set_shape(AtenTensorOpaque& tensor, std::int32_t dtype, std::int64_t rank, const std::int64_t* sizes,
                const std::int64_t* strides) {
-  if (dtype < 0 || dtype > number_of(Dtype::boolean)) return fail("expected a dtype of safetensors, got another") == 0;
-  if (rank < 0 || rank > kMaxRank) return fail("expected at most 8 sizes, got more") == 0;
+  if (dtype < 0 || dtype > number_of(Dtype::boolean)) return refuse("expected a dtype of safetensors, got another");
+  if (rank < 0 || rank > kMaxRank) return refuse("expected at most 8 sizes, got more");
   tensor.dtype = static_cast<Dtype>(dtype);
   tensor.rank = rank;
   std::copy_n(sizes, rank, tensor.sizes);
   std::copy_n(strides, rank, tensor.strides);
   std::int64_t bytes = extent(rank, sizes, strides);
   if (bytes < 0 || __builtin_mul_overflow(bytes, static_cast<std::int64_t>(item_size(tensor.dtype)), &bytes)) {
-    return fail("expected sizes and strides of a tensor in memory, got others") == 0;
+    return refuse("expected sizes and strides of a tensor in memory, got others");
   }
   tensor.nbytes = bytes;
   return true;
