@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import accumulate
 from operator import sub
@@ -17,7 +18,7 @@ PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 TEXT = re.compile(rb'"(?:[^"\\]+|\\.?)*"?', re.DOTALL)  # its brackets do not count
 DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one level deeper, and back, as signed bytes
-NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+NO_BRACKETS = bytes(range(256)).translate(None, b"[{]}")
 
 
 class WrongValueError(Exception):
@@ -81,7 +82,7 @@ def _refuse(text: str) -> Any:
 
 
 def _number(text: str) -> Number:
-    return Number(text) if abs(float(text)) < float("inf") else _refuse(text)  # nor is a number beyond float64
+    return Number(text) if math.isfinite(float(text)) else _refuse(text)  # nor is a number beyond float64
 
 
 def _check_brackets(data: bytes) -> None:

@@ -47,7 +47,9 @@ def mutations(module: Path, session: Path, left_out: set[str]) -> list[MutationS
         found = [mutation for item in database.work_items for mutation in item.mutations]
     found = [one for one in found if not ANNOTATIONS.match(one.operator_name)]
     lines = module.read_text().splitlines()
-    found = [one for one in found if not lines[one.start_pos[0] - 1].startswith("@dataclass")]  # frozen or not
+    # whether a dataclass is frozen, and whether a method is a property, changes no verdict
+    decorators = ("@dataclass", "@property")
+    found = [one for one in found if not lines[one.start_pos[0] - 1].strip().startswith(decorators)]
     found = [one for one in found if one.definition_name not in left_out]
     return sorted(found, key=lambda one: (one.start_pos, one.operator_name, one.occurrence))
 
