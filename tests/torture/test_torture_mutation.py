@@ -64,5 +64,5 @@ def test_a_few_mutants_are_killed_and_the_sources_stay_unchanged(tmp_path):
 def test_every_module_has_mutants_and_every_excluded_function_exists(tmp_path):
     for module, (_, left_out) in mutation.MODULES.items():
         source = mutation.PACKAGE / f"{module}.py"
-        assert len(mutation.mutations(source, tmp_path / Path(module).name, left_out)) > 10
+        assert len(mutation.mutations(source, tmp_path / Path(module).name, left_out)) > 5
         assert all(f"def {name}(" in source.read_text() for name in left_out)
