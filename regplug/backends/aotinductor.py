@@ -20,14 +20,16 @@ from regplug.backends.compiling import (
     flags_of,
     no_c_interface,
 )
-from regplug.backends.cpu import UNKNOWN, cpu_flags
-from regplug.backends.elf import check_library
+from regplug.backends.cpu import UNKNOWN, cpu_flags, default_isa, machine_of, this_machine
+from regplug.backends.cross import cross_tools
+from regplug.backends.elf import called_functions, check_library
+from regplug.backends.emulated import emulated
 from regplug.backends.graph import WeightsAsInputs, call_site, export_graph, foreign_operations
 from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.program_weights import check_weights, weights_property
 from regplug.backends.reuse import reused
-from regplug.backends.runtime import what_it_needs
+from regplug.backends.runtime import known_functions, what_it_needs
 from regplug.errors import ExportError, SpecError, one_line
 from regplug.format.manifest import CPU_FLAGS, NEEDS
 
@@ -39,15 +41,19 @@ class AOTInductorBackend(ExportBackend):
     """Compiles the module, one program per instruction set.
 
     Args:
-        isa: Instruction sets, as the compiler's ``-march`` names them, or ``"native"`` for that of this CPU.
-        time_limit: Seconds that the compiler may take for each.
+        isa: Instruction sets, as the compiler's ``-march`` names them, or ``"native"`` for that of this CPU. Programs
+            for another machine, as ``"armv8-a"``, are run in an emulator. None for ``default_isa``.
+        time_limit: Seconds that the compiler may take for each, and the emulator for each of its runs.
+        compiler: The command that compiles for another machine; None for Debian's.
 
     Raises:
         SpecError: A setting has an invalid value.
     """
 
-    def __init__(self, isa: Sequence[str] = ("x86-64-v3",), time_limit: float = 600.0) -> None:
-        names = [isa] if isinstance(isa, str) else list(dict.fromkeys(isa))
+    def __init__(
+        self, isa: Sequence[str] | None = None, time_limit: float = 600.0, compiler: str | None = None
+    ) -> None:
+        names = [isa] if isinstance(isa, str) else list(dict.fromkeys([default_isa()] if isa is None else isa))
         for name in names:
             if not ISA.fullmatch(name):
                 raise SpecError(f"{OWNER}: isa: expected a name as x86-64-v3 or native, got {name!r}.")
@@ -55,7 +61,13 @@ class AOTInductorBackend(ExportBackend):
             raise SpecError(f"{OWNER}: isa: expected at least one name, got none.")
         if not time_limit > 0:
             raise SpecError(f"{OWNER}: time_limit: expected seconds > 0, got {time_limit!r}.")
+        if compiler is not None and not any(map(_is_foreign, names)):
+            raise SpecError(
+                f"{OWNER}: compiler: expected with it an isa of another machine, as armv8-a, got {', '.join(names)}; "
+                "for this machine's compiler, set CXX."
+            )
         self._isa = names
+        self._compiler = compiler
         self._time_limit = time_limit
 
     def export(self, source: Source) -> list[Program]:
@@ -73,14 +85,14 @@ class AOTInductorBackend(ExportBackend):
         def make(isa: str) -> list[Program]:
             source.progress(f"compiling for {isa}")
             try:
-                return [_compile(graph, isa, weights_property(source), self._time_limit)]
+                return [self._compile(graph, isa, weights_property(source))]
             except OSError as error:  # no room for a file, a process or a descriptor
                 raise ExportError(f"{OWNER}: {isa}: the compiler could not run: {one_line(error)}.") from error
 
         programs = [
             program
             for isa in self._isa
-            for program in reused("aotinductor", source, graph, _settings(isa), lambda isa=isa: make(isa))  # type: ignore[misc]
+            for program in reused("aotinductor", source, graph, self._settings(isa), lambda isa=isa: make(isa))  # type: ignore[misc]
         ]
         # not kept with them: a newer runtime may have more functions
         return [replace(one, properties={**one.properties, NEEDS: what_it_needs(one.data)}) for one in programs]
@@ -102,6 +114,56 @@ class AOTInductorBackend(ExportBackend):
 
         return run
 
+    def emulate(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run | None:
+        """A program of another machine, run by an emulator.
+
+        Raises:
+            BundleError: It needs other weights.
+            ExportError: There is no emulator, or it has nothing to run the program with.
+        """
+        isa = program.properties["isa"]
+        if not _is_foreign(isa):
+            return None
+        check_weights(owner, program, weights)
+        held = [_contiguous(weights[name]) for name in sorted(weights)]
+        label = f"{OWNER}: {isa}"
+        return emulated(label, cross_tools(label, self._compiler), program.data, held, self._time_limit)
+
+    def _compile(self, graph: ExportedProgram, isa: str, properties: Mapping[str, str]) -> Program:
+        foreign = _is_foreign(isa)
+        compiler = cross_tools(f"{OWNER}: {isa}", self._compiler).compiler if foreign else compiler_of(OWNER)
+        flags = flags_of(OWNER, compiler, isa)
+        missing = [] if foreign else cpu_flags().missing(flags)
+        if missing is None:
+            raise ExportError(f"{OWNER}: {UNKNOWN}")
+        if missing:
+            raise ExportError(
+                f"{OWNER}: isa: expected a CPU with {' '.join(missing)} for {isa!r}, got one without; a program is run "
+                f"before it is written: export on such a machine, or with --isa {default_isa()}."
+            )
+        data = compile_in_child(OWNER, graph, compiler, isa, flags, self._time_limit, with_stubs=foreign)
+        check_library(f"{OWNER}: {isa}", data, machine_of(isa))
+        if foreign and (others := set(called_functions(data)) - known_functions()):
+            raise ExportError(
+                f"{OWNER}: {isa}: expected functions that regplug::runtime has, which runs it in the emulator, got "
+                f"{', '.join(sorted(others))}; export on such a machine."
+            )
+        needed = {"isa": isa, CPU_FLAGS: " ".join(sorted(flags)), **properties}
+        return Program(f"program.aotinductor.{isa}.so", data, needed)
+
+    def _settings(self, isa: str) -> dict[str, object]:
+        # "making" changes with how programs are made, so that those of an older regplug are not found
+        settings: dict[str, object] = {"isa": isa, "making": key_of([SOURCE_EDIT, SYMBOL_VERSIONS, *LINKER_FLAGS])[:12]}
+        if isa == "native":  # machines with different CPUs may share a cache folder
+            settings["cpu"] = key_of(sorted(cpu_flags().present))[:12]
+        if _is_foreign(isa) and self._compiler is not None:
+            settings["compiler"] = self._compiler
+        return settings
+
+
+def _is_foreign(isa: str) -> bool:
+    return machine_of(isa) == "aarch64" != this_machine()
+
 
 def _refuse_foreign_operations(graph: ExportedProgram) -> None:
     """Refuse operations that another library registered: they have no C interface, and the compiler's process does
@@ -112,31 +174,6 @@ def _refuse_foreign_operations(graph: ExportedProgram) -> None:
     """
     for node in foreign_operations(graph):
         raise no_c_interface(OWNER, str(node.target), call_site(node))
-
-
-def _settings(isa: str) -> dict[str, object]:
-    # "making" changes with how programs are made, so that those of an older regplug are not found
-    settings: dict[str, object] = {"isa": isa, "making": key_of([SOURCE_EDIT, SYMBOL_VERSIONS, *LINKER_FLAGS])[:12]}
-    if isa == "native":  # machines with different CPUs may share a cache folder
-        settings["cpu"] = key_of(sorted(cpu_flags().present))[:12]
-    return settings
-
-
-def _compile(graph: ExportedProgram, isa: str, properties: Mapping[str, str], time_limit: float) -> Program:
-    compiler = compiler_of(OWNER)
-    flags = flags_of(OWNER, compiler, isa)
-    missing = cpu_flags().missing(flags)
-    if missing is None:
-        raise ExportError(f"{OWNER}: {UNKNOWN}")
-    if missing:
-        raise ExportError(
-            f"{OWNER}: isa: expected a CPU with {' '.join(missing)} for {isa!r}, got one without; a program is run "
-            "before it is written: export on such a machine, or with --isa x86-64-v3."
-        )
-    data = compile_in_child(OWNER, graph, compiler, isa, flags, time_limit)
-    check_library(f"{OWNER}: {isa}", data)
-    needed = {"isa": isa, CPU_FLAGS: " ".join(sorted(flags)), **properties}
-    return Program(f"program.aotinductor.{isa}.so", data, needed)
 
 
 def _contiguous(weight: Tensor) -> Tensor:

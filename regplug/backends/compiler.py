@@ -1,4 +1,4 @@
-"""The C++ compiler that the environment names."""
+"""A C++ compiler, as the environment or the user names it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import shlex
 import shutil
 
 
-def compiler_words() -> list[str] | None:
-    """``$CXX`` as the words of a command, with the program's full path; ``c++`` if unset; None if there is none.
+def compiler_words(named: str | None = None) -> list[str] | None:
+    """A compiler as the words of a command, with the program's full path; None if it is not there.
 
-    ``CXX`` may be a path with spaces, or a command of several words, as ``ccache g++`` and ``g++ -pipe``.
+    Args:
+        named: The command; None for ``$CXX``, or ``c++`` if that is unset.
+
+    It may be a path with spaces, or a command of several words, as ``ccache g++`` and ``g++ -pipe``.
     """
-    given = os.environ.get("CXX") or "c++"
+    given = named or os.environ.get("CXX") or "c++"
     if (found := shutil.which(given)) is not None:
         return [found]
     try:

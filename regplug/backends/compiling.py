@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from torch.export import ExportedProgram
 
 from regplug.backends.child_process import format_exit, run_bounded, until
 from regplug.backends.compiler import compiler_words
+from regplug.backends.cpu import machine_of
 from regplug.backends.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
-from regplug.backends.program_folder import program_folder, why_not
+from regplug.backends.program_folder import folder_for_programs
 from regplug.backends.python_child import python_command
 from regplug.errors import ExportError, one_line, place_in
 from regplug.format.temporary import temporary_folder
@@ -61,18 +61,47 @@ FLAGS = {
     "__AMX_TILE__": "amx_tile",
     "__AMX_BF16__": "amx_bf16",
     "__AMX_INT8__": "amx_int8",
+    "__ARM_FP": "fp",
+    "__ARM_NEON": "asimd",
+    "__ARM_FEATURE_CRC32": "crc32",
+    "__ARM_FEATURE_AES": "aes pmull",
+    "__ARM_FEATURE_SHA2": "sha1 sha2",
+    "__ARM_FEATURE_SHA3": "sha3",
+    "__ARM_FEATURE_SHA512": "sha512",
+    "__ARM_FEATURE_SM3": "sm3",
+    "__ARM_FEATURE_SM4": "sm4",
+    "__ARM_FEATURE_ATOMICS": "atomics",
+    "__ARM_FEATURE_QRDMX": "asimdrdm",
+    "__ARM_FEATURE_FP16_SCALAR_ARITHMETIC": "fphp",
+    "__ARM_FEATURE_FP16_VECTOR_ARITHMETIC": "asimdhp",
+    "__ARM_FEATURE_FP16_FML": "asimdfhm",
+    "__ARM_FEATURE_DOTPROD": "asimddp",
+    "__ARM_FEATURE_COMPLEX": "fcma",
+    "__ARM_FEATURE_JCVT": "jscvt lrcpc",  # both came with Armv8.3, and LRCPC has no macro
+    "__ARM_FEATURE_FRINT": "frint",
+    "__ARM_FEATURE_MATMUL_INT8": "i8mm",
+    "__ARM_FEATURE_BF16_VECTOR_ARITHMETIC": "bf16",
+    "__ARM_FEATURE_SVE": "sve",
+    "__ARM_FEATURE_SVE2": "sve2",
 }
 # Inductor's vector classes, and the flags that their code needs
 VECTORS = {
     "VecAVX512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
     "VecAVX2": {"avx2", "fma", "f16c"},
 }
+KNOWN = {
+    "x86-64": "x86-64-v2, x86-64-v3, x86-64-v4, native, haswell, icelake-server, znver3",
+    "aarch64": "armv8-a, armv8.2-a, armv9-a",
+}
 # environment variables that configure torch's compiler: the backend's settings alone decide about a library
 CONFIGURING = re.compile(r"TORCH_|TORCHINDUCTOR_|TORCHDYNAMO_|AOT_INDUCTOR_|AOTINDUCTOR_|ATEN_CPU_CAPABILITY|CXX$")
 MACROS_LIMIT_S = 60.0  # for a compiler to list its macros
 # files in the child's folder; REFUSED names the operation that no library can call, and the trace of its call
 GRAPH, LIBRARY, COMPILER, REFUSED = "graph.pt2", "program.so", "c++", "refused"
-SYMBOL_VERSIONS_FILE, SOURCE_EDIT_FILE = "symbol_versions", "source_edit"
+SYMBOL_VERSIONS_FILE, SOURCE_EDIT_FILE, STUBS = "symbol_versions", "source_edit", "stubs"
+# torch's own, for a machine that its libraries here are not for
+STUB_LIBRARIES = ("libtorch_cpu.so", "libc10.so")
+STUB_FLAGS = ("-Wl,--push-state,--no-as-needed,-ltorch_cpu,--pop-state",)  # a stub has no function that is needed
 # A process may have several model libraries, which all define the same C++ names. Only the interface is visible, and a
 # library's calls of its own functions stay inside it, so that no call reaches another library.
 SYMBOL_VERSIONS = "{ global: AOTInductor*; local: *; };\n"
@@ -105,21 +134,21 @@ def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
     Raises:
         ExportError: The compiler does not know the name, or does not work.
     """
-    macros, _ = _macros([*compiler, f"-march={isa}"])
+    macros, _ = macros_of([*compiler, f"-march={isa}"])
     if not macros:
-        works, reason = _macros(compiler)
+        works, reason = macros_of(compiler)
         if not works:
             raise ExportError(
                 f"{owner}: expected a C++ compiler that works, got {shlex.join(compiler)}: {reason}; see CXX."
             )
         raise ExportError(
             f"{owner}: isa: expected a name that {shlex.join(compiler)} takes for -march, or 'native', got {isa!r}; "
-            "known: x86-64-v2, x86-64-v3, x86-64-v4, native, haswell, icelake-server, znver3, ..."
+            f"known: {KNOWN[machine_of(isa)]}, ..."
         )
-    return frozenset(flag for macro, flag in FLAGS.items() if macro in macros)
+    return frozenset(flag for macro, flags in FLAGS.items() if macro in macros for flag in flags.split())
 
 
-def _macros(compiler: Sequence[str]) -> tuple[set[str], str]:
+def macros_of(compiler: Sequence[str]) -> tuple[set[str], str]:
     """The macros that a compiler predefines; an empty set and the reason if it does not work."""
     ended = run_bounded([*compiler, "-dM", "-E", "-x", "c++", "/dev/null"], until(MACROS_LIMIT_S))
     if ended.code is None:
@@ -131,9 +160,24 @@ def _macros(compiler: Sequence[str]) -> tuple[set[str], str]:
 
 
 def compile_in_child(
-    owner: str, graph: ExportedProgram, compiler: Sequence[str], isa: str, flags: frozenset[str], limit: float
+    owner: str,
+    graph: ExportedProgram,
+    compiler: Sequence[str],
+    isa: str,
+    flags: frozenset[str],
+    limit: float,
+    with_stubs: bool = False,
 ) -> bytes:
     """The bytes of the model library, without symbols, paths of this machine, or an executable stack.
+
+    Args:
+        owner: The program, for messages.
+        graph: The graph, without weights.
+        compiler: The words of a command.
+        isa: What the compiler takes for ``-march``.
+        flags: What that asks of a CPU.
+        limit: Seconds.
+        with_stubs: Whether torch's libraries here are for another machine, and empty ones must stand in for them.
 
     Raises:
         ExportError: It cannot be compiled, or takes longer than ``limit`` seconds, or no program may run in the
@@ -141,18 +185,13 @@ def compile_in_child(
     """
     vector = next((name for name, needed in VECTORS.items() if needed <= flags), "")
     graph.example_inputs = None  # the weights: only sizes and dtypes matter, and those are in the graph
-    parent = program_folder()
-    if parent is None:
-        given = Path(tempfile.gettempdir())
-        raise ExportError(
-            f"{owner}: expected a temporary folder in which programs may be made and run, got {given}, "
-            f"{why_not(given)}; set TMPDIR to another folder."
-        )
-    with temporary_folder(parent, "regplug-compile-") as folder:
+    with temporary_folder(folder_for_programs(owner), "regplug-compile-") as folder:
         saved = io.BytesIO()  # torch reports a full disk by a RuntimeError without a reason
         torch.export.save(graph, saved)
         (folder / GRAPH).write_bytes(saved.getbuffer())
-        _write_wrapper(folder, compiler, isa)
+        if with_stubs:
+            _write_stubs(owner, folder / STUBS, compiler)
+        _write_wrapper(folder, compiler, isa, STUB_FLAGS if with_stubs else ())
         command = python_command("regplug.backends.compile_child", str(folder), vector)
         ended = run_bounded(command, until(limit), _environment(folder), folder)
         if ended.code is None:
@@ -177,22 +216,33 @@ def no_c_interface(owner: str, operation: str, place: str | None) -> ExportError
     )
 
 
-def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str) -> None:
+def _write_stubs(owner: str, folder: Path, compiler: Sequence[str]) -> None:
+    """Write empty libraries with the names of torch's, for the linker to record."""
+    folder.mkdir()
+    for name in STUB_LIBRARIES:
+        words = ["-shared", "-nostdlib", f"-Wl,-soname,{name}", "-o", str(folder / name), "-x", "c++", "/dev/null"]
+        ended = run_bounded([*compiler, *words], until(MACROS_LIMIT_S))
+        if ended.code != 0:
+            raise ExportError(f"{owner}: the compiler failed: {_reason(ended.out + ended.err, ended.code or 0)}")
+
+
+def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str, more: Sequence[str]) -> None:
     """Write a script that runs the compiler so that the library names no folder of this machine, exports the interface
     alone, and asks for no executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
     words = [*compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
-    words += [*LINKER_FLAGS, f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}"]
+    words += [f"-L{folder / STUBS}", *more, *LINKER_FLAGS, f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}"]
     (folder / SYMBOL_VERSIONS_FILE).write_text(SYMBOL_VERSIONS)
     (folder / SOURCE_EDIT_FILE).write_text(SOURCE_EDIT)
     path = folder / COMPILER
-    # Inductor names a source by a hash of its command line, which has paths. It adds -march=native, but the last -march
-    # counts. torch 2.10 links libtorch, which a C++ host with libtorch_cpu alone would not find.
+    # Inductor names a source by a hash of its command line, which has paths. It adds -march=native, which nobody
+    # asked for and a compiler for another machine does not know. torch 2.10 links libtorch, which a C++ host with
+    # libtorch_cpu alone would not find.
     path.write_text(
         "#!/bin/sh\n"
         "for word; do\n"
         "  shift\n"
-        '  case "$word" in -ltorch) continue ;; -*) ;; *.cpp) source="$word" ;; esac\n'
+        '  case "$word" in -ltorch | -march=native) continue ;; -*) ;; *.cpp) source="$word" ;; esac\n'
         '  set -- "$@" "$word"\n'
         "done\n"
         f'${{source:+sed -i -f {shlex.quote(str(folder / SOURCE_EDIT_FILE))} "$source"}}\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from regplug.errors import BundleError
 from regplug.format.manifest import CPU_FLAGS
 
 T = TypeVar("T")
+MACHINES = {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "aarch64"}  # as Python names them, and as we do
+DEFAULT_ISA = {"x86-64": "x86-64-v3", "aarch64": "armv8-a"}
 UNKNOWN = (
     "CPU: expected its flags in /proc/cpuinfo, got none, and none from the C library; mount /proc, or use a program "
     "that needs none, as torchscript."
@@ -31,6 +34,31 @@ BITS = {
     (2, 2): {"abm": 5, "sse4a": 6, "xop": 11, "fma4": 16, "tbm": 21},
     (6, 0): {"avx_vnni": 4, "avx512_bf16": 5, "avx_ifma": 23},
 }  # fmt: skip
+# The same on aarch64: getauxval(16), AT_HWCAP, and getauxval(26), AT_HWCAP2; the words in the order of the bits.
+HWCAP = {
+    16: "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 "
+    "sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
+    26: "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 "
+    "i8mm bf16",
+}
+
+
+def this_machine() -> str:
+    """The kind of this CPU, ``x86-64`` or ``aarch64``; Python's name for another."""
+    found = platform.machine()
+    return MACHINES.get(found, found)
+
+
+def machine_of(isa: str) -> str:
+    """The kind of CPU that an instruction set belongs to, by the compilers' names."""
+    if isa == "native":
+        return this_machine()
+    return "aarch64" if isa.startswith("armv") else "x86-64"
+
+
+def default_isa() -> str:
+    """The instruction set that programs are made for, if nobody chooses one."""
+    return DEFAULT_ISA.get(this_machine(), DEFAULT_ISA["x86-64"])
 
 
 @dataclass(frozen=True)
@@ -66,7 +94,7 @@ def _cpuinfo_flags() -> frozenset[str] | None:
         with CPUINFO.open(encoding="utf-8") as file:
             for line in file:  # all processors have the same
                 name, _, value = line.partition(":")
-                if name.strip() == "flags":
+                if name.strip() == ("Features" if this_machine() == "aarch64" else "flags"):
                     return frozenset(value.split())
     except (OSError, UnicodeDecodeError):
         pass
@@ -77,6 +105,10 @@ def _c_library_flags() -> dict[str, bool]:
     """Each word of ``BITS``, and whether programs may use it; empty if the C library lacks the function."""
     import ctypes
 
+    if this_machine() == "aarch64":
+        bits_of = ctypes.CDLL(None).getauxval
+        bits_of.restype = ctypes.c_ulong
+        return {word: bool(bits_of(one) >> bit & 1) for one in HWCAP for bit, word in enumerate(HWCAP[one].split())}
     try:
         leaf_of = getattr(ctypes.CDLL(None), C_FUNCTION)
     except AttributeError:
@@ -121,6 +153,6 @@ def best_for_this_cpu(owner: str, programs: Sequence[T], properties: Sequence[Ma
     if not runnable:
         nearest = min(missing, key=len)
         raise BundleError(
-            f"{owner}: expected a CPU with {' '.join(nearest)}, got one without; export with --isa x86-64-v3."
+            f"{owner}: expected a CPU with {' '.join(nearest)}, got one without; export with --isa {default_isa()}."
         )
     return programs[max(runnable, key=lambda index: len(properties[index].get(CPU_FLAGS, "").split()))]

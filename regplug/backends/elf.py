@@ -10,9 +10,10 @@ from regplug.errors import ExportError
 # libraries that every process with libtorch_cpu has
 ALLOWED_LIBRARIES = {
     "libtorch.so", "libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libm.so.6",
-    "libmvec.so.1", "libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2",
+    "libmvec.so.1", "libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1",
 }  # fmt: skip
-SHARED, X86_64 = 3, 62
+SHARED = 3
+MACHINES = {"x86-64": 62, "aarch64": 183}
 LOAD, DYNAMIC, STACK = 1, 2, 0x6474E551
 EXECUTABLE, WRITABLE = 1, 2
 NEEDED, HASH, STRINGS, SYMBOLS, RPATH, RUNPATH = 1, 4, 5, 6, 15, 29
@@ -23,16 +24,22 @@ FIRST_VERSION = 2  # a symbol of a library with versions, as the C library's are
 INTERFACE = "AOTInductor"  # the prefix of all functions that torch calls in a model library
 
 
-def check_library(owner: str, data: bytes) -> None:
+def check_library(owner: str, data: bytes, machine: str = "x86-64") -> None:
     """Refuse a library that needs more from the dynamic linker than a model library should.
 
+    Args:
+        owner: The library, for messages.
+        data: Its bytes.
+        machine: The kind of CPU that it is for, a key of ``MACHINES``.
+
     Raises:
-        ExportError: It is not a shared object for x86-64; needs an executable stack, or memory that is both writable
-            and executable; searches folders, or needs a library, that libtorch does not; or exports symbols besides a
-            model library's interface, which would receive calls of other libraries in the process.
+        ExportError: It is not a shared object for that machine; needs an executable stack, or memory that is both
+            writable and executable; searches folders, or needs a library, that libtorch does not; or exports symbols
+            besides a model library's interface, which would receive calls of other libraries in the process.
     """
-    if data[:6] != b"\x7fELF\x02\x01" or len(data) < 64 or struct.unpack_from("<HH", data, 16) != (SHARED, X86_64):
-        raise ExportError(f"{owner}: expected a shared object for x86-64, got other bytes.")
+    kind = (SHARED, MACHINES[machine])
+    if data[:6] != b"\x7fELF\x02\x01" or len(data) < 64 or struct.unpack_from("<HH", data, 16) != kind:
+        raise ExportError(f"{owner}: expected a shared object for {machine}, got other bytes.")
     try:
         _check_segments(owner, data)
     except (struct.error, ValueError, StopIteration) as error:

@@ -110,3 +110,17 @@ class ExportBackend(ABC):
         Raises:
             BundleError: The program does not open, or needs other weights.
         """
+
+    def emulate(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run | None:
+        """As ``open``, for the parity gate and a program of another machine; None if it is opened here.
+
+        Args:
+            owner: As for ``open``.
+            program: As for ``open``; made by this object.
+            weights: As for ``open``.
+
+        Raises:
+            BundleError: The program needs other weights.
+            ExportError: There is nothing to run it with.
+        """
+        return None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from regplug.errors import ExportError
 from regplug.registry.cache_folder import cache_folder, check_ours
 
 # some compilers are called by shell lines: no spaces, no quotes, no letters that a locale may lack
@@ -22,6 +23,21 @@ def program_folder() -> Path | None:
     None if there is none; ``why_not`` says what is wrong with the temporary folder.
     """
     return next((folder for folder in _candidates() if not why_not(folder)), None)
+
+
+def folder_for_programs(owner: str) -> Path:
+    """As ``program_folder``.
+
+    Raises:
+        ExportError: There is none.
+    """
+    if (found := program_folder()) is not None:
+        return found
+    given = Path(tempfile.gettempdir())
+    raise ExportError(
+        f"{owner}: expected a temporary folder in which programs may be made and run, got {given}, {why_not(given)}; "
+        "set TMPDIR to another folder."
+    )
 
 
 def why_not(folder: Path) -> str:

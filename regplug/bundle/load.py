@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regplug.backends.cpu import best_for_this_cpu
+from regplug.backends.cpu import DEFAULT_ISA, best_for_this_cpu, this_machine
 from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.bundle.contents import BundleContents
 from regplug.bundle.program import LoadedProgram, open_run
@@ -120,9 +120,9 @@ def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | No
         ExportError: There are no programs for this platform.
     """
     entry = registry.export_backend_entry(name)
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+    if sys.platform != "linux" or this_machine() not in DEFAULT_ISA:
         raise ExportError(
-            f"program {name!r}: expected Linux on x86-64, got {sys.platform} on {platform.machine()}; "
+            f"program {name!r}: expected Linux on x86-64 or aarch64, got {sys.platform} on {platform.machine()}; "
             "use a bundle's data only, regplug.load(directory)."
         )
     owner = f"export backend {name!r}"

@@ -89,8 +89,11 @@ def _gate(
     opened: list[LoadedProgram] = []
     for state, golden in sets:
         try:
-            best_for_this_cpu(f"program {name!r}", [program], [program.properties])
-            loaded = LoadedProgram(name, manifest, "", open_run(maker, "bundle to be", program, state))
+            run = maker.emulate(f"bundle to be: {WEIGHTS}", program, state)
+            if run is None:
+                best_for_this_cpu(f"program {name!r}", [program], [program.properties])
+                run = open_run(maker, "bundle to be", program, state)
+            loaded = LoadedProgram(name, manifest, "", run)
             results = [compare(loaded.run_flat, golden, case, manifest.outputs) for case in golden.golden.cases]
         except (BundleError, ShapeError) as error:
             raise ExportError(f"program {name!r}: expected a program that runs, got: {error}") from error

@@ -60,9 +60,16 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     help="Export backend of a program. Repeatable.",
 )
 @click.option(
-    "--isa", multiple=True, help="Instruction set for aotinductor: x86-64-v3 (default), native, ... Repeatable."
+    "--isa",
+    multiple=True,
+    help="Instruction set for aotinductor: x86-64-v3 (default), native, armv8-a, ... Repeatable.",
 )
 @click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take. Default: 600.")
+@click.option(
+    "--compiler",
+    metavar="COMMAND",
+    help="The C++ compiler for another machine's instruction set. Default: aarch64-linux-gnu-g++.",
+)
 @click.option("--no-programs", is_flag=True, help="Export data only, no programs.")
 @film_generator_option
 @click.option(
@@ -95,6 +102,7 @@ def export_command(
     backends: tuple[str, ...],
     isa: tuple[str, ...],
     time_limit: float | None,
+    compiler: str | None,
     no_programs: bool,
     film_generator: str | None,
     film: Any,
@@ -115,10 +123,10 @@ def export_command(
         place_of_output = absolute(output)  # before a plugin is imported, which may change the working directory
     except ExportError as error:
         raise click.UsageError(str(error)) from error
-    compiled = {"isa": isa or None, "time_limit": time_limit}
+    compiled = {"isa": isa or None, "time_limit": time_limit, "compiler": compiler}
     compiled = {name: value for name, value in compiled.items() if value is not None}
     if compiled and "aotinductor" not in backends:
-        raise click.UsageError("--isa, --time-limit: expected --backend aotinductor, got another.")
+        raise click.UsageError("--isa, --time-limit, --compiler: expected --backend aotinductor, got another.")
     choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
     choice |= {"backbone": backbone, "options": options, "model_option": model_option}
     if with_backbone:

@@ -42,7 +42,7 @@ def old(tmp_path_factory):
         patch.setattr(compiling, "SYMBOL_VERSIONS", "{ global: *; };\n")
         patch.setattr(compiling, "LINKER_FLAGS", ("-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--build-id=none"))
         patch.setattr(compiling, "SOURCE_EDIT", "")
-        patch.setattr(aotinductor, "check_library", lambda owner, data: None)
+        patch.setattr(aotinductor, "check_library", lambda owner, data, machine: None)
         return write(folder / "pool", "pool")
 
 

@@ -12,10 +12,18 @@
 #include <vector>
 
 #include "regplug/detail/cpuid.h"
+#include "regplug/detail/hwcap.h"
 #include "regplug/error.h"
 #include "regplug/manifest.h"
 
 namespace regplug::detail {
+
+// The instruction set that nearly every CPU of this kind has.
+#if defined(__aarch64__)
+inline constexpr const char* kDefaultIsa = "armv8-a";
+#else
+inline constexpr const char* kDefaultIsa = "x86-64-v3";
+#endif
 
 inline std::vector<std::string> split_words(const std::string& text) {
   std::istringstream stream(text);
@@ -38,7 +46,8 @@ inline std::set<std::string> flags_in_file(const char* path) {
 // The features of this CPU, as /proc/cpuinfo spells them. A container may have no /proc/cpuinfo.
 inline const std::set<std::string>& cpu_flags() {
   static const std::set<std::string> flags = [] {
-    std::set<std::string> found = flags_in_file("/proc/cpuinfo");
+    std::set<std::string> found = hwcap_flags();
+    if (found.empty()) found = flags_in_file("/proc/cpuinfo");
     return found.empty() ? cpuid_flags() : found;
   }();
   return flags;
@@ -97,7 +106,7 @@ inline const ProgramRecord& best_for_this_cpu(const std::string& owner, const Ma
   }
   std::string flags;
   for (const std::string& flag : nearest) flags += (flags.empty() ? "" : " ") + flag;
-  throw Error(owner + ": expected a CPU with " + flags + ", got one without; export with --isa x86-64-v3.");
+  throw Error(owner + ": expected a CPU with " + flags + ", got one without; export with --isa " + kDefaultIsa + ".");
 }
 
 }  // namespace regplug::detail

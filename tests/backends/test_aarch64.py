@@ -1,0 +1,284 @@
+"""Programs for aarch64 that are made here, and run in qemu before they are written."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+from support.commands import run_command
+from support.cpp_build import compiled
+from support.readouts import SIZES, trained
+
+import regplug
+from regplug.backends import aotinductor, cpu
+from regplug.backends.cross import CrossTools, cross_tools
+from regplug.backends.elf import called_functions, check_library
+from regplug.backends.emulated import emulated
+
+BOTH = {"isa": ["armv8-a", "x86-64-v3"]}
+ARM, X86 = "program.aotinductor.armv8-a.so", "program.aotinductor.x86-64-v3.so"
+COMPILER = "aarch64-linux-gnu-g++"
+QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
+INSTALL = "install both, as `apt-get install g++-aarch64-linux-gnu qemu-user-static` does."
+MACROS = "#define __cplusplus 1\n#define __aarch64__ 1"
+
+
+def readout():
+    return regplug.resolve("compress-concat", **SIZES, compressed_dim=6)
+
+
+def export(folder, spec=None, module=None, **settings):
+    spec = spec or readout()
+    given = {"isa": ["armv8-a"], **settings}
+    return regplug.export(
+        spec, module or trained(spec), folder, backends=["aotinductor"], settings={"aotinductor": given}
+    )
+
+
+def fake(folder, name, script):
+    """A program of a few lines of shell, and the folder for PATH."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return path
+
+
+# ---- what it says when something is missing or broken; no compiler runs
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """An empty folder that is all of PATH."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
+    return folder
+
+
+def refusal(named=None):
+    with pytest.raises(regplug.ExportError) as error:
+        cross_tools("program", named)
+    return str(error.value)
+
+
+def test_without_compiler_and_emulator_one_line_says_what_to_install_and_nothing_is_written(tools, tmp_path):
+    with pytest.raises(regplug.ExportError) as error:
+        export(tmp_path / "b", regplug.resolve("mean", num_registers=2, hidden_dim=8))
+    assert str(error.value) == (
+        "program 'aotinductor': armv8-a: expected a compiler and an emulator for aarch64, got no aarch64-linux-gnu-g++ "
+        f"and no qemu-aarch64-static; {INSTALL}"
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def test_if_one_of_the_two_is_missing_the_line_names_that_one(tools):
+    fake(tools, COMPILER, f"echo '{MACROS}'")
+    assert refusal() == (
+        f"program: expected a compiler and an emulator for aarch64, got no qemu-aarch64-static; {INSTALL}"
+    )
+    fake(tools, QEMU[0], "exit 0")
+    assert cross_tools("program", None) == CrossTools([str(tools / COMPILER)], str(tools / QEMU[0]))
+    (tools / COMPILER).unlink()
+    assert "got no aarch64-linux-gnu-g++; install both" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (None, "'my-g++ -pipe', which is not there."),
+        ("echo '#define __cplusplus 1'", "{} -pipe, which compiles for another machine."),
+        ("echo 'my-g++: error: broken' >&2; exit 3", "{} -pipe: my-g++: error: broken."),
+        ("exit 3", "{} -pipe: exit code 3."),
+    ],
+)
+def test_a_compiler_that_is_unknown_broken_or_for_another_machine_is_named(tools, script, why):
+    fake(tools, "qemu-aarch64", "exit 0")
+    if script is not None:
+        fake(tools, "my-g++", script)
+    expected = "program: compiler: expected a command that compiles for aarch64, got "
+    assert refusal("my-g++ -pipe") == expected + why.format(tools / "my-g++")
+
+
+def test_a_cross_compiler_without_an_instruction_set_of_another_machine_is_refused(tmp_path):
+    with pytest.raises(regplug.SpecError) as error:
+        export(tmp_path / "b", isa=["x86-64-v3", "native"], compiler="g++")
+    assert str(error.value) == (
+        "program 'aotinductor': compiler: expected with it an isa of another machine, as armv8-a, got x86-64-v3, "
+        "native; for this machine's compiler, set CXX."
+    )
+    code, _, err = run_command(
+        "export", "mean", "--num-registers", 2, "--hidden-dim", 8, "--compiler", "g++", "-o", "b"
+    )
+    assert code == 2
+    assert "--isa, --time-limit, --compiler: expected --backend aotinductor, got another." in err
+
+
+FAKE_COMPILER = f"""
+case "$*" in
+*-dM*) echo '{MACROS}' ;;
+*-print-file-name*) echo /sysroot/lib/ld-linux-aarch64.so.1 ;;
+*-o*) while [ "$1" != -o ]; do shift; done; echo program > "$2" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("kill -SEGV $$", "program: expected {} to run it, got SIGSEGV."),
+        ("echo 'program: bad' >&2; exit 1", "program: expected {} to run it, got exit code 1: program: bad."),
+        ("sleep 60 & wait", "program: expected {} to end within 0.5 s, got no end."),
+        ("exit 0", "program: expected outputs of {}, got none."),
+    ],
+)
+def test_an_emulator_that_crashes_refuses_hangs_or_does_nothing_is_one_line(tools, monkeypatch, script, message):
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], str(fake(tools, QEMU[0], script)))
+    run = emulated("program", found, b"library", [], 0.5)
+    with pytest.raises(regplug.BundleError) as error:
+        run(torch.ones(2))
+    assert str(error.value) == message.format(QEMU[0])
+
+
+def test_the_emulator_gets_the_libraries_of_the_compiler_unless_the_user_names_others(tools, monkeypatch):
+    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], "qemu")
+    monkeypatch.delenv("QEMU_LD_PREFIX", raising=False)
+    assert found.command("program") == ["qemu", "-L", "/sysroot", "program"]
+    monkeypatch.setenv("QEMU_LD_PREFIX", "/own")
+    assert found.command("program") == ["qemu", "program"]
+
+
+def test_a_compiler_that_cannot_compile_the_runtime_is_one_line(tools):
+    found = CrossTools([str(fake(tools, COMPILER, "echo 'g++: fatal error: no space' >&2; exit 1"))], "qemu")
+    with pytest.raises(regplug.ExportError) as error:
+        emulated("program", found, b"library", [], 5.0)
+    assert str(error.value) == (
+        f"program: expected {tools / COMPILER} to compile regplug's runtime, got exit code 1: g++: fatal error: no "
+        "space."
+    )
+
+
+# ---- on an ARM machine: what only reads, as if it were one
+
+
+@pytest.fixture
+def on_arm(monkeypatch):
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
+    cpu.cpu_flags.cache_clear()
+    yield
+    cpu.cpu_flags.cache_clear()
+
+
+def test_there_the_default_is_armv8_a_and_native_is_no_other_machine(on_arm):
+    assert aotinductor.AOTInductorBackend()._isa == ["armv8-a"]
+    assert not aotinductor._is_foreign("armv8-a")
+    assert not aotinductor._is_foreign("native")
+
+
+def test_there_the_flags_are_the_line_features(on_arm, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : avx2\nFeatures : fp asimd crc32\n")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    assert cpu.cpu_flags().present == {"fp", "asimd", "crc32"}
+    assert cpu.missing_flags({"cpu_flags": "asimd fp"}) == []
+    with pytest.raises(regplug.BundleError, match=r"^p: expected a CPU with avx2, got one without; .* armv8-a\.$"):
+        cpu.best_for_this_cpu("p", [0], [{"cpu_flags": "avx2"}])
+
+
+# ---- made by the compiler and run by qemu
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("aarch64") / "b"
+    export(folder, **BOTH)
+    return folder
+
+
+@pytest.mark.compiler
+def test_a_program_for_aarch64_is_compiled_and_within_the_tolerance_in_qemu(bundle):
+    arm, x86 = regplug.verify(bundle).manifest.programs
+    assert (arm.file, x86.file) == (ARM, X86)
+    assert {name: arm.properties[name] for name in ("isa", "cpu_flags", "needs")} == {
+        "isa": "armv8-a", "cpu_flags": "asimd fp", "needs": "nothing",
+    }  # fmt: skip
+    assert arm.properties["weights"] == x86.properties["weights"]
+    assert 0 < arm.cases["batch_7"].error <= arm.cases["batch_7"].tolerance
+    library = (bundle / ARM).read_bytes()
+    check_library("library", library, "aarch64")
+    with pytest.raises(regplug.ExportError, match=r"^library: expected a shared object for x86-64, got other bytes\.$"):
+        check_library("library", library)
+    assert b"\0libtorch_cpu.so\0" in library  # the linker had an empty one
+    assert "aoti_torch_cpu_mm_out" in called_functions(library)
+
+
+@pytest.mark.compiler
+def test_here_it_is_passed_over_and_the_program_of_this_machine_runs(bundle, tmp_path):
+    given = torch.randn(3, 4, 24)
+    torch.testing.assert_close(regplug.load(bundle, program="aotinductor")(given), regplug.load(bundle)(given))
+    export(tmp_path / "b")
+    with pytest.raises(regplug.BundleError) as error:
+        regplug.load(tmp_path / "b", program="aotinductor")
+    assert str(error.value) == (
+        f"bundle {tmp_path / 'b'}: program 'aotinductor': expected a CPU with asimd fp, got one without; export with "
+        "--isa x86-64-v3."
+    )
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("script", "got"),
+    [
+        (
+            "echo 'qemu: uncaught target signal' >&2; kill -SEGV $$",
+            "to run it, got SIGSEGV: qemu: uncaught target signal",
+        ),
+        ("sleep 60 & wait", "to end within 1 s, got no end"),
+    ],
+)
+def test_a_program_that_the_emulator_cannot_run_is_not_written(bundle, tmp_path, monkeypatch, script, got):
+    fake(tmp_path / "tools", QEMU[0], script)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}:{os.environ['PATH']}")
+    with pytest.raises(regplug.ExportError) as error:
+        export(tmp_path / "b", time_limit=1)
+    assert str(error.value) == (
+        "program 'aotinductor': expected a program that runs, got: program 'aotinductor': armv8-a: expected "
+        f"qemu-aarch64-static {got}."
+    )
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.compiler
+def test_a_program_that_needs_libtorch_cannot_be_run_there_and_is_refused(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
+    library = (bundle / ARM).read_bytes()
+    monkeypatch.setattr(aotinductor, "compile_in_child", lambda *given, **more: library)
+    own = set(called_functions(library)) - {"aoti_torch_empty_strided"}
+    monkeypatch.setattr(aotinductor, "known_functions", lambda: own)
+    with pytest.raises(regplug.ExportError) as error:
+        export(tmp_path / "b")
+    assert str(error.value) == (
+        "program 'aotinductor': armv8-a: expected functions that regplug::runtime has, which runs it in the emulator, "
+        "got aoti_torch_empty_strided; export on such a machine."
+    )
+
+
+@pytest.mark.compiler
+def test_an_unknown_instruction_set_of_that_machine_is_one_line(tmp_path):
+    with pytest.raises(regplug.ExportError) as error:
+        export(tmp_path / "b", isa=["armv99-z"])
+    assert str(error.value) == (
+        "program 'aotinductor': isa: expected a name that /usr/bin/aarch64-linux-gnu-g++ takes for -march, or "
+        "'native', got 'armv99-z'; known: armv8-a, armv8.2-a, armv9-a, ..."
+    )
+
+
+@pytest.mark.compiler
+def test_in_cpp_an_arm_cpu_has_its_own_flags_and_takes_its_own_program():
+    program = compiled("arm_cpu.cpp", compiler=COMPILER)
+    done = subprocess.run([*QEMU, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (
+        0,
+        "armv8-a\np: expected a CPU with avx2, got one without; export with --isa armv8-a.\n",
+    )
