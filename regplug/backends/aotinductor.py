@@ -127,7 +127,10 @@ class AOTInductorBackend(ExportBackend):
         check_weights(owner, program, weights)
         held = [_contiguous(weights[name]) for name in sorted(weights)]
         label = f"{OWNER}: {isa}"
-        return emulated(label, cross_tools(label, self._compiler), program.data, held, self._time_limit)
+        try:
+            return emulated(label, cross_tools(label, self._compiler), program.data, held, self._time_limit)
+        except OSError as error:
+            raise ExportError(f"{label}: the emulator could not run: {one_line(error)}.") from error
 
     def _compile(self, graph: ExportedProgram, isa: str, properties: Mapping[str, str]) -> Program:
         foreign = _is_foreign(isa)

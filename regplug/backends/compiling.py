@@ -191,7 +191,7 @@ def compile_in_child(
         (folder / GRAPH).write_bytes(saved.getbuffer())
         if with_stubs:
             _write_stubs(owner, folder / STUBS, compiler)
-        _write_wrapper(folder, compiler, isa, STUB_FLAGS if with_stubs else ())
+        _write_wrapper(folder, compiler, isa, [f"-L{folder / STUBS}", *STUB_FLAGS] if with_stubs else [])
         command = python_command("regplug.backends.compile_child", str(folder), vector)
         ended = run_bounded(command, until(limit), _environment(folder), folder)
         if ended.code is None:
@@ -231,7 +231,7 @@ def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str, more: Sequen
     alone, and asks for no executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
     words = [*compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
-    words += [f"-L{folder / STUBS}", *more, *LINKER_FLAGS, f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}"]
+    words += [*more, *LINKER_FLAGS, f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}"]
     (folder / SYMBOL_VERSIONS_FILE).write_text(SYMBOL_VERSIONS)
     (folder / SOURCE_EDIT_FILE).write_text(SOURCE_EDIT)
     path = folder / COMPILER

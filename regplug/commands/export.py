@@ -64,7 +64,11 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     multiple=True,
     help="Instruction set for aotinductor: x86-64-v3 (default), native, armv8-a, ... Repeatable.",
 )
-@click.option("--time-limit", type=float, help="Seconds that aotinductor's compiler may take. Default: 600.")
+@click.option(
+    "--time-limit",
+    type=float,
+    help="Seconds that aotinductor's compiler, or one run of an emulator, may take. Default: 600.",
+)
 @click.option(
     "--compiler",
     metavar="COMMAND",

@@ -2,10 +2,13 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.commands import run_command
+from support.consumer import built_with, conditioner
 from support.cpp_build import compiled
 from support.readouts import SIZES, trained
 
@@ -186,6 +189,19 @@ def test_there_the_flags_are_the_line_features(on_arm, tmp_path, monkeypatch):
         cpu.best_for_this_cpu("p", [0], [{"cpu_flags": "avx2"}])
 
 
+def test_there_without_proc_the_flags_are_those_that_the_system_tells_programs(on_arm, tmp_path, monkeypatch):
+    class Library:
+        def __init__(self, name):
+            self.getauxval = lambda kind: {16: 0b10000011, 26: 0b10}[kind]
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
+    assert cpu.cpu_flags().present == {"fp", "asimd", "crc32", "sve2"}
+    assert cpu.missing_flags({"cpu_flags": "asimd fp"}) == []
+    with pytest.raises(regplug.BundleError, match="expected its flags in /proc/cpuinfo"):
+        cpu.missing_flags({"cpu_flags": "avx2"})
+
+
 # ---- made by the compiler and run by qemu
 
 
@@ -282,3 +298,52 @@ def test_in_cpp_an_arm_cpu_has_its_own_flags_and_takes_its_own_program():
         0,
         "armv8-a\np: expected a CPU with avx2, got one without; export with --isa armv8-a.\n",
     )
+
+
+# ---- more of them, and regplug-run
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes_compile_too(tmp_path, dtype):
+    spec = readout()
+    done = export(tmp_path / "b", spec, trained(spec).to(dtype))
+    assert done.manifest.programs[0].cases["batch_64"].error > 0
+
+
+# as docs/programs.md says
+FOR_AARCH64 = {
+    "CMAKE_SYSTEM_NAME": "Linux",
+    "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+    "CMAKE_CXX_COMPILER": COMPILER,
+}
+
+
+def regplug_run(settings=()):
+    source = Path(regplug.__file__).parent / "share" / "regplug-run"
+    return built_with({"REGPLUG_RUN_WITH": "runtime", **dict(settings)}, source=source) / "regplug-run"
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
+def test_each_machine_takes_its_own_program_of_a_bundle_with_three(tmp_path):
+    spec, module = conditioner("prefix")
+    module = module.eval()
+    export(tmp_path / "b", spec, module, isa=["armv8-a", "x86-64-v2", "x86-64-v3"])
+    tokens = torch.randn(3, 9, 24)
+    save_file({"tokens": tokens}, tmp_path / "in.safetensors")
+    wanted = [tensor for pair in module(tokens) for tensor in pair]
+    places = [tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    here, there = regplug_run(), regplug_run(FOR_AARCH64)
+    for command in ([here], [*QEMU, there]):
+        done = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = load_file(places[-1])
+        got = [found[f"{name}_{i}"] for i in range(len(wanted) // 2) for name in ("gamma", "beta")]
+        torch.testing.assert_close(got, wanted)
+        places[-1].unlink()
+    # each is refused what is only for the other
+    export(tmp_path / "c", spec, module, isa=["armv8-a"])
+    done = subprocess.run([here, tmp_path / "c", *places[1:]], capture_output=True, text=True, check=False)
+    assert "expected a CPU with asimd fp, got one without; export with --isa x86-64-v3." in done.stderr
