@@ -203,7 +203,9 @@ def compile_in_child(
             raise no_c_interface(owner, operation, place_in(trace, innermost_last=True))
         if ended.code or not (folder / LIBRARY).exists():
             output = ended.out + ended.err
-            raise ExportError(f"{owner}: the compiler failed: {_reason(output, ended.code)}") from CompilerError(output)
+            raise ExportError(f"{owner}: the compiler failed: {reason_in(output, ended.code)}") from CompilerError(
+                output
+            )
         return (folder / LIBRARY).read_bytes()
 
 
@@ -223,7 +225,7 @@ def _write_stubs(owner: str, folder: Path, compiler: Sequence[str]) -> None:
         words = ["-shared", "-nostdlib", f"-Wl,-soname,{name}", "-o", str(folder / name), "-x", "c++", "/dev/null"]
         ended = run_bounded([*compiler, *words], until(MACROS_LIMIT_S))
         if ended.code != 0:
-            raise ExportError(f"{owner}: the compiler failed: {_reason(ended.out + ended.err, ended.code or 0)}")
+            raise ExportError(f"{owner}: the compiler failed: {reason_in(ended.out + ended.err, ended.code or 0)}")
 
 
 def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str, more: Sequence[str]) -> None:
@@ -264,8 +266,8 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _reason(output: str, code: int) -> str:
-    """Why the child failed, on one line."""
+def reason_in(output: str, code: int) -> str:
+    """Why a compiler failed, on one line of what it printed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if " error: " in line] or [line for line in lines if "Error: " in line][-1:]
     found = errors or lines[-1:]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regplug.backends.cache import find, keep, key_of, sole_maker
 from regplug.backends.child_process import Ended, format_exit, run_bounded, until
+from regplug.backends.compiling import reason_in
 from regplug.backends.cross import CrossTools
 from regplug.backends.interface import Run
 from regplug.backends.program_folder import folder_for_programs
@@ -96,7 +97,8 @@ def _checker(owner: str, tools: CrossTools, limit: float) -> bytes:
         with temporary_folder(folder_for_programs(owner), "regplug-compile-") as place:
             ended = run_bounded([*command, "-o", str(place / CHECKER), *LIBRARIES], until(limit), folder=place)
             if ended.code != 0:
-                why = f"no end within {limit:g} s" if ended.code is None else _reason(ended)
+                said = reason_in(ended.out + ended.err, ended.code or 0).rstrip(".")
+                why = f"no end within {limit:g} s" if ended.code is None else said
                 raise ExportError(
                     f"{owner}: expected {shlex.join(tools.compiler)} to compile regplug's runtime, got {why}."
                 )

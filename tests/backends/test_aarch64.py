@@ -154,13 +154,23 @@ def test_the_emulator_gets_the_libraries_of_the_compiler_unless_the_user_names_o
 
 
 def test_a_compiler_that_cannot_compile_the_runtime_is_one_line(tools):
-    found = CrossTools([str(fake(tools, COMPILER, "echo 'g++: fatal error: no space' >&2; exit 1"))], "qemu")
+    script = "echo 'In file included from x' >&2; echo 'x: fatal error: no space' >&2; exit 1"
+    found = CrossTools([str(fake(tools, COMPILER, script))], "qemu")
     with pytest.raises(regplug.ExportError) as error:
         emulated("program", found, b"library", [], 5.0)
     assert str(error.value) == (
-        f"program: expected {tools / COMPILER} to compile regplug's runtime, got exit code 1: g++: fatal error: no "
-        "space."
+        f"program: expected {tools / COMPILER} to compile regplug's runtime, got x: fatal error: no space."
     )
+
+
+def test_a_header_that_is_missing_is_named_with_where_it_comes_from(tools, monkeypatch):
+    monkeypatch.setattr("regplug.backends.emulated.import_path", list)
+    with pytest.raises(regplug.ExportError) as error:
+        emulated("program", CrossTools([str(fake(tools, COMPILER, "exit 0"))], "qemu"), b"library", [], 5.0)
+    assert str(error.value) in {
+        f"program: expected the header {header}, got none; install it, as `pip install 'regplug[cpp]'` does."
+        for header in ("Eigen/Core", "nlohmann/json.hpp")  # the system may have Eigen's
+    }
 
 
 # ---- on an ARM machine: what only reads, as if it were one

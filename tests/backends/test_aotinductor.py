@@ -363,7 +363,7 @@ def test_a_broken_compiler_is_reported_instead_of_the_instruction_set(tmp_path, 
         ({"isa": []}, "isa: expected at least one name, got none"),
         ({"isa": "native"}, r"option 'isa': expected .*, got 'native'"),
         ({"time_limit": 0}, "time_limit: expected seconds > 0, got 0"),
-        ({"speed": 1}, r"option 'speed': expected a known option, got 1; known: isa, time_limit"),
+        ({"speed": 1}, r"option 'speed': expected a known option, got 1; known: compiler, isa, time_limit"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_nothing_is_written(tmp_path, settings, message):

@@ -629,7 +629,7 @@ def test_an_instruction_set_is_chosen_by_name_and_is_in_the_files_name(run, tmp_
     assert "program.aotinductor.x86-64-v2.so" in {path.name for path in (tmp_path / "b").iterdir()}
     code, _, err = run("export", *MEAN, "--isa", "native", "-o", tmp_path / "c")
     assert code == 2
-    assert "--isa, --time-limit: expected --backend aotinductor, got another." in err
+    assert "--isa, --time-limit, --compiler: expected --backend aotinductor, got another." in err
 
 
 def test_cache_lists_and_prunes(run, tmp_path, monkeypatch):
