@@ -73,4 +73,5 @@ def cross_tools(owner: str, named: str | None) -> CrossTools:
         raise ExportError(
             f"{owner}: compiler: expected a command that compiles for aarch64, got {shlex.join(compiler)}{why}."
         )
-    return CrossTools(compiler, emulator)
+    # both are started in other folders
+    return CrossTools([str(Path(compiler[0]).absolute()), *compiler[1:]], str(Path(emulator).absolute()))

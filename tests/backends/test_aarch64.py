@@ -104,6 +104,15 @@ def test_a_compiler_that_is_unknown_broken_or_for_another_machine_is_named(tools
     assert refusal("my-g++ -pipe") == expected + why.format(tools / "my-g++")
 
 
+def test_tools_may_be_named_by_relative_paths(tools, monkeypatch):
+    fake(tools, COMPILER, f"echo '{MACROS}'")
+    fake(tools, QEMU[0], "exit 0")
+    monkeypatch.chdir(tools.parent)
+    monkeypatch.setenv("PATH", "tools")
+    wanted = CrossTools([str(tools / COMPILER), "-pipe"], str(tools / QEMU[0]))
+    assert cross_tools("program", f"./tools/{COMPILER} -pipe") == wanted
+
+
 def test_a_cross_compiler_without_an_instruction_set_of_another_machine_is_refused(tmp_path):
     with pytest.raises(regplug.SpecError) as error:
         export(tmp_path / "b", isa=["x86-64-v3", "native"], compiler="g++")
