@@ -95,7 +95,7 @@ class AOTInductorBackend(ExportBackend):
             for program in reused("aotinductor", source, graph, self._settings(isa), lambda isa=isa: make(isa))  # type: ignore[misc]
         ]
         # not kept with them: a newer runtime may have more functions
-        return [replace(one, properties={**one.properties, NEEDS: what_it_needs(one.data)}) for one in programs]
+        return [replace(one, properties={**one.properties, NEEDS: what_it_needs(one.data, graph)}) for one in programs]
 
     def open(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run:
         """Load the library, and give it these weights in every run.

@@ -5,16 +5,33 @@ from __future__ import annotations
 import functools
 import re
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from regplug.backends.elf import called_functions
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
 
 NOTHING, LIBTORCH = "nothing", "libtorch"
 FUNCTION = re.compile(r"^REGPLUG_FUNCTION\((\w+)\)|^REGPLUG_VECTOR.*, (\w+), std::", re.MULTILINE)
 
 
-def what_it_needs(library: bytes) -> str:
-    """``"nothing"`` besides the runtime, or ``"libtorch"``."""
-    return LIBTORCH if set(called_functions(library)) - known_functions() else NOTHING
+def what_it_needs(library: bytes, graph: ExportedProgram) -> str:
+    """``"nothing"`` besides the runtime, or ``"libtorch"``.
+
+    Args:
+        library: The program.
+        graph: What it was made from. The runtime's convolution is not transposed, which the library does not show.
+    """
+    if set(called_functions(library)) - known_functions() or any(map(_is_transposed, graph.graph.nodes)):
+        return LIBTORCH
+    return NOTHING
+
+
+def _is_transposed(node: Node) -> bool:
+    name = str(node.target)
+    return name.startswith("aten.conv_transpose") or (name == "aten.convolution.default" and bool(node.args[6]))
 
 
 @functools.cache

@@ -3,14 +3,19 @@
 import subprocess
 
 import pytest
+import torch
 from support.commands import run_command
 from support.damage import edit_manifest
+from torch import nn
 
 import regplug
 from regplug.backends.elf import called_functions
 from regplug.backends.runtime import what_it_needs
 
 pytestmark = pytest.mark.compiler
+
+
+GRAPH = torch.export.export(nn.Identity(), (torch.ones(2),))
 
 
 def library(folder, code):
@@ -24,7 +29,7 @@ def test_a_library_that_calls_only_what_the_runtime_has_needs_nothing(tmp_path):
     code = "int aoti_torch_clone(); double exp(double); double f(double x) { return exp(x) + aoti_torch_clone(); }"
     data = library(tmp_path, code)
     assert called_functions(data) == ["aoti_torch_clone"]
-    assert what_it_needs(data) == "nothing"
+    assert what_it_needs(data, GRAPH) == "nothing"
 
 
 def test_a_library_that_calls_another_function_needs_libtorch(tmp_path):
@@ -32,7 +37,17 @@ def test_a_library_that_calls_another_function_needs_libtorch(tmp_path):
     code += "int f() { return aoti_torch_clone() + aoti_torch_cpu_sort(); }"
     data = library(tmp_path, code)
     assert called_functions(data) == ["aoti_torch_clone", "aoti_torch_cpu_sort"]
-    assert what_it_needs(data) == "libtorch"
+    assert what_it_needs(data, GRAPH) == "libtorch"
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")  # of torch in its own code
+def test_a_transposed_convolution_needs_libtorch(tmp_path):
+    data = library(tmp_path, "int aoti_torch_clone(); int f() { return aoti_torch_clone(); }")
+    graphs = [
+        torch.export.export(part, (torch.ones(1, 2, 4),)) for part in (nn.Conv1d(2, 2, 2), nn.ConvTranspose1d(2, 2, 2))
+    ]
+    assert [what_it_needs(data, graph) for graph in graphs] == ["nothing", "libtorch"]
+    assert what_it_needs(data, graphs[1].run_decompositions()) == "libtorch"
 
 
 def test_export_and_info_say_which_programs_run_without_libtorch(tmp_path):

@@ -217,7 +217,7 @@ OWN_DAMAGES = {
 # the runtime says what it lacks before the dynamic linker does
 OVER_RUNTIME = {
     f"undefined symbol: aoti_torch_none; {MADE}.": "expected functions that regplug::runtime has, got aoti_torch_none; "
-    f"link regplug::aotinductor, and with it libtorch; {MADE}.",
+    f"a program with it needs libtorch; {MADE}.",
 }
 
 

@@ -109,15 +109,16 @@ def test_products_are_torchs_for_any_sizes_and_strides(runtime, dtype, data):
 @settings(max_examples=40)
 @given(data=st.data())
 def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
-    batch, heads, width = (data.draw(st.integers(1, 3)) for _ in range(3))
+    batch, key_heads, width = (data.draw(st.integers(1, 3)) for _ in range(3))
+    heads = key_heads * data.draw(st.integers(1, 2))  # each of the keys' heads may serve several of the queries
     length, keys = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 9))
     causal = data.draw(st.booleans())
     query = strided(data, batch, heads, length, width, dtype=dtype)
-    key, value = (strided(data, batch, heads, keys, width, dtype=dtype) for _ in range(2))
+    key, value = (strided(data, batch, key_heads, keys, width, dtype=dtype) for _ in range(2))
     mask = None
     if not causal and data.draw(st.booleans()):
         sizes = data.draw(st.sampled_from([(length, keys), (1, 1, length, keys), (batch, heads, length, keys)]))
-        mask = torch.randn(*sizes).to(dtype)
+        mask = torch.randn(*sizes).to(data.draw(st.sampled_from([dtype, torch.float32])))
     scale = data.draw(st.sampled_from([None, 0.3]))
     made, sums = ctypes.c_void_p(), ctypes.c_void_p()
     pointers = [ctypes.byref(runtime.handle(mask)) if mask is not None else None]
@@ -129,13 +130,14 @@ def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
     )
     assert not code, runtime.library.runtime_error()
     kept = math.sqrt(1 / width) if scale is None else scale
-    scores = kept * (query.double() @ key.double().transpose(-2, -1))
+    key, value = (tensor.double().repeat_interleave(heads // key_heads, dim=1) for tensor in (key, value))
+    scores = kept * (query.double() @ key.transpose(-2, -1))
     if causal:
         scores = scores.masked_fill(~torch.ones(length, keys, dtype=torch.bool).tril(), -torch.inf)
     if mask is not None:
         scores = scores + mask.double()
     got = runtime.tensor(made, dtype)
-    wanted = (scores.softmax(-1) @ value.double()).to(dtype)
+    wanted = (scores.softmax(-1) @ value).to(dtype)
     torch.testing.assert_close(got, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert got.stride() == torch.empty(batch, length, heads, width).transpose(1, 2).stride()
     log_sums = runtime.tensor(sums, torch.float64 if dtype == torch.float64 else torch.float32)
@@ -182,7 +184,22 @@ def test_arguments_that_do_not_fit_are_refused_with_a_reason(runtime):
     assert runtime.call("aoti_torch_cpu_mm_out", *map(runtime.handle, (out, a, b))) == 1
     assert runtime.library.runtime_error() == b"product: expected matrices of the same dtype that fit, got others"
     assert runtime.call("aoti_torch_cpu_mm_out", *map(runtime.handle, (out, a, torch.randn(3, 5).double()))) == 1
-    made = ctypes.c_void_p()
+    made, sums = ctypes.c_void_p(), ctypes.c_void_p()
+    name = "aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu"
+    query, mask = torch.randn(2, 3, 4, 5), torch.zeros(4, 6)
+    others = [torch.randn(*sizes) for sizes in ((2, 2, 4, 5), (1, 3, 4, 5), (2, 3, 4, 6))]
+    for other in others:
+        handles = map(runtime.handle, (query, other, other))
+        code = runtime.call(name, *handles, ctypes.c_double(0), 0, None, None, ctypes.byref(made), ctypes.byref(sums))
+        assert (code, runtime.library.runtime_error()) == (
+            *(1, b"attention: expected keys and values that fit the queries, got others"),
+        )
+    pointer = ctypes.byref(runtime.handle(mask))
+    handles = map(runtime.handle, (query, query, query))
+    code = runtime.call(name, *handles, ctypes.c_double(0), 0, pointer, None, ctypes.byref(made), ctypes.byref(sums))
+    assert (code, runtime.library.runtime_error()) == (
+        *(1, b"attention: expected a mask of floats that fits the scores, got another"),
+    )
     sizes = (ctypes.c_int64 * 2)(4, 4)
     view = (runtime.handle(a), ctypes.c_int64(2), sizes, sizes, ctypes.c_int64(0), ctypes.byref(made))
     assert runtime.call("aoti_torch__reinterpret_tensor", *view) == 1
@@ -294,6 +311,29 @@ def test_the_c_library_shows_its_interface_and_nothing_else():
     names = {line.split()[-1] for line in listed.splitlines()}
     assert "regplug_open@@REGPLUG_1" in names
     assert [name for name in names if not name.startswith(("regplug_", "REGPLUG_1"))] == []
+
+
+class Tensor(ctypes.Structure):
+    """``regplug_tensor``."""
+
+    _fields_ = (
+        *(("name", ctypes.c_char_p), ("dtype", ctypes.c_int32), ("rank", ctypes.c_uint32)),
+        *(("sizes", ctypes.c_void_p), ("strides", ctypes.c_void_p), ("data", ctypes.c_void_p)),
+    )
+
+
+@pytest.mark.parametrize("rank", [9, 1_000_000_000])
+def test_a_rank_that_nobody_set_is_refused(bundle, rank):
+    library = ctypes.CDLL(str(built_without_libtorch() / "regplug-runtime" / "libregplug.so"))
+    library.regplug_open.restype = library.regplug_run.restype = ctypes.c_void_p
+    library.regplug_last_error.restype = ctypes.c_char_p
+    opened = ctypes.c_void_p(library.regplug_open(str(bundle).encode(), None, 0))
+    sizes = (ctypes.c_int64 * 9)(*[1] * 9)
+    given = Tensor(None, 1, rank, ctypes.addressof(sizes), None, None)
+    assert library.regplug_run(opened, ctypes.byref(given), ctypes.c_size_t(1)) is None
+    said = library.regplug_last_error().decode()
+    assert said.endswith("got [1, 1, 1, 1, 1, 1, 1, 1, 1]." if rank == 9 else f"expected at most 8 sizes, got {rank}.")
+    library.regplug_close(opened)
 
 
 BOTH_AT_ONCE = """

@@ -55,7 +55,9 @@ class Bundle:
         self.outputs = _specs(said["outputs"])
         self._check_dtypes()
         # pathlib is not imported: it takes longer than all of this package
-        self._reopened = (os.path.join(os.getcwd(), self.path), self.digest, follow_links)  # noqa: PTH109, PTH118
+        is_whole = os.path.isabs(self.path)  # noqa: PTH117
+        whole = self.path if is_whole else os.path.join(os.getcwd(), self.path)  # noqa: PTH109, PTH118
+        self._reopened = (whole, self.digest, follow_links)
         self._reloaded = False
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -158,12 +160,17 @@ def _shown(path: str) -> str:
 def _encoded(label: str, path: str) -> bytes:
     if "\0" in path:  # C would read the part before it
         raise BundleError(f"{label}: expected a path without NUL, got one with NUL.")
-    return os.fsencode(path)
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{label}: expected a path that a file can have, got one with half a character.") from error
 
 
 def _utf8(digest: str | None) -> bytes | None:
     if digest is None:
         return None
+    if not isinstance(digest, str):
+        raise BundleError(f"digest: expected text of 64 hexadecimal digits, got {type(digest).__name__}.")
     try:
         data = digest.encode()
     except UnicodeEncodeError:

@@ -120,7 +120,7 @@ FOREIGN = {
     "no memory": ("throw std::bad_alloc();", "expected enough memory, got none."),
     "a function of torch": (
         "return aoti_torch_none();",
-        "expected functions that regplug::runtime has, got aoti_torch_none; link regplug::aotinductor, and with it "
+        "expected functions that regplug::runtime has, got aoti_torch_none; a program with it needs "
         f"libtorch; made with torch {torch.__version__}.",
     ),
 }
@@ -211,3 +211,23 @@ def test_an_input_without_memory_is_refused(bundle):
     assert _library.regplug_run(handle, given, 1) is None
     assert _library.regplug_last_error() == b"regplug: data: expected a pointer, got null."
     _library.regplug_close(handle)
+
+
+@pytest.mark.parametrize("digest", [b"00", 5, "\ud800"])
+def test_a_digest_that_is_no_text_is_refused(bundle, digest):
+    with pytest.raises(regplug_runtime.BundleError, match="digest: expected (text of )?64 hexadecimal digits, got "):
+        regplug_runtime.open(bundle, digest=digest)
+
+
+def test_a_path_with_half_a_character_is_refused():
+    with pytest.raises(regplug_runtime.BundleError, match="expected a path that a file can have, got one with half a"):
+        regplug_runtime.open("a\ud800")
+
+
+def test_a_bundle_opens_by_its_whole_path_in_a_folder_that_was_deleted(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with regplug_runtime.open(bundle) as opened:
+        assert opened.cond_dim == 24

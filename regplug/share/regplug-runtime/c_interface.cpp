@@ -15,6 +15,7 @@
 namespace {
 
 constexpr const char* kProgram = "program 'aotinductor'";
+constexpr std::uint32_t kMaxShown = 64;  // sizes in a message
 constexpr std::size_t kMaxMessage = 4 * 400 + 1;  // 400 characters of UTF-8
 
 std::string describe(const regplug::AOTInductorBundle& bundle) {
@@ -94,8 +95,13 @@ regplug::TensorView view_of(const regplug_tensor& tensor, const regplug::Manifes
   }
   const auto dtype = static_cast<regplug::Dtype>(tensor.dtype);  // both are in this order
   const std::int64_t* const given = tensor.rank == 0 ? nullptr : checked(tensor.sizes, "sizes");
-  // a view holds no more sizes than 8, and no program takes as many
-  if (tensor.rank > regplug::Sizes::kMaxRank) regplug::detail::check_shape(kProgram, manifest, given, tensor.rank);
+  // a view holds no more sizes than 8, and no program takes as many; a rank that nobody set is not read
+  if (tensor.rank > regplug::Sizes::kMaxRank && tensor.rank <= kMaxShown) {
+    regplug::detail::check_shape(kProgram, manifest, given, tensor.rank);
+  }
+  if (tensor.rank > kMaxShown) {
+    throw regplug::Error("tensor: expected at most 8 sizes, got " + std::to_string(tensor.rank) + ".");
+  }
   const regplug::Sizes sizes(given, tensor.rank);
   const regplug::TensorView view =
       tensor.strides == nullptr

@@ -89,9 +89,10 @@ AOTITorchError aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHand
                                           std::int32_t transposed, const std::int64_t*, std::int64_t,
                                           std::int64_t groups, AtenTensorHandle* made) {
   const std::int64_t dimensions = input->rank - 2;
-  if (transposed != 0 || dimensions < 1 || dimensions > kMaxSpace || weight->rank != input->rank || groups < 1 ||
+  if (transposed != 0) return fail("convolution: expected one that is not transposed, got one that is");
+  if (dimensions < 1 || dimensions > kMaxSpace || weight->rank != input->rank || groups < 1 ||
       weight->dtype != input->dtype || input->sizes[1] != weight->sizes[1] * groups || weight->sizes[0] % groups != 0) {
-    return fail("convolution: expected an input [B, C, ...] and a weight that fit, not transposed, got others");
+    return fail("convolution: expected an input [B, C, ...] and a weight that fit, got others");
   }
   Geometry g{};
   g.dimensions = dimensions;

@@ -17,13 +17,14 @@ struct Matrix {
 };
 
 // One head of attention: queries [L, E], keys [S, E], values [S, F], output [L, F], and for each query the logarithm of
-// its sum of exponentials. `mask` [L, S] is added to the scores; its data is null without one.
+// its sum of exponentials. `mask` [L, S], of `mask_dtype`, is added to the scores; its data is null without one.
 struct Attention {
   Matrix queries;
   Matrix keys;
   Matrix values;
   Matrix output;
   Matrix mask;
+  Dtype mask_dtype;
   float* log_sums;
   double* log_sums64;  // for float64
   std::int64_t log_sums_stride;

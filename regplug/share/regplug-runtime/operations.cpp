@@ -18,7 +18,22 @@ Matrix matrix_of(AtenTensorHandle tensor, std::int64_t batch = 0) {
           tensor->sizes[row + 1], tensor->strides[row], tensor->strides[row + 1]};
 }
 
-// A bias of any rank up to 2, repeated to the sizes of a product.
+bool is_float(Dtype dtype) {
+  return dtype == Dtype::float64 || dtype == Dtype::float32 || dtype == Dtype::float16 || dtype == Dtype::bfloat16;
+}
+
+// Whether the last dimensions of a tensor are these sizes, or 1.
+bool repeats_to(AtenTensorHandle tensor, std::initializer_list<std::int64_t> sizes) {
+  const auto rank = static_cast<std::int64_t>(sizes.size());
+  if (tensor->rank > rank) return false;
+  const std::int64_t* size = sizes.begin() + (rank - tensor->rank);
+  for (std::int64_t i = 0; i < tensor->rank; ++i, ++size) {
+    if (tensor->sizes[i] != *size && tensor->sizes[i] != 1) return false;
+  }
+  return true;
+}
+
+// A matrix that is repeated to the sizes of a result where its own are 1 or missing.
 Matrix repeated(AtenTensorHandle bias, std::int64_t rows, std::int64_t columns) {
   const auto stride = [&](std::int64_t from_end, std::int64_t size) {
     const std::int64_t i = bias->rank - from_end;
@@ -64,7 +79,7 @@ AOTITorchError aoti_torch_cpu_bmm_out(AtenTensorHandle out, AtenTensorHandle one
 
 AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle one,
                                         AtenTensorHandle other, double beta, double alpha) {
-  if (out->rank != 2 || bias->rank > 2 || bias->dtype != out->dtype) {
+  if (out->rank != 2 || bias->dtype != out->dtype || !repeats_to(bias, {out->sizes[0], out->sizes[1]})) {
     return fail("product: expected matrices of the same dtype that fit, got others");
   }
   return multiply(out, one, other, 2, repeated(bias, out->sizes[0], out->sizes[1]), alpha, beta);
@@ -80,6 +95,15 @@ AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
   const std::int64_t heads = query->sizes[1];
   const std::int64_t length = query->sizes[2];
   const std::int64_t width = value->sizes[3];
+  const std::int64_t key_heads = key->sizes[1];  // each serves as many heads of the queries, one after another
+  if (key->sizes[0] != batch || value->sizes[0] != batch || value->sizes[1] != key_heads || key_heads < 1 ||
+      heads % key_heads != 0 || key->sizes[2] < 1 || key->sizes[2] != value->sizes[2] || key->sizes[3] != query->sizes[3]) {
+    return fail("attention: expected keys and values that fit the queries, got others");
+  }
+  const AtenTensorHandle mask = attn_mask == nullptr ? nullptr : *attn_mask;
+  if (mask != nullptr && (!is_float(mask->dtype) || !repeats_to(mask, {batch, heads, length, key->sizes[2]}))) {
+    return fail("attention: expected a mask of floats that fits the scores, got another");
+  }
   // torch makes [B, L, H, E] and transposes
   const std::int64_t sizes[] = {batch, heads, length, width};
   const std::int64_t strides[] = {length * heads * width, width, heads * width, 1};
@@ -102,15 +126,19 @@ AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
     for (std::int64_t h = 0; h < heads && known; ++h) {
       Attention head{};
       head.queries = head_of(query, b, h);
-      head.keys = head_of(key, b, h);
-      head.values = head_of(value, b, h);
+      const std::int64_t key_head = h / (heads / key_heads);
+      head.keys = head_of(key, b, key_head);
+      head.values = head_of(value, b, key_head);
       head.output = head_of(output, b, h);
-      if (attn_mask != nullptr) {
-        const AtenTensorHandle mask = *attn_mask;
+      if (mask != nullptr) {
         head.mask = repeated(mask, length, key->sizes[2]);
-        const auto item = static_cast<std::int64_t>(item_size(mask->dtype));
-        if (mask->rank == 4 && mask->sizes[0] != 1) head.mask.data += b * mask->strides[0] * item;
-        if (mask->rank == 4 && mask->sizes[1] != 1) head.mask.data += h * mask->strides[1] * item;
+        head.mask_dtype = mask->dtype;
+        const std::int64_t places[] = {b, h};
+        for (std::int64_t from_end = 3; from_end <= mask->rank; ++from_end) {
+          const std::int64_t i = mask->rank - from_end;
+          const std::int64_t place = mask->sizes[i] == 1 ? 0 : places[4 - from_end];
+          head.mask.data += place * mask->strides[i] * static_cast<std::int64_t>(item_size(mask->dtype));
+        }
       }
       head.log_sums_stride = heads;
       const std::int64_t first = b * length * heads + h;

@@ -162,7 +162,7 @@ std::string bind_symbols(std::string_view bytes, Find find) {
   if (!missing.empty()) {
     const std::string more = missing.size() == 1 ? "" : " and " + std::to_string(missing.size() - 1) + " more";
     throw Fault("expected functions that regplug::runtime has, got " + missing.front() + more +
-                "; link regplug::aotinductor, and with it libtorch");
+                "; a program with it needs libtorch");
   }
 
   std::size_t kept = 0;

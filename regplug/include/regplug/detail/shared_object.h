@@ -35,7 +35,7 @@
 
 namespace regplug::detail {
 
-// The system has no space for a library's bytes. This is not an error of the library.
+// The system has no space for a library's bytes, or no /proc. This is not an error of the library.
 class OutOfSpace : public Fault {
  public:
   using Fault::Fault;
@@ -52,6 +52,9 @@ class SharedObject {
         handle_(::dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL | REGPLUG_DEEPBIND)) {
     if (handle_ == nullptr) {
       std::string text = first_line(::dlerror());
+      if (::access("/proc/self/fd", F_OK) != 0) {
+        throw OutOfSpace("expected /proc, through which a program is opened, got none; mount it");
+      }
       if (text.rfind(path_ + ": ", 0) == 0) text.erase(0, path_.size() + 2);
       throw Fault(text);
     }
