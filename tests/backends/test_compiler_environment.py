@@ -75,6 +75,7 @@ def test_a_noexec_folder_is_not_used(tmp_path):
     assert done.stdout == "which is mounted noexec /tmp\n"
 
 
+@pytest.mark.torture
 @pytest.mark.compiler
 def test_a_program_compiles_with_an_unusual_temporary_folder_and_a_compiler_of_several_words(run, tmp_path):
     unusual = tmp_path / "it's my tmp"
