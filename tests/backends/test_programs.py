@@ -88,9 +88,13 @@ def registry():
 def scaled(tmp_path_factory, registry):
     """Two bundles with the same weights, whose programs compute different things."""
     folder = tmp_path_factory.mktemp("scaled")
-    for name, factor in (("once", 1.0), ("twice", 2.0)):
+    for name, factor, backends in (("once", 1.0, BOTH), ("twice", 2.0, ["torchscript"])):
         spec = registry.resolve("scaled", **SIZES, factor=factor)
-        regplug.export(spec, spec.build(), folder / name, backends=[*BOTH, "onnx"], registry=registry)
+        regplug.export(spec, spec.build(), folder / name, backends=[*backends, "onnx"], registry=registry)
+    # a library with as many inputs and outputs, which other tests compile, too
+    spec = regplug.resolve("pool", **SIZES)
+    regplug.export(spec, spec.build(), folder / "pool", backends=["aotinductor"])
+    shutil.copyfile(folder / "pool" / LIBRARY, folder / "twice" / LIBRARY)
     return folder
 
 
