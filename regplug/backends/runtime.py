@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 NOTHING, LIBTORCH = "nothing", "libtorch"
-FUNCTION = re.compile(r"^REGPLUG_FUNCTION\((\w+)\)|^REGPLUG_VECTOR.*, (\w+), std::", re.MULTILINE)
+FUNCTION = re.compile(r"^REGPLUG_FUNCTION\((\w+)\)|^REGPLUG_VECTOR.*, (\w+), \w+\)", re.MULTILINE)
 
 
 def what_it_needs(library: bytes, graph: ExportedProgram) -> str:

@@ -16,6 +16,8 @@ const Function kFunctions[] = {
 #ifdef __x86_64__
 #define REGPLUG_VECTOR(vector, number, count, flags, name, function) REGPLUG_FUNCTION(name)
 #define REGPLUG_VECTOR_2 REGPLUG_VECTOR
+#define REGPLUG_VECTOR_V3 REGPLUG_VECTOR
+#define REGPLUG_VECTOR_V4 REGPLUG_VECTOR
 #include "vector_functions.inc"
 #endif
 };

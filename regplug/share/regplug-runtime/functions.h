@@ -47,9 +47,9 @@ AOTITorchError aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHand
   __attribute__((target(flags))) vector name(vector given);
 #define REGPLUG_VECTOR_2(vector, number, count, flags, name, function) \
   __attribute__((target(flags))) vector name(vector given, vector other);
+#define REGPLUG_VECTOR_V3 REGPLUG_VECTOR
+#define REGPLUG_VECTOR_V4 REGPLUG_VECTOR
 #include "vector_functions.inc"
-#undef REGPLUG_VECTOR
-#undef REGPLUG_VECTOR_2
 #endif
 
 }  // namespace regplug::runtime

@@ -1,4 +1,5 @@
-// SLEEF's vector functions by their names, which vectorized programs call; here each item goes through the C library.
+// SLEEF's vector functions by their names, which vectorized programs call. Each item goes through the C library, except in
+// those that Eigen computes: see kernels.inc.
 #include "functions.h"
 
 #ifdef __x86_64__
@@ -12,7 +13,7 @@ namespace regplug::runtime {
   __attribute__((target(flags))) vector name(vector given) {                             \
     alignas(64) number items[count];                                                     \
     __builtin_memcpy(items, &given, sizeof items);                                       \
-    for (number& item : items) item = static_cast<number>(function(item));               \
+    for (number& item : items) item = static_cast<number>(std::function(item));               \
     __builtin_memcpy(&given, items, sizeof items);                                       \
     return given;                                                                        \
   }
@@ -22,7 +23,7 @@ namespace regplug::runtime {
     alignas(64) number others[count];                                                    \
     __builtin_memcpy(items, &given, sizeof items);                                       \
     __builtin_memcpy(others, &other, sizeof others);                                     \
-    for (int i = 0; i < count; ++i) items[i] = static_cast<number>(function(items[i], others[i])); \
+    for (int i = 0; i < count; ++i) items[i] = static_cast<number>(std::function(items[i], others[i])); \
     __builtin_memcpy(&given, items, sizeof items);                                       \
     return given;                                                                        \
   }
