@@ -9,7 +9,7 @@ WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer cross
+.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer cross cblas
 .DELETE_ON_ERROR:
 
 # the tests that need no C++ compiler and build no package: a few minutes
@@ -23,7 +23,7 @@ test: $(VENV)/tested-tools $(VENV)/installed tracer cross lint
 # damaged files, failing system calls, crashes and fuzzed inputs, by the thousand and million: about an hour
 #   make torture PARTS="damaged soak"        some parts of it
 #   make torture PAGE=docs/SECURITY.md       publish the figures
-torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer cross
+torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer cross cblas
 	$(if $(PARTS),,$(PYTEST) -m torture tests plugins)
 	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json \
 	  $(if $(PAGE),--page $(abspath $(PAGE)))
@@ -83,20 +83,23 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@
 
-# Debian packages, if missing: strace, which fails system calls and kills processes at them; clang, for libFuzzer; a
-# compiler and an emulator for aarch64.
-debian = command -v $(1) >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
-  echo "error: expected $(1), got none; install it, as 'apt-get install $(2)' does." >&2; exit 1; }
+# Debian packages, if a command fails: strace, which fails system calls and kills processes at them; clang, for
+# libFuzzer; a compiler and an emulator for aarch64; a CBLAS library.
+debian = $(1) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
+  echo "error: '$(1)' failed; install what it needs, as 'apt-get install $(2)' does." >&2; exit 1; }
 
 tracer:
-	@$(call debian,strace,strace)
+	@$(call debian,command -v strace,strace)
 
 fuzzer:
-	@$(call debian,clang++,clang libclang-rt-14-dev)
+	@$(call debian,command -v clang++,clang libclang-rt-14-dev)
 
 cross:
-	@$(call debian,aarch64-linux-gnu-g++,g++-aarch64-linux-gnu)
-	@$(call debian,qemu-aarch64-static,qemu-user-static)
+	@$(call debian,command -v aarch64-linux-gnu-g++,g++-aarch64-linux-gnu)
+	@$(call debian,command -v qemu-aarch64-static,qemu-user-static)
+
+cblas:
+	@$(call debian,ls /usr/include/*/cblas.h,libopenblas-serial-dev)
 
 compiler:
 	@command -v c++ >/dev/null || { \

@@ -66,9 +66,10 @@ class Runtime:
         return copied
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    return Runtime(built_without_libtorch() / "libruntime_functions.so")
+@pytest.fixture(scope="module", params=["eigen", pytest.param("cblas", marks=pytest.mark.torture)])
+def runtime(request):
+    cblas = "ON" if request.param == "cblas" else "OFF"
+    return Runtime(built_without_libtorch(cblas) / "libruntime_functions.so")
 
 
 def strided(data, *sizes, dtype):
@@ -176,6 +177,14 @@ def test_convolution_is_torchs_in_values_and_layout(runtime, dtype, data):
     got = runtime.tensor(made, dtype)
     torch.testing.assert_close(got, wanted, rtol=TOLERANCE[dtype], atol=4 * TOLERANCE[dtype])
     assert got.stride() == convolve(image, weight, bias, **settings).stride()
+
+
+@pytest.mark.torture
+def test_cmake_takes_a_cblas_library_for_products():
+    linked = subprocess.run(
+        ["ldd", built_without_libtorch("ON") / "regplug-run/regplug-run"], capture_output=True, text=True
+    )
+    assert "blas" in linked.stdout
 
 
 def test_arguments_that_do_not_fit_are_refused_with_a_reason(runtime):

@@ -72,9 +72,9 @@ def built():
 
 
 @functools.cache
-def built_without_libtorch():
+def built_without_libtorch(cblas="OFF"):
     """The programs over regplug::runtime, and what is in ``cpp/runtime``."""
-    settings = {"CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O0"}
+    settings = {"CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": "-O0", "REGPLUG_RUNTIME_CBLAS": cblas}
     return built_with(settings, source=CONSUMER / "runtime")
 
 

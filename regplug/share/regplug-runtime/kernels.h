@@ -41,4 +41,8 @@ struct Kernels {
 
 const Kernels& kernels();
 
+// `multiply` by a CBLAS library; false for what it cannot compute.
+bool multiply_by_cblas(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias,
+                       double alpha, double beta);
+
 }  // namespace regplug::runtime

@@ -49,6 +49,14 @@ bool same_dtype(std::initializer_list<AtenTensorHandle> tensors) {
   return true;
 }
 
+bool compute_product(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias,
+                     double alpha, double beta) {
+#ifdef REGPLUG_CBLAS
+  if (multiply_by_cblas(dtype, out, one, other, bias, alpha, beta)) return true;
+#endif
+  return kernels().multiply(dtype, out, one, other, bias, alpha, beta);
+}
+
 AOTITorchError multiply(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other, std::int64_t rank,
                         const Matrix& bias, double alpha, double beta) {
   const std::int64_t last = rank - 1;
@@ -60,7 +68,7 @@ AOTITorchError multiply(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHa
   }
   const std::int64_t batches = rank == 3 ? out->sizes[0] : 1;
   for (std::int64_t i = 0; i < batches; ++i) {
-    if (!kernels().multiply(out->dtype, matrix_of(out, i), matrix_of(one, i), matrix_of(other, i), bias, alpha, beta)) {
+    if (!compute_product(out->dtype, matrix_of(out, i), matrix_of(one, i), matrix_of(other, i), bias, alpha, beta)) {
       return fail("product: expected floats, got another dtype");
     }
   }
