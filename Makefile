@@ -9,7 +9,7 @@ WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer cross cblas
+.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer cross rust cblas
 .DELETE_ON_ERROR:
 
 # the tests that need no C++ compiler and build no package: a few minutes
@@ -17,13 +17,13 @@ check: $(VENV)/tested-tools $(VENV)/installed
 	$(PYTEST) -m "not compiler and not packaging and not slow and not torture" tests plugins
 
 # all tests except those of `make torture`
-test: $(VENV)/tested-tools $(VENV)/installed tracer cross lint
+test: $(VENV)/tested-tools $(VENV)/installed tracer cross rust lint
 	$(PYTEST) -m "not torture" tests plugins
 
 # damaged files, failing system calls, crashes and fuzzed inputs, by the thousand and million: about an hour
 #   make torture PARTS="damaged soak"        some parts of it
 #   make torture PAGE=docs/SECURITY.md       publish the figures
-torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer cross cblas
+torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer cross rust cblas
 	$(if $(PARTS),,$(PYTEST) -m torture tests plugins)
 	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json \
 	  $(if $(PAGE),--page $(abspath $(PAGE)))
@@ -84,7 +84,7 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	touch $@
 
 # Debian packages, if a command fails: strace, which fails system calls and kills processes at them; clang, for
-# libFuzzer; a compiler and an emulator for aarch64; a CBLAS library.
+# libFuzzer; a compiler and an emulator for aarch64; Rust, pkg-config and a CBLAS library.
 debian = $(1) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
   echo "error: '$(1)' failed; install what it needs, as 'apt-get install $(2)' does." >&2; exit 1; }
 
@@ -97,6 +97,10 @@ fuzzer:
 cross:
 	@$(call debian,command -v aarch64-linux-gnu-g++,g++-aarch64-linux-gnu)
 	@$(call debian,command -v qemu-aarch64-static,qemu-user-static)
+
+rust:
+	@$(call debian,command -v rustc,rustc)
+	@$(call debian,command -v pkg-config,pkgconf)
 
 cblas:
 	@$(call debian,ls /usr/include/*/cblas.h,libopenblas-serial-dev)

@@ -27,7 +27,21 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_exactly_the_package(wheel):
     info = f"regplug-{regplug.__version__}.dist-info"
     package = [path for path in (ROOT / "regplug").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    suffixes = {".py", ".pyi", ".typed", ".csv", ".h", ".cpp", ".inc", ".map", ".cmake", ".txt", ".template", ".part"}
+    suffixes = {
+        ".py",
+        ".pyi",
+        ".typed",
+        ".csv",
+        ".h",
+        ".cpp",
+        ".inc",
+        ".in",
+        ".map",
+        ".cmake",
+        ".txt",
+        ".template",
+        ".part",
+    }
     assert {path.suffix for path in package} == suffixes
     assert set(zipfile.ZipFile(wheel).namelist()) == {
         *(str(path.relative_to(ROOT)) for path in package),

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-NOTHING, LIBTORCH = "nothing", "libtorch"
 FUNCTION = re.compile(r"^REGPLUG_FUNCTION\((\w+)\)|^REGPLUG_VECTOR.*, (\w+), \w+\)", re.MULTILINE)
 
 
 def what_it_needs(library: bytes, graph: ExportedProgram) -> str:
-    """``"nothing"`` besides the runtime, or ``"libtorch"``.
+    """``"nothing"`` besides the runtime, or ``"libtorch (aoti_torch_cpu_sort)"``, with all that the runtime lacks.
 
     Args:
         library: The program.
         graph: What it was made from. The runtime's convolution is not transposed, which the library does not show.
     """
-    if set(called_functions(library)) - known_functions() or any(map(_is_transposed, graph.graph.nodes)):
-        return LIBTORCH
-    return NOTHING
+    lacking = sorted(set(called_functions(library)) - known_functions())
+    if any(map(_is_transposed, graph.graph.nodes)):
+        lacking.append("transposed convolution")
+    return f"libtorch ({', '.join(lacking)})" if lacking else "nothing"
 
 
 def _is_transposed(node: Node) -> bool:

@@ -19,7 +19,7 @@ WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 SMOKE_CASE = "batch_1"  # the golden case that every loader runs
 CPU_FLAGS = "cpu_flags"  # the property of a program that lists the CPU flags it needs
-NEEDS = "needs"  # the property that says what a program needs besides a runtime: "nothing", or "libtorch"
+NEEDS = "needs"  # the property that says what a program needs besides a runtime: "nothing", or "libtorch (functions)"
 IMAGES = "images"  # the name of the input if the bundle includes the backbone
 
 Positive = Annotated[int, integer(1)]
@@ -156,7 +156,7 @@ class ProgramRecord:
 
     @property
     def needs(self) -> str | None:
-        """``runs without libtorch`` or ``needs libtorch``; None if the bundle does not say."""
+        """``runs without libtorch``, or ``needs libtorch (function)``; None if the bundle does not say."""
         needs = self.properties.get(NEEDS)
         return needs and ("runs without libtorch" if needs == "nothing" else f"needs {needs}")
 

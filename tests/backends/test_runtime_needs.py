@@ -37,7 +37,7 @@ def test_a_library_that_calls_another_function_needs_libtorch(tmp_path):
     code += "int f() { return aoti_torch_clone() + aoti_torch_cpu_sort(); }"
     data = library(tmp_path, code)
     assert called_functions(data) == ["aoti_torch_clone", "aoti_torch_cpu_sort"]
-    assert what_it_needs(data, GRAPH) == "libtorch"
+    assert what_it_needs(data, GRAPH) == "libtorch (aoti_torch_cpu_sort)"
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")  # of torch in its own code
@@ -46,8 +46,9 @@ def test_a_transposed_convolution_needs_libtorch(tmp_path):
     graphs = [
         torch.export.export(part, (torch.ones(1, 2, 4),)) for part in (nn.Conv1d(2, 2, 2), nn.ConvTranspose1d(2, 2, 2))
     ]
-    assert [what_it_needs(data, graph) for graph in graphs] == ["nothing", "libtorch"]
-    assert what_it_needs(data, graphs[1].run_decompositions()) == "libtorch"
+    needed = "libtorch (transposed convolution)"
+    assert [what_it_needs(data, graph) for graph in graphs] == ["nothing", needed]
+    assert what_it_needs(data, graphs[1].run_decompositions()) == needed
 
 
 def test_export_and_info_say_which_programs_run_without_libtorch(tmp_path):
@@ -60,7 +61,7 @@ def test_export_and_info_say_which_programs_run_without_libtorch(tmp_path):
     assert f"programs: aotinductor ({file}, runs without libtorch)\n" in run_command("info", tmp_path / "b")[1]
     [program] = regplug.verify(tmp_path / "b").manifest.programs
     assert program.properties["needs"] == "nothing"
-    edit_manifest(tmp_path / "b", lambda values: values["programs"][0]["properties"].update(needs="libtorch"))
-    assert f"programs: aotinductor ({file}, needs libtorch)\n" in run_command("info", tmp_path / "b")[1]
+    edit_manifest(tmp_path / "b", lambda values: values["programs"][0]["properties"].update(needs="libtorch (f)"))
+    assert f"programs: aotinductor ({file}, needs libtorch (f))\n" in run_command("info", tmp_path / "b")[1]
     edit_manifest(tmp_path / "b", lambda values: values["programs"][0]["properties"].pop("needs"))
     assert f"programs: aotinductor ({file})\n" in run_command("info", tmp_path / "b")[1]  # of an older regplug

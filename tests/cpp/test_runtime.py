@@ -10,7 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.consumer import SITE, built_without_libtorch, conditioner, installed, readout, run, tool
+from support.consumer import (
+    CONSUMER,
+    SITE,
+    built_in_rust,
+    built_without_libtorch,
+    conditioner,
+    installed,
+    readout,
+    run,
+    tool,
+)
 from torch.nn import functional
 
 import regplug
@@ -104,6 +114,19 @@ def test_products_are_torchs_for_any_sizes_and_strides(runtime, dtype, data):
     out = strided(data, batch, rows, columns, dtype=dtype)
     assert not runtime.call("aoti_torch_cpu_bmm_out", *map(runtime.handle, (out, left, right)))
     torch.testing.assert_close(out, left @ right, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    sizes = data.draw(st.sampled_from([(columns,), (rows, 1), (1, rows, columns), (batch, 1, columns), out.shape]))
+    bias = strided(data, *sizes, dtype=dtype)
+    handles = map(runtime.handle, (out, bias, left, right))
+    assert not runtime.call("aoti_torch_cpu_baddbmm_out", *handles, ctypes.c_double(beta), ctypes.c_double(alpha))
+    wanted = torch.baddbmm(bias.double(), left.double(), right.double(), beta=beta, alpha=alpha).to(dtype)
+    torch.testing.assert_close(out, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_a_bias_times_0_is_not_read(runtime):
+    out, one, other = torch.zeros(2, 2), torch.ones(2, 3), torch.ones(3, 2)
+    handles = map(runtime.handle, (out, torch.full((2,), math.nan), one, other))
+    assert not runtime.call("aoti_torch_cpu_addmm_out", *handles, ctypes.c_double(0), ctypes.c_double(1))
+    assert out.tolist() == [[3, 3], [3, 3]]
 
 
 @dtypes
@@ -275,8 +298,13 @@ def test_a_library_for_another_machine_is_refused_by_its_name(runtime, bundle):
 # ---- the C interface
 
 
-def test_a_c_program_runs_a_readout_and_a_conditioner(bundle, tmp_path):
-    program = built_without_libtorch() / "run_in_c"
+@pytest.fixture(params=["C", "Rust"])
+def program(request):
+    """A program that runs a bundle on ones, through the C interface."""
+    return built_in_rust() if request.param == "Rust" else built_without_libtorch() / "run_in_c"
+
+
+def test_a_program_in_another_language_runs_a_readout_and_a_conditioner(program, bundle, tmp_path):
     linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     assert "libregplug.so.1" in linked
     assert "torch" not in linked
@@ -304,14 +332,25 @@ def test_a_c_program_runs_a_readout_and_a_conditioner(bundle, tmp_path):
         torch.testing.assert_close(torch.tensor([float(number) for number in line[1:]]), wanted)
 
 
-def test_the_c_interface_refuses_with_the_messages_of_python(bundle, tmp_path):
-    program = built_without_libtorch() / "run_in_c"
+def test_the_c_interface_refuses_with_the_messages_of_python(program, bundle, tmp_path):
     assert run(program) == (1, "regplug: directory: expected a pointer, got null.\n")
     for arguments in ([tmp_path / "none"], [bundle, "0" * 64], [bundle, "00"]):
         code, out = run(program, *arguments)
         with pytest.raises(regplug.RegplugError) as error:
             regplug.load(arguments[0], program="aotinductor", digest=arguments[1] if arguments[1:] else None)
         assert (code, out) == (1, f"{error.value}\n")
+
+
+def test_an_installed_library_is_found_by_pkg_config(bundle, tmp_path):
+    made = built_without_libtorch() / "regplug-runtime"
+    subprocess.run([tool("cmake"), "--install", made, "--prefix", tmp_path / "there"], check=True, capture_output=True)
+    [place] = (tmp_path / "there").rglob("pkgconfig")
+    asked = ["pkg-config", "--cflags", "--libs", "regplug"]
+    flags = subprocess.run(asked, env={"PKG_CONFIG_PATH": str(place)}, capture_output=True, text=True, check=True)
+    source, program = CONSUMER / "runtime" / "run_in_c.c", tmp_path / "program"
+    subprocess.run(["cc", source, "-o", program, *flags.stdout.split()], check=True)
+    code, out = run(program, bundle, env={"LD_LIBRARY_PATH": str(place.parent)})
+    assert code == 0, out
 
 
 def test_the_c_library_shows_its_interface_and_nothing_else():

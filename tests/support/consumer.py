@@ -78,6 +78,19 @@ def built_without_libtorch(cblas="OFF"):
     return built_with(settings, source=CONSUMER / "runtime")
 
 
+@functools.cache
+def built_in_rust():
+    """``cpp/runtime/run_in_rust.rs`` over libregplug."""
+    source, library = CONSUMER / "runtime" / "run_in_rust.rs", built_without_libtorch() / "regplug-runtime"
+    link = ["-L", f"native={library}", "-C", f"link-arg=-Wl,-rpath,{library}"]
+    command = ["rustc", "--edition=2021", "-D", "warnings", *link, source, "-o"]
+
+    def make(folder):
+        subprocess.run([*command, folder / "run_in_rust"], check=True)
+
+    return cpp_build.made_once(cpp_build.digest(cpp_build.version("rustc"), source, *link), make) / "run_in_rust"
+
+
 def run(program, *arguments, env=None, timeout=120):
     """Exit status and what a program printed."""
     done = subprocess.run(

@@ -31,6 +31,8 @@ AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle one,
 AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle one,
                                         AtenTensorHandle other, double beta, double alpha);
 AOTITorchError aoti_torch_cpu_bmm_out(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other);
+AOTITorchError aoti_torch_cpu_baddbmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle one,
+                                          AtenTensorHandle other, double beta, double alpha);
 AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
     AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value, double dropout_p, std::int32_t is_causal,
     AtenTensorHandle* attn_mask, double* scale, AtenTensorHandle* made_output, AtenTensorHandle* made_log_sums);

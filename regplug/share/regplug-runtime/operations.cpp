@@ -33,13 +33,18 @@ bool repeats_to(AtenTensorHandle tensor, std::initializer_list<std::int64_t> siz
   return true;
 }
 
-// A matrix that is repeated to the sizes of a result where its own are 1 or missing.
-Matrix repeated(AtenTensorHandle bias, std::int64_t rows, std::int64_t columns) {
-  const auto stride = [&](std::int64_t from_end, std::int64_t size) {
-    const std::int64_t i = bias->rank - from_end;
-    return i < 0 || (bias->sizes[i] == 1 && size != 1) ? 0 : bias->strides[i];
+// The matrix at these places of the first dimensions; sizes of 1 and missing ones are repeated to those of a result.
+Matrix repeated(AtenTensorHandle tensor, std::initializer_list<std::int64_t> places, std::int64_t rows,
+                std::int64_t columns) {
+  const auto stride = [&](std::int64_t from_end) {
+    const std::int64_t i = tensor->rank - from_end;
+    return i < 0 || tensor->sizes[i] == 1 ? 0 : tensor->strides[i];
   };
-  return {bias->data(), rows, columns, stride(2, rows), stride(1, columns)};
+  std::int64_t skipped = 0;
+  auto from_end = static_cast<std::int64_t>(places.size()) + 2;
+  for (const std::int64_t place : places) skipped += place * stride(from_end--);
+  return {tensor->data() + skipped * static_cast<std::int64_t>(item_size(tensor->dtype)), rows, columns, stride(2),
+          stride(1)};
 }
 
 bool same_dtype(std::initializer_list<AtenTensorHandle> tensors) {
@@ -57,18 +62,30 @@ bool compute_product(Dtype dtype, const Matrix& out, const Matrix& one, const Ma
   return kernels().multiply(dtype, out, one, other, bias, alpha, beta);
 }
 
+// out = alpha * one @ other + beta * bias, of tensors of this rank; `bias` may be null.
 AOTITorchError multiply(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other, std::int64_t rank,
-                        const Matrix& bias, double alpha, double beta) {
+                        AtenTensorHandle bias = nullptr, double alpha = 1, double beta = 0) {
   const std::int64_t last = rank - 1;
-  if (out->rank != rank || one->rank != rank || other->rank != rank || !same_dtype({out, one, other}) ||
-      one->sizes[last] != other->sizes[last - 1] || out->sizes[last - 1] != one->sizes[last - 1] ||
-      out->sizes[last] != other->sizes[last] ||
-      (rank == 3 && (out->sizes[0] != one->sizes[0] || out->sizes[0] != other->sizes[0]))) {
-    return fail("product: expected matrices of the same dtype that fit, got others");
-  }
+  const auto fits = [&] {
+    if (out->rank != rank || one->rank != rank || other->rank != rank || !same_dtype({out, one, other})) return false;
+    const std::int64_t batch = out->sizes[0];
+    const std::int64_t rows = out->sizes[last - 1];
+    const std::int64_t columns = out->sizes[last];
+    if (one->sizes[last] != other->sizes[last - 1] || one->sizes[last - 1] != rows || other->sizes[last] != columns ||
+        (rank == 3 && (one->sizes[0] != batch || other->sizes[0] != batch))) {
+      return false;
+    }
+    if (bias == nullptr) return true;
+    return bias->dtype == out->dtype &&
+           (rank == 3 ? repeats_to(bias, {batch, rows, columns}) : repeats_to(bias, {rows, columns}));
+  };
+  if (!fits()) return fail("product: expected matrices of the same dtype that fit, got others");
   const std::int64_t batches = rank == 3 ? out->sizes[0] : 1;
   for (std::int64_t i = 0; i < batches; ++i) {
-    if (!compute_product(out->dtype, matrix_of(out, i), matrix_of(one, i), matrix_of(other, i), bias, alpha, beta)) {
+    const Matrix target = matrix_of(out, i);
+    // as in torch, a bias times 0 is not read
+    const Matrix added = bias == nullptr || beta == 0 ? Matrix{} : repeated(bias, {i}, target.rows, target.columns);
+    if (!compute_product(out->dtype, target, matrix_of(one, i), matrix_of(other, i), added, alpha, beta)) {
       return fail("product: expected floats, got another dtype");
     }
   }
@@ -78,19 +95,21 @@ AOTITorchError multiply(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHa
 }  // namespace
 
 AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other) {
-  return multiply(out, one, other, 2, Matrix{}, 1, 0);
+  return multiply(out, one, other, 2);
 }
 
 AOTITorchError aoti_torch_cpu_bmm_out(AtenTensorHandle out, AtenTensorHandle one, AtenTensorHandle other) {
-  return multiply(out, one, other, 3, Matrix{}, 1, 0);
+  return multiply(out, one, other, 3);
 }
 
 AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle one,
                                         AtenTensorHandle other, double beta, double alpha) {
-  if (out->rank != 2 || bias->dtype != out->dtype || !repeats_to(bias, {out->sizes[0], out->sizes[1]})) {
-    return fail("product: expected matrices of the same dtype that fit, got others");
-  }
-  return multiply(out, one, other, 2, repeated(bias, out->sizes[0], out->sizes[1]), alpha, beta);
+  return multiply(out, one, other, 2, bias, alpha, beta);
+}
+
+AOTITorchError aoti_torch_cpu_baddbmm_out(AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle one,
+                                          AtenTensorHandle other, double beta, double alpha) {
+  return multiply(out, one, other, 3, bias, alpha, beta);
 }
 
 AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
@@ -139,14 +158,8 @@ AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
       head.values = head_of(value, b, key_head);
       head.output = head_of(output, b, h);
       if (mask != nullptr) {
-        head.mask = repeated(mask, length, key->sizes[2]);
+        head.mask = repeated(mask, {b, h}, length, key->sizes[2]);
         head.mask_dtype = mask->dtype;
-        const std::int64_t places[] = {b, h};
-        for (std::int64_t from_end = 3; from_end <= mask->rank; ++from_end) {
-          const std::int64_t i = mask->rank - from_end;
-          const std::int64_t place = mask->sizes[i] == 1 ? 0 : places[4 - from_end];
-          head.mask.data += place * mask->strides[i] * static_cast<std::int64_t>(item_size(mask->dtype));
-        }
       }
       head.log_sums_stride = heads;
       const std::int64_t first = b * length * heads + h;
