@@ -86,7 +86,7 @@ def _checker(owner: str, tools: CrossTools, limit: float) -> bytes:
     folder = package / "share" / "regplug-runtime"
     sources = [path for path in sorted(folder.glob("*.cpp")) if not path.name.startswith(OTHER_SOURCES)]
     includes = [str(package / "include"), *(_headers(owner, header) for header in HEADERS)]
-    read = [*folder.iterdir(), *(package / "include" / "regplug").rglob("*.h")]
+    read = [*folder.iterdir(), *(package / "include" / "regplug").rglob("*.[hi]*")]
     version = run_bounded([*tools.compiler, "--version"], until(limit)).out
     texts = {str(path.relative_to(package)): path.read_text("utf-8") for path in read}
     key = key_of([CHECKER, tools.compiler, version, FLAGS, texts])
