@@ -28,7 +28,7 @@ from regplug.format.weights import load_tensors, save_tensors
 CHECKER, LIBRARY, INPUTS, OUTPUTS = "run-library", "program.so", "in.safetensors", "out.safetensors"
 FLAGS = ("-std=c++17", "-O1", "-DREGPLUG_RUNTIME", "-Wl,-s")
 LIBRARIES = ("-ldl", "-lpthread")
-OTHER_SOURCES = ("c_interface", "kernels_v")  # the C library, and mathematics for other machines
+OTHER_SOURCES = ("c_interface", "cblas", "kernels_v")  # the C library, and mathematics that is not for aarch64
 # each header of others, and where it may be inside site-packages or the system's headers
 HEADERS = {
     "Eigen/Core": ("cmeel.prefix/include/eigen3", "eigen3"),
