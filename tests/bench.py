@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from support.consumer import build, installed
 
 import regplug
+from regplug.backends.cpu import cpu_flags
 
 HIDDEN_DIM, COMPRESSED_DIM = 384, 96
 FILM = {"kernel_hidden_dim": 32, "num_film_layers": 3, "init_type": "small_random", "init_std": 0.5}
@@ -33,9 +34,9 @@ RUN = Path(regplug.__file__).parent / "share" / "regplug-run"
 out = Console(width=None if sys.stdout.isatty() else 120)
 
 
-def export(spec: regplug.ReadoutSpec, module: torch.nn.Module, folder: Path) -> Path:
+def export(spec: regplug.ReadoutSpec, module: torch.nn.Module, folder: Path, isa: str | None = None) -> Path:
     """Export with both programs."""
-    regplug.export(spec, module, folder, backends=BACKENDS)
+    regplug.export(spec, module, folder, backends=BACKENDS, settings={"aotinductor": {"isa": isa and [isa]}})
     return folder
 
 
@@ -56,13 +57,16 @@ def bundles(folder: Path) -> dict[str, Path]:
         pool = regplug.resolve("pool", **sizes)
         film = regplug.pair(compress, regplug.KernelFiLMGenerator, **FILM)
         chain = regplug.Conditioner(regplug.TokenLayout(**sizes, start=1), compress.build(), film)
-        for name, spec, module in (
-            ("compress-concat", compress, compress.build()),
-            ("pool", pool, pool.build()),
-            ("chain with FiLM", compress, chain),
-        ):
+        rows = [
+            ("compress-concat", compress, compress.build(), None),
+            ("pool", pool, pool.build(), None),
+            ("chain with FiLM", compress, chain, None),
+        ]
+        if "avx512vl" in cpu_flags().present:  # pool is bound by memory: wider vectors matter
+            rows.append(("pool, x86-64-v4", pool, pool.build(), "x86-64-v4"))
+        for name, spec, module, isa in rows:
             title = f"{name}, R={num_registers}"
-            made[title] = export(spec, module, folder / title.replace(" ", "-"))
+            made[title] = export(spec, module, folder / title.replace(" ", "-"), isa)
     return made
 
 
@@ -81,11 +85,9 @@ def show_latency(found: dict[str, dict]) -> None:
     for column in ("module", "B", *ways):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, batches in found.items():
-        for batch, times in batches.items():
+        for size, times in sorted((int(batch.removeprefix("B=")), times) for batch, times in batches.items()):
             raw = times["raw operations"]
-            table.add_row(
-                name, batch.removeprefix("B="), *(f"{times[way]:.2f} ({times[way] / raw:.2f})" for way in ways)
-            )
+            table.add_row(name, str(size), *(f"{times[way]:.2f} ({times[way] / raw:.2f})" for way in ways))
     out.print(table)
 
 

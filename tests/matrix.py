@@ -1,7 +1,7 @@
 """``make matrix``: every check on every installed strategy, with every installed export backend.
 
-Prints a row for each strategy and a column for each check, then what is not as it must be, then the time. Exit status
-1 if something is not.
+Prints a row for each strategy and a column for each check, and what is not as it must be; then what each AOTInductor
+program needs, and its errors over libtorch and without it; then the time. Exit status 1 if something is not.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,19 +36,47 @@ OPTIONS |= {
     "regplug-nvsubquadratic:nvsubquadratic-pool": {},
     "regplug-nvsubquadratic:nvsubquadratic-compress-concat": {"compressed_dim": 6},
 }
+Found = tuple[list[CheckResult], tuple[str, ...]]  # of a strategy: its checks, and a row of the second table
 FAST = {"compiler": "eager", "backends": ("torchscript",)}
 
 
-def check(strategy: str, settings: dict) -> list[CheckResult]:
-    """All rows of one strategy; runs in its own process."""
+def check(strategy: str, settings: dict) -> Found:
+    """All rows of one strategy, and its row of the two ways to run a program; runs in its own process."""
     import torch
 
     torch.set_num_threads(1)
     spec = regplug.resolve(strategy, num_registers=R, hidden_dim=D, **OPTIONS[strategy])
-    return check_readout(spec, **settings)
+    results = check_readout(spec, **settings)
+    return results, () if settings == FAST else compare(spec)
 
 
-def check_all(strategies: Sequence[str], settings: dict, jobs: int) -> dict[str, list[CheckResult]]:
+def compare(spec: regplug.ReadoutSpec) -> tuple[str, ...]:
+    """What an AOTInductor program needs, and its largest errors against eager, divided by the largest output."""
+    import torch
+
+    import regplug_runtime
+
+    torch.manual_seed(0)
+    module = spec.build().eval()
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        regplug.export(spec, module, f"{folder}/b", backends=["aotinductor"])
+        over_libtorch = regplug.load(f"{folder}/b", program="aotinductor")
+        [program] = regplug.verify(f"{folder}/b").manifest.programs
+        given = [torch.randn(batch, R, D) for batch in (1, 3, 64)]
+        wanted = [module(one) for one in given]
+        largest = max(one.abs().max().item() for one in wanted)
+
+        def error(found: Iterable[torch.Tensor]) -> str:
+            return f"{max((a - b).abs().max().item() for a, b in zip(found, wanted, strict=True)) / largest:.1e}"
+
+        first = error([over_libtorch(one) for one in given])
+        if program.properties["needs"] != "nothing":
+            return program.properties["needs"], first, ""
+        with regplug_runtime.open(f"{folder}/b") as without:
+            return "nothing", first, error([torch.from_numpy(without.run(one.numpy())) for one in given])
+
+
+def check_all(strategies: Sequence[str], settings: dict, jobs: int) -> dict[str, Found]:
     """All rows of all strategies, and on stderr how far it is."""
     found = {}
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -95,8 +124,12 @@ def main() -> None:
     given = parser.parse_args()
     start = time.perf_counter()
     strategies = chosen(given.strategy)
-    found = check_all(strategies, FAST if given.fast else {}, given.jobs)
+    both = check_all(strategies, FAST if given.fast else {}, given.jobs)
+    found = {strategy: results for strategy, (results, _) in both.items()}
     ok = show(found)
+    if not given.fast:
+        click.echo("\nAOTInductor programs: what they need, and their relative error over libtorch and without it")
+        print_columns(("", "needs", "libtorch", "without"), [(strategy, *row) for strategy, (_, row) in both.items()])
     click.echo(
         f"{len(found)} strategies, {sum(map(len, found.values()))} checks in {time.perf_counter() - start:.0f} s"
     )
