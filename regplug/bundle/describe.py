@@ -63,7 +63,7 @@ def describe_module(
         hidden_dim=spec.hidden_dim,
         options=spec.as_dict()["options"],
         film=None if conditioner is None else _describe_film(conditioner, registry),
-        layout=None if layout is None else LayoutRecord(**vars(layout)),
+        layout=None if layout is None else LayoutRecord(**{**layout.as_dict(), "indices": layout.indices}),
         backbone=_describe_backbone(module),
     )
 

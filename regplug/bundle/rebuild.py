@@ -164,7 +164,7 @@ def _attach(
         tokens, found = tokens_of(entry, network, record.normalized)
     except (SpecError, NameLookupError) as error:
         raise BundleError(f"bundle {path}: the installed {record.name}: {to_ascii(str(error))}") from error
-    if found != layout:
+    if not found.reads(layout):
         raise BundleError(f"bundle {path}: layout: expected {layout}, got {found} from the installed {record.name}.")
     source = BackboneSource(entry, record.model, record.options, record.normalized)
     if isinstance(module, Conditioner):

@@ -88,6 +88,12 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     is_flag=True,
     help="Export the backbone too, so that the bundle takes the backbone's inputs. Needs --backbone NAME:MODEL.",
 )
+@click.option(
+    "--group",
+    default="registers",
+    show_default=True,
+    help="The tokens that the readout reads, as `regplug info` lists the groups. Needs --with-backbone.",
+)
 @click.option("--whole", is_flag=True, hidden=True, callback=_warn_of_old_name, expose_value=False)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, atomically.")
 @click.option(
@@ -112,6 +118,7 @@ def export_command(
     film: Any,
     layout: Any,
     with_backbone: bool,
+    group: str,
     force: bool,
     output: Path,
     as_json: bool,
@@ -133,8 +140,10 @@ def export_command(
         raise click.UsageError("--isa, --time-limit, --compiler: expected --backend aotinductor, got another.")
     choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
     choice |= {"backbone": backbone, "options": options, "model_option": model_option}
+    if group != "registers" and not with_backbone:
+        raise click.UsageError(f"--group {group}: expected --with-backbone, which finds the group's tokens, got none.")
     if with_backbone:
-        spec, module, place = _attached(choice, film_generator, film, layout, weights, seed)
+        spec, module, place = _attached({**choice, "group": group}, film_generator, film, layout, weights, seed)
     else:
         spec, module, place = _chosen_module(choice, film_generator, film, layout, weights, seed)
     from regplug.bundle.export import export
@@ -183,6 +192,7 @@ def _attached(
     module = attach(
         choice["backbone"],
         choice["strategy"],
+        group=choice["group"],
         strategy_options=dict(choice["options"]),
         film=film_generator,
         film_options=dict(film) or None,

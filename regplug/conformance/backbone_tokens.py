@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regplug.conformance.backbone_subject import BackboneSubject
 from regplug.conformance.check import Check, DoesNotApplyError
-from regplug.conformance.compare_layout import check_positions, format_positions
+from regplug.conformance.compare_layout import check_groups, check_positions, format_positions
 from regplug.conformance.model_state import ModelState, model_state
 from regplug.conformance.own_forward import calls_in_own_forward
 from regplug.conformance.subject import TOLERANCES, close, same_bits, seeded
@@ -49,6 +49,17 @@ def marks(subject: BackboneSubject) -> str:
         return f"{registers}; of {larger.num_tokens} tokens, {more}"
     except ShapeError as error:
         raise ConformanceError(f"layout: inputs twice as large: {error}") from error
+
+
+def groups(subject: BackboneSubject) -> str:
+    """The layout's other groups have the tokens that their names say, each token in one group.
+
+    Patches are the tokens that depend on the input; class tokens are rows of parameters. A mean of patches that takes a
+    register in is almost right, so nobody notices.
+    """
+    if not subject.layout.groups:
+        raise DoesNotApplyError("the layout names no groups besides its registers")
+    return check_groups(subject.marks, subject.layout)
 
 
 def normalized(subject: BackboneSubject) -> str:
@@ -244,6 +255,7 @@ CHECKS: tuple[Check[BackboneSubject], ...] = (
     Check("untouched", untouched),
     Check("tokens", tokens),
     Check("marks", marks),
+    Check("groups", groups),
     Check("normalized", normalized),
     Check("own-forward", own_forward),
     Check("batch", batch),

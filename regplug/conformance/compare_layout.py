@@ -11,6 +11,7 @@ from regplug.errors import ConformanceError
 
 if TYPE_CHECKING:
     from regplug.conformance.marks import FoundMarks, MarkedParameter
+    from regplug.registry.layout import TokenLayout
 
 MAX_SHOWN = 4  # parameters in a message
 CLASS_TOKEN = re.compile(r"cls|class|dist_token|summary", re.IGNORECASE)
@@ -44,6 +45,34 @@ def check_positions(found: FoundMarks, positions: Sequence[int]) -> str:
         "; ".join(shown[:MAX_SHOWN]) or f"none; {len(found.of_the_input)} of {found.num_tokens} tokens depend on inputs"
     )
     raise ConformanceError(f"layout: expected registers at {format_positions(positions)}, got {fault}. Marks: {seen}.")
+
+
+def check_groups(found: FoundMarks, layout: TokenLayout) -> str:
+    """Refuse groups whose tokens are elsewhere, or in two groups; returns which positions each has.
+
+    Patches must be the tokens that depend on the input, all of them, and class tokens rows of parameters.
+
+    Raises:
+        ConformanceError: A group has other tokens.
+    """
+    depend = set(found.of_the_input)
+    rows = {position for one in found.parameters for position in one.found_positions}
+    taken = dict.fromkeys(layout.positions(found.num_tokens), "registers")
+    for group in layout.groups:
+        owner, positions = f"layout: group {group.name!r}", group.positions(found.num_tokens)
+        if not positions:
+            raise ConformanceError(f"{owner}: expected tokens, got none in {found.num_tokens} tokens.")
+        if twice := [position for position in positions if position in taken]:
+            raise ConformanceError(f"{owner}: expected other tokens than {taken[twice[0]]}, got {twice[0]} in both.")
+        if group.name == "patches" and set(positions) != depend:
+            raise ConformanceError(
+                f"{owner}: expected the tokens that depend on the input, {format_positions(found.of_the_input)}, got "
+                f"{format_positions(positions)}."
+            )
+        if group.name == "cls" and (others := [position for position in positions if position not in rows]):
+            raise ConformanceError(f"{owner}: expected rows of a parameter, got {others[0]}, which is none.")
+        taken |= dict.fromkeys(positions, group.name)
+    return ", ".join(f"{one.name} at {format_positions(one.positions(found.num_tokens))}" for one in layout.groups)
 
 
 def format_positions(positions: Sequence[int]) -> str:

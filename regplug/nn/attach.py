@@ -15,12 +15,12 @@ from regplug.nn.film import KernelFiLMGenerator
 from regplug.nn.pairing import check_gives_pairs, pair
 from regplug.nn.select import SelectRegisters
 from regplug.nn.shared_tensors import Origin, share_tensors
-from regplug.nn.tokens import tokens_of
+from regplug.nn.tokens import layout_for_group, tokens_of
 from regplug.nn.wrappers import unwrapped
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FILE_NAME, BackboneEntry
 from regplug.registry.integers import is_positive_int
-from regplug.registry.layout import TokenLayout
+from regplug.registry.layout import REGISTERS, TokenLayout
 from regplug.registry.options import json_options
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
@@ -161,6 +161,7 @@ def attach(
     model: nn.Module | str,
     strategy: str | None = None,
     *,
+    group: str = REGISTERS,
     strategy_options: Mapping[str, Any] | None = None,
     film: Reference | nn.Module | None = None,
     film_options: Mapping[str, Any] | None = None,
@@ -184,6 +185,8 @@ def attach(
         model: A model that an installed plugin knows, or a name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
             then built with random weights.
         strategy: The readout, by name; the backbone's default when None.
+        group: The tokens that the readout reads: another group of ``layout_of(model).groups``, as ``"cls"`` or
+            ``"patches"``. A group of free length needs a model that takes one size of images, and runs it once.
         strategy_options: The strategy's options as a mapping, for an option named like a parameter of this function.
         film: A FiLM generator's registered name, class, ``"module:Class"`` or an instance, as ``pair`` takes it; None
             for the conditioning vector itself. With ``film_options`` alone it is a ``KernelFiLMGenerator``.
@@ -200,8 +203,8 @@ def attach(
 
     Raises:
         NameLookupError: No plugin knows the model, or the strategy is not registered.
-        SpecError: The model has no registers, an option does not fit, the generator takes another width or gives no
-            pairs, or a method of the model was replaced by a function that calls the model itself.
+        SpecError: The model has no registers or no such group, an option does not fit, the generator takes another
+            width or gives no pairs, or a method of the model was replaced by a function that calls the model itself.
     """
     _check_options("strategy_options", strategy_options, set())
     options = {**(strategy_options or {}), **options}
@@ -211,6 +214,7 @@ def attach(
     registry = registry or default_registry()
     entry, network, description = _network_of(model, backbone, model_options or {}, registry)
     tokens, layout = tokens_of(entry, network, normalized)
+    layout = layout_for_group(tokens, layout, group)
     source = _source_of(entry, network, description, bool(layout.normalized))
     if strategy is None:
         if entry.default is None:

@@ -1,17 +1,18 @@
-"""Reads a backbone's register tokens for given inputs."""
+"""Reads a backbone's register tokens, or another group of its tokens, for given inputs."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regplug.errors import PluginError, SpecError
 from regplug.nn.backbone import ask_layout, ask_tokens, inside, recognise
 from regplug.nn.select import SelectRegisters
 from regplug.registry.entries import BackboneEntry
-from regplug.registry.layout import TokenLayout
+from regplug.registry.layout import REGISTERS, TokenLayout
 from regplug.registry.registry import Registry
 
 
@@ -19,11 +20,12 @@ def read_registers(
     model: nn.Module,
     inputs: Any,
     *,
+    group: str = REGISTERS,
     normalized: bool | None = None,
     backbone: str | None = None,
     registry: Registry | None = None,
 ) -> Tensor:
-    """The register tokens of ``model`` for ``inputs``, ``[B, R, D]``, contiguous.
+    """The register tokens of ``model`` for ``inputs``, or those of another group, ``[B, R, D]``, contiguous.
 
     Runs the model in its current mode (calling ``eval()`` is up to the caller). Autograd, inference mode and autocast
     around the call apply. Several threads may read from one model.
@@ -31,6 +33,7 @@ def read_registers(
     Args:
         model: A model that an installed plugin knows.
         inputs: The model's inputs: images ``[B, C, H, W]``, or a mapping if its forward takes one.
+        group: Another group of ``layout_of(model).groups``, as ``"patches"``.
         normalized: Whether the model's final norm is applied to the registers; None does as the model's own features,
             see ``layout_of(model).normalized``.
         backbone: The backbone that the model is of, if several plugins know its class.
@@ -38,7 +41,7 @@ def read_registers(
 
     Raises:
         NameLookupError: No plugin knows the model, or several do.
-        SpecError: The model has no registers, or they cannot be read in this way.
+        SpecError: The model has no registers or no such group, or they cannot be read in this way.
         ShapeError: The token sequence does not match the layout.
     """
     entry = recognise(model, backbone, registry)
@@ -46,7 +49,7 @@ def read_registers(
     found = tokens(inputs)
     if not isinstance(found, Tensor):
         raise PluginError(f"backbone {entry.name!r}: tokens: expected a tensor, got {type(found).__name__}.")
-    registers: Tensor = SelectRegisters(layout)(found)
+    registers: Tensor = SelectRegisters(layout.for_group(group, found.shape[1]))(found)
     return registers
 
 
@@ -63,3 +66,32 @@ def tokens_of(entry: BackboneEntry, model: nn.Module, normalized: bool | None) -
     layout = ask_layout(entry, model)
     wanted = bool(layout.normalized) if normalized is None else normalized
     return ask_tokens(entry, model, wanted), replace(layout, normalized=wanted)
+
+
+def layout_for_group(tokens: nn.Module, layout: TokenLayout, group: str) -> TokenLayout:
+    """The layout by which a readout reads a group of a tokens module's output.
+
+    If the group's length depends on T, T is that of the one size of inputs that the module takes: it runs once, on
+    zeros, in eval mode.
+
+    Raises:
+        SpecError: There is no such group, or its length depends on the inputs, which have several sizes.
+    """
+    is_free = any(one.name == group and one.num_tokens is None for one in layout.groups)
+    if not is_free or layout.num_tokens is not None:
+        return layout.for_group(group)
+    shape = getattr(tokens, "input_shape", None)
+    if shape is None:
+        raise SpecError(
+            f"group {group!r}: expected a backbone that states the one size of its images as input_shape (C, H, W), "
+            f"because the group's length depends on it, got a {type(tokens).__name__} that states none."
+        )
+    first = next(tokens.parameters(), torch.empty(0))
+    modes = {part: part.training for part in tokens.modules()}
+    try:
+        with torch.no_grad():
+            found = tokens.eval()(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return layout.for_group(group, found.shape[1])

@@ -1,14 +1,65 @@
-"""Where the register tokens are in a token sequence."""
+"""Where the register tokens, and other groups of tokens, are in a sequence."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from regplug.errors import ShapeError, SpecError
 from regplug.registry.integers import check_positive_int, is_int, is_positive_int
+
+REGISTERS = "registers"  # the group that every layout has
+GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Adjacent tokens of one kind: those at ``range(T)[start:stop]``, so a negative number counts from the end.
+
+    Args:
+        name: ``"cls"``, ``"patches"`` or another word of lower-case letters, digits and underscores.
+        start: Position of the first token.
+        stop: Position after the last token; None for the end of the sequence.
+
+    Raises:
+        SpecError: The name or a position is none, or the group would always be empty.
+
+    Example:
+        >>> TokenGroup("patches", start=5).positions(9)
+        (5, 6, 7, 8)
+    """
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        owner = "TokenGroup: name: expected"
+        if not (isinstance(self.name, str) and GROUP_NAME.fullmatch(self.name)):
+            raise SpecError(f"{owner} lower-case letters, digits and underscores, got {self.name!r}.")
+        if self.name == REGISTERS:
+            raise SpecError(f"{owner} another word than {REGISTERS!r}, whose place the layout itself states.")
+        for word, value in (("start", self.start), ("stop", self.stop)):
+            if not (is_int(value) or (word == "stop" and value is None)):
+                raise SpecError(f"TokenGroup {self.name!r}: {word}: expected an integer, got {value!r}.")
+        if self.num_tokens is not None and self.num_tokens < 1:
+            raise SpecError(
+                f"TokenGroup {self.name!r}: stop: expected a position after start={self.start}, got {self.stop}."
+            )
+
+    @property
+    def num_tokens(self) -> int | None:
+        """How many tokens there are; None if that depends on the length of the sequence."""
+        if self.stop is None:
+            return None if self.start >= 0 else -self.start
+        return self.stop - self.start if (self.start < 0) == (self.stop < 0) else None
+
+    def positions(self, num_tokens: int) -> tuple[int, ...]:
+        """The absolute positions in a sequence of ``num_tokens`` tokens; empty if it is too short."""
+        return tuple(range(num_tokens)[self.start : self.stop])
 
 
 @dataclass(frozen=True)
@@ -22,6 +73,8 @@ class TokenLayout:
     * ``indices``: each position by itself, which fixes T (``num_tokens``). ``interleaved`` makes them by
       Mamba-Reg's rule.
 
+    Two layouts are equal if their registers are in the same places, whatever their ``groups`` are.
+
     Args:
         num_registers: Registers per sample, R >= 1.
         hidden_dim: Width of a token, D >= 1.
@@ -29,10 +82,11 @@ class TokenLayout:
         indices: Increasing positions of the registers, or None.
         num_tokens: Length of the sequence, T; required with ``indices``, optional with ``start``.
         normalized: Whether the backbone's final norm is already applied to the tokens; None if not stated.
+        groups: The other kinds of tokens that a readout may read, as class tokens and patches.
 
     Raises:
-        SpecError: A size is not positive, both or neither of ``start`` and ``indices`` are given, or the
-            positions do not fit R or T.
+        SpecError: A size is not positive, both or neither of ``start`` and ``indices`` are given, the
+            positions do not fit R or T, or two groups have one name.
 
     Example:
         >>> TokenLayout(num_registers=4, hidden_dim=384, start=-4).positions(200)
@@ -45,8 +99,10 @@ class TokenLayout:
     indices: tuple[int, ...] | None = None
     num_tokens: int | None = None
     normalized: bool | None = None
+    groups: tuple[TokenGroup, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        self._check_groups(self.groups)
         for word in ("num_registers", "hidden_dim", "num_tokens"):
             if not (word == "num_tokens" and self.num_tokens is None):
                 check_positive_int(f"TokenLayout: {word}", getattr(self, word))
@@ -83,6 +139,15 @@ class TokenLayout:
             )
         if self.num_tokens is None:
             raise SpecError("TokenLayout: num_tokens: expected an integer with indices, got None.")
+
+    def _check_groups(self, groups: Iterable[TokenGroup]) -> None:
+        groups = tuple(groups) if isinstance(groups, Iterable) else (groups,)
+        if not all(isinstance(one, TokenGroup) for one in groups):
+            raise SpecError(f"TokenLayout: groups: expected each to be a TokenGroup, got {groups!r}.")
+        object.__setattr__(self, "groups", groups)
+        names = [one.name for one in groups]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise SpecError(f"TokenLayout: groups: expected each name once, got {twice[0]!r} twice.")
 
     @classmethod
     def interleaved(
@@ -140,9 +205,49 @@ class TokenLayout:
         first = self.start if self.start is not None and self.start >= 0 else num_tokens + (self.start or 0)
         return tuple(range(first, first + self.num_registers))
 
+    def for_group(self, name: str, num_tokens: int | None = None) -> TokenLayout:
+        """The layout by which a readout reads another group: that group's tokens are its registers.
+
+        Args:
+            name: ``"registers"``, or a group's name.
+            num_tokens: Length of the sequence, T; needed if the group's length depends on it.
+
+        Raises:
+            SpecError: There is no such group, or its length is not known without T.
+            ShapeError: A sequence of T tokens has none of them.
+
+        Example:
+            >>> patches = TokenGroup("patches", start=5)
+            >>> layout = TokenLayout(num_registers=4, hidden_dim=384, start=1, groups=(patches,))
+            >>> layout.for_group("patches", 201).num_registers
+            196
+        """
+        if name == REGISTERS:
+            return replace(self, groups=())
+        group = next((one for one in self.groups if one.name == name), None)
+        if group is None:
+            known = ", ".join([REGISTERS, *(one.name for one in self.groups)])
+            raise SpecError(f"TokenLayout: group: expected one of {known}, got {name!r}.")
+        length = self.num_tokens if num_tokens is None else num_tokens
+        if group.num_tokens is not None:
+            return replace(self, num_registers=group.num_tokens, start=group.start, indices=None, groups=())
+        if length is None:
+            raise SpecError(f"TokenLayout: group {name!r}: expected num_tokens, as its length is free, got None.")
+        positions = group.positions(length)
+        if not positions:
+            raise ShapeError(f"TokenLayout: group {name!r}: expected tokens of it, got none in {length} tokens.")
+        count, first = len(positions), positions[0]
+        return replace(self, num_registers=count, start=first, indices=None, num_tokens=length, groups=())
+
+    def reads(self, other: TokenLayout) -> bool:
+        """Whether ``other`` reads this layout's registers, or one of its other groups."""
+        length = other.num_tokens or self.num_tokens
+        names = [one.name for one in self.groups if one.num_tokens or (length and one.positions(length))]
+        return any(self.for_group(name, length) == other for name in (REGISTERS, *names))
+
     def as_dict(self) -> dict[str, Any]:
-        """The layout as plain JSON values; ``from_dict`` reads them back."""
-        values = asdict(self)
+        """Where the registers are, as plain JSON values, without ``groups``; ``from_dict`` reads them back."""
+        values = {key: value for key, value in vars(self).items() if key != "groups"}
         values["indices"] = None if self.indices is None else list(self.indices)
         return values
 
@@ -153,11 +258,12 @@ class TokenLayout:
         Raises:
             SpecError: A key is unknown or a value does not fit.
         """
-        unknown = set(values) - set(cls.__dataclass_fields__)
+        fields = [name for name in cls.__dataclass_fields__ if name != "groups"]
+        unknown = set(values) - set(fields)
         missing = {"num_registers", "hidden_dim"} - set(values)
         if unknown or missing:
             raise SpecError(
                 f"TokenLayout: expected the fields of a layout, got {sorted(map(str, values))}; "
-                f"known: {', '.join(cls.__dataclass_fields__)}."
+                f"known: {', '.join(fields)}."
             )
         return cls(**values)

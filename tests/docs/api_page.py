@@ -61,6 +61,7 @@ SECTIONS = [
         "",
         [
             "TokenLayout",
+            "TokenGroup",
             "SelectRegisters",
             "layout_of",
             "read_registers",

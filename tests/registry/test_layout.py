@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regplug import ShapeError, SpecError, TokenLayout
+from regplug import ShapeError, SpecError, TokenGroup, TokenLayout
 
 SIZES = {"num_registers": 3, "hidden_dim": 8}
 
@@ -208,3 +208,70 @@ def test_a_layout_is_frozen_and_its_indices_are_a_tuple() -> None:
     assert layout.indices == (0, 4, 9)
     with pytest.raises(FrozenInstanceError):
         layout.num_registers = 4
+
+
+# ---- groups
+
+ENDS = st.integers(-9, 9)
+
+
+@given(start=ENDS, stop=st.none() | ENDS, num_tokens=st.integers(1, 30))
+def test_a_group_has_the_tokens_of_its_slice(start: int, stop: int | None, num_tokens: int) -> None:
+    try:
+        group = TokenGroup("patches", start, stop)
+    except SpecError:
+        assert [*range(30)][start:stop] == []
+        return
+    wanted = tuple(range(num_tokens)[start:stop])
+    assert group.positions(num_tokens) == wanted
+    layout = TokenLayout(**SIZES, start=0, groups=(group,))
+    if num_tokens >= 20 and wanted:  # long enough for both ends
+        read = layout.for_group("patches", num_tokens)
+        assert read.positions(num_tokens) == wanted
+        assert group.num_tokens in (None, len(wanted))
+        assert layout.reads(read)
+        assert layout.reads(layout)
+        assert not layout.reads(TokenLayout(**SIZES, start=25))
+
+
+def test_layouts_with_other_groups_are_equal() -> None:
+    one = TokenLayout(**SIZES, start=1, groups=[TokenGroup("cls", 0, 1)])  # type: ignore[arg-type]
+    assert one == TokenLayout(**SIZES, start=1)
+    assert hash(one) == hash(TokenLayout(**SIZES, start=1))
+    assert one.groups == (TokenGroup("cls", 0, 1),)
+    assert one.for_group("registers").groups == ()
+    assert TokenLayout.from_dict(one.as_dict()) == one
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TokenGroup("Patches"), "name: expected lower-case letters, digits and underscores, got 'Patches'"),
+        (lambda: TokenGroup("registers", 0, 3), "name: expected another word than 'registers'"),
+        (lambda: TokenGroup("cls", 1, 1), "'cls': stop: expected a position after start=1, got 1"),
+        (lambda: TokenGroup("cls", -1, -2), "'cls': stop: expected a position after start=-1, got -2"),
+        (lambda: TokenGroup("cls", True), "'cls': start: expected an integer, got True"),
+        (lambda: TokenGroup("cls", 0, 1.0), "'cls': stop: expected an integer, got 1.0"),  # type: ignore[arg-type]
+        (lambda: TokenLayout(**SIZES, start=1, groups=("cls",)), "groups: expected each to be a TokenGroup"),
+        (lambda: TokenLayout(**SIZES, start=1, groups=5), "groups: expected each to be a TokenGroup, got (5,)"),
+        (
+            lambda: TokenLayout(**SIZES, start=1, groups=(TokenGroup("cls", 0, 1), TokenGroup("cls", 9))),
+            "groups: expected each name once, got 'cls' twice",
+        ),
+        (
+            lambda: TokenLayout(**SIZES, start=1, groups=(TokenGroup("patches", 4),)).for_group("patches"),
+            "group 'patches': expected num_tokens, as its length is free, got None",
+        ),
+    ],
+)
+def test_a_wrong_group_is_refused(make: Any, words: str) -> None:
+    with pytest.raises(SpecError) as error:
+        make()
+    assert words in str(error.value)
+
+
+def test_a_group_without_tokens_in_a_short_sequence_is_refused() -> None:
+    layout = TokenLayout(**SIZES, start=1, groups=(TokenGroup("patches", 4),))
+    with pytest.raises(ShapeError, match="group 'patches': expected tokens of it, got none in 4 tokens"):
+        layout.for_group("patches", 4)
+    assert not layout.reads(TokenLayout(**SIZES, start=0, num_tokens=4))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug import BackboneEntry, FiLMSite, NameLookupError, SpecError, TokenLayout
+from regplug import BackboneEntry, FiLMSite, NameLookupError, SpecError, TokenGroup, TokenLayout
 from regplug.registry.references import reference_of
 
 R, D = 3, 16
@@ -500,6 +500,8 @@ RIGHT = {
     "latents": entry_of(Latents, layout=laid_out(start=0)),
     "keeps sizes": entry_of(KeepsSizes),
     "half precision": entry_of(Half),
+    "groups": entry_of(layout=laid_out(groups=(TokenGroup("cls", 0, 1), TokenGroup("patches", 1 + R)))),
+    "groups of a suffix": entry_of(Suffix, layout=laid_out(start=-R, groups=(TokenGroup("patches", 0, -R - 1),))),
     "norms the pooled": entry_of(NormsThePooled, layout=laid_out(normalized=False)),
     "refuses in its own way": entry_of(build=refuses_in_its_own_way, describe=None),
 }
@@ -532,6 +534,25 @@ WRONG = {
     ),
     "one prefix, one too early": (entry_of(OnePrefix, layout=laid_out(start=0)), "marks", "left out, which is at 3"),
     "prompts": (entry_of(Prompted), "marks", "model.prompts, while model.reg_token holds registers by its name"),
+    "patches with a register": (
+        entry_of(layout=laid_out(groups=(TokenGroup("patches", R),))), "groups", "than registers, got 3 in both",
+    ),
+    "patches without the first": (
+        entry_of(layout=laid_out(groups=(TokenGroup("patches", R + 2),))), "groups", "on the input, 4-7, got 5-7",
+    ),
+    "patches with the class token": (
+        entry_of(Suffix, layout=laid_out(start=-R, groups=(TokenGroup("patches", 0, -R),))), "groups", "0-3, got 0-4",
+    ),
+    "a patch for a class token": (
+        entry_of(layout=laid_out(groups=(TokenGroup("cls", R + 1, R + 2),))), "groups", "rows of a parameter, got 4",
+    ),
+    "one token in two groups": (
+        entry_of(layout=laid_out(groups=(TokenGroup("cls", 0, 1), TokenGroup("summary", 0, 1)))), "groups",
+        "expected other tokens than cls, got 0 in both",
+    ),
+    "a group beyond the end": (
+        entry_of(layout=laid_out(groups=(TokenGroup("padding", 50),))), "groups", "got none in 8 tokens",
+    ),
     "from the front, of any size": (
         entry_of(AnySize, tokens=OfAnySize, layout=laid_out(start=PATCHES)), "marks", "a token at 4 that depends on",
     ),

@@ -176,7 +176,11 @@ class DigitsViT(nn.Module):
         spec = regplug.resolve(readout, num_registers=num_registers, hidden_dim=hidden_dim, **readout_options)
         self.cond_dim = spec.cond_dim
         self.layout = regplug.TokenLayout(
-            num_registers=num_registers, hidden_dim=hidden_dim, start=-num_registers, normalized=True
+            num_registers=num_registers,
+            hidden_dim=hidden_dim,
+            start=-num_registers,
+            normalized=True,
+            groups=(regplug.TokenGroup("patches", 0, -num_registers),),
         )
         self.options: dict[str, Any] = {
             "readout": readout,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regplug import FiLMSite, ShapeError, SpecError, TokenLayout
+from regplug import FiLMSite, ShapeError, SpecError, TokenGroup, TokenLayout
 
 CLASS = "nvsubquadratic.networks.vit5_classification:ViT5ClassificationNet"
 
@@ -31,11 +31,14 @@ def layout_of(model: Any) -> TokenLayout:
             f"model {type(model).__name__}: carries no register tokens (num_registers={model.num_registers}); "
             "use a network with num_registers >= 1."
         )
+    first = model.num_patches + int(model.use_cls_token)
+    cls = [TokenGroup("cls", model.num_patches, first)] if model.use_cls_token else []
     return TokenLayout(
         num_registers=model.reg_token.shape[1],
         hidden_dim=model.reg_token.shape[2],
-        start=model.num_patches + int(model.use_cls_token),
+        start=first,
         normalized=False,
+        groups=(*cls, TokenGroup("patches", 0, model.num_patches)),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regplug import NameLookupError, SpecError, TokenLayout
+from regplug import NameLookupError, SpecError, TokenGroup, TokenLayout
 from regplug.nn import check_sizes, closest
 
 
@@ -83,6 +83,7 @@ def vit5_layout(num_patches: int, num_registers: int, hidden_dim: int) -> TokenL
         start=-num_registers,
         num_tokens=1 + num_patches + num_registers,
         normalized=True,
+        groups=(TokenGroup("cls", 0, 1), TokenGroup("patches", 1, -num_registers)),
     )
 
 

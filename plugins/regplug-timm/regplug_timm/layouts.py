@@ -42,11 +42,14 @@ def layout_of(model: nn.Module) -> regplug.TokenLayout:
         )
     _check_class(model)
     seen: Any = model
+    prefix = int(seen.num_prefix_tokens)
+    cls = [regplug.TokenGroup("cls", 0, prefix - count)] if prefix > count else []
     return regplug.TokenLayout(
         num_registers=count,
         hidden_dim=int(register.shape[2]),
-        start=int(seen.num_prefix_tokens) - count,
+        start=prefix - count,
         normalized=not isinstance(seen.norm, nn.Identity),
+        groups=(*cls, regplug.TokenGroup("patches", prefix)),
     )
 
 

@@ -38,11 +38,13 @@ def layout_of(model: Any) -> regplug.TokenLayout:
             f"model {type(model).__name__}: carries no register tokens ({family.registers} is 0); use a checkpoint's "
             f"configuration that has some (its folder or hub id), or the option {family.registers}."
         )
+    class_tokens = 1 if family.class_tokens is None else getattr(config, family.class_tokens)
     return regplug.TokenLayout(
         num_registers=registers,
         hidden_dim=width,
-        start=1 if family.class_tokens is None else getattr(config, family.class_tokens),
+        start=class_tokens,
         normalized=family.norm is not None,
+        groups=(regplug.TokenGroup("cls", 0, class_tokens), regplug.TokenGroup("patches", class_tokens + registers)),
     )
 
 

@@ -136,6 +136,7 @@ def _describe_backbone(entry: BackboneEntry, model: str | None, model_options: A
         "default": entry.default,
         "options": dict(entry.options),
         "layout": sizes.layout.as_dict(),
+        "groups": [asdict(group) for group in sizes.layout.groups],
         "layout_is": f"declared by the plugin; `regplug check --backbone {named}` compares it with the network",
         "film_sites": [asdict(site) for site in sizes.film_sites],
     }
