@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from support.cpp_build import compiled
 from support.readouts import SIZES, trained
 
 import regplug
-from regplug.backends import aotinductor, cpu
+from regplug.backends import aotinductor, cpu, cross
+from regplug.backends.compiling import target_of
 from regplug.backends.cross import CrossTools, cross_tools
 from regplug.backends.elf import called_functions, check_library
 from regplug.backends.emulated import emulated
@@ -22,8 +24,12 @@ BOTH = {"isa": ["armv8-a", "x86-64-v3"]}
 ARM, X86 = "program.aotinductor.armv8-a.so", "program.aotinductor.x86-64-v3.so"
 COMPILER = "aarch64-linux-gnu-g++"
 QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
-INSTALL = "install both, as `apt-get install g++-aarch64-linux-gnu qemu-user-static` does."
+INSTALL = (
+    "install them: `apt-get install g++-aarch64-linux-gnu qemu-user-static`, or `pip install ziglang` and "
+    "`apt-get install qemu-user-static libc6-arm64-cross`."
+)
 MACROS = "#define __cplusplus 1\n#define __aarch64__ 1"
+ZIG_TARGET = ["-target", "aarch64-linux-gnu.2.28"]
 
 
 def readout():
@@ -52,12 +58,28 @@ def fake(folder, name, script):
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """An empty folder that is all of PATH."""
+    """An empty folder that is all of PATH, and no compiler among Python's packages."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("QEMU_LD_PREFIX", raising=False)
+    monkeypatch.setattr(cross, "find_spec", lambda name: None)
+    monkeypatch.setattr(cross, "LIBRARIES", [str(libraries(tmp_path / "debian") / "lib")])
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     return folder
+
+
+def libraries(folder):
+    """A folder as that of a C library."""
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "ld-linux-aarch64.so.1").touch()
+    return folder
+
+
+def found_tools(tools, *compiler):
+    return CrossTools(
+        [str(tools / compiler[0]), *compiler[1:]], [str(tools / QEMU[0]), "-L", str(tools.parent / "debian")]
+    )
 
 
 def refusal(named=None):
@@ -82,9 +104,9 @@ def test_if_one_of_the_two_is_missing_the_line_names_that_one(tools):
         f"program: expected a compiler and an emulator for aarch64, got no qemu-aarch64-static; {INSTALL}"
     )
     fake(tools, QEMU[0], "exit 0")
-    assert cross_tools("program", None) == CrossTools([str(tools / COMPILER)], str(tools / QEMU[0]))
+    assert cross_tools("program", None) == found_tools(tools, COMPILER)
     (tools / COMPILER).unlink()
-    assert "got no aarch64-linux-gnu-g++; install both" in refusal()
+    assert "got no aarch64-linux-gnu-g++; install them: " in refusal()
 
 
 @pytest.mark.parametrize(
@@ -109,8 +131,37 @@ def test_tools_may_be_named_by_relative_paths(tools, monkeypatch):
     fake(tools, QEMU[0], "exit 0")
     monkeypatch.chdir(tools.parent)
     monkeypatch.setenv("PATH", "tools")
-    wanted = CrossTools([str(tools / COMPILER), "-pipe"], str(tools / QEMU[0]))
-    assert cross_tools("program", f"./tools/{COMPILER} -pipe") == wanted
+    assert cross_tools("program", f"./tools/{COMPILER} -pipe") == found_tools(tools, COMPILER, "-pipe")
+
+
+FAKE_ZIG = f"""
+case "$*" in
+*-march=*) echo "error: unknown CPU: 'armv8'" >&2; exit 1 ;;
+*generic+v9_9a*) exit 1 ;;
+*-print-file-name*) echo ld-linux-aarch64.so.1 ;;
+*"{" ".join(ZIG_TARGET)}"*) echo '{MACROS}' ;;
+*) echo '#define __cplusplus 1' ;;
+esac
+"""
+
+
+def test_zig_gets_the_target_and_its_own_names_of_instruction_sets(tools, monkeypatch):
+    fake(tools, QEMU[0], "exit 0")
+    fake(tools, "zig", FAKE_ZIG)
+    wanted = found_tools(tools, "zig", "c++", *ZIG_TARGET)
+    assert cross_tools("program", "zig c++") == wanted
+    assert cross_tools("program", f"zig c++ {' '.join(ZIG_TARGET)}") == wanted
+    for isa, name in (("armv8-a", "v8a"), ("armv8.2-a", "v8_2a")):
+        options, _ = target_of("program", wanted.compiler, isa)
+        assert options == [f"-mcpu=generic+{name}", "-Wl,-z,nodelete"]
+    with pytest.raises(regplug.ExportError, match="isa: expected a name that .* takes for -march"):
+        target_of("program", wanted.compiler, "armv9.9-a")
+    # as a package of this Python, it is used if Debian's compiler is not there
+    monkeypatch.setattr(cross, "find_spec", lambda name: name == "ziglang")
+    monkeypatch.setattr(cross, "ZIG", [str(tools / "zig"), "c++"])
+    assert cross_tools("program", None) == wanted
+    fake(tools, COMPILER, f"echo '{MACROS}'")
+    assert cross_tools("program", None) == found_tools(tools, COMPILER)
 
 
 def test_a_cross_compiler_without_an_instruction_set_of_another_machine_is_refused(tmp_path):
@@ -130,7 +181,7 @@ def test_a_cross_compiler_without_an_instruction_set_of_another_machine_is_refus
 FAKE_COMPILER = f"""
 case "$*" in
 *-dM*) echo '{MACROS}' ;;
-*-print-file-name*) echo /sysroot/lib/ld-linux-aarch64.so.1 ;;
+*-print-file-name*) echo {{}}/lib/ld-linux-aarch64.so.1 ;;
 *-o*) while [ "$1" != -o ]; do shift; done; echo program > "$2" ;;
 esac
 """
@@ -147,24 +198,34 @@ esac
 )
 def test_an_emulator_that_crashes_refuses_hangs_or_does_nothing_is_one_line(tools, monkeypatch, script, message):
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], str(fake(tools, QEMU[0], script)))
+    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], [str(fake(tools, QEMU[0], script))])
     run = emulated("program", found, b"library", [], 0.5)
     with pytest.raises(regplug.BundleError) as error:
         run(torch.ones(2))
     assert str(error.value) == message.format(QEMU[0])
 
 
-def test_the_emulator_gets_the_libraries_of_the_compiler_unless_the_user_names_others(tools, monkeypatch):
-    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], "qemu")
-    monkeypatch.delenv("QEMU_LD_PREFIX", raising=False)
-    assert found.command("program") == ["qemu", "-L", "/sysroot", "program"]
+def test_the_emulator_gets_the_libraries_of_the_compiler_or_those_that_the_user_names(tools, tmp_path, monkeypatch):
+    emulator = str(fake(tools, QEMU[0], "exit 0"))
+    fake(tools, COMPILER, FAKE_COMPILER.replace("{}", str(libraries(tmp_path / "sysroot"))))
+    assert cross_tools("program", None).emulator == [emulator, "-L", str(tmp_path / "sysroot")]
     monkeypatch.setenv("QEMU_LD_PREFIX", "/own")
-    assert found.command("program") == ["qemu", "program"]
+    assert cross_tools("program", None).emulator == [emulator]
+
+
+def test_without_a_c_library_for_the_emulator_one_line_says_what_to_install(tools, monkeypatch):
+    fake(tools, QEMU[0], "exit 0")
+    fake(tools, "zig", FAKE_ZIG)
+    monkeypatch.setattr(cross, "LIBRARIES", [str(tools)])
+    assert refusal("zig c++") == (
+        "program: expected a C library for aarch64, with which the emulator runs programs, got none; install one, as "
+        "`apt-get install libc6-arm64-cross` does, or name the folder that has it as lib/ in QEMU_LD_PREFIX."
+    )
 
 
 def test_a_compiler_that_cannot_compile_the_runtime_is_one_line(tools):
     script = "echo 'In file included from x' >&2; echo 'x: fatal error: no space' >&2; exit 1"
-    found = CrossTools([str(fake(tools, COMPILER, script))], "qemu")
+    found = CrossTools([str(fake(tools, COMPILER, script))], ["qemu"])
     with pytest.raises(regplug.ExportError) as error:
         emulated("program", found, b"library", [], 5.0)
     assert str(error.value) == (
@@ -175,7 +236,7 @@ def test_a_compiler_that_cannot_compile_the_runtime_is_one_line(tools):
 def test_a_header_that_is_missing_is_named_with_where_it_comes_from(tools, monkeypatch):
     monkeypatch.setattr("regplug.backends.emulated.import_path", list)
     with pytest.raises(regplug.ExportError) as error:
-        emulated("program", CrossTools([str(fake(tools, COMPILER, "exit 0"))], "qemu"), b"library", [], 5.0)
+        emulated("program", CrossTools([str(fake(tools, COMPILER, "exit 0"))], ["qemu"]), b"library", [], 5.0)
     assert str(error.value) in {
         f"program: expected the header {header}, got none; install it, as `pip install 'regplug[cpp]'` does."
         for header in ("Eigen/Core", "nlohmann/json.hpp")  # the system may have Eigen's
@@ -320,6 +381,19 @@ def test_in_cpp_an_arm_cpu_has_its_own_flags_and_takes_its_own_program():
 
 
 # ---- more of them, and regplug-run
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
+@pytest.mark.parametrize("compiler", [f"{sys.executable} -m ziglang c++", "clang++ --target=aarch64-linux-gnu"])
+def test_other_compilers_make_a_program_that_a_host_opens_and_closes(tmp_path, compiler):
+    done = export(tmp_path / "b", compiler=compiler)
+    assert done.manifest.programs[0].properties["cpu_flags"] == "asimd fp"
+    given = torch.randn(3, 4, 24)
+    save_file({"registers": given}, tmp_path / "in.safetensors")
+    places = [tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    subprocess.run([*QEMU, regplug_run(FOR_AARCH64), *places], check=True)
+    torch.testing.assert_close(load_file(places[-1])["conditioning"], regplug.load(tmp_path / "b")(given))
 
 
 @pytest.mark.torture
