@@ -297,7 +297,7 @@ def test_an_unwritable_cache_logs_one_line_and_compiling_leaves_no_files(tmp_pat
     [line] = [record.getMessage() for record in caplog.records if record.name == "regplug"]
     place = tmp_path / "file" / "cache"
     assert line == f"cache {place}: not written: Not a directory; the next export compiles again."
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list((tmp_path / "temporary").glob("regplug-*")) == []  # torch makes a folder of its own
     [program] = done.manifest.programs
     recorded = done.manifest.files[program.file]
     assert recorded.sha256 == hashlib.sha256((tmp_path / "b" / program.file).read_bytes()).hexdigest()
