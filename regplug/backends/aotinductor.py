@@ -29,7 +29,7 @@ from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.program_weights import check_weights, weights_property
 from regplug.backends.reuse import reused
-from regplug.backends.runtime import known_functions, what_it_needs
+from regplug.backends.runtime import LIBTORCH, known_functions, what_it_needs
 from regplug.errors import ExportError, SpecError, one_line
 from regplug.format.manifest import CPU_FLAGS, NEEDS
 
@@ -121,12 +121,16 @@ class AOTInductorBackend(ExportBackend):
             BundleError: It needs other weights.
             ExportError: There is no emulator, or it has nothing to run the program with.
         """
-        isa = program.properties["isa"]
+        isa = program.properties.get("isa", "")
         if not _is_foreign(isa):
             return None
         check_weights(owner, program, weights)
         held = [_contiguous(weights[name]) for name in sorted(weights)]
         label = f"{OWNER}: {isa}"
+        if program.properties.get(NEEDS) == LIBTORCH:
+            raise ExportError(
+                f"{label}: expected a program that runs without libtorch, as in an emulator, got another."
+            )
         try:
             return emulated(label, cross_tools(label, self._compiler), program.data, held, self._time_limit)
         except OSError as error:

@@ -1,6 +1,7 @@
 """Programs for aarch64 that are made here, and run in qemu before they are written."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.commands import run_command
 from support.consumer import built_with, conditioner
 from support.cpp_build import compiled
+from support.damage import edit_manifest
 from support.readouts import SIZES, trained
 
 import regplug
@@ -320,6 +322,27 @@ def test_here_it_is_passed_over_and_the_program_of_this_machine_runs(bundle, tmp
         f"bundle {tmp_path / 'b'}: program 'aotinductor': expected a CPU with asimd fp, got one without; export with "
         "--isa x86-64-v3."
     )
+
+
+@pytest.mark.compiler
+def test_verify_runs_it_in_the_emulator_or_says_why_not(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("regplug.bundle.verify._check_compiled", lambda module, contents: [])
+
+    def rows(folder):
+        found = regplug.verify(folder, programs=True).checks
+        return [(one.verdict, one.detail) for one in found if one.program == "aotinductor armv8-a"]
+
+    cases = [("ok", "program 'aotinductor armv8-a': run in an emulator."), *[("ok", "")] * 5]
+    assert rows(bundle) == [*cases, *[("refused", "")] * 5]
+    here = "program 'aotinductor armv8-a': not run here, wants asimd fp. program 'aotinductor': armv8-a: expected "
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    edit_manifest(folder, lambda manifest: manifest["programs"][0]["properties"].update(needs="libtorch"))
+    without = "a program that runs without libtorch, as in an emulator, got another."
+    assert rows(folder) == [("other CPU", here + without)]
+    monkeypatch.setattr(cross, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = "a compiler and an emulator for aarch64, got no aarch64-linux-gnu-g++ and no qemu-aarch64-static; "
+    assert rows(bundle) == [("other CPU", here + missing + INSTALL)]
 
 
 @pytest.mark.compiler
