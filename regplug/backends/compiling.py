@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 
 from regplug.backends.child_process import format_exit, run_bounded, until
 from regplug.backends.compiler import compiler_words
-from regplug.backends.cpu import machine_of
 from regplug.backends.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 from regplug.backends.program_folder import folder_for_programs
 from regplug.backends.python_child import python_command
@@ -148,9 +147,10 @@ def target_of(owner: str, compiler: Sequence[str], isa: str) -> tuple[list[str],
             raise ExportError(
                 f"{owner}: expected a C++ compiler that works, got {shlex.join(compiler)}: {reason}; see CXX."
             )
+        known = KNOWN["aarch64" if "__aarch64__" in works else "x86-64"]
         raise ExportError(
             f"{owner}: isa: expected a name that {shlex.join(compiler)} takes for -march, or 'native', got {isa!r}; "
-            f"known: {KNOWN[machine_of(isa)]}, ..."
+            f"known: {known}, ..."
         )
     return options, frozenset(flag for macro, flags in FLAGS.items() if macro in macros for flag in flags.split())
 

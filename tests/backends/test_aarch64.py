@@ -1,6 +1,7 @@
 """Programs for aarch64 that are made here, and run in qemu before they are written."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,12 @@ def test_there_the_default_is_armv8_a_and_native_is_no_other_machine(on_arm):
     assert not aotinductor._is_foreign("native")
 
 
+def test_there_an_instruction_set_of_x86_is_refused_with_the_names_that_its_compiler_takes(tools):
+    compiler = [str(fake(tools, "c++", f"case \"$*\" in *-march=x86*) exit 1 ;; esac; echo '{MACROS}'"))]
+    with pytest.raises(regplug.ExportError, match=r"got 'x86-64-v3'; known: armv8-a, armv8\.2-a, "):
+        target_of("program", compiler, "x86-64-v3")
+
+
 def test_there_the_flags_are_the_line_features(on_arm, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags : avx2\nFeatures : fp asimd crc32\n")
     monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
@@ -394,13 +401,26 @@ def test_an_unknown_instruction_set_of_that_machine_is_one_line(tmp_path):
 
 
 @pytest.mark.compiler
-def test_in_cpp_an_arm_cpu_has_its_own_flags_and_takes_its_own_program():
-    program = compiled("arm_cpu.cpp", compiler=COMPILER)
-    done = subprocess.run([*QEMU, program], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("compiler", "emulator", "isa", "missing"),
+    [(COMPILER, QEMU, "armv8-a", "avx2 zz"), ("c++", (), "x86-64-v3", "asimd zz")],
+    ids=["aarch64", "here"],
+)
+def test_in_cpp_each_machine_has_its_own_flags_and_takes_its_own_program(compiler, emulator, isa, missing):
+    program = compiled("arm_cpu.cpp", compiler=compiler)
+    done = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (
         0,
-        "armv8-a\np: expected a CPU with avx2, got one without; export with --isa armv8-a.\n",
+        f"{isa}\np: expected a CPU with {missing}, got one without; export with --isa {isa}.\n",
     )
+
+
+def test_python_and_cpp_know_the_same_names_of_arms_features():
+    text = (Path(regplug.__file__).parent / "include" / "regplug" / "detail" / "hwcap.h").read_text()
+    first, second = re.findall(r"constexpr const char\* \w+\[\] = \{(.*?)\};", text, re.DOTALL)
+    assert [re.findall(r'"(\w+)"', words) for words in (first, second)] == [
+        words.split() for words in cpu.HWCAP.values()
+    ]
 
 
 # ---- more of them, and regplug-run
