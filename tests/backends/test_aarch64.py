@@ -129,6 +129,15 @@ def test_a_compiler_that_is_unknown_broken_or_for_another_machine_is_named(tools
     assert refusal("my-g++ -pipe") == expected + why.format(tools / "my-g++")
 
 
+def test_a_compiler_that_fails_is_one_line_and_nothing_is_written(tools, tmp_path):
+    fake(tools, QEMU[0], "exit 0")
+    fake(tools, "my-g++", f"case \"$*\" in *-dM*) echo '{MACROS}' ;; *) echo 'x: error: no space' >&2; exit 1 ;; esac")
+    with pytest.raises(regplug.ExportError) as error:
+        export(tmp_path / "b", regplug.resolve("mean", num_registers=2, hidden_dim=8), compiler="my-g++")
+    assert str(error.value) == "program 'aotinductor': the compiler failed: x: error: no space"
+    assert not (tmp_path / "b").exists()
+
+
 def test_tools_may_be_named_by_relative_paths(tools, monkeypatch):
     fake(tools, COMPILER, f"echo '{MACROS}'")
     fake(tools, QEMU[0], "exit 0")
