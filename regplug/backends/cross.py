@@ -21,7 +21,7 @@ ZIG = (sys.executable, "-m", "ziglang", "c++")  # of the Python package
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
 INSTALL = (
     "`apt-get install g++-aarch64-linux-gnu qemu-user-static`, or `pip install ziglang` and `apt-get install "
-    "qemu-user-static libc6-arm64-cross`"
+    "qemu-user-static libstdc++6-arm64-cross`"
 )
 # Zig's compiler makes programs for this machine unless told otherwise; only it knows a target with a glibc version.
 ZIG_TARGET = ("-target", "aarch64-linux-gnu.2.28")
@@ -103,5 +103,5 @@ def _libraries(owner: str, compiler: Sequence[str]) -> list[str]:
             return ["-L", str(place.parent.parent)]
     raise ExportError(
         f"{owner}: expected a C library for aarch64, with which the emulator runs programs, got none; install one, as "
-        "`apt-get install libc6-arm64-cross` does, or name the folder that has it as lib/ in QEMU_LD_PREFIX."
+        "`apt-get install libstdc++6-arm64-cross` does, or name the folder that has it as lib/ in QEMU_LD_PREFIX."
     )

@@ -29,7 +29,7 @@ COMPILER = "aarch64-linux-gnu-g++"
 QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
 INSTALL = (
     "install them: `apt-get install g++-aarch64-linux-gnu qemu-user-static`, or `pip install ziglang` and "
-    "`apt-get install qemu-user-static libc6-arm64-cross`."
+    "`apt-get install qemu-user-static libstdc++6-arm64-cross`."
 )
 MACROS = "#define __cplusplus 1\n#define __aarch64__ 1"
 ZIG_TARGET = ["-target", "aarch64-linux-gnu.2.28"]
@@ -231,7 +231,7 @@ def test_without_a_c_library_for_the_emulator_one_line_says_what_to_install(tool
     monkeypatch.setattr(cross, "LIBRARIES", [str(tools)])
     assert refusal("zig c++") == (
         "program: expected a C library for aarch64, with which the emulator runs programs, got none; install one, as "
-        "`apt-get install libc6-arm64-cross` does, or name the folder that has it as lib/ in QEMU_LD_PREFIX."
+        "`apt-get install libstdc++6-arm64-cross` does, or name the folder that has it as lib/ in QEMU_LD_PREFIX."
     )
 
 
