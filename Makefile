@@ -9,7 +9,7 @@ WHEELS := build/wheels
 SOURCES := $(shell find regplug plugins -type f -not -path '*/__pycache__/*') pyproject.toml README.md LICENSE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer cross rust cblas
+.PHONY: check test torture lint demo bench scale matrix clean compiler tracer fuzzer cross rust cblas zig
 .DELETE_ON_ERROR:
 
 # the tests that need no C++ compiler and build no package: a few minutes
@@ -23,7 +23,7 @@ test: $(VENV)/tested-tools $(VENV)/installed tracer cross rust lint
 # damaged files, failing system calls, crashes and fuzzed inputs, by the thousand and million: about an hour
 #   make torture PARTS="damaged soak"        some parts of it
 #   make torture PAGE=docs/SECURITY.md       publish the figures
-torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer cross rust cblas
+torture: $(VENV)/tested-tools $(VENV)/installed tracer fuzzer cross rust cblas zig
 	$(if $(PARTS),,$(PYTEST) -m torture tests plugins)
 	mkdir -p build && cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m torture $(PARTS) --json $(abspath build)/torture.json \
 	  $(if $(PAGE),--page $(abspath $(PAGE)))
@@ -104,6 +104,10 @@ rust:
 
 cblas:
 	@$(call debian,ls /usr/include/*/cblas.h,libopenblas-serial-dev)
+
+# another compiler for aarch64
+zig:
+	@$(BIN)/python -c 'import ziglang' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check ziglang
 
 compiler:
 	@command -v c++ >/dev/null || { \

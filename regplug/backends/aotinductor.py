@@ -17,8 +17,8 @@ from regplug.backends.compiling import (
     SYMBOL_VERSIONS,
     compile_in_child,
     compiler_of,
-    flags_of,
     no_c_interface,
+    target_of,
 )
 from regplug.backends.cpu import UNKNOWN, cpu_flags, default_isa, machine_of, this_machine
 from regplug.backends.cross import cross_tools
@@ -29,7 +29,7 @@ from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.program_weights import check_weights, weights_property
 from regplug.backends.reuse import reused
-from regplug.backends.runtime import known_functions, what_it_needs
+from regplug.backends.runtime import LIBTORCH, known_functions, what_it_needs
 from regplug.errors import ExportError, SpecError, one_line
 from regplug.format.manifest import CPU_FLAGS, NEEDS
 
@@ -44,7 +44,7 @@ class AOTInductorBackend(ExportBackend):
         isa: Instruction sets, as the compiler's ``-march`` names them, or ``"native"`` for that of this CPU. Programs
             for another machine, as ``"armv8-a"``, are run in an emulator. None for ``default_isa``.
         time_limit: Seconds that the compiler may take for each, and the emulator for each of its runs.
-        compiler: The command that compiles for another machine; None for Debian's.
+        compiler: The command that compiles for another machine; None for Debian's or Zig's.
 
     Raises:
         SpecError: A setting has an invalid value.
@@ -121,12 +121,16 @@ class AOTInductorBackend(ExportBackend):
             BundleError: It needs other weights.
             ExportError: There is no emulator, or it has nothing to run the program with.
         """
-        isa = program.properties["isa"]
+        isa = program.properties.get("isa", "")
         if not _is_foreign(isa):
             return None
         check_weights(owner, program, weights)
         held = [_contiguous(weights[name]) for name in sorted(weights)]
         label = f"{OWNER}: {isa}"
+        if program.properties.get(NEEDS) == LIBTORCH:
+            raise ExportError(
+                f"{label}: expected a program that runs without libtorch, as in an emulator, got another."
+            )
         try:
             return emulated(label, cross_tools(label, self._compiler), program.data, held, self._time_limit)
         except OSError as error:
@@ -135,7 +139,7 @@ class AOTInductorBackend(ExportBackend):
     def _compile(self, graph: ExportedProgram, isa: str, properties: Mapping[str, str]) -> Program:
         foreign = _is_foreign(isa)
         compiler = cross_tools(f"{OWNER}: {isa}", self._compiler).compiler if foreign else compiler_of(OWNER)
-        flags = flags_of(OWNER, compiler, isa)
+        options, flags = target_of(OWNER, compiler, isa)
         missing = [] if foreign else cpu_flags().missing(flags)
         if missing is None:
             raise ExportError(f"{OWNER}: {UNKNOWN}")
@@ -144,7 +148,7 @@ class AOTInductorBackend(ExportBackend):
                 f"{OWNER}: isa: expected a CPU with {' '.join(missing)} for {isa!r}, got one without; a program is run "
                 f"before it is written: export on such a machine, or with --isa {default_isa()}."
             )
-        data = compile_in_child(OWNER, graph, compiler, isa, flags, self._time_limit, with_stubs=foreign)
+        data = compile_in_child(OWNER, graph, compiler, options, flags, self._time_limit, with_stubs=foreign)
         check_library(f"{OWNER}: {isa}", data, machine_of(isa))
         if foreign and (others := set(called_functions(data)) - known_functions()):
             raise ExportError(

@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 
 from regplug.backends.child_process import format_exit, run_bounded, until
 from regplug.backends.compiler import compiler_words
-from regplug.backends.cpu import machine_of
 from regplug.backends.inductor_private import LAST_ERROR, LAST_ERROR_WITHOUT_DESTRUCTOR
 from regplug.backends.program_folder import folder_for_programs
 from regplug.backends.python_child import python_command
@@ -101,7 +100,9 @@ GRAPH, LIBRARY, COMPILER, REFUSED = "graph.pt2", "program.so", "c++", "refused"
 SYMBOL_VERSIONS_FILE, SOURCE_EDIT_FILE, STUBS = "symbol_versions", "source_edit", "stubs"
 # torch's own, for a machine that its libraries here are not for
 STUB_LIBRARIES = ("libtorch_cpu.so", "libc10.so")
-STUB_FLAGS = ("-Wl,--push-state,--no-as-needed,-ltorch_cpu,--pop-state",)  # a stub has no function that is needed
+STUB_FLAGS = ("-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed")  # a stub has no function that is needed
+# Zig links its C++ library into the program. That has functions which run when a thread or the process ends.
+NEVER_UNMAPPED = "-Wl,-z,nodelete"
 # A process may have several model libraries, which all define the same C++ names. Only the interface is visible, and a
 # library's calls of its own functions stay inside it, so that no call reaches another library.
 SYMBOL_VERSIONS = "{ global: AOTInductor*; local: *; };\n"
@@ -128,24 +129,30 @@ def compiler_of(owner: str) -> list[str]:
     return words
 
 
-def flags_of(owner: str, compiler: Sequence[str], isa: str) -> frozenset[str]:
-    """What a CPU must have for code of this ``-march``, in the words of ``/proc/cpuinfo``.
+def target_of(owner: str, compiler: Sequence[str], isa: str) -> tuple[list[str], frozenset[str]]:
+    """The options with which a compiler makes code for an instruction set, and what that code asks of a CPU, in the
+    words of ``/proc/cpuinfo``.
 
     Raises:
         ExportError: The compiler does not know the name, or does not work.
     """
-    macros, _ = macros_of([*compiler, f"-march={isa}"])
+    options = [f"-march={isa}"]
+    macros, _ = macros_of([*compiler, *options])
+    if not macros and isa.startswith("armv"):  # Zig's compiler has its own names: armv8.2-a is v8_2a
+        options = [f"-mcpu=generic+{isa.removeprefix('arm').replace('.', '_').replace('-', '')}", NEVER_UNMAPPED]
+        macros, _ = macros_of([*compiler, *options])
     if not macros:
         works, reason = macros_of(compiler)
         if not works:
             raise ExportError(
                 f"{owner}: expected a C++ compiler that works, got {shlex.join(compiler)}: {reason}; see CXX."
             )
+        known = KNOWN["aarch64" if "__aarch64__" in works else "x86-64"]
         raise ExportError(
             f"{owner}: isa: expected a name that {shlex.join(compiler)} takes for -march, or 'native', got {isa!r}; "
-            f"known: {KNOWN[machine_of(isa)]}, ..."
+            f"known: {known}, ..."
         )
-    return frozenset(flag for macro, flags in FLAGS.items() if macro in macros for flag in flags.split())
+    return options, frozenset(flag for macro, flags in FLAGS.items() if macro in macros for flag in flags.split())
 
 
 def macros_of(compiler: Sequence[str]) -> tuple[set[str], str]:
@@ -163,7 +170,7 @@ def compile_in_child(
     owner: str,
     graph: ExportedProgram,
     compiler: Sequence[str],
-    isa: str,
+    options: Sequence[str],
     flags: frozenset[str],
     limit: float,
     with_stubs: bool = False,
@@ -174,8 +181,8 @@ def compile_in_child(
         owner: The program, for messages.
         graph: The graph, without weights.
         compiler: The words of a command.
-        isa: What the compiler takes for ``-march``.
-        flags: What that asks of a CPU.
+        options: The compiler's options for the instruction set.
+        flags: What they ask of a CPU.
         limit: Seconds.
         with_stubs: Whether torch's libraries here are for another machine, and empty ones must stand in for them.
 
@@ -191,7 +198,8 @@ def compile_in_child(
         (folder / GRAPH).write_bytes(saved.getbuffer())
         if with_stubs:
             _write_stubs(owner, folder / STUBS, compiler)
-        _write_wrapper(folder, compiler, isa, [f"-L{folder / STUBS}", *STUB_FLAGS] if with_stubs else [])
+        more = [f"-L{folder / STUBS}", f"-idirafter{folder / STUBS}", *STUB_FLAGS] if with_stubs else []
+        _write_wrapper(folder, compiler, options, more)
         command = python_command("regplug.backends.compile_child", str(folder), vector)
         ended = run_bounded(command, until(limit), _environment(folder), folder)
         if ended.code is None:
@@ -219,8 +227,10 @@ def no_c_interface(owner: str, operation: str, place: str | None) -> ExportError
 
 
 def _write_stubs(owner: str, folder: Path, compiler: Sequence[str]) -> None:
-    """Write empty libraries with the names of torch's, for the linker to record."""
+    """Write empty libraries with the names of torch's, for the linker to record, and an empty ``omp.h``, which torch's
+    headers include and a compiler may lack."""
     folder.mkdir()
+    (folder / "omp.h").touch()
     for name in STUB_LIBRARIES:
         words = ["-shared", "-nostdlib", f"-Wl,-soname,{name}", "-o", str(folder / name), "-x", "c++", "/dev/null"]
         ended = run_bounded([*compiler, *words], until(MACROS_LIMIT_S))
@@ -228,7 +238,7 @@ def _write_stubs(owner: str, folder: Path, compiler: Sequence[str]) -> None:
             raise ExportError(f"{owner}: the compiler failed: {reason_in(ended.out + ended.err, ended.code or 0)}")
 
 
-def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str, more: Sequence[str]) -> None:
+def _write_wrapper(folder: Path, compiler: Sequence[str], options: Sequence[str], more: Sequence[str]) -> None:
     """Write a script that runs the compiler so that the library names no folder of this machine, exports the interface
     alone, and asks for no executable stack."""
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
@@ -238,17 +248,21 @@ def _write_wrapper(folder: Path, compiler: Sequence[str], isa: str, more: Sequen
     (folder / SOURCE_EDIT_FILE).write_text(SOURCE_EDIT)
     path = folder / COMPILER
     # Inductor names a source by a hash of its command line, which has paths. It adds -march=native, which nobody
-    # asked for and a compiler for another machine does not know. torch 2.10 links libtorch, which a C++ host with
-    # libtorch_cpu alone would not find.
+    # asked for and a compiler for another machine does not know, and OpenMP, which serial kernels do not use and a
+    # compiler may lack. torch 2.10 links libtorch, which a C++ host with libtorch_cpu alone would not find.
     path.write_text(
         "#!/bin/sh\n"
         "for word; do\n"
         "  shift\n"
-        '  case "$word" in -ltorch | -march=native) continue ;; -*) ;; *.cpp) source="$word" ;; esac\n'
+        '  case "$word" in\n'
+        "  -ltorch | -march=native | -fopenmp | -lgomp) continue ;;\n"
+        "  -*) ;;\n"
+        '  *.cpp) source="$word" ;;\n'
+        "  esac\n"
         '  set -- "$@" "$word"\n'
         "done\n"
         f'${{source:+sed -i -f {shlex.quote(str(folder / SOURCE_EDIT_FILE))} "$source"}}\n'
-        f'exec {shlex.join(words)} ${{source:+"-ffile-prefix-map=$source=program.cpp"}} "$@" -march={isa}\n'
+        f'exec {shlex.join(words)} ${{source:+"-ffile-prefix-map=$source=program.cpp"}} "$@" {shlex.join(options)}\n'
     )
     path.chmod(0o700)
 

@@ -50,7 +50,7 @@ def emulated(owner: str, tools: CrossTools, library: bytes, weights: Sequence[Te
         ExportError: What runs it cannot be compiled.
     """
     checker = _checker(owner, tools, limit)
-    command = tools.command(CHECKER, LIBRARY, INPUTS, OUTPUTS)
+    command = [*tools.emulator, CHECKER, LIBRARY, INPUTS, OUTPUTS]
 
     def run(given: Tensor) -> list[Tensor]:
         with temporary_folder(folder_for_programs(owner), "regplug-emulated-") as folder:
@@ -58,7 +58,7 @@ def emulated(owner: str, tools: CrossTools, library: bytes, weights: Sequence[Te
                 (folder / name).write_bytes(data)
             (folder / CHECKER).chmod(0o700)
             ended = run_bounded(command, until(limit), folder=folder)
-            name = Path(tools.emulator).name
+            name = Path(tools.emulator[0]).name
             if ended.code is None:
                 raise BundleError(f"{owner}: expected {name} to end within {limit:g} s, got no end.")
             if ended.code:

@@ -112,11 +112,11 @@ class ExportBackend(ABC):
         """
 
     def emulate(self, owner: str, program: Program, weights: Mapping[str, Tensor]) -> Run | None:
-        """As ``open``, for the parity gate and a program of another machine; None if it is opened here.
+        """As ``open``, for a program of another machine, in the parity gate and ``verify``; None if it is opened here.
 
         Args:
             owner: As for ``open``.
-            program: As for ``open``; made by this object.
+            program: As for ``open``.
             weights: As for ``open``.
 
         Raises:

@@ -18,7 +18,7 @@ from regplug.bundle.contents import BundleContents
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.bundle.rebuild import rebuild
 from regplug.errors import BundleError, ExportError, PluginError, RegplugError, one_line
-from regplug.format.manifest import SMOKE_CASE, ProgramRecord
+from regplug.format.manifest import SMOKE_CASE, WEIGHTS, ProgramRecord
 from regplug.format.read_bundle import read_bundle
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.default import default_registry
@@ -102,12 +102,27 @@ def open_program(
 ) -> LoadedProgram:
     """One program of a bundle that was read, its case ``batch_1`` run; raises as ``load`` does."""
     maker = open_backend(registry, backend or record.backend)
-    program = Program(record.file, contents.files.files[record.file], record.properties)
     weights, golden = contents.weights, contents.golden  # both are checked before the program's code runs
-    run = open_run(maker, f"bundle {contents.path}", program, weights)
+    run = open_run(maker, f"bundle {contents.path}", _program(contents, record), weights)
     loaded = LoadedProgram(record.backend, contents.manifest, contents.files.digest, run)
     loaded.check(contents.path, golden, contents.factor)
     return loaded
+
+
+def emulated_program(contents: BundleContents, record: ProgramRecord, registry: Registry) -> LoadedProgram | None:
+    """One program of a bundle that was read, run by an emulator; None if its backend has none for it.
+
+    Raises:
+        BundleError: The program needs other weights.
+        ExportError: There is nothing to run it with.
+    """
+    maker = open_backend(registry, record.backend)
+    run = maker.emulate(f"bundle {contents.path}: {WEIGHTS}", _program(contents, record), contents.weights)
+    return run and LoadedProgram(record.backend, contents.manifest, contents.files.digest, run)
+
+
+def _program(contents: BundleContents, record: ProgramRecord) -> Program:
+    return Program(record.file, contents.files.files[record.file], record.properties)
 
 
 def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | None = None) -> ExportBackend:

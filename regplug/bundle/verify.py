@@ -18,7 +18,7 @@ from regplug.backends.inductor_private import lacks_compiler
 from regplug.backends.interface import flatten
 from regplug.bundle.contents import BundleContents
 from regplug.bundle.golden import Run
-from regplug.bundle.load import module_run, open_program
+from regplug.bundle.load import emulated_program, module_run, open_program
 from regplug.bundle.program import LoadedProgram
 from regplug.bundle.rebuild import rebuild
 from regplug.bundle.sign import read_signed_bundle
@@ -40,9 +40,9 @@ class VerifiedCase:
 
     ``verdict`` is ``ok``, ``failed``, ``refused`` (a wrong input, as it must be), ``accepted`` (a wrong input),
     ``not installed``, ``not applicable`` (torch.compile without a C++ compiler), or ``other CPU`` (compiled for another
-    CPU).
-    ``error`` and ``tolerance`` are None if nothing was compared; ``detail`` says why a run gave no output, and
-    ``exception`` is what it raised.
+    CPU, and nothing emulates it here).
+    ``error`` and ``tolerance`` are None if nothing was compared; ``detail`` says why a run gave no output, or that an
+    emulator ran the program, and ``exception`` is what it raised.
     """
 
     program: str
@@ -103,7 +103,8 @@ def verify(
     Args:
         directory: The bundle's folder.
         programs: Also run every program of the bundle, and ``torch.compile(fullgraph=True)`` of the loaded module,
-            on every golden case, and check that each program refuses wrong inputs. Runs the bundle's code.
+            on every golden case, and check that each program refuses wrong inputs. Runs the bundle's code; a program
+            for aarch64 in qemu, if it is installed.
         digest: The manifest's sha256 that the bundle must have.
         public_key: The key that must have signed it, PEM; None to check no signature.
         signature: The signature's file; ``DIRECTORY.sig`` next to the folder if None.
@@ -194,12 +195,22 @@ def _check_eager(run: Run, contents: BundleContents) -> Iterator[VerifiedCase]:
 def _check_program(
     name: str, contents: BundleContents, record: ProgramRecord, registry: Registry
 ) -> Iterator[VerifiedCase]:
+    detail = ""
     if missing := missing_flags(record.properties):
-        detail = f"program '{name}': not run here, wants {' '.join(missing)}."
-        yield VerifiedCase(name, "-", "other CPU", detail=detail)
-        return
-    loaded = open_program(contents, record, registry)
-    yield from _run_cases(name, loaded.run_flat, contents)
+        try:
+            emulated, why = emulated_program(contents, record, registry), ""
+        except ExportError as error:
+            emulated, why = None, f" {error}"
+        if emulated is None:
+            detail = f"program '{name}': not run here, wants {' '.join(missing)}.{why}"
+            yield VerifiedCase(name, "-", "other CPU", detail=detail)
+            return
+        loaded, detail = emulated, f"program '{name}': run in an emulator."
+    else:
+        loaded = open_program(contents, record, registry)
+    for check in _run_cases(name, loaded.run_flat, contents):
+        yield replace(check, detail=detail)
+        detail = ""
     for case, given in wrong_inputs(contents.manifest.input):
         yield VerifiedCase(name, case, "refused" if _refuses(loaded, given) else "accepted")
 

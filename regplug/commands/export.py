@@ -72,7 +72,7 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
 @click.option(
     "--compiler",
     metavar="COMMAND",
-    help="The C++ compiler for another machine's instruction set. Default: aarch64-linux-gnu-g++.",
+    help="The C++ compiler for another machine's instruction set. Default: aarch64-linux-gnu-g++, or ziglang.",
 )
 @click.option("--no-programs", is_flag=True, help="Export data only, no programs.")
 @film_generator_option

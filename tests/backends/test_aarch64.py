@@ -1,7 +1,10 @@
 """Programs for aarch64 that are made here, and run in qemu before they are written."""
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from support.commands import run_command
 from support.consumer import built_with, conditioner
 from support.cpp_build import compiled
+from support.damage import edit_manifest
 from support.readouts import SIZES, trained
 
 import regplug
-from regplug.backends import aotinductor, cpu
+from regplug.backends import aotinductor, cpu, cross
+from regplug.backends.compiling import target_of
 from regplug.backends.cross import CrossTools, cross_tools
 from regplug.backends.elf import called_functions, check_library
 from regplug.backends.emulated import emulated
@@ -22,8 +27,12 @@ BOTH = {"isa": ["armv8-a", "x86-64-v3"]}
 ARM, X86 = "program.aotinductor.armv8-a.so", "program.aotinductor.x86-64-v3.so"
 COMPILER = "aarch64-linux-gnu-g++"
 QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
-INSTALL = "install both, as `apt-get install g++-aarch64-linux-gnu qemu-user-static` does."
+INSTALL = (
+    "install them: `apt-get install g++-aarch64-linux-gnu qemu-user-static`, or `pip install ziglang` and "
+    "`apt-get install qemu-user-static libstdc++6-arm64-cross`."
+)
 MACROS = "#define __cplusplus 1\n#define __aarch64__ 1"
+ZIG_TARGET = ["-target", "aarch64-linux-gnu.2.28"]
 
 
 def readout():
@@ -52,12 +61,28 @@ def fake(folder, name, script):
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """An empty folder that is all of PATH."""
+    """An empty folder that is all of PATH, and no compiler among Python's packages."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("QEMU_LD_PREFIX", raising=False)
+    monkeypatch.setattr(cross, "find_spec", lambda name: None)
+    monkeypatch.setattr(cross, "LIBRARIES", [str(libraries(tmp_path / "debian") / "lib")])
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
     return folder
+
+
+def libraries(folder):
+    """A folder as that of a C library."""
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "ld-linux-aarch64.so.1").touch()
+    return folder
+
+
+def found_tools(tools, *compiler):
+    return CrossTools(
+        [str(tools / compiler[0]), *compiler[1:]], [str(tools / QEMU[0]), "-L", str(tools.parent / "debian")]
+    )
 
 
 def refusal(named=None):
@@ -82,9 +107,9 @@ def test_if_one_of_the_two_is_missing_the_line_names_that_one(tools):
         f"program: expected a compiler and an emulator for aarch64, got no qemu-aarch64-static; {INSTALL}"
     )
     fake(tools, QEMU[0], "exit 0")
-    assert cross_tools("program", None) == CrossTools([str(tools / COMPILER)], str(tools / QEMU[0]))
+    assert cross_tools("program", None) == found_tools(tools, COMPILER)
     (tools / COMPILER).unlink()
-    assert "got no aarch64-linux-gnu-g++; install both" in refusal()
+    assert "got no aarch64-linux-gnu-g++; install them: " in refusal()
 
 
 @pytest.mark.parametrize(
@@ -104,13 +129,51 @@ def test_a_compiler_that_is_unknown_broken_or_for_another_machine_is_named(tools
     assert refusal("my-g++ -pipe") == expected + why.format(tools / "my-g++")
 
 
+def test_a_compiler_that_fails_is_one_line_and_nothing_is_written(tools, tmp_path):
+    fake(tools, QEMU[0], "exit 0")
+    fake(tools, "my-g++", f"case \"$*\" in *-dM*) echo '{MACROS}' ;; *) echo 'x: error: no space' >&2; exit 1 ;; esac")
+    with pytest.raises(regplug.ExportError) as error:
+        export(tmp_path / "b", regplug.resolve("mean", num_registers=2, hidden_dim=8), compiler="my-g++")
+    assert str(error.value) == "program 'aotinductor': the compiler failed: x: error: no space"
+    assert not (tmp_path / "b").exists()
+
+
 def test_tools_may_be_named_by_relative_paths(tools, monkeypatch):
     fake(tools, COMPILER, f"echo '{MACROS}'")
     fake(tools, QEMU[0], "exit 0")
     monkeypatch.chdir(tools.parent)
     monkeypatch.setenv("PATH", "tools")
-    wanted = CrossTools([str(tools / COMPILER), "-pipe"], str(tools / QEMU[0]))
-    assert cross_tools("program", f"./tools/{COMPILER} -pipe") == wanted
+    assert cross_tools("program", f"./tools/{COMPILER} -pipe") == found_tools(tools, COMPILER, "-pipe")
+
+
+FAKE_ZIG = f"""
+case "$*" in
+*-march=*) echo "error: unknown CPU: 'armv8'" >&2; exit 1 ;;
+*generic+v9_9a*) exit 1 ;;
+*-print-file-name*) echo ld-linux-aarch64.so.1 ;;
+*"{" ".join(ZIG_TARGET)}"*) echo '{MACROS}' ;;
+*) echo '#define __cplusplus 1' ;;
+esac
+"""
+
+
+def test_zig_gets_the_target_and_its_own_names_of_instruction_sets(tools, monkeypatch):
+    fake(tools, QEMU[0], "exit 0")
+    fake(tools, "zig", FAKE_ZIG)
+    wanted = found_tools(tools, "zig", "c++", *ZIG_TARGET)
+    assert cross_tools("program", "zig c++") == wanted
+    assert cross_tools("program", f"zig c++ {' '.join(ZIG_TARGET)}") == wanted
+    for isa, name in (("armv8-a", "v8a"), ("armv8.2-a", "v8_2a")):
+        options, _ = target_of("program", wanted.compiler, isa)
+        assert options == [f"-mcpu=generic+{name}", "-Wl,-z,nodelete"]
+    with pytest.raises(regplug.ExportError, match="isa: expected a name that .* takes for -march"):
+        target_of("program", wanted.compiler, "armv9.9-a")
+    # as a package of this Python, it is used if Debian's compiler is not there
+    monkeypatch.setattr(cross, "find_spec", lambda name: name == "ziglang")
+    monkeypatch.setattr(cross, "ZIG", [str(tools / "zig"), "c++"])
+    assert cross_tools("program", None) == wanted
+    fake(tools, COMPILER, f"echo '{MACROS}'")
+    assert cross_tools("program", None) == found_tools(tools, COMPILER)
 
 
 def test_a_cross_compiler_without_an_instruction_set_of_another_machine_is_refused(tmp_path):
@@ -130,7 +193,7 @@ def test_a_cross_compiler_without_an_instruction_set_of_another_machine_is_refus
 FAKE_COMPILER = f"""
 case "$*" in
 *-dM*) echo '{MACROS}' ;;
-*-print-file-name*) echo /sysroot/lib/ld-linux-aarch64.so.1 ;;
+*-print-file-name*) echo {{}}/lib/ld-linux-aarch64.so.1 ;;
 *-o*) while [ "$1" != -o ]; do shift; done; echo program > "$2" ;;
 esac
 """
@@ -147,24 +210,34 @@ esac
 )
 def test_an_emulator_that_crashes_refuses_hangs_or_does_nothing_is_one_line(tools, monkeypatch, script, message):
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], str(fake(tools, QEMU[0], script)))
+    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], [str(fake(tools, QEMU[0], script))])
     run = emulated("program", found, b"library", [], 0.5)
     with pytest.raises(regplug.BundleError) as error:
         run(torch.ones(2))
     assert str(error.value) == message.format(QEMU[0])
 
 
-def test_the_emulator_gets_the_libraries_of_the_compiler_unless_the_user_names_others(tools, monkeypatch):
-    found = CrossTools([str(fake(tools, COMPILER, FAKE_COMPILER))], "qemu")
-    monkeypatch.delenv("QEMU_LD_PREFIX", raising=False)
-    assert found.command("program") == ["qemu", "-L", "/sysroot", "program"]
+def test_the_emulator_gets_the_libraries_of_the_compiler_or_those_that_the_user_names(tools, tmp_path, monkeypatch):
+    emulator = str(fake(tools, QEMU[0], "exit 0"))
+    fake(tools, COMPILER, FAKE_COMPILER.replace("{}", str(libraries(tmp_path / "sysroot"))))
+    assert cross_tools("program", None).emulator == [emulator, "-L", str(tmp_path / "sysroot")]
     monkeypatch.setenv("QEMU_LD_PREFIX", "/own")
-    assert found.command("program") == ["qemu", "program"]
+    assert cross_tools("program", None).emulator == [emulator]
+
+
+def test_without_a_c_library_for_the_emulator_one_line_says_what_to_install(tools, monkeypatch):
+    fake(tools, QEMU[0], "exit 0")
+    fake(tools, "zig", FAKE_ZIG)
+    monkeypatch.setattr(cross, "LIBRARIES", [str(tools)])
+    assert refusal("zig c++") == (
+        "program: expected a C library for aarch64, with which the emulator runs programs, got none; install one, as "
+        "`apt-get install libstdc++6-arm64-cross` does, or name the folder that has it as lib/ in QEMU_LD_PREFIX."
+    )
 
 
 def test_a_compiler_that_cannot_compile_the_runtime_is_one_line(tools):
     script = "echo 'In file included from x' >&2; echo 'x: fatal error: no space' >&2; exit 1"
-    found = CrossTools([str(fake(tools, COMPILER, script))], "qemu")
+    found = CrossTools([str(fake(tools, COMPILER, script))], ["qemu"])
     with pytest.raises(regplug.ExportError) as error:
         emulated("program", found, b"library", [], 5.0)
     assert str(error.value) == (
@@ -175,7 +248,7 @@ def test_a_compiler_that_cannot_compile_the_runtime_is_one_line(tools):
 def test_a_header_that_is_missing_is_named_with_where_it_comes_from(tools, monkeypatch):
     monkeypatch.setattr("regplug.backends.emulated.import_path", list)
     with pytest.raises(regplug.ExportError) as error:
-        emulated("program", CrossTools([str(fake(tools, COMPILER, "exit 0"))], "qemu"), b"library", [], 5.0)
+        emulated("program", CrossTools([str(fake(tools, COMPILER, "exit 0"))], ["qemu"]), b"library", [], 5.0)
     assert str(error.value) in {
         f"program: expected the header {header}, got none; install it, as `pip install 'regplug[cpp]'` does."
         for header in ("Eigen/Core", "nlohmann/json.hpp")  # the system may have Eigen's
@@ -197,6 +270,12 @@ def test_there_the_default_is_armv8_a_and_native_is_no_other_machine(on_arm):
     assert aotinductor.AOTInductorBackend()._isa == ["armv8-a"]
     assert not aotinductor._is_foreign("armv8-a")
     assert not aotinductor._is_foreign("native")
+
+
+def test_there_an_instruction_set_of_x86_is_refused_with_the_names_that_its_compiler_takes(tools):
+    compiler = [str(fake(tools, "c++", f"case \"$*\" in *-march=x86*) exit 1 ;; esac; echo '{MACROS}'"))]
+    with pytest.raises(regplug.ExportError, match=r"got 'x86-64-v3'; known: armv8-a, armv8\.2-a, "):
+        target_of("program", compiler, "x86-64-v3")
 
 
 def test_there_the_flags_are_the_line_features(on_arm, tmp_path, monkeypatch):
@@ -262,6 +341,27 @@ def test_here_it_is_passed_over_and_the_program_of_this_machine_runs(bundle, tmp
 
 
 @pytest.mark.compiler
+def test_verify_runs_it_in_the_emulator_or_says_why_not(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("regplug.bundle.verify._check_compiled", lambda module, contents: [])
+
+    def rows(folder):
+        found = regplug.verify(folder, programs=True).checks
+        return [(one.verdict, one.detail) for one in found if one.program == "aotinductor armv8-a"]
+
+    cases = [("ok", "program 'aotinductor armv8-a': run in an emulator."), *[("ok", "")] * 5]
+    assert rows(bundle) == [*cases, *[("refused", "")] * 5]
+    here = "program 'aotinductor armv8-a': not run here, wants asimd fp. program 'aotinductor': armv8-a: expected "
+    folder = shutil.copytree(bundle, tmp_path / "b")
+    edit_manifest(folder, lambda manifest: manifest["programs"][0]["properties"].update(needs="libtorch"))
+    without = "a program that runs without libtorch, as in an emulator, got another."
+    assert rows(folder) == [("other CPU", here + without)]
+    monkeypatch.setattr(cross, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = "a compiler and an emulator for aarch64, got no aarch64-linux-gnu-g++ and no qemu-aarch64-static; "
+    assert rows(bundle) == [("other CPU", here + missing + INSTALL)]
+
+
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("script", "got"),
     [
@@ -310,16 +410,42 @@ def test_an_unknown_instruction_set_of_that_machine_is_one_line(tmp_path):
 
 
 @pytest.mark.compiler
-def test_in_cpp_an_arm_cpu_has_its_own_flags_and_takes_its_own_program():
-    program = compiled("arm_cpu.cpp", compiler=COMPILER)
-    done = subprocess.run([*QEMU, program], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("compiler", "emulator", "isa", "missing"),
+    [(COMPILER, QEMU, "armv8-a", "avx2 zz"), ("c++", (), "x86-64-v3", "asimd zz")],
+    ids=["aarch64", "here"],
+)
+def test_in_cpp_each_machine_has_its_own_flags_and_takes_its_own_program(compiler, emulator, isa, missing):
+    program = compiled("arm_cpu.cpp", compiler=compiler)
+    done = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (
         0,
-        "armv8-a\np: expected a CPU with avx2, got one without; export with --isa armv8-a.\n",
+        f"{isa}\np: expected a CPU with {missing}, got one without; export with --isa {isa}.\n",
     )
 
 
+def test_python_and_cpp_know_the_same_names_of_arms_features():
+    text = (Path(regplug.__file__).parent / "include" / "regplug" / "detail" / "hwcap.h").read_text()
+    first, second = re.findall(r"constexpr const char\* \w+\[\] = \{(.*?)\};", text, re.DOTALL)
+    assert [re.findall(r'"(\w+)"', words) for words in (first, second)] == [
+        words.split() for words in cpu.HWCAP.values()
+    ]
+
+
 # ---- more of them, and regplug-run
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
+@pytest.mark.parametrize("compiler", [f"{sys.executable} -m ziglang c++", "clang++ --target=aarch64-linux-gnu"])
+def test_other_compilers_make_a_program_that_a_host_opens_and_closes(tmp_path, compiler):
+    done = export(tmp_path / "b", compiler=compiler)
+    assert done.manifest.programs[0].properties["cpu_flags"] == "asimd fp"
+    given = torch.randn(3, 4, 24)
+    save_file({"registers": given}, tmp_path / "in.safetensors")
+    places = [tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    subprocess.run([*QEMU, regplug_run(FOR_AARCH64), *places], check=True)
+    torch.testing.assert_close(load_file(places[-1])["conditioning"], regplug.load(tmp_path / "b")(given))
 
 
 @pytest.mark.torture

@@ -291,13 +291,13 @@ def test_an_unwritable_cache_logs_one_line_and_compiling_leaves_no_files(tmp_pat
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "file" / "cache"))
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(compiling.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     spec = regplug.resolve("mean", num_registers=2, hidden_dim=8)
     done = regplug.export(spec, spec.build(), tmp_path / "b", **ONLY)
     [line] = [record.getMessage() for record in caplog.records if record.name == "regplug"]
     place = tmp_path / "file" / "cache"
     assert line == f"cache {place}: not written: Not a directory; the next export compiles again."
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list((tmp_path / "temporary").glob("regplug-*")) == []  # torch makes a folder of its own
     [program] = done.manifest.programs
     recorded = done.manifest.files[program.file]
     assert recorded.sha256 == hashlib.sha256((tmp_path / "b" / program.file).read_bytes()).hexdigest()

@@ -7,6 +7,8 @@ the C++ program, and compares what each way of running them gives on the held-ou
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,17 +32,18 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent.parent.parent / "build" / "demo"
 TOOLS = Path(sys.executable).parent
 PROGRAMS = {"torchscript": "TorchScript", "aotinductor": "AOTInductor", "onnx": "ONNX Runtime"}
+CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way of running readout and conditioner gave on the held-out digits."""
+    """What one way of running readout and conditioner gave on the held-out digits; no times if it was emulated."""
 
     name: str
     conditioning: Tensor
     pairs: Sequence[Tensor]
-    microseconds: dict[str, float]
+    microseconds: Mapping[str, float]
 
 
 def run(*command: object, quiet: bool = False) -> str:
@@ -96,15 +99,23 @@ def compiled(module: nn.Module) -> Callable:
     return torch.compile(module, fullgraph=True)
 
 
-def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> list[Outcome]:
-    """Build the C++ program with the installed package, and run it with each kind of program."""
-    root = subprocess.run([TOOLS / "regplug", "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
-    prefix = f"{root};{Path(torch.__file__).parent.parent}"
+def build(source: Path, folder: Path, *settings: str) -> None:
+    """Build a CMake project with the installed package."""
+    prefix = f"{cmake_dir()};{Path(torch.__file__).parent.parent}"
     ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}"]
     release = ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_PREFIX_PATH={prefix}"]
-    run(TOOLS / "cmake", "-S", HERE, "-B", BUILD / "cpp", *ninja, *release, quiet=True)
-    run(TOOLS / "cmake", "--build", BUILD / "cpp", quiet=True)
-    save_file({"tokens": tokens.contiguous()}, BUILD / "tokens.safetensors")
+    run(TOOLS / "cmake", "-S", source, "-B", folder, *ninja, *release, *settings, quiet=True)
+    run(TOOLS / "cmake", "--build", folder, quiet=True)
+
+
+def cmake_dir() -> str:
+    """Where CMake finds the installed package."""
+    return subprocess.run([TOOLS / "regplug", "cmake-dir"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run_in_cpp(bundles: dict[str, Path]) -> list[Outcome]:
+    """Build the C++ program, and run it with each kind of program."""
+    build(HERE, BUILD / "cpp")
     outcomes = []
     for program, kind, title in (
         ("digits", "torchscript", "C++, TorchScript"),
@@ -117,6 +128,23 @@ def run_in_cpp(bundles: dict[str, Path], tokens: Tensor) -> list[Outcome]:
     return outcomes
 
 
+def run_on_aarch64(bundles: dict[str, Path]) -> Outcome:
+    """Build regplug-run for 64-bit ARM, without libtorch, and run it in an emulator, which says nothing about speed."""
+    machine = [
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={CROSS_COMPILER}",
+    ]
+    source = Path(cmake_dir(), "share", "regplug-run")
+    build(source, BUILD / "aarch64", "-DREGPLUG_RUN_WITH=runtime", *machine)
+    out: dict[str, Tensor] = {}
+    for name, given in (("readout", "registers"), ("conditioner", "tokens")):
+        words = [bundles[name], BUILD / f"{given}.safetensors", BUILD / "out.safetensors"]
+        run(EMULATOR, "-L", "/usr/aarch64-linux-gnu", BUILD / "aarch64" / "regplug-run", *words, quiet=True)
+        out |= load_file(BUILD / "out.safetensors")
+    return outcome_of("C++, aarch64, emulated", out, {})
+
+
 def run_without_torch(bundles: dict[str, Path], tokens: Tensor, positions: Sequence[int]) -> Outcome:
     """Run the bundles in a Python that imports no torch."""
     np.save(BUILD / "tokens.npy", tokens.numpy())
@@ -126,7 +154,7 @@ def run_without_torch(bundles: dict[str, Path], tokens: Tensor, positions: Seque
     return outcome_of("Python without torch", out, times)
 
 
-def outcome_of(title: str, out: Mapping[str, Tensor], times: dict[str, float]) -> Outcome:
+def outcome_of(title: str, out: Mapping[str, Tensor], times: Mapping[str, float]) -> Outcome:
     """The outputs of another process by their names in the manifest."""
     pairs = [out[f"{word}_{layer}"] for layer in range((len(out) - 1) // 2) for word in ("gamma", "beta")]
     return Outcome(title, out["conditioning"], pairs, times)
@@ -148,10 +176,15 @@ def main() -> None:
     )
     trained = {"readout": last.readout, "conditioner": regplug.Conditioner(layout, last.readout, last.film)}
     bundles = {name: BUILD / name for name in trained}
+    missing = [tool for tool in (CROSS_COMPILER, EMULATOR) if not shutil.which(tool)]
+    with_aarch64 = not missing and platform.machine() == "x86_64"
+    settings = {"aotinductor": {"isa": ["x86-64-v3", "armv8-a"]}} if with_aarch64 else {}
     print()
     for name, module in trained.items():
         with console.status(f"exporting the {name}"):
-            done = regplug.export(spec, module, bundles[name], backends=list(PROGRAMS), layout=layout, force=True)
+            done = regplug.export(
+                *(spec, module, bundles[name]), backends=list(PROGRAMS), settings=settings, layout=layout, force=True
+            )
         print(f"exported the trained {name}: {done.directory}, digest {done.digest}", flush=True)
     for folder in bundles.values():
         run(TOOLS / "regplug", "verify", "--programs", folder)
@@ -160,6 +193,8 @@ def main() -> None:
     with torch.inference_mode():
         tokens = model.last_tokens(test.images)
         registers = tokens[:, list(layout.positions(tokens.shape[1]))]
+    for given, tensor in (("tokens", tokens), ("registers", registers)):
+        save_file({given: tensor.contiguous()}, BUILD / f"{given}.safetensors")
     double = {name: regplug.load(folder).double() for name, folder in bundles.items()}
     with torch.inference_mode():
         true_conditioning = double["readout"](registers.double())
@@ -174,7 +209,8 @@ def main() -> None:
         outcome("Python, eager", loaded["readout"], loaded["conditioner"], registers, tokens),
         outcome("Python, torch.compile", fast["readout"], fast["conditioner"], registers, tokens),
         *(outcome(f"Python, {PROGRAMS[backend]}", *pair, registers, tokens) for backend, pair in programs.items()),
-        *run_in_cpp(bundles, tokens),
+        *run_in_cpp(bundles),
+        *([run_on_aarch64(bundles)] if with_aarch64 else []),
         run_without_torch(bundles, tokens, layout.positions(tokens.shape[1])),
     ]
 
@@ -192,11 +228,14 @@ def main() -> None:
             one.name,
             *(f"{error:.1e}" for error in errors),
             f"{100 * right / len(test):.2f} %",
-            *(f"{one.microseconds[name]:.1f}" for name in trained),
+            *(f"{one.microseconds[name]:.1f}" if one.microseconds else "-" for name in trained),
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print("errors are the largest, against a float64 forward; the accuracy is what the network reaches when it goes on")
     print("from each one's conditioning vector in its last block")
+    if missing and platform.machine() == "x86_64":
+        packages = "g++-aarch64-linux-gnu qemu-user-static"
+        print(f"aarch64 was not run: expected {' and '.join(missing)}, got none; install: apt-get install {packages}")
     if worst > 1e-4:
         sys.exit(f"demo: expected errors below 1e-4, got {worst:.1e}")
 

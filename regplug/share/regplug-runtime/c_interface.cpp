@@ -57,8 +57,10 @@ Result guarded(Result otherwise, Call call) {
     keep("regplug: expected enough memory, got none.");
   } catch (const std::exception& error) {
     keep(error.what());
+#ifdef __GLIBCXX__  // libc++ does not catch it
   } catch (const abi::__forced_unwind&) {  // the thread is being cancelled
     throw;
+#endif
   } catch (...) {
     keep("regplug: expected a std::exception, got another type.");
   }

@@ -33,8 +33,10 @@ auto translate_errors(std::string_view object, Call call,
     throw error_of("expected enough memory, got none.");
   } catch (const std::exception& error) {
     throw error_of(one_line(error));
+#ifdef __GLIBCXX__  // libc++ does not catch it
   } catch (const abi::__forced_unwind&) {  // the thread is being cancelled
     throw;
+#endif
   } catch (...) {
     throw error_of("expected a std::exception, got another type.");
   }
