@@ -29,7 +29,7 @@ from regplug.backends.interface import ExportBackend, Program, Run, Source
 from regplug.backends.model_library import open_model_library
 from regplug.backends.program_weights import check_weights, weights_property
 from regplug.backends.reuse import reused
-from regplug.backends.runtime import LIBTORCH, known_functions, what_it_needs
+from regplug.backends.runtime import NOTHING, known_functions, what_it_needs
 from regplug.errors import ExportError, SpecError, one_line
 from regplug.format.manifest import CPU_FLAGS, NEEDS
 
@@ -127,9 +127,10 @@ class AOTInductorBackend(ExportBackend):
         check_weights(owner, program, weights)
         held = [_contiguous(weights[name]) for name in sorted(weights)]
         label = f"{OWNER}: {isa}"
-        if program.properties.get(NEEDS) == LIBTORCH:
+        if (needs := program.properties.get(NEEDS, NOTHING)) != NOTHING:
             raise ExportError(
-                f"{label}: expected a program that runs without libtorch, as in an emulator, got another."
+                f"{label}: expected a program that runs without libtorch, as in an emulator, got one that needs "
+                f"{needs}."
             )
         try:
             return emulated(label, cross_tools(label, self._compiler), program.data, held, self._time_limit)

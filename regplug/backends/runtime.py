@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+NOTHING = "nothing"
 FUNCTION = re.compile(r"^REGPLUG_FUNCTION\((\w+)\)|^REGPLUG_VECTOR.*, (\w+), \w+\)", re.MULTILINE)
 
 
@@ -26,7 +27,7 @@ def what_it_needs(library: bytes, graph: ExportedProgram) -> str:
     lacking = sorted(set(called_functions(library)) - known_functions())
     if any(map(_is_transposed, graph.graph.nodes)):
         lacking.append("transposed convolution")
-    return f"libtorch ({', '.join(lacking)})" if lacking else "nothing"
+    return f"libtorch ({', '.join(lacking)})" if lacking else NOTHING
 
 
 def _is_transposed(node: Node) -> bool:

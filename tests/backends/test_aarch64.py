@@ -352,8 +352,8 @@ def test_verify_runs_it_in_the_emulator_or_says_why_not(bundle, tmp_path, monkey
     assert rows(bundle) == [*cases, *[("refused", "")] * 5]
     here = "program 'aotinductor armv8-a': not run here, wants asimd fp. program 'aotinductor': armv8-a: expected "
     folder = shutil.copytree(bundle, tmp_path / "b")
-    edit_manifest(folder, lambda manifest: manifest["programs"][0]["properties"].update(needs="libtorch"))
-    without = "a program that runs without libtorch, as in an emulator, got another."
+    edit_manifest(folder, lambda manifest: manifest["programs"][0]["properties"].update(needs="libtorch (f)"))
+    without = "a program that runs without libtorch, as in an emulator, got one that needs libtorch (f)."
     assert rows(folder) == [("other CPU", here + without)]
     monkeypatch.setattr(cross, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -20,14 +20,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
+import torch
 from support.consumer import build, conditioner, installed, readout
 from support.damage import repin
 
 import regplug
+import regplug_runtime
 from regplug.bundle.contents import BundleContents
-from regplug.bundle.golden import compare
+from regplug.bundle.golden import Run, compare
 from regplug.bundle.load import module_run
 from regplug.format.read_bundle import read_bundle
 from regplug.format.weights import load_tensors, save_tensors
@@ -40,7 +43,12 @@ MANIFEST = "manifest.json"
 TESTS = Path(__file__).resolve().parent.parent
 MEASURED = re.compile(r"error \S+ is above")  # its last digits differ
 # two loaders of one format: if both refuse, their first lines are the same
-PAIRS = {"C++ bundle": "Python data", "C++ torchscript": "Python torchscript", "C++ aotinductor": "Python aotinductor"}
+PAIRS = {
+    "C++ bundle": "Python data",
+    "C++ torchscript": "Python torchscript",
+    "C++ aotinductor": "Python aotinductor",
+    "regplug_runtime": "Python aotinductor",
+}
 DEATH, HANG, WRONG, UNTIDY, APART = "process deaths", "hangs", "wrong numbers", "untidy refusals", "other first lines"
 
 
@@ -280,7 +288,12 @@ def loaders(programs: Path, original: Path, work: Path) -> dict[str, Loader | Ru
         f"C++ {kind}": Loader([programs / "regplug_damaged", kind, original])
         for kind in ("bundle", "torchscript", "aotinductor")
     }
-    return {**python, **cpp, "regplug-run": RunProgram(programs / "regplug-run" / "regplug-run", original, work)}
+    return {
+        **python,
+        **cpp,
+        "regplug_runtime": Loader([sys.executable, "-m", "torture.damaged", "runtime", original]),
+        "regplug-run": RunProgram(programs / "regplug-run" / "regplug-run", original, work),
+    }
 
 
 # ---- the verdict
@@ -389,10 +402,23 @@ def _answer(kind: str, folder: str, original: Path) -> dict[str, object]:
         if bad := next((check for check in checks if not check.ok), None):
             return {"refused": f"{bad.program}: {bad.case}: {bad.verdict}"}
         return {"weights": read_bundle(folder).manifest.files[DATA[0]].sha256}
-    loaded = regplug.load(folder, **({} if kind == "data" else {"program": kind}))
-    flat = module_run(f"bundle {folder}", loaded) if kind == "data" else loaded.run_flat
+    flat = _opened(kind, folder)
     cases = golden.golden.cases
     return {"errors": {case.case: str(compare(flat, golden, case, manifest.outputs).error) for case in cases}}
+
+
+def _opened(kind: str, folder: str) -> Run:
+    if kind == "data":
+        return module_run(f"bundle {folder}", regplug.load(folder))
+    if kind != "runtime":
+        return regplug.load(folder, program=kind).run_flat
+    opened = regplug_runtime.open(folder)
+
+    def run_flat(given: torch.Tensor) -> list[torch.Tensor]:
+        arrays = [opened.run(given.numpy())] if opened.holds == "readout" else chain(*opened.run_film(given.numpy()))
+        return [torch.from_numpy(array) for array in arrays]
+
+    return run_flat
 
 
 @functools.cache
@@ -402,13 +428,13 @@ def _golden_of(original: Path) -> tuple:
 
 
 def main(kind: str, original: str) -> None:
-    """Answer for every folder on stdin. Any error but a RegplugError ends the process, which the test sees."""
+    """Answer for every folder on stdin. Any error but the packages' own ends the process, which the test sees."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # for everything else that prints
     for line in sys.stdin:
         try:
             answer = _answer(kind, line.removesuffix("\n"), Path(original))
-        except regplug.RegplugError as error:
+        except (regplug.RegplugError, regplug_runtime.BundleError) as error:
             answer = {"refused": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,6 +1,7 @@
-"""libFuzzer under ASan and UBSan on both C++ readers, starting from the named cases."""
+"""libFuzzer under ASan and UBSan: on both C++ readers, from the named cases, and on the runtime's functions."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -9,17 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support import malformed_files, malformed_manifests
+from support.consumer import CONSUMER, built_with
 from support.cpp_build import compiled
 
 from torture import Figure
 
-RUNS = 20_000_000
-LONGEST = {"safetensors": 512, "manifest": 3072}
-PARTS = {"safetensors": 0.7, "manifest": 0.3}  # of the runs: a manifest takes longer
+RUNS = {"safetensors": 14_000_000, "manifest": 6_000_000, "shim": 300_000}  # each takes minutes
+LONGEST = {"safetensors": 512, "manifest": 3072, "shim": 512}
+WHAT = {
+    "safetensors": "fuzzed inputs of the C++ reader of safetensors",
+    "manifest": "fuzzed inputs of the C++ reader of manifest",
+    "shim": "fuzzed lists of calls of the runtime's functions",
+}
 CASES = {"safetensors": malformed_files.cases, "manifest": malformed_manifests.cases}
 SANITIZERS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O2"]
 # that check costs a third of the speed, and finds nothing in code without references to locals
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
+# a call that asks for much memory gets none; libFuzzer itself needs blocks of 20 MB
+LITTLE_MEMORY = {"ASAN_OPTIONS": f"{ENVIRONMENT['ASAN_OPTIONS']}:allocator_may_return_null=1:max_allocation_size_mb=32"}
 WORDS = {
     "safetensors": [
         *('"dtype":"F32"', '"shape":[', '"data_offsets":[0,', '"__metadata__":{', '"w":{', '"BOOL"', '"F64"', '"I8"'),
@@ -30,20 +38,24 @@ WORDS = {
         *('"batch_1"', '"images"', '"tokens"', '"programs":[', '"regplug:pool"'),
         *("9007199254740992", "1e400", "-0", "\\\\ud800"),
     ],
+    "shim": [],
 }  # fmt: skip
 
 
-def seeds(reader: str, folder: Path) -> Path:
-    """The named cases as files, except those longer than the fuzzer's inputs."""
+def seeds(target: str, folder: Path) -> Path:
+    """The named cases as files, except those longer than the fuzzer's inputs; for the runtime any bytes."""
     folder.mkdir(parents=True)
-    for index, (data, _) in enumerate(CASES[reader]().values()):
-        if len(data) <= LONGEST[reader]:
-            (folder / f"{index:04}").write_bytes(data)
+    if target == "shim":
+        found = [random.Random(number).randbytes(LONGEST[target]) for number in range(50)]
+    else:
+        found = [data for data, _ in CASES[target]().values() if len(data) <= LONGEST[target]]
+    for index, data in enumerate(found):
+        (folder / f"{index:04}").write_bytes(data)
     return folder
 
 
-def fuzzer(reader: str) -> Path:
-    """The reader's program with libFuzzer.
+def fuzzer(target: str) -> Path:
+    """The target's program with libFuzzer.
 
     Raises:
         FileNotFoundError: There is no clang.
@@ -51,21 +63,27 @@ def fuzzer(reader: str) -> Path:
     compiler = shutil.which("clang++")
     if compiler is None:
         raise FileNotFoundError("clang++: expected clang with libFuzzer, got none; install clang, as Debian calls it.")
-    flags = [*SANITIZERS, "-fsanitize=fuzzer,address,undefined", *(["-DMANIFEST"] if reader == "manifest" else [])]
+    if target == "shim":
+        flags = [*SANITIZERS, "-fsanitize=fuzzer-no-link,address,undefined"]
+        settings = {"CMAKE_C_COMPILER": "clang", "CMAKE_CXX_COMPILER": compiler, "CMAKE_BUILD_TYPE": "None"}
+        settings |= {"CMAKE_CXX_FLAGS": " ".join(flags), "FUZZER": "ON"}
+        return built_with(settings, "fuzz_shim", CONSUMER / "runtime") / "fuzz_shim"
+    flags = [*SANITIZERS, "-fsanitize=fuzzer,address,undefined", *(["-DMANIFEST"] if target == "manifest" else [])]
     return compiled("fuzz.cpp", *flags, compiler=compiler)
 
 
-def start(reader: str, program: Path, work: Path, runs: int, seed: int) -> subprocess.Popen[bytes]:
+def start(target: str, program: Path, work: Path, runs: int, seed: int) -> subprocess.Popen[bytes]:
     """Start a fuzzer in its own folder, where it writes ``report``."""
-    corpus = seeds(reader, work / "corpus")
+    corpus = seeds(target, work / "corpus")
     dictionary = work / "words"
-    dictionary.write_text("".join('"{}"\n'.format(word.replace('"', '\\"')) for word in WORDS[reader]))
+    dictionary.write_text("".join('"{}"\n'.format(word.replace('"', '\\"')) for word in WORDS[target]))
     # libFuzzer reads a seed of 0 as none
-    options = {"runs": runs, "seed": seed + 1, "max_len": LONGEST[reader], "timeout": 10, "rss_limit_mb": 4096}
+    options = {"runs": runs, "seed": seed + 1, "max_len": LONGEST[target], "timeout": 10, "rss_limit_mb": 4096}
     options |= {"dict": dictionary, "print_final_stats": 1, "artifact_prefix": f"{work}/"}
     command = [program, *(f"-{key}={value}" for key, value in options.items()), corpus]
+    environment = {**os.environ, **ENVIRONMENT, **(LITTLE_MEMORY if target == "shim" else {})}
     with (work / "report").open("wb") as report:
-        return subprocess.Popen(command, stdout=report, stderr=report, cwd=work, env={**os.environ, **ENVIRONMENT})
+        return subprocess.Popen(command, stdout=report, stderr=report, cwd=work, env=environment)
 
 
 def read_report(work: Path) -> tuple[int, int, int]:
@@ -79,25 +97,25 @@ def read_report(work: Path) -> tuple[int, int, int]:
 
 def run(work: Path, share: float, seed: int, progress: Callable[[str], None]) -> list[Figure]:
     fuzzers = {}
-    for reader in CASES:
-        progress(f"{reader}: compiling")
-        fuzzers[reader] = fuzzer(reader)
+    for target in RUNS:
+        progress(f"{target}: compiling")
+        fuzzers[target] = fuzzer(target)
     running = {}
-    for reader, program in fuzzers.items():
-        place = work / f"{reader}-run"
+    for target, program in fuzzers.items():
+        place = work / f"{target}-run"
         place.mkdir()
-        running[reader] = place, start(reader, program, place, int(RUNS * share * PARTS[reader]), seed)
+        running[target] = place, start(target, program, place, int(RUNS[target] * share), seed)
     begun = time.monotonic()
     while any(process.poll() is None for _, process in running.values()):
         time.sleep(0.2)
         progress(f"{time.monotonic() - begun:.0f} s")
     figures = []
-    for reader, (place, process) in running.items():
+    for target, (place, process) in running.items():
         runs, kept, faults = read_report(place)
         wrong_end = int(process.returncode != 0 and not faults)
         figures.append(
             Figure(
-                f"fuzzed inputs of the C++ reader of {reader}",
+                WHAT[target],
                 runs,
                 {"faults": faults, "ends without a reason": wrong_end},
                 seed=seed,

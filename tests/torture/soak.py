@@ -4,6 +4,7 @@ As a program, ``python -m torture.soak KIND BUNDLE WEIGHTS ROUNDS`` runs the rou
 ``regplug_soak`` prints in C++: resident bytes, descriptors and threads, a hundred times.
 """
 
+import functools
 import gc
 import os
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from support.consumer import build, installed, readout
 
 import regplug
+import regplug_runtime
 from regplug.format.read_bundle import read_bundle
 from regplug.format.weights import check_state, load_tensors, save_tensors, types_of
 from torture import Figure
@@ -101,6 +103,7 @@ def soak(work: Path, program: Path, share: float, progress: Callable[[str], None
     commands = {
         **{f"C++ {kind}": [program, kind] for kind in BACKENDS},
         **{f"Python {kind}": [sys.executable, "-m", "torture.soak", kind] for kind in ("data", *BACKENDS)},
+        "regplug_runtime": [sys.executable, "-m", "torture.soak", "runtime"],
     }
 
     def one(what: str) -> Figure:
@@ -122,21 +125,42 @@ def _sample() -> Sample:
     return Sample(resident, held, running)
 
 
+def _module_round(bundle: str, weights: str, given: torch.Tensor) -> None:
+    loaded = regplug.load(bundle)
+    before = loaded(given)
+    other = load_tensors("weights", Path(weights).read_bytes())
+    check_state("weights", types_of(loaded.state_dict()), other)
+    loaded.load_state_dict(other)
+    if loaded(given).equal(before):
+        raise RuntimeError("reload: expected other numbers, got the same.")
+
+
+def _program_round(kind: str, bundle: str, weights: str, given: torch.Tensor) -> None:
+    """A program has no reload in Python: the weights are only read."""
+    regplug.load(bundle, program=kind)(given)
+    load_tensors("weights", Path(weights).read_bytes())
+
+
+def _runtime_round(bundle: str, weights: str, given: torch.Tensor) -> None:
+    with regplug_runtime.open(bundle) as opened:
+        before = opened.run(given.numpy())
+        opened.reload(weights)
+        if (opened.run(given.numpy()) == before).all():
+            raise RuntimeError("reload: expected other numbers, got the same.")
+
+
+ROUND_OF = {"data": _module_round, "runtime": _runtime_round}
+
+
 def main(kind: str, bundle: str, weights: str, rounds: str) -> None:
-    """Run the rounds. A program has no reload in Python: the weights are only read; a module loads them."""
+    """Run the rounds."""
     manifest = read_bundle(bundle).manifest
     given = torch.randn(2, manifest.num_registers, manifest.hidden_dim)
+    one_round = ROUND_OF.get(kind) or functools.partial(_program_round, kind)
     every = int(rounds) // SAMPLES
     for number in range(1, int(rounds) + 1):
-        loaded = regplug.load(bundle, **({} if kind == "data" else {"program": kind}))
         with torch.no_grad():
-            before = loaded(given)
-            other = load_tensors("weights", Path(weights).read_bytes())
-            if kind == "data":
-                check_state("weights", types_of(loaded.state_dict()), other)
-                loaded.load_state_dict(other)
-                if loaded(given).equal(before):
-                    raise RuntimeError("reload: expected other numbers, got the same.")
+            one_round(bundle, weights, given)
         if number % every == 0:
             sample = _sample()
             print(sample.resident, sample.descriptors, sample.threads, flush=True)

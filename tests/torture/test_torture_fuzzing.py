@@ -1,9 +1,14 @@
-"""The C++ readers on every named case under ASan and UBSan; and the fuzzed program detects a wrong reader."""
+"""The C++ readers on every named case, and the runtime on random calls, under ASan and UBSan.
+
+And the fuzzed programs detect a wrong reader and a wrong runtime.
+"""
 
 import os
+import shutil
 import subprocess
 
 import pytest
+from support.consumer import CONSUMER, SITE, built_with
 from support.cpp_build import HEADERS, changed_headers, compiled
 
 from torture import fuzzing
@@ -47,6 +52,34 @@ def test_the_named_cases_detect_a_reader_that_lets_a_tensor_end_beyond_the_file(
     assert code != 0
     assert not whole
     assert "does not hold: a tensor has the bytes of its shape" in said
+
+
+def random_calls(prefix=None):
+    """What ``fuzz_shim`` prints under the sanitizers, over the installed runtime or the one of another prefix."""
+    settings = {"CMAKE_BUILD_TYPE": "None", "CMAKE_CXX_FLAGS": " ".join(["-O0", *SANITIZERS])}
+    program = built_with(settings, "fuzz_shim", CONSUMER / "runtime", prefix) / "fuzz_shim"
+    environment = {**os.environ, **fuzzing.ENVIRONMENT, **fuzzing.LITTLE_MEMORY}
+    done = subprocess.run([program, "0", "20000"], capture_output=True, text=True, env=environment, check=False)
+    return done.returncode, len(done.stdout.splitlines()), done.stderr
+
+
+@pytest.mark.torture
+def test_any_arguments_of_the_runtimes_functions_are_refused_or_served():
+    assert random_calls()[:2] == (0, 10)
+
+
+@pytest.mark.torture
+def test_random_calls_detect_a_convolution_that_reads_beyond_its_bias(tmp_path):
+    shutil.copytree(HEADERS, tmp_path / "regplug" / "include")
+    shutil.copytree(HEADERS.parent / "share", tmp_path / "regplug" / "share")
+    path = tmp_path / "regplug" / "share" / "regplug-runtime" / "convolution.cpp"
+    text = path.read_text()
+    check = " || added->sizes[0] != out_channels"
+    assert text.count(check) == 1
+    path.write_text(text.replace(check, ""))
+    code, _, said = random_calls(f"{tmp_path / 'regplug'};{SITE}")
+    assert code != 0
+    assert "heap-buffer-overflow" in said
 
 
 def test_the_faults_in_a_report_are_counted(tmp_path):

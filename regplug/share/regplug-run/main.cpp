@@ -6,6 +6,7 @@
 #include <exception>
 #include <iostream>
 #include <map>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -100,8 +101,8 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> given(argv + 1, argv + argc);
   try {
+    const std::vector<std::string> given(argv + 1, argv + argc);
     for (const std::string& argument : given) {
       if (argument != "--help") continue;
       std::cout << kUsage << kHelp;
@@ -112,6 +113,9 @@ int main(int argc, char** argv) {
   } catch (const UsageError& error) {
     std::cerr << kUsage << "error: " << error.what() << "\n";
     return 2;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "error: expected enough memory, got none.\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;

@@ -1,7 +1,6 @@
 // Convolution as a matrix product: the patches of an image become the columns of a matrix.
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
 #include "functions.h"
 #include "kernels.h"
@@ -25,9 +24,18 @@ struct Geometry {
   std::int64_t taps;       // of the kernel
 };
 
-std::int64_t given(const std::int64_t* values, std::int64_t count, std::int64_t i, std::int64_t otherwise) {
-  if (count == 0) return otherwise;
-  return values[count == 1 ? 0 : i];
+// Fills in one number for each dimension of space: the given ones, or the one that all share, or the least if none is
+// given. False when there are more or fewer, or one is out of range.
+bool fill(std::int64_t* numbers, const std::int64_t* given, std::int64_t count, std::int64_t dimensions,
+          std::int64_t least) {
+  std::fill_n(numbers, kMaxSpace, least);
+  if (count == 0) return true;
+  if ((count != 1 && count != dimensions) || given == nullptr) return false;
+  for (std::int64_t d = 0; d < dimensions; ++d) {
+    numbers[d] = given[count == 1 ? 0 : d];
+    if (numbers[d] < least || numbers[d] >= kMost) return false;
+  }
+  return true;
 }
 
 // Whether torch takes the strides of a tensor for channels-last order (c10/core/MemoryFormat.h): the result of a
@@ -88,30 +96,41 @@ AOTITorchError aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHand
                                           const std::int64_t* dilation, std::int64_t num_dilations,
                                           std::int32_t transposed, const std::int64_t*, std::int64_t,
                                           std::int64_t groups, AtenTensorHandle* made) {
+  if (has_null({input, weight, made})) return fail(kNull);
   const std::int64_t dimensions = input->rank - 2;
   if (transposed != 0) return fail("convolution: expected one that is not transposed, got one that is");
   if (dimensions < 1 || dimensions > kMaxSpace || weight->rank != input->rank || groups < 1 ||
-      weight->dtype != input->dtype || input->sizes[1] != weight->sizes[1] * groups || weight->sizes[0] % groups != 0) {
+      weight->dtype != input->dtype || input->sizes[1] != times(weight->sizes[1], groups) ||
+      weight->sizes[0] % groups != 0) {
     return fail("convolution: expected an input [B, C, ...] and a weight that fit, got others");
   }
-  Geometry g{};
-  g.dimensions = dimensions;
-  g.positions = g.taps = 1;
   const std::int64_t samples = input->sizes[0];
   const std::int64_t out_channels = weight->sizes[0];
+  const AtenTensorHandle added = bias == nullptr ? nullptr : *bias;
+  if (added != nullptr && (added->rank != 1 || added->sizes[0] != out_channels || added->dtype != input->dtype)) {
+    return fail("convolution: expected a bias that fits the weight, got another");
+  }
+  if (!is_float(input->dtype)) return fail("convolution: expected floats, got another dtype");
+  Geometry g{};
+  if (!fill(g.stride, stride, num_strides, dimensions, 1) || !fill(g.padding, padding, num_paddings, dimensions, 0) ||
+      !fill(g.dilation, dilation, num_dilations, dimensions, 1)) {
+    return fail("convolution: expected a stride, padding and dilation for each dimension, got others");
+  }
+  g.dimensions = dimensions;
+  g.positions = g.taps = 1;
   std::int64_t sizes[kMaxRank] = {samples, out_channels};
   for (std::int64_t d = 0; d < kMaxSpace; ++d) {
     const bool used = d < dimensions;
     g.input[d] = used ? input->sizes[2 + d] : 1;
     g.kernel[d] = used ? weight->sizes[2 + d] : 1;
-    g.stride[d] = used ? given(stride, num_strides, d, 1) : 1;
-    g.padding[d] = used ? given(padding, num_paddings, d, 0) : 0;
-    g.dilation[d] = used ? given(dilation, num_dilations, d, 1) : 1;
-    const std::int64_t reach = g.dilation[d] * (g.kernel[d] - 1) + 1;
-    g.output[d] = g.stride[d] < 1 ? 0 : (g.input[d] + 2 * g.padding[d] - reach) / g.stride[d] + 1;
-    if (g.output[d] < 1) return fail("convolution: expected an image of at least the kernel's size, got a smaller one");
-    g.positions *= g.output[d];
-    g.taps *= g.kernel[d];
+    const std::int64_t reach = times(g.dilation[d], g.kernel[d] - 1) + 1;
+    const std::int64_t room = g.input[d] + 2 * g.padding[d];
+    if (g.kernel[d] < 1 || room < reach) {
+      return fail("convolution: expected an image of at least the kernel's size, got a smaller one");
+    }
+    g.output[d] = (room - reach) / g.stride[d] + 1;
+    g.positions = times(g.positions, g.output[d]);
+    g.taps = times(g.taps, g.kernel[d]);
     if (used) sizes[2 + d] = g.output[d];
   }
   std::int64_t strides[kMaxRank];
@@ -120,46 +139,42 @@ AOTITorchError aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHand
   std::int64_t next = channels_last ? out_channels : 1;
   for (std::int64_t i = input->rank; i-- > 2;) {
     strides[i] = next;
-    next *= sizes[i];
+    next = times(next, sizes[i]);
   }
-  strides[0] = out_channels * g.positions;
+  strides[0] = times(out_channels, g.positions);
 
   const auto item = static_cast<std::int64_t>(item_size(input->dtype));
   const std::int64_t in_group = weight->sizes[1];
   const std::int64_t out_group = out_channels / groups;
-  const std::int64_t depth = in_group * g.taps;
-  AtenTensorHandle flat = nullptr;  // the weight in C order, a row for each output channel
-  if (clone_contiguous(weight, &flat) != 0) return 1;
+  const std::int64_t depth = times(in_group, g.taps);
   const std::int64_t unfolded_sizes[] = {depth, g.positions};
   const std::int64_t unfolded_strides[] = {g.positions, 1};
-  const AtenTensorHandle columns = make_tensor(input->dtype, 2, unfolded_sizes, unfolded_strides);
-  const AtenTensorHandle output = make_tensor(input->dtype, input->rank, sizes, strides);
-  bool known = columns != nullptr && output != nullptr;
-  const bool enough = known;
-  for (std::int64_t n = 0; n < samples && known; ++n) {
-    for (std::int64_t group = 0; group < groups && known; ++group) {
-      unfold(g, *input, n, group * in_group, in_group, columns->data());
-      const std::int64_t channel = group * out_group;
-      const Matrix out{output->data() + (n * strides[0] + channel * strides[1]) * item, out_group, g.positions,
-                       strides[1], channels_last ? out_channels : 1};
-      const Matrix rows{flat->data() + channel * depth * item, out_group, depth, depth, 1};
-      const Matrix right{columns->data(), depth, g.positions, g.positions, 1};
-      Matrix added{};
-      if (bias != nullptr) {
-        const std::int64_t step = (*bias)->strides[0];
-        added = {(*bias)->data() + channel * step * item, out_group, g.positions, step, 0};
-      }
-      known = kernels().multiply(input->dtype, out, rows, right, added, 1, 1);
+  Owned output = make_tensor(input->dtype, input->rank, sizes, strides);
+  if (output == nullptr) return 1;
+  const Owned columns = make_tensor(input->dtype, 2, unfolded_sizes, unfolded_strides);
+  const Owned flat = clone_contiguous(*weight);  // a row for each output channel
+  if (columns == nullptr || flat == nullptr) return 1;
+  const auto convolve = [&](std::int64_t n, std::int64_t group) {
+    unfold(g, *input, n, group * in_group, in_group, columns->data());
+    const std::int64_t channel = group * out_group;
+    const Matrix out{output->data() + (n * strides[0] + channel * strides[1]) * item, out_group, g.positions,
+                     strides[1], channels_last ? out_channels : 1};
+    const Matrix rows{flat->data() + channel * depth * item, out_group, depth, depth, 1};
+    const Matrix right{columns->data(), depth, g.positions, g.positions, 1};
+    Matrix biases{};
+    if (added != nullptr) {
+      const std::int64_t step = added->strides[0];
+      biases = {added->data() + channel * step * item, out_group, g.positions, step, 0};
     }
-  }
-  aoti_torch_delete_tensor_object(flat);
-  aoti_torch_delete_tensor_object(columns);
-  if (known) {
-    *made = output;
+    multiply(input->dtype, out, rows, right, biases, 1, 1);
+  };
+  return guarded([&] {
+    for (std::int64_t n = 0; n < samples && !output->is_empty(); ++n) {
+      for (std::int64_t group = 0; group < groups; ++group) convolve(n, group);
+    }
+    *made = output.release();
     return 0;
-  }
-  aoti_torch_delete_tensor_object(output);
-  return enough ? fail("convolution: expected floats, got another dtype") : 1;
+  });
 }
 
 }  // namespace regplug::runtime

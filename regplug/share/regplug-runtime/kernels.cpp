@@ -29,4 +29,12 @@ const Kernels& kernels() {
 #endif
 }
 
+void multiply(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias, double alpha,
+              double beta) {
+#ifdef REGPLUG_CBLAS
+  if (multiply_by_cblas(dtype, out, one, other, bias, alpha, beta)) return;
+#endif
+  kernels().multiply(dtype, out, one, other, bias, alpha, beta);
+}
+
 }  // namespace regplug::runtime

@@ -33,15 +33,19 @@ struct Attention {
 };
 
 struct Kernels {
-  // out = alpha * one @ other + beta * bias; `bias` has no data without one. False for a dtype without products.
-  bool (*multiply)(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias,
+  // out = alpha * one @ other + beta * bias; `bias` has no data without one. `dtype` is one of floats, as below.
+  void (*multiply)(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias,
                    double alpha, double beta);
-  bool (*attend)(Dtype dtype, const Attention& head);
+  void (*attend)(Dtype dtype, const Attention& head);
 };
 
 const Kernels& kernels();
 
-// `multiply` by a CBLAS library; false for what it cannot compute.
+// out = alpha * one @ other + beta * bias, by the CBLAS library if the build has one, else by the kernels.
+void multiply(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias, double alpha,
+              double beta);
+
+// False for what the library cannot compute.
 bool multiply_by_cblas(Dtype dtype, const Matrix& out, const Matrix& one, const Matrix& other, const Matrix& bias,
                        double alpha, double beta);
 

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <numeric>
+#include <utility>
 
 #include "functions.h"
 
@@ -20,20 +22,6 @@ thread_local char last_error[400];
 
 constexpr std::int32_t number_of(Dtype dtype) { return static_cast<std::int32_t>(dtype); }
 
-// The items that memory must hold for these sizes and strides, beginning with the first item; -1 when they are invalid.
-std::int64_t extent(std::int64_t rank, const std::int64_t* sizes, const std::int64_t* strides) {
-  std::int64_t last = 0;
-  for (std::int64_t i = 0; i < rank; ++i) {
-    if (sizes[i] < 0 || strides[i] < 0) return -1;
-    std::int64_t reach = 0;
-    if (sizes[i] == 0) return 0;
-    if (__builtin_mul_overflow(sizes[i] - 1, strides[i], &reach) || __builtin_add_overflow(last, reach, &last)) {
-      return -1;
-    }
-  }
-  return last + 1;
-}
-
 bool refuse(const char* text) {
   fail(text);
   return false;
@@ -44,39 +32,58 @@ bool set_shape(AtenTensorOpaque& tensor, std::int32_t dtype, std::int64_t rank, 
                const std::int64_t* strides) {
   if (dtype < 0 || dtype > number_of(Dtype::boolean)) return refuse("expected a dtype of safetensors, got another");
   if (rank < 0 || rank > kMaxRank) return refuse("expected at most 8 sizes, got more");
+  if (rank > 0 && has_null({sizes, strides})) return refuse("expected sizes and strides, got null");
   tensor.dtype = static_cast<Dtype>(dtype);
   tensor.rank = rank;
   std::copy_n(sizes, rank, tensor.sizes);
   std::copy_n(strides, rank, tensor.strides);
-  std::int64_t bytes = extent(rank, sizes, strides);
-  if (bytes < 0 || __builtin_mul_overflow(bytes, static_cast<std::int64_t>(item_size(tensor.dtype)), &bytes)) {
-    return refuse("expected sizes and strides of a tensor in memory, got others");
+  // as if no size were 0, so that the strides of empty tensors do not overflow either
+  std::int64_t items = 1;
+  std::int64_t last = 0;  // the place of the last item
+  bool empty = false;
+  for (std::int64_t i = 0; i < rank; ++i) {
+    if (sizes[i] < 0 || strides[i] < 0) return refuse("expected sizes and strides from 0 on, got negative ones");
+    const std::int64_t size = std::max<std::int64_t>(sizes[i], 1);
+    items = times(items, size);
+    last = std::min(last + times(size - 1, strides[i]), kMost);
+    empty = empty || sizes[i] == 0;
   }
-  tensor.nbytes = bytes;
+  const std::int64_t bytes = times(std::max(items, last + 1), static_cast<std::int64_t>(item_size(tensor.dtype)));
+  if (bytes == kMost) return refuse("expected sizes and strides of a tensor in memory, got larger ones");
+  tensor.nbytes = empty ? 0 : (last + 1) * static_cast<std::int64_t>(item_size(tensor.dtype));
   return true;
 }
 
-AtenTensorHandle keep(const AtenTensorOpaque& tensor) {
-  auto* const made = static_cast<AtenTensorOpaque*>(std::malloc(sizeof(AtenTensorOpaque)));
+Owned keep(const AtenTensorOpaque& tensor) {
+  Owned made(static_cast<AtenTensorOpaque*>(std::malloc(sizeof(AtenTensorOpaque))));
   if (made == nullptr) {
-    fail("expected enough memory, got none");
-    return nullptr;
+    fail(kNoMemory);
+    return made;
   }
   *made = tensor;
   if (made->storage != nullptr) made->storage->uses.fetch_add(1, std::memory_order_relaxed);
   return made;
 }
 
-AOTITorchError give(AtenTensorHandle tensor, AtenTensorHandle* made) {
+AOTITorchError give(Owned tensor, AtenTensorHandle* made) {
   if (tensor == nullptr) return 1;
-  *made = tensor;
+  *made = tensor.release();
   return 0;
 }
 
+// Whether its items fill its memory, each at a place of its own.
 bool is_dense(const AtenTensorOpaque& tensor) {
+  std::int64_t order[kMaxRank];
+  std::iota(order, order + tensor.rank, 0);
+  std::sort(order, order + tensor.rank,
+            [&](std::int64_t one, std::int64_t other) { return tensor.strides[one] < tensor.strides[other]; });
   std::int64_t items = 1;
-  for (std::int64_t i = 0; i < tensor.rank; ++i) items *= tensor.sizes[i];
-  return extent(tensor.rank, tensor.sizes, tensor.strides) == items;
+  for (std::int64_t i = 0; i < tensor.rank; ++i) {
+    const std::int64_t size = tensor.sizes[order[i]];
+    if (size != 1 && tensor.strides[order[i]] != items) return false;
+    items *= size;
+  }
+  return true;
 }
 
 void copy_items(const AtenTensorOpaque& from, std::int64_t dimension, const char* source, char*& target) {
@@ -100,19 +107,19 @@ AOTITorchError fail(const char* text) {
 
 const char* shim_error() { return last_error; }
 
-AtenTensorHandle make_tensor(Dtype dtype, std::int64_t rank, const std::int64_t* sizes, const std::int64_t* strides) {
+Owned make_tensor(Dtype dtype, std::int64_t rank, const std::int64_t* sizes, const std::int64_t* strides) {
   AtenTensorOpaque tensor{};
   if (!set_shape(tensor, number_of(dtype), rank, sizes, strides)) return nullptr;
   // vectors are read as a whole, also the last one
   const std::size_t size = (static_cast<std::size_t>(tensor.nbytes) + 63) / 64 * 64 + sizeof(Storage);
-  void* const memory = size > static_cast<std::size_t>(tensor.nbytes) ? std::aligned_alloc(64, size) : nullptr;
+  void* const memory = std::aligned_alloc(64, size);
   if (memory == nullptr) {
-    fail("expected enough memory, got none");
+    fail(kNoMemory);
     return nullptr;
   }
   tensor.storage = new (memory) Storage{{0}};
   tensor.begin = static_cast<char*>(memory) + sizeof(Storage);
-  const AtenTensorHandle made = keep(tensor);
+  Owned made = keep(tensor);
   if (made == nullptr) std::free(memory);
   return made;
 }
@@ -139,11 +146,16 @@ AOTITorchError aoti_torch_create_tensor_from_blob(void* data, std::int64_t rank,
                                                   const std::int64_t* strides, std::int64_t storage_offset,
                                                   std::int32_t dtype, std::int32_t, std::int32_t,
                                                   AtenTensorHandle* made) {
+  if (made == nullptr) return fail(kNull);
   AtenTensorOpaque tensor{};
   if (!set_shape(tensor, dtype, rank, sizes, strides)) return 1;
-  tensor.begin = static_cast<char*>(data);
+  if (storage_offset < 0 || storage_offset >= kMost) return fail("expected an offset in memory, got another");
+  static char nothing;  // for a tensor without memory: null plus a stride is undefined
+  tensor.begin = data == nullptr ? &nothing : static_cast<char*>(data);
   tensor.offset = storage_offset;
-  tensor.nbytes += storage_offset * static_cast<std::int64_t>(item_size(tensor.dtype));
+  tensor.nbytes += times(storage_offset, static_cast<std::int64_t>(item_size(tensor.dtype)));
+  if (tensor.nbytes >= kMost) return fail("expected an offset in memory, got another");
+  if (data == nullptr && tensor.nbytes != 0) return fail("expected a tensor's memory, got null");
   return give(keep(tensor), made);
 }
 
@@ -158,6 +170,7 @@ AOTITorchError aoti_torch_create_tensor_from_blob_v2(void* data, std::int64_t ra
 
 AOTITorchError aoti_torch_empty_strided(std::int64_t rank, const std::int64_t* sizes, const std::int64_t* strides,
                                         std::int32_t dtype, std::int32_t, std::int32_t, AtenTensorHandle* made) {
+  if (made == nullptr) return fail(kNull);
   if (dtype < 0 || dtype > number_of(Dtype::boolean)) return fail("expected a dtype of safetensors, got another");
   return give(make_tensor(static_cast<Dtype>(dtype), rank, sizes, strides), made);
 }
@@ -165,38 +178,43 @@ AOTITorchError aoti_torch_empty_strided(std::int64_t rank, const std::int64_t* s
 AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle from, std::int64_t rank, const std::int64_t* sizes,
                                               const std::int64_t* strides, std::int64_t more_offset,
                                               AtenTensorHandle* made) {
+  if (has_null({from, made})) return fail(kNull);
   AtenTensorOpaque tensor = *from;
   if (!set_shape(tensor, number_of(from->dtype), rank, sizes, strides)) return 1;
+  if (more_offset < -from->offset || more_offset >= kMost ||
+      times(from->offset + more_offset, static_cast<std::int64_t>(item_size(from->dtype))) + tensor.nbytes >
+          from->nbytes) {
+    return fail("expected a view inside the tensor, got one beyond it");
+  }
   tensor.offset += more_offset;
-  const std::int64_t end = tensor.offset * static_cast<std::int64_t>(item_size(tensor.dtype)) + tensor.nbytes;
-  if (tensor.offset < 0 || end > from->nbytes) return fail("expected a view inside the tensor, got one beyond it");
   tensor.nbytes = from->nbytes;
   return give(keep(tensor), made);
 }
 
-AOTITorchError clone_contiguous(AtenTensorHandle from, AtenTensorHandle* made) {
+Owned clone_contiguous(const AtenTensorOpaque& from) {
   std::int64_t strides[kMaxRank];
   std::int64_t items = 1;
-  for (std::int64_t i = from->rank; i-- > 0;) {
+  for (std::int64_t i = from.rank; i-- > 0;) {
     strides[i] = items;
-    items *= std::max<std::int64_t>(from->sizes[i], 1);
+    items *= std::max<std::int64_t>(from.sizes[i], 1);
   }
-  const AtenTensorHandle copy = make_tensor(from->dtype, from->rank, from->sizes, strides);
-  if (copy == nullptr) return 1;
+  Owned copy = make_tensor(from.dtype, from.rank, from.sizes, strides);
+  if (copy == nullptr || copy->is_empty()) return copy;
   char* target = copy->begin;
-  copy_items(*from, 0, from->data(), target);
-  return give(copy, made);
+  copy_items(from, 0, from.data(), target);
+  return copy;
 }
 
 AOTITorchError aoti_torch_clone(AtenTensorHandle from, AtenTensorHandle* made) {
-  if (!is_dense(*from)) return clone_contiguous(from, made);
-  const AtenTensorHandle copy = make_tensor(from->dtype, from->rank, from->sizes, from->strides);
+  if (has_null({from, made})) return fail(kNull);
+  if (!is_dense(*from)) return give(clone_contiguous(*from), made);
+  Owned copy = make_tensor(from->dtype, from->rank, from->sizes, from->strides);
   if (copy != nullptr) std::memcpy(copy->begin, from->data(), static_cast<std::size_t>(copy->nbytes));
-  return give(copy, made);
+  return give(std::move(copy), made);
 }
 
 AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle from, AtenTensorHandle* made) {
-  return give(keep(*from), made);
+  return has_null({from, made}) ? fail(kNull) : give(keep(*from), made);
 }
 
 AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor) {
@@ -208,46 +226,55 @@ AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor) {
 }
 
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, std::int64_t* rank) {
+  if (has_null({tensor, rank})) return fail(kNull);
   *rank = tensor->rank;
   return 0;
 }
 
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, std::int64_t** borrowed) {
+  if (has_null({tensor, borrowed})) return fail(kNull);
   *borrowed = tensor->sizes;
   return 0;
 }
 
 AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, std::int64_t** borrowed) {
+  if (has_null({tensor, borrowed})) return fail(kNull);
   *borrowed = tensor->strides;
   return 0;
 }
 
 AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, std::int32_t* dtype) {
+  if (has_null({tensor, dtype})) return fail(kNull);
   *dtype = number_of(tensor->dtype);
   return 0;
 }
 
-AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, std::int32_t* type) {
+AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, std::int32_t* type) {
+  if (has_null({tensor, type})) return fail(kNull);
   *type = kCpu;
   return 0;
 }
 
-AOTITorchError aoti_torch_get_layout(AtenTensorHandle, std::int32_t* layout) {
+AOTITorchError aoti_torch_get_layout(AtenTensorHandle tensor, std::int32_t* layout) {
+  if (has_null({tensor, layout})) return fail(kNull);
   *layout = kStrided;
   return 0;
 }
 
 AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** borrowed) {
+  if (has_null({tensor, borrowed})) return fail(kNull);
   *borrowed = tensor->data();
   return 0;
 }
 
 AOTITorchError aoti_torch_get_storage_offset(AtenTensorHandle tensor, std::int64_t* items) {
+  if (has_null({tensor, items})) return fail(kNull);
   *items = tensor->offset;
   return 0;
 }
 
 AOTITorchError aoti_torch_get_storage_size(AtenTensorHandle tensor, std::int64_t* bytes) {
+  if (has_null({tensor, bytes})) return fail(kNull);
   *bytes = tensor->nbytes;
   return 0;
 }

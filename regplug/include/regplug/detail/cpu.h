@@ -7,7 +7,6 @@
 #include <fstream>
 #include <iterator>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -25,10 +24,14 @@ inline constexpr const char* kDefaultIsa = "armv8-a";
 inline constexpr const char* kDefaultIsa = "x86-64-v3";
 #endif
 
+// Without a stream, which would take missing memory for the end of the text.
 inline std::vector<std::string> split_words(const std::string& text) {
-  std::istringstream stream(text);
+  constexpr const char* kSpaces = " \t\n\v\f\r";
   std::vector<std::string> found;
-  for (std::string word; stream >> word;) found.push_back(word);
+  for (std::size_t begin = 0, end = 0; (begin = text.find_first_not_of(kSpaces, end)) != std::string::npos;) {
+    end = std::min(text.find_first_of(kSpaces, begin), text.size());
+    found.push_back(text.substr(begin, end - begin));
+  }
   return found;
 }
 
@@ -40,6 +43,7 @@ inline std::set<std::string> flags_in_file(const char* path) {
     const std::vector<std::string> found = split_words(line.substr(line.find(':') + 1));
     return {found.begin(), found.end()};
   }
+  if (file.bad()) throw std::bad_alloc();  // the stream has caught it
   return {};
 }
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -162,6 +163,7 @@ class ModelLibrary {
     const char* text = nullptr;
     if (calls_.last_error != nullptr) calls_.last_error(&text);
     const std::string line = text == nullptr ? "" : first_line(text);
+    if (line == std::bad_alloc().what()) throw std::bad_alloc();
     if (line.empty() || line.find("API call failed") != std::string::npos) throw_shim_error();
     throw Fault(line);
   }

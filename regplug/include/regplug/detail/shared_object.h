@@ -47,10 +47,9 @@ class SharedObject {
   explicit SharedObject(std::string_view bytes)
       : file_(sealed(bytes)),
         path_(proc_path(file_)),
-        // Its own symbols come first. Otherwise another model library in the global scope (linked, preloaded or opened
-        // with RTLD_GLOBAL) would replace them.
-        handle_(::dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL | REGPLUG_DEEPBIND)) {
+        handle_(opened(path_)) {
     if (handle_ == nullptr) {
+      if (errno == ENOMEM) throw std::bad_alloc();  // the linker may say something else, such as "no such file"
       std::string text = first_line(::dlerror());
       if (::access("/proc/self/fd", F_OK) != 0) {
         throw OutOfSpace("expected /proc, through which a program is opened, got none; mount it");
@@ -80,6 +79,13 @@ class SharedObject {
   }
 
  private:
+  // Its own symbols come first. Otherwise another model library in the global scope (linked, preloaded or opened with
+  // RTLD_GLOBAL) would replace them.
+  static void* opened(const std::string& path) {
+    errno = 0;
+    return ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | REGPLUG_DEEPBIND);
+  }
+
   // With RTLD_DEEPBIND the library uses the std::cerr of libstdc++. Where the executable holds a copy of that object (a
   // copy relocation), only the copy is initialized, and a library that prints an error would end the process.
   void initialize_cerr() const {
