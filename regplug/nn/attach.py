@@ -12,7 +12,9 @@ from regplug.errors import RegplugError, SpecError
 from regplug.nn.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
 from regplug.nn.conditioner import BuiltReadout, Conditioner
 from regplug.nn.film import KernelFiLMGenerator
+from regplug.nn.join import Join
 from regplug.nn.pairing import check_gives_pairs, pair
+from regplug.nn.readouts.join_parts import JOIN
 from regplug.nn.select import SelectRegisters
 from regplug.nn.shared_tensors import Origin, share_tensors
 from regplug.nn.tokens import layout_for_group, tokens_of
@@ -20,7 +22,7 @@ from regplug.nn.wrappers import unwrapped
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FILE_NAME, BackboneEntry
 from regplug.registry.integers import is_positive_int
-from regplug.registry.layout import REGISTERS, TokenLayout
+from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
 from regplug.registry.options import json_options
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
@@ -159,7 +161,7 @@ def conditioner_of(module: nn.Module) -> Conditioner | None:
 
 def attach(
     model: nn.Module | str,
-    strategy: str | None = None,
+    strategy: str | Join | None = None,
     *,
     group: str = REGISTERS,
     strategy_options: Mapping[str, Any] | None = None,
@@ -184,7 +186,8 @@ def attach(
     Args:
         model: A model that an installed plugin knows, or a name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
             then built with random weights.
-        strategy: The readout, by name; the backbone's default when None.
+        strategy: The readout, by name; several of different groups, ``join(cls="mean", registers="pool")``; the
+            backbone's default when None.
         group: The tokens that the readout reads: another group of ``layout_of(model).groups``, as ``"cls"`` or
             ``"patches"``. A group of free length needs a model that takes one size of images, and runs it once.
         strategy_options: The strategy's options as a mapping, for an option named like a parameter of this function.
@@ -214,7 +217,14 @@ def attach(
     registry = registry or default_registry()
     entry, network, description = _network_of(model, backbone, model_options or {}, registry)
     tokens, layout = tokens_of(entry, network, normalized)
-    layout = layout_for_group(tokens, layout, group)
+    if isinstance(strategy, Join):
+        if group != REGISTERS or options:
+            raise SpecError(f"attach: expected no group and no options with a join, got {group!r}, {options!r}.")
+        every_token = layout_for_group(tokens, layout, TOKENS)
+        options = strategy.options(layout, every_token.num_registers, registry)
+        strategy, layout = JOIN, every_token
+    else:
+        layout = layout_for_group(tokens, layout, group)
     source = _source_of(entry, network, description, bool(layout.normalized))
     if strategy is None:
         if entry.default is None:

@@ -12,7 +12,7 @@ from regplug.errors import PluginError, SpecError
 from regplug.nn.backbone import ask_layout, ask_tokens, inside, recognise
 from regplug.nn.select import SelectRegisters
 from regplug.registry.entries import BackboneEntry
-from regplug.registry.layout import REGISTERS, TokenLayout
+from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
 from regplug.registry.registry import Registry
 
 
@@ -77,7 +77,7 @@ def layout_for_group(tokens: nn.Module, layout: TokenLayout, group: str) -> Toke
     Raises:
         SpecError: There is no such group, or its length depends on the inputs, which have several sizes.
     """
-    is_free = any(one.name == group and one.num_tokens is None for one in layout.groups)
+    is_free = group == TOKENS or any(one.name == group and one.num_tokens is None for one in layout.groups)
     if not is_free or layout.num_tokens is not None:
         return layout.for_group(group)
     shape = getattr(tokens, "input_shape", None)

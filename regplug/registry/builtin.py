@@ -79,6 +79,14 @@ def regplug_readouts() -> list[ReadoutEntry]:
             equation="z_i = W_o MHA(q_i; W_k X, W_v X), y_i = z_i + MLP(LayerNorm(z_i)), c = [y_1 || ... || y_q]",
             source="SigLIP (Zhai et al., 2023, arXiv:2303.15343)",
         ),
+        ReadoutEntry(
+            "join",
+            "regplug.nn.readouts.joins:TokenJoin",
+            cond_dim="regplug.nn.readouts.join_parts:join_width",
+            summary="readouts of several groups of tokens, concatenated",
+            equation="c = [c_1 || ... || c_k]",
+            source="DINOv2's linear input (Oquab et al., 2023, arXiv:2304.07193)",
+        ),
     ]
 
 

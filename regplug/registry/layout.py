@@ -11,7 +11,7 @@ from typing import Any
 from regplug.errors import ShapeError, SpecError
 from regplug.registry.integers import check_positive_int, is_int, is_positive_int
 
-REGISTERS = "registers"  # the group that every layout has
+REGISTERS, TOKENS = "registers", "tokens"  # the groups that every layout has; all tokens are one
 GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -40,8 +40,8 @@ class TokenGroup:
         owner = "TokenGroup: name: expected"
         if not (isinstance(self.name, str) and GROUP_NAME.fullmatch(self.name)):
             raise SpecError(f"{owner} lower-case letters, digits and underscores, got {self.name!r}.")
-        if self.name == REGISTERS:
-            raise SpecError(f"{owner} another word than {REGISTERS!r}, whose place the layout itself states.")
+        if self.name in (REGISTERS, TOKENS):
+            raise SpecError(f"{owner} another word than {self.name!r}, a group that every layout has.")
         for word, value in (("start", self.start), ("stop", self.stop)):
             if not (is_int(value) or (word == "stop" and value is None)):
                 raise SpecError(f"TokenGroup {self.name!r}: {word}: expected an integer, got {value!r}.")
@@ -209,7 +209,7 @@ class TokenLayout:
         """The layout by which a readout reads another group: that group's tokens are its registers.
 
         Args:
-            name: ``"registers"``, or a group's name.
+            name: ``"registers"``, a group's name, or ``"tokens"``, all of them.
             num_tokens: Length of the sequence, T; needed if the group's length depends on it.
 
         Raises:
@@ -224,14 +224,16 @@ class TokenLayout:
         """
         if name == REGISTERS:
             return replace(self, groups=())
-        group = next((one for one in self.groups if one.name == name), None)
-        if group is None:
-            known = ", ".join([REGISTERS, *(one.name for one in self.groups)])
-            raise SpecError(f"TokenLayout: group: expected one of {known}, got {name!r}.")
         length = self.num_tokens if num_tokens is None else num_tokens
-        if group.num_tokens is not None:
+        if name == TOKENS and length is not None:
+            return replace(self, num_registers=length, start=0, indices=None, num_tokens=length, groups=())
+        group = next((one for one in self.groups if one.name == name), None)
+        if group is None and name != TOKENS:
+            known = ", ".join([REGISTERS, *(one.name for one in self.groups), TOKENS])
+            raise SpecError(f"TokenLayout: group: expected one of {known}, got {name!r}.")
+        if group is not None and group.num_tokens is not None:
             return replace(self, num_registers=group.num_tokens, start=group.start, indices=None, groups=())
-        if length is None:
+        if group is None or length is None:
             raise SpecError(f"TokenLayout: group {name!r}: expected num_tokens, as its length is free, got None.")
         positions = group.positions(length)
         if not positions:
@@ -243,6 +245,7 @@ class TokenLayout:
         """Whether ``other`` reads this layout's registers, or one of its other groups."""
         length = other.num_tokens or self.num_tokens
         names = [one.name for one in self.groups if one.num_tokens or (length and one.positions(length))]
+        names += [TOKENS] if length else []
         return any(self.for_group(name, length) == other for name in (REGISTERS, *names))
 
     def as_dict(self) -> dict[str, Any]:

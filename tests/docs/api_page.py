@@ -78,7 +78,7 @@ SECTIONS = [
     (
         "Attach and train",
         "",
-        ["attach", "nn.attach:AttachedReadout", "nn.attach:AttachedConditioner", "param_groups"],
+        ["attach", "join", "nn.attach:AttachedReadout", "nn.attach:AttachedConditioner", "param_groups"],
     ),
     (
         "Ship",

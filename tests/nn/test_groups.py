@@ -89,7 +89,9 @@ def test_the_command_line_exports_a_group_and_info_lists_them(tmp_path: Path) ->
 
 def test_an_unknown_group_names_those_there_are() -> None:
     for group in ("patch", None, 3):
-        with pytest.raises(SpecError, match="^TokenLayout: group: expected one of registers, cls, patches, got "):
+        with pytest.raises(
+            SpecError, match="^TokenLayout: group: expected one of registers, cls, patches, tokens, got "
+        ):
             regplug.attach(network(), "mean", group=group)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ import regplug
 from regplug.registry.entries import ReadoutEntry
 from regplug.registry.references import load_reference
 from regplug.registry.spec import specify, specify_unmeasured
+from regplug.registry.stored_values import plain
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 ENTRIES = {entry.full_name: entry for entry in regplug.default_registry().readout_entries() if entry.full_name in EVERY}
@@ -34,7 +35,7 @@ for words in {commands!r}:
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
-    return [word for key, value in options.items() for word in ("-O", f"{key}={json.dumps(value)}")]
+    return [word for key, value in options.items() for word in ("-O", f"{key}={json.dumps(plain(value))}")]
 
 
 def test_every_strategy_here_states_its_width() -> None:

@@ -5,6 +5,7 @@ import functools
 import torch
 
 import regplug
+from regplug.nn.readouts.join_parts import JoinPart
 from support.readouts import moved
 
 R, D = 4, 24
@@ -18,6 +19,15 @@ EVERY = {
     "regplug:mamba-reg": ({"ratio": 3}, 4 * R * 8),
     "regplug:gated-abmil": ({"attention_dim": 5}, R * (3 * 5 + 3)),
     "regplug:attention": ({"num_queries": 2, "num_heads": 3}, 2 * (3 * R * 3 + 4 * D + 7 * D)),
+    "regplug:join": (
+        {
+            "parts": (
+                JoinPart("first", "mean", 0, 1),
+                JoinPart("rest", "compress-concat", 1, options={"compressed_dim": 6}),
+            )
+        },
+        D,
+    ),
     "regplug-digits:digits-gate": ({}, 0),
     "regplug-zoo:sum": ({}, (R - 1) * D),
     "regplug-zoo:max": ({}, (R - 1) * D),
