@@ -38,7 +38,6 @@ WORDS = {
         *('"batch_1"', '"images"', '"tokens"', '"programs":[', '"regplug:pool"'),
         *("9007199254740992", "1e400", "-0", "\\\\ud800"),
     ],
-    "shim": [],
 }  # fmt: skip
 
 
@@ -75,11 +74,12 @@ def fuzzer(target: str) -> Path:
 def start(target: str, program: Path, work: Path, runs: int, seed: int) -> subprocess.Popen[bytes]:
     """Start a fuzzer in its own folder, where it writes ``report``."""
     corpus = seeds(target, work / "corpus")
-    dictionary = work / "words"
-    dictionary.write_text("".join('"{}"\n'.format(word.replace('"', '\\"')) for word in WORDS[target]))
     # libFuzzer reads a seed of 0 as none
     options = {"runs": runs, "seed": seed + 1, "max_len": LONGEST[target], "timeout": 10, "rss_limit_mb": 4096}
-    options |= {"dict": dictionary, "print_final_stats": 1, "artifact_prefix": f"{work}/"}
+    options |= {"print_final_stats": 1, "artifact_prefix": f"{work}/"}
+    if target in WORDS:
+        options["dict"] = work / "words"
+        options["dict"].write_text("".join('"{}"\n'.format(word.replace('"', '\\"')) for word in WORDS[target]))
     command = [program, *(f"-{key}={value}" for key, value in options.items()), corpus]
     environment = {**os.environ, **ENVIRONMENT, **(LITTLE_MEMORY if target == "shim" else {})}
     with (work / "report").open("wb") as report:
