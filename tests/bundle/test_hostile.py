@@ -124,6 +124,19 @@ def test_options_of_any_size_allocate_nothing(load_all, tmp_path):
         assert said.startswith(f"bundle {folder}: "), said
 
 
+def test_the_options_of_a_part_of_a_join_allocate_nothing(load_all, tmp_path):
+    spec = spec_of("regplug:join")
+    made = exported(tmp_path / "b", spec, spec.build())
+    for large in LARGE:
+        folder = shutil.copytree(made, tmp_path / f"b-{large}")
+
+        def enlarge(values, large=large):
+            values["options"]["parts"][1]["options"]["compressed_dim"] = large
+
+        edit_manifest(folder, enlarge)
+        assert load_all([folder])[0].startswith(f"bundle {folder}: ")
+
+
 def test_a_width_that_agrees_with_a_large_option_is_held_to_the_golden_cases(load_all, good, tmp_path):
     spec = spec_of("regplug:compress-concat")
     folder = exported(tmp_path / "b", spec, spec.build(), options={"compressed_dim": 1 << 40})

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 import regplug
 from regplug.commands.import_checkpoint.option_inference import Constructor, infer_options
 from regplug.nn.backbone import build_backbone
+from regplug.registry.stored_values import plain
 
 MODEL = "timm:vit_small_patch14_reg4_dinov2"
 SIZES = ["--num-registers", 4, "--hidden-dim", 384]
@@ -141,7 +142,7 @@ def test_a_conditioner_without_a_backbone_needs_its_sizes_and_its_layout(run):
 def test_a_bare_readout_of_every_strategy_is_found_behind_any_prefix(run, strategy):
     readout = trained(strategy)
     save_file({f"a.b.{k}": v for k, v in readout.state_dict().items()} | {"other.weight": torch.ones(2)}, "net")
-    options = [f"-O{word}={json.dumps(value)}" for word, value in EVERY[strategy][0].items()]
+    options = [f"-O{word}={json.dumps(plain(value))}" for word, value in EVERY[strategy][0].items()]
     command = ["import", "net", "--num-registers", R, "--hidden-dim", D, "--strategy", strategy, "-o", "w"]
     assert run(*command, *options)[0] == 0
     found = load_file("w")
@@ -485,7 +486,8 @@ def test_what_is_inferred_has_the_shapes_that_were_given_or_nothing_is(strategy)
     readout = trained(strategy)
     constructor = Constructor(strategy, type(readout), {"num_registers": R, "hidden_dim": D}, entry.sizes)
     found = infer_options(constructor, {}, shapes_of(readout))
-    if strategy in ("regplug:select-concat", "regplug-zoo:efficient-probing"):  # a list; sizes that must divide D
+    # a list; parts; sizes that must divide D
+    if strategy in ("regplug:select-concat", "regplug:join", "regplug-zoo:efficient-probing"):
         assert found is None
         return
     options = {k: v for k, v in EVERY[strategy][0].items() if k not in found.assumed}

@@ -116,6 +116,7 @@ def test_the_flops_are_those_of_the_parts_and_unknown_if_one_is() -> None:
     ("parts", "words"),
     [
         ([], "parts: expected at least one JoinPart, got ()"),
+        ([{"name": f"p{i}", "strategy": "mean"} for i in range(65)], "parts: expected at most 64, got 65"),
         (PARTS[:1] * 2, "part 'cls': expected each name once, got it twice"),
         ([{"name": "x", "strategy": "join"}], "part 'x': strategy: expected one that is not a join itself"),
         ([{"name": "x", "strategy": "nosuch"}], "strategy 'nosuch': not registered"),

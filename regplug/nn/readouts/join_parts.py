@@ -15,6 +15,7 @@ from regplug.registry.spec import specify_unmeasured
 
 OWNER = "TokenJoin"
 JOIN = "regplug:join"
+MAX_PARTS = 64  # each is built and measured, and a stranger's bundle may name many
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def place_parts(num_tokens: int, parts: Sequence[JoinPart]) -> list[PlacedPart]:
     """Look the strategies up, and find each part's tokens in a sequence of ``num_tokens``.
 
     Raises:
-        SpecError: There are no parts, two have one name, one has no tokens, or one is a join itself.
+        SpecError: There are no parts or more than 64, two have one name, one has no tokens, or one is a join itself.
         NameLookupError: A strategy is not installed.
     """
     if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
         raise SpecError(f"{OWNER}: parts: expected at least one JoinPart, got {parts!r}.")
+    if len(parts) > MAX_PARTS:
+        raise SpecError(f"{OWNER}: parts: expected at most {MAX_PARTS}, got {len(parts)}.")
     found: list[PlacedPart] = []
     for part in parts:
         if not isinstance(part, JoinPart):
