@@ -15,7 +15,7 @@ from regplug.format.weights import save_tensors
 pytestmark = pytest.mark.compiler
 
 SAID = re.compile(r"error: (.*: )?expected (enough )?memory.*, got none\.|error: bundle \S+: Cannot allocate memory\.")
-# outside of this code: the destructor of nlohmann/json needs memory, and glibc's thread-local data too
+# outside of this code: nlohmann/json cannot report missing memory for small values, nor glibc for thread-local data
 ABORTED = ("terminate called", "cannot allocate memory for thread-local data: ABORT")
 
 
@@ -59,7 +59,7 @@ def test_some_allocations_that_fail_are_errors_in_one_line(command, library):
 def test_each_allocation_that_fails_is_an_error_in_one_line(command, library):
     found = Counter(outcome(command, library, failed) for failed in range(1, 2600))
     assert found.keys() <= {"right", "refused", "aborted"}
-    assert found["aborted"] < 100
+    assert found["aborted"] < 20
     assert found["refused"] > 2000
 
 

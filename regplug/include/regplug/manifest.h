@@ -100,6 +100,18 @@ struct Manifest {
   BundleProvenance provenance;
   Json json;  // the parsed file
 
+  Manifest() = default;
+  Manifest(const Manifest&) = default;
+  Manifest(Manifest&&) = default;
+  Manifest& operator=(const Manifest&) = default;
+  Manifest& operator=(Manifest&&) = default;
+  ~Manifest() {
+    detail::free_items(json);
+    detail::free_items(options);
+    if (film) detail::free_items(film->options);
+    if (backbone) detail::free_items(backbone->options);
+  }
+
   bool is_conditioner() const { return holds == "conditioner"; }
 };
 

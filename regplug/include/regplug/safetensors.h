@@ -47,8 +47,9 @@ class SafeTensors {
     if (length > kMaxHeader || length > all.size() - 8) {
       fail("size: expected a header inside the file and within 1048576 bytes, got " + std::to_string(length));
     }
-    read(parse_header(all.substr(8, static_cast<std::size_t>(length))),
-         all.substr(8 + static_cast<std::size_t>(length)));
+    Json header = parse_header(all.substr(8, static_cast<std::size_t>(length)));
+    const detail::FreeAtEnd freed(header);
+    read(header, all.substr(8 + static_cast<std::size_t>(length)));
   }
 
   SafeTensors(std::string bytes, const std::string& label) : SafeTensors(detail::Bytes(std::move(bytes)), label) {}
@@ -153,8 +154,8 @@ class SafeTensors {
       fail("tensor" + of_tensor + ": expected exactly dtype, shape, data_offsets, got " +
            detail::format_value(detail::keys_of(entry.get_ref<const Json::object_t&>())));
     }
-    const auto dtype = std::find_if(detail::kDtypes.begin(), detail::kDtypes.end(),
-                                    [&](const detail::DtypeInfo& known) { return entry["dtype"] == known.stored; });
+    const auto is_said = [&](const detail::DtypeInfo& known) { return detail::is_text(entry["dtype"], known.stored); };
+    const auto dtype = std::find_if(detail::kDtypes.begin(), detail::kDtypes.end(), is_said);
     if (dtype == detail::kDtypes.end()) {
       fail("dtype" + of_tensor + ": expected one of F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, got " +
            detail::format_value(entry["dtype"]));

@@ -49,7 +49,7 @@ inline void expect_same(const std::string& key, const Json& expected, const Json
 }
 
 inline void check_image_shape(const Json& shape) {
-  const bool fits = shape.size() >= 2 && shape.size() <= Sizes::kMaxRank && shape[0] == "B" &&
+  const bool fits = shape.size() >= 2 && shape.size() <= Sizes::kMaxRank && is_text(shape[0], "B") &&
                     std::all_of(shape.begin() + 1, shape.end(), [](const Json& size) { return size.is_number(); });
   if (!fits) wrong_value("input.shape", "\"B\" and 1 to 7 sizes", shape);
 }

@@ -47,7 +47,7 @@ inline BackboneRecord read_backbone(const Fields& top) {
 inline TensorSpec read_tensor_spec(const Fields& fields) {
   TensorSpec spec{fields.name("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}), {}};
   fields.each_of("shape", [&](const std::string& where, const Json& size) {
-    const bool varies = size == "B" || size == "T";
+    const bool varies = is_text(size, "B") || is_text(size, "T");
     spec.shape.push_back(varies ? kFree : Fields::as_integer(where, size, 1));
   });
   return spec;

@@ -16,6 +16,28 @@ using Json = nlohmann::json;
 
 namespace detail {
 
+// Empties a value without memory. The destructor of a list or object that is not empty allocates, and where there is no
+// memory it ends the process.
+inline void free_items(Json& value) noexcept {
+  if (!value.is_structured()) return;
+  for (Json& item : value) free_items(item);
+  value.clear();
+}
+
+// Empties a local value at the end of its scope.
+struct FreeAtEnd {
+  explicit FreeAtEnd(Json& freed) : value(freed) {}
+  FreeAtEnd(const FreeAtEnd&) = delete;
+  FreeAtEnd& operator=(const FreeAtEnd&) = delete;
+  ~FreeAtEnd() { free_items(value); }
+  Json& value;
+};
+
+// Comparing a value with a text makes another value, which ends the process where there is no memory.
+inline bool is_text(const Json& value, std::string_view text) {
+  return value.is_string() && value.get_ref<const std::string&>() == text;
+}
+
 // At most 60 characters of foreign text, for a message.
 inline std::string truncate(const std::string& text) {
   constexpr std::size_t kMaxShown = 60;
@@ -114,6 +136,7 @@ class StrictJson final : public nlohmann::json_sax<Json> {
   }
 
   Json root_;
+  FreeAtEnd freed_{root_};
   std::string key_;
   std::vector<Json*> open_;  // stays valid: a container grows only while it is the innermost open one
 };

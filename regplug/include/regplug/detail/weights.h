@@ -38,6 +38,7 @@ inline void check_metadata(const Manifest& manifest, const SafeTensors& weights,
   const auto found = weights.metadata().find("regplug");
   if (found == weights.metadata().end()) return;
   Json said;
+  const FreeAtEnd freed(said);
   try {
     said = parse_json(found->second);
   } catch (const Error&) {  // reported below: null is not an object

@@ -66,7 +66,8 @@ inline WeightSpecs expected_weights(const std::string& label, const ProgramRecor
   if (property == program.properties.end()) fail();
   WeightSpecs expected;
   try {
-    const Json said = parse_json(property->second);
+    Json said = parse_json(property->second);
+    const FreeAtEnd freed(said);
     if (!said.is_object()) fail();
     for (const auto& [name, value] : said.items()) {
       if (!value.is_array() || value.size() != 2 || !value[0].is_string() || !value[1].is_array()) fail();
