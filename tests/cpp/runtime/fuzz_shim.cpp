@@ -34,6 +34,7 @@ __extension__ using Wide = __int128;
 constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxBytes = 1 << 14;  // of a tensor that is made here
 constexpr std::int64_t kMaxWork = 1 << 16;   // sizes may be huge where strides are 0
+constexpr std::int64_t kMany = 1LL << 41;
 constexpr std::int64_t kExtremes[] = {
     -1, -2, std::numeric_limits<std::int64_t>::min(), kLargest, kLargest - 1, 1LL << 62, 1LL << 61, 1LL << 60,
     (1LL << 60) - 1, 1LL << 59, 1LL << 40, 1LL << 32, (1LL << 31) - 1, 1LL << 31, 65, 1024};
@@ -100,9 +101,10 @@ bool are_huge(const Numbers& sizes, const Numbers& strides) {
   return std::max(items, last) >= (1LL << 56);
 }
 
+// Or kMany, if it is larger: the product of three such numbers does not overflow.
 Wide product(const Numbers& sizes) {
   Wide all = 1;
-  for (const std::int64_t size : sizes) all = std::min<Wide>(all * std::max<std::int64_t>(size, 1), kLargest);
+  for (const std::int64_t size : sizes) all = std::min<Wide>(all * std::max<std::int64_t>(size, 1), kMany);
   return all;
 }
 
@@ -393,7 +395,7 @@ class Calls {
     const Numbers masks[] = {{length, keys}, {1, 1, length, keys}, {batch, heads, length, keys}, {1, keys}, {}};
     Handle mask = input_.one_in(2) ? near(masks[input_.byte() % 5]) : nullptr;
     double scale = input_.byte() % 4;
-    const Wide values = sizes_of(value).empty() ? 1 : std::max<std::int64_t>(sizes_of(value).back(), 1);
+    const Wide values = sizes_of(value).empty() ? 1 : product({sizes_of(value).back()});
     if (product(sizes_of(query)) * product(sizes_of(key)) * values > 64 * kMaxWork) return;
     Handle output = nullptr;
     Handle sums = nullptr;
