@@ -97,7 +97,7 @@ CONFIGURING = re.compile(r"TORCH_|TORCHINDUCTOR_|TORCHDYNAMO_|AOT_INDUCTOR_|AOTI
 MACROS_LIMIT_S = 60.0  # for a compiler to list its macros
 # files in the child's folder; REFUSED names the operation that no library can call, and the trace of its call
 GRAPH, LIBRARY, COMPILER, REFUSED = "graph.pt2", "program.so", "c++", "refused"
-SYMBOL_VERSIONS_FILE, SOURCE_EDIT_FILE, STUBS = "symbol_versions", "source_edit", "stubs"
+SYMBOL_VERSIONS_FILE, SOURCE_EDIT_FILE, STUBS, HEADERS = "symbol_versions", "source_edit", "stubs", "headers"
 # torch's own, for a machine that its libraries here are not for
 STUB_LIBRARIES = ("libtorch_cpu.so", "libc10.so")
 STUB_FLAGS = ("-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,--as-needed")  # a stub has no function that is needed
@@ -198,7 +198,7 @@ def compile_in_child(
         (folder / GRAPH).write_bytes(saved.getbuffer())
         if with_stubs:
             _write_stubs(owner, folder / STUBS, compiler)
-        more = [f"-L{folder / STUBS}", f"-idirafter{folder / STUBS}", *STUB_FLAGS] if with_stubs else []
+        more = [f"-L{folder / STUBS}", *STUB_FLAGS] if with_stubs else []
         _write_wrapper(folder, compiler, options, more)
         command = python_command("regplug.backends.compile_child", str(folder), vector)
         ended = run_bounded(command, until(limit), _environment(folder), folder)
@@ -227,10 +227,8 @@ def no_c_interface(owner: str, operation: str, place: str | None) -> ExportError
 
 
 def _write_stubs(owner: str, folder: Path, compiler: Sequence[str]) -> None:
-    """Write empty libraries with the names of torch's, for the linker to record, and an empty ``omp.h``, which torch's
-    headers include and a compiler may lack."""
+    """Write empty libraries with the names of torch's, for the linker to record."""
     folder.mkdir()
-    (folder / "omp.h").touch()
     for name in STUB_LIBRARIES:
         words = ["-shared", "-nostdlib", f"-Wl,-soname,{name}", "-o", str(folder / name), "-x", "c++", "/dev/null"]
         ended = run_bounded([*compiler, *words], until(MACROS_LIMIT_S))
@@ -241,9 +239,16 @@ def _write_stubs(owner: str, folder: Path, compiler: Sequence[str]) -> None:
 def _write_wrapper(folder: Path, compiler: Sequence[str], options: Sequence[str], more: Sequence[str]) -> None:
     """Write a script that runs the compiler so that the library names no folder of this machine, exports the interface
     alone, and asks for no executable stack."""
+    (folder / HEADERS).mkdir()
+    (folder / HEADERS / "omp.h").touch()  # torch's headers include it, and a compiler may lack it
     places = [(str(folder), "."), (str(Path(torch.__file__).parent), "torch"), (sys.base_prefix, "python")]
     words = [*compiler, *(f"-ffile-prefix-map={place}={name}" for place, name in places)]
-    words += [*more, *LINKER_FLAGS, f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}"]
+    words += [
+        f"-idirafter{folder / HEADERS}",
+        *more,
+        *LINKER_FLAGS,
+        f"-Wl,--version-script={folder / SYMBOL_VERSIONS_FILE}",
+    ]
     (folder / SYMBOL_VERSIONS_FILE).write_text(SYMBOL_VERSIONS)
     (folder / SOURCE_EDIT_FILE).write_text(SOURCE_EDIT)
     path = folder / COMPILER

@@ -287,6 +287,18 @@ def test_a_damaged_or_foreign_entry_of_the_cache_is_never_used(bundle, tmp_path,
 
 @pytest.mark.torture
 @pytest.mark.compiler
+def test_clang_compiles_a_program_without_an_openmp_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "clang++")
+    spec = regplug.resolve("pool", num_registers=2, hidden_dim=8)
+    regplug.export(spec, spec.build(), tmp_path / "b", **ONLY)
+    library = (tmp_path / "b" / "program.aotinductor.x86-64-v3.so").read_bytes()
+    assert b"libomp" not in library
+    assert b"libgomp" not in library
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
 def test_an_unwritable_cache_logs_one_line_and_compiling_leaves_no_files(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "file" / "cache"))
