@@ -85,7 +85,7 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 
 # Debian packages, if a command fails: strace, which fails system calls and kills processes at them; clang, for
 # libFuzzer; a compiler and an emulator for aarch64; Rust, pkg-config and a CBLAS library.
-debian = $(1) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
+debian = { $(1); } >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(2); } || { \
   echo "error: '$(1)' failed; install what it needs, as 'apt-get install $(2)' does." >&2; exit 1; }
 
 tracer:
@@ -99,7 +99,7 @@ cross:
 	@$(call debian,command -v qemu-aarch64-static,qemu-user-static)
 
 rust:
-	@$(call debian,command -v rustc,rustc)
+	@$(call debian,rustc --version || /usr/bin/rustc --version,rustc)
 	@$(call debian,command -v pkg-config,pkgconf)
 
 cblas:

@@ -431,7 +431,7 @@ def test_a_healthy_environment_exits_0_and_prints_a_table(run_python: Python) ->
     assert lines[0].split() == ["plugin", "version", "protocol", "status", "import", "registered"]
     own = next(line for line in lines if line.startswith("regplug "))
     assert own.split()[1:4] == [regplug.__version__, "1", "ok"]
-    assert "8 strategies, 10 FiLM generators, 2 export backends" in own
+    assert "9 strategies, 10 FiLM generators, 2 export backends" in own
     checks = {line.split("  ")[0]: line for line in lines[lines.index("") :]}
     assert {"Python", "torch", "C++ compiler", "CMake", "ninja", "nlohmann/json", "C++ headers"} <= checks.keys()
     assert checks["torch"].split()[1] == "ok"

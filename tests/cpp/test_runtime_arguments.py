@@ -149,5 +149,5 @@ def test_any_arguments_are_refused_or_served():
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     counts = {name: (int(refused), int(served)) for name, refused, served in map(str.split, done.stdout.splitlines())}
-    assert len(counts) == 10
+    assert len(counts) == 11
     assert all(refused > 50 and served > 50 for refused, served in counts.values())

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,17 +79,24 @@ def built_without_libtorch(cblas="OFF"):
     return built_with(settings, source=CONSUMER / "runtime")
 
 
+def rustc():
+    """The first Rust compiler on PATH that runs: rustup's needs a toolchain in the home folder."""
+    found = [Path(folder, "rustc") for folder in os.environ["PATH"].split(os.pathsep)]
+    return next(path for path in found if path.exists() and not run(path, "--version")[0])
+
+
 @functools.cache
 def built_in_rust():
     """``cpp/runtime/run_in_rust.rs`` over libregplug."""
     source, library = CONSUMER / "runtime" / "run_in_rust.rs", built_without_libtorch() / "regplug-runtime"
     link = ["-L", f"native={library}", "-C", f"link-arg=-Wl,-rpath,{library}"]
-    command = ["rustc", "--edition=2021", "-D", "warnings", *link, source, "-o"]
+    compiler = rustc()
+    command = [compiler, "--edition=2021", "-D", "warnings", *link, source, "-o"]
 
     def make(folder):
         subprocess.run([*command, folder / "run_in_rust"], check=True)
 
-    return cpp_build.made_once(cpp_build.digest(cpp_build.version("rustc"), source, *link), make) / "run_in_rust"
+    return cpp_build.made_once(cpp_build.digest(cpp_build.version(compiler), source, *link), make) / "run_in_rust"
 
 
 def run(program, *arguments, env=None, timeout=120):
