@@ -48,7 +48,29 @@ def strided(data, *sizes, dtype):
     return whole[..., 0].permute(*(order.index(i) for i in range(len(sizes))))
 
 
+def expanded(data, tensor):
+    """The tensor, or its first item repeated in some dimensions, as learned queries are for each sample."""
+    for dimension, size in enumerate(tensor.shape):
+        if data.draw(st.integers(0, 4)) == 0:
+            tensor = tensor.narrow(dimension, 0, 1).expand(
+                *[-1] * dimension, size, *[-1] * (tensor.dim() - dimension - 1)
+            )
+    return tensor
+
+
 dtypes = pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_clone_is_torchs_in_values_and_layout(runtime, data):
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+    given = expanded(data, strided(data, *sizes, dtype=torch.float32))
+    made = ctypes.c_void_p()
+    assert not runtime.call("aoti_torch_clone", runtime.handle(given), ctypes.byref(made))
+    got, wanted = runtime.tensor(made, torch.float32), given.clone()
+    assert got.stride() == wanted.stride()
+    assert got.equal(wanted)
 
 
 @dtypes
@@ -95,7 +117,7 @@ def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
     heads = key_heads * data.draw(st.integers(1, 2))  # each of the keys' heads may serve several of the queries
     length, keys = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 9))
     causal = data.draw(st.booleans())
-    query = strided(data, batch, heads, length, width, dtype=dtype)
+    query = expanded(data, strided(data, batch, heads, length, width, dtype=dtype))
     key, value = (strided(data, batch, key_heads, keys, width, dtype=dtype) for _ in range(2))
     mask = None
     if not causal and data.draw(st.booleans()):
@@ -121,7 +143,7 @@ def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
     got = runtime.tensor(made, dtype)
     wanted = (scores.softmax(-1) @ value).to(dtype)
     torch.testing.assert_close(got, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    assert got.stride() == torch.empty(batch, length, heads, width).transpose(1, 2).stride()
+    assert got.stride() == torch.empty_like(query).stride()
     log_sums = runtime.tensor(sums, torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(log_sums.double(), scores.logsumexp(-1), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 

@@ -116,11 +116,10 @@ AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
   const std::int64_t batch = query->sizes[0];
   const std::int64_t heads = query->sizes[1];
   const std::int64_t length = query->sizes[2];
-  const std::int64_t width = value->sizes[3];
   const std::int64_t key_heads = key->sizes[1];  // each serves as many heads of the queries, one after another
   if (key->sizes[0] != batch || value->sizes[0] != batch || value->sizes[1] != key_heads || key_heads < 1 ||
       heads % key_heads != 0 || key->sizes[2] < 1 || key->sizes[2] != value->sizes[2] ||
-      key->sizes[3] != query->sizes[3]) {
+      key->sizes[3] != query->sizes[3] || value->sizes[3] != query->sizes[3]) {
     return fail("attention: expected keys and values that fit the queries, got others");
   }
   const AtenTensorHandle mask = attn_mask == nullptr ? nullptr : *attn_mask;
@@ -128,13 +127,12 @@ AOTITorchError aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(
     return fail("attention: expected a mask of floats that fits the scores, got another");
   }
   if (!is_float(query->dtype)) return fail("attention: expected floats, got another dtype");
-  // torch makes [B, L, H, E] and transposes
-  const std::int64_t sizes[] = {batch, heads, length, width};
-  const std::int64_t strides[] = {times(length, times(heads, width)), width, times(heads, width), 1};
+  std::int64_t strides[kMaxRank];
+  strides_like(*query, strides);
   const std::int64_t sum_strides[] = {times(length, heads), 1, heads};
   const Dtype work = query->dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-  Owned output = make_tensor(query->dtype, 4, sizes, strides);
-  Owned log_sums = make_tensor(work, 3, sizes, sum_strides);
+  Owned output = make_tensor(query->dtype, 4, query->sizes, strides);
+  Owned log_sums = make_tensor(work, 3, query->sizes, sum_strides);
   if (output == nullptr || log_sums == nullptr) return 1;
   const auto head_of = [&](const AtenTensorOpaque& tensor, std::int64_t b, std::int64_t h) {
     const std::int64_t skipped = b * tensor.strides[0] + h * tensor.strides[1];

@@ -86,16 +86,24 @@ bool is_dense(const AtenTensorOpaque& tensor) {
   return true;
 }
 
-void copy_items(const AtenTensorOpaque& from, std::int64_t dimension, const char* source, char*& target) {
+// Copies the items of one tensor to those of another with the same sizes.
+void copy_items(const AtenTensorOpaque& from, const AtenTensorOpaque& to, std::int64_t dimension, const char* source,
+                char* target) {
   const auto item = static_cast<std::int64_t>(item_size(from.dtype));
   if (dimension == from.rank) {
     std::memcpy(target, source, static_cast<std::size_t>(item));
-    target += item;
     return;
   }
   for (std::int64_t i = 0; i < from.sizes[dimension]; ++i) {
-    copy_items(from, dimension + 1, source + i * from.strides[dimension] * item, target);
+    copy_items(from, to, dimension + 1, source + i * from.strides[dimension] * item,
+               target + i * to.strides[dimension] * item);
   }
+}
+
+Owned clone_with(const AtenTensorOpaque& from, const std::int64_t* strides) {
+  Owned copy = make_tensor(from.dtype, from.rank, from.sizes, strides);
+  if (copy != nullptr && !copy->is_empty()) copy_items(from, *copy, 0, from.data(), copy->begin);
+  return copy;
 }
 
 }  // namespace
@@ -191,6 +199,34 @@ AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle from, std::int64_
   return give(keep(tensor), made);
 }
 
+void strides_like(const AtenTensorOpaque& tensor, std::int64_t* strides) {
+  if (is_dense(tensor)) {
+    std::copy_n(tensor.strides, tensor.rank, strides);
+    return;
+  }
+  // Dimensions from the innermost to the outermost. A stride of 0 compares with none: such a dimension stays where it is.
+  std::int64_t order[kMaxRank];
+  for (std::int64_t i = 0; i < tensor.rank; ++i) order[i] = tensor.rank - 1 - i;
+  for (std::int64_t i = 1; i < tensor.rank; ++i) {
+    std::int64_t moved = i;
+    for (std::int64_t j = i; j-- > 0;) {
+      const std::int64_t inner = tensor.strides[order[j]];
+      const std::int64_t outer = tensor.strides[order[moved]];
+      if (inner == 0 || outer == 0) continue;
+      if (inner < outer) break;
+      if (inner > outer || tensor.sizes[order[j]] > tensor.sizes[order[moved]]) {
+        std::swap(order[j], order[moved]);
+        moved = j;
+      }
+    }
+  }
+  std::int64_t next = 1;
+  for (std::int64_t i = 0; i < tensor.rank; ++i) {
+    strides[order[i]] = next;
+    next = times(next, std::max<std::int64_t>(tensor.sizes[order[i]], 1));
+  }
+}
+
 Owned clone_contiguous(const AtenTensorOpaque& from) {
   std::int64_t strides[kMaxRank];
   std::int64_t items = 1;
@@ -198,17 +234,15 @@ Owned clone_contiguous(const AtenTensorOpaque& from) {
     strides[i] = items;
     items *= std::max<std::int64_t>(from.sizes[i], 1);
   }
-  Owned copy = make_tensor(from.dtype, from.rank, from.sizes, strides);
-  if (copy == nullptr || copy->is_empty()) return copy;
-  char* target = copy->begin;
-  copy_items(from, 0, from.data(), target);
-  return copy;
+  return clone_with(from, strides);
 }
 
 AOTITorchError aoti_torch_clone(AtenTensorHandle from, AtenTensorHandle* made) {
   if (has_null({from, made})) return fail(kNull);
-  if (!is_dense(*from)) return give(clone_contiguous(*from), made);
-  Owned copy = make_tensor(from->dtype, from->rank, from->sizes, from->strides);
+  std::int64_t strides[kMaxRank];
+  strides_like(*from, strides);
+  if (!is_dense(*from)) return give(clone_with(*from, strides), made);
+  Owned copy = make_tensor(from->dtype, from->rank, from->sizes, strides);
   if (copy != nullptr) std::memcpy(copy->begin, from->data(), static_cast<std::size_t>(copy->nbytes));
   return give(std::move(copy), made);
 }

@@ -74,6 +74,10 @@ using Owned = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 // A new tensor with memory of its own; null, and the message kept, when there is not enough.
 Owned make_tensor(Dtype dtype, std::int64_t rank, const std::int64_t* sizes, const std::int64_t* strides);
 
+// The strides of a new tensor like this one, as torch.empty_like gives them: the same if its items fill its memory, else
+// such ones in the same order.
+void strides_like(const AtenTensorOpaque& tensor, std::int64_t* strides);
+
 // A copy in C order; null as above.
 Owned clone_contiguous(const AtenTensorOpaque& from);
 

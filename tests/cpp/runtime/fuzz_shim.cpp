@@ -391,7 +391,7 @@ class Calls {
     const std::int64_t width = input_.upto(5);
     const Handle query = near({batch, heads, length, width});
     const Handle key = near({batch, key_heads, keys, width});
-    const Handle value = near({batch, key_heads, keys, input_.upto(4)});
+    const Handle value = near({batch, key_heads, keys, width});
     const Numbers masks[] = {{length, keys}, {1, 1, length, keys}, {batch, heads, length, keys}, {1, keys}, {}};
     Handle mask = input_.one_in(2) ? near(masks[input_.byte() % 5]) : nullptr;
     double scale = input_.byte() % 4;
