@@ -312,6 +312,17 @@ def test_a_program_in_another_language_runs_a_readout_and_a_conditioner(program,
         torch.testing.assert_close(torch.tensor([float(number) for number in line[1:]]), wanted)
 
 
+def test_a_program_with_attention_of_several_queries_and_heads_runs(tmp_path):
+    spec = regplug.resolve("attention", num_registers=4, hidden_dim=24, num_queries=2, num_heads=3)
+    torch.manual_seed(0)
+    readout = spec.build().eval()
+    regplug.export(spec, readout, tmp_path / "b", backends=["aotinductor"])
+    code, out = run(built_without_libtorch() / "run_in_c", tmp_path / "b")
+    assert code == 0, out
+    numbers = [float(number) for number in out.splitlines()[1].split()[1:]]
+    torch.testing.assert_close(torch.tensor(numbers), readout(torch.ones(2, 4, 24)).detach().flatten())
+
+
 def test_the_c_interface_refuses_with_the_messages_of_python(program, bundle, tmp_path):
     assert run(program) == (1, "regplug: directory: expected a pointer, got null.\n")
     for arguments in ([tmp_path / "none"], [bundle, "0" * 64], [bundle, "00"]):
