@@ -17,7 +17,7 @@ from regplug.backends.interface import ExportBackend, Program, flatten
 from regplug.bundle.contents import BundleContents
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.bundle.rebuild import rebuild
-from regplug.errors import BundleError, ExportError, PluginError, RegplugError, one_line
+from regplug.errors import BundleError, ExportError, PluginError, RegplugError, ShapeError, one_line
 from regplug.format.manifest import SMOKE_CASE, WEIGHTS, ProgramRecord
 from regplug.format.read_bundle import read_bundle
 from regplug.format.working_directory import GONE, is_gone
@@ -159,6 +159,8 @@ def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]
     def run(given: Tensor) -> list[Tensor]:
         try:
             return flatten(module(given))
+        except ShapeError as error:  # of the module's own input
+            raise BundleError(f"{owner}: {error}") from error
         except RegplugError:
             raise
         except Exception as error:  # the installed class may differ from the exported one

@@ -200,9 +200,15 @@ def chosen_sizes(
         strategy = strategy or entry.default
         if strategy is not None:
             from regplug.nn.backbone import with_defaults
+            from regplug.nn.readouts.join_parts import JOIN
             from regplug.registry.default import default_registry
 
-            given = with_defaults(entry, default_registry().readout_entry(strategy), given)
+            readout = default_registry().readout_entry(strategy)
+            if readout.full_name == JOIN:
+                raise click.UsageError(
+                    "join: expected --num-registers T and --hidden-dim D, as it reads all T tokens, got --backbone."
+                )
+            given = with_defaults(entry, readout, given)
     if strategy is None:
         raise click.UsageError("strategy: expected a name, got none.")
     if num_registers is None or hidden_dim is None:

@@ -59,7 +59,11 @@ def groups(subject: BackboneSubject) -> str:
     """
     if not subject.layout.groups:
         raise DoesNotApplyError("the layout names no groups besides its registers")
-    return check_groups(subject.marks, subject.layout)
+    found = check_groups(subject.marks, subject.layout)
+    larger = subject.marks_of_larger_inputs
+    if larger is None:
+        return found
+    return f"{found}; of {larger.num_tokens} tokens, {check_groups(larger, subject.layout)}"
 
 
 def normalized(subject: BackboneSubject) -> str:

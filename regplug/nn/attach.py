@@ -218,19 +218,22 @@ def attach(
     entry, network, description = _network_of(model, backbone, model_options or {}, registry)
     tokens, layout = tokens_of(entry, network, normalized)
     if isinstance(strategy, Join):
-        if group != REGISTERS or options:
-            raise SpecError(f"attach: expected no group and no options with a join, got {group!r}, {options!r}.")
+        if group != REGISTERS:
+            raise SpecError(f"attach: group: expected none with a join, which names its groups, got {group!r}.")
+        if options:
+            raise SpecError(f"attach: options: expected each in its part of the join, got {', '.join(options)}.")
         every_token = layout_for_group(tokens, layout, TOKENS)
         options = strategy.options(layout, every_token.num_registers, registry)
-        strategy, layout = JOIN, every_token
-    else:
-        layout = layout_for_group(tokens, layout, group)
+        strategy, layout, group = JOIN, every_token, TOKENS
     source = _source_of(entry, network, description, bool(layout.normalized))
     if strategy is None:
         if entry.default is None:
             raise SpecError(f"backbone {entry.name!r}: expected a strategy, got none, and it has no default.")
         strategy = entry.default
     chosen = registry.readout_entry(strategy)
+    if chosen.full_name == JOIN and group == REGISTERS:
+        group = TOKENS
+    layout = layout_for_group(tokens, layout, group)
     options = with_defaults(entry, chosen, options, registry)
     if film is not None:
         check_gives_pairs(film, registry)  # before its options are checked

@@ -82,9 +82,10 @@ def layout_for_group(tokens: nn.Module, layout: TokenLayout, group: str) -> Toke
         return layout.for_group(group)
     shape = getattr(tokens, "input_shape", None)
     if shape is None:
+        which = f"group {group!r}" if group != TOKENS else "all tokens, as a join reads"
         raise SpecError(
-            f"group {group!r}: expected a backbone that states the one size of its images as input_shape (C, H, W), "
-            f"because the group's length depends on it, got a {type(tokens).__name__} that states none."
+            f"{which}: expected a backbone that states the one size of its images as input_shape (C, H, W), because "
+            f"the number of tokens depends on it, got a {type(tokens).__name__} that states none."
         )
     first = next(tokens.parameters(), torch.empty(0))
     modes = {part: part.training for part in tokens.modules()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ class TokenGroup:
         stop: Position after the last token; None for the end of the sequence.
 
     Raises:
-        SpecError: The name or a position is none, or the group would always be empty.
+        SpecError: The name is another one, a position is no integer, or the group would always be empty.
 
     Example:
         >>> TokenGroup("patches", start=5).positions(9)
@@ -45,7 +46,10 @@ class TokenGroup:
         for word, value in (("start", self.start), ("stop", self.stop)):
             if not (is_int(value) or (word == "stop" and value is None)):
                 raise SpecError(f"TokenGroup {self.name!r}: {word}: expected an integer, got {value!r}.")
-        if self.num_tokens is not None and self.num_tokens < 1:
+        if keyword.iskeyword(self.name):
+            raise SpecError(f"{owner} a word that is none of Python's own, got {self.name!r}.")
+        backwards = self.stop is not None and self.start < 0 <= self.stop
+        if backwards or (self.num_tokens is not None and self.num_tokens < 1):
             raise SpecError(
                 f"TokenGroup {self.name!r}: stop: expected a position after start={self.start}, got {self.stop}."
             )
@@ -58,7 +62,7 @@ class TokenGroup:
         return self.stop - self.start if (self.start < 0) == (self.stop < 0) else None
 
     def positions(self, num_tokens: int) -> tuple[int, ...]:
-        """The absolute positions in a sequence of ``num_tokens`` tokens; empty if it is too short."""
+        """The absolute positions in a sequence of ``num_tokens`` tokens, those that there are, as of a slice."""
         return tuple(range(num_tokens)[self.start : self.stop])
 
 
@@ -214,7 +218,8 @@ class TokenLayout:
 
         Raises:
             SpecError: There is no such group, or its length is not known without T.
-            ShapeError: A sequence of T tokens has none of them.
+            ShapeError: A sequence of T tokens does not hold the registers, or has another length than the layout's, or
+                has none of the group's tokens.
 
         Example:
             >>> patches = TokenGroup("patches", start=5)
@@ -222,6 +227,8 @@ class TokenLayout:
             >>> layout.for_group("patches", 201).num_registers
             196
         """
+        if num_tokens is not None:
+            self.positions(check_positive_int("TokenLayout: num_tokens", num_tokens))
         if name == REGISTERS:
             return replace(self, groups=())
         length = self.num_tokens if num_tokens is None else num_tokens
@@ -244,6 +251,8 @@ class TokenLayout:
     def reads(self, other: TokenLayout) -> bool:
         """Whether ``other`` reads this layout's registers, or one of its other groups."""
         length = other.num_tokens or self.num_tokens
+        if length is not None and length < self.min_tokens:
+            return False
         names = [one.name for one in self.groups if one.num_tokens or (length and one.positions(length))]
         names += [TOKENS] if length else []
         return any(self.for_group(name, length) == other for name in (REGISTERS, *names))

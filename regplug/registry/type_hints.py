@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum, Flag
 from typing import Any, Literal, Optional, Union
@@ -23,8 +23,16 @@ ANYTHING = (Any, object)
 MARKERS = ("Required", "NotRequired", "ReadOnly", "Final")
 
 
-def hints_of(cls: Any, arguments: Sequence[Any] = ()) -> dict[str, Any]:
+def hints_of(cls: Any, arguments: Sequence[Any] = ()) -> Mapping[str, Any]:
     """The type hints of a class's fields, with the arguments of a generic class: ``Box[int]`` has ``item: int``."""
+    try:
+        return _hints_of(cls, tuple(arguments))
+    except TypeError:  # an argument has no hash
+        return _hints_of.__wrapped__(cls, tuple(arguments))
+
+
+@functools.lru_cache(maxsize=64)  # an option may be a list of a thousand dataclasses
+def _hints_of(cls: Any, arguments: tuple[Any, ...]) -> Mapping[str, Any]:
     found = {}
     given = _arguments_of_bases(cls, arguments)
     for base in reversed(cls.__mro__):

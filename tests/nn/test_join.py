@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from support.commands import run_command
+from support.damage import edit_manifest
 from support.plugins import installed_with
 from support.readouts import moved
 from support.wrong_backbones import EVEN, Interleaved, entry_of, laid_out
@@ -120,11 +121,14 @@ def test_the_flops_are_those_of_the_parts_and_unknown_if_one_is() -> None:
         (PARTS[:1] * 2, "part 'cls': expected each name once, got it twice"),
         ([{"name": "x", "strategy": "join"}], "part 'x': strategy: expected one that is not a join itself"),
         ([{"name": "x", "strategy": "nosuch"}], "strategy 'nosuch': not registered"),
-        ([{"name": "x", "strategy": "mean", "start": 14}], "part 'x': expected tokens from 14 to None, got none in 14"),
+        ([{"name": "in", "strategy": "mean"}], "no word of Python's, got 'in'"),
+        ([{"name": "x", "strategy": "mean", "stop": 15}], "part 'x': expected tokens inside a sequence of 14"),
+        ([{"name": "x", "strategy": "mean", "start": -15}], "part 'x': expected tokens inside a sequence of 14"),
+        ([{"name": "x", "strategy": "mean", "start": 14}], "part 'x': expected tokens inside a sequence of 14, which"),
         ([{"name": "keys", "strategy": "mean"}], "part 'keys': expected a name that nn.ModuleDict does not use"),
         (
             [{"name": "a.b", "strategy": "mean"}],
-            "part 'a.b': name: expected lower-case letters, digits",
+            "name: expected lower-case letters, digits and underscores, no word of Python's, got 'a.b'",
         ),
         ([{"name": "x", "strategy": "compress-concat"}], "expected option compressed_dim: int, got none"),
         ([{"strategy": "mean"}], "missing: name"),
@@ -143,14 +147,39 @@ def test_wrong_parts_are_refused(parts: Any, words: str) -> None:
         (lambda: regplug.join(), "join: expected at least one part, as registers='pool', got none"),
         (lambda: regplug.join(cls=3), "join: part 'cls': expected a strategy's name, or (name, options), got 3"),
         (lambda: regplug.attach(network(), regplug.join(state="mean")), "one of registers, cls, patches, tokens"),
-        (lambda: regplug.attach(network(), THREE, group="cls"), "attach: expected no group and no options with a join"),
-        (lambda: regplug.attach(network(), THREE, eps=1), "attach: expected no group and no options with a join"),
+        (lambda: regplug.attach(network(), THREE, group="cls"), "attach: group: expected none with a join"),
+        (
+            lambda: regplug.attach(network(), THREE, eps=1),
+            "options: expected each in its part of the join, got eps",
+        ),
     ],
 )
 def test_a_wrong_join_is_refused(make: Any, words: str) -> None:
     with pytest.raises(SpecError) as error:
         make()
     assert words in str(error.value)
+
+
+def test_the_strategy_by_its_name_reads_all_tokens() -> None:
+    model = network()
+    whole = regplug.attach(model, "join", parts=PARTS)
+    assert (whole.spec.num_registers, whole.layout.positions(14)) == (14, tuple(range(14)))
+    assert torch.equal(whole(IMAGES)[:, :384], model.forward_features(IMAGES)[:, 0])
+    code, _, err = run_command("cond-dim", "join", "--backbone", NAME, "-O", f"parts={json.dumps(PARTS)}")
+    assert (code, "join: expected --num-registers T and --hidden-dim D" in err) == (2, True)
+
+
+def test_a_bundle_with_another_length_is_refused_by_its_name(tmp_path: Path) -> None:
+    whole = regplug.attach(NAME, regplug.join(cls="mean", registers="mean"), model_options=OPTIONS)
+    regplug.export(whole.spec, whole, tmp_path / "b", backends=[])
+
+    def shorten(manifest: Any) -> None:
+        manifest["num_registers"] = manifest["layout"]["num_registers"] = manifest["layout"]["num_tokens"] = 13
+
+    edit_manifest(tmp_path / "b", shorten)
+    with pytest.raises(regplug.BundleError) as error:
+        regplug.load(tmp_path / "b")
+    assert str(error.value).startswith(f"bundle {tmp_path / 'b'}: ")
 
 
 def test_registers_that_are_not_next_to_each_other_are_refused() -> None:
@@ -160,5 +189,5 @@ def test_registers_that_are_not_next_to_each_other_are_refused() -> None:
 
 
 def test_a_part_is_plain_data() -> None:
-    assert JoinPart("cls", "mean") == JoinPart("cls", "mean", 0, None, {})
+    assert JoinPart("cls", "mean") == JoinPart("cls", "regplug:mean", 0, None, {})
     assert hash(JoinPart("cls", "mean")) == hash(JoinPart("cls", "mean", options={}))

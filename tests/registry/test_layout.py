@@ -250,6 +250,9 @@ def test_layouts_with_other_groups_are_equal() -> None:
         (lambda: TokenGroup("registers", 0, 3), "name: expected another word than 'registers'"),
         (lambda: TokenGroup("cls", 1, 1), "'cls': stop: expected a position after start=1, got 1"),
         (lambda: TokenGroup("cls", -1, -2), "'cls': stop: expected a position after start=-1, got -2"),
+        (lambda: TokenGroup("cls", -4, 0), "'cls': stop: expected a position after start=-4, got 0"),
+        (lambda: TokenGroup("class"), "name: expected a word that is none of Python's own, got 'class'"),
+        (lambda: TokenLayout(**SIZES, start=1).for_group("tokens", "9"), "num_tokens: expected a positive integer"),
         (lambda: TokenGroup("cls", True), "'cls': start: expected an integer, got True"),
         (lambda: TokenGroup("cls", 0, 1.0), "'cls': stop: expected an integer, got 1.0"),  # type: ignore[arg-type]
         (lambda: TokenLayout(**SIZES, start=1, groups=("cls",)), "groups: expected each to be a TokenGroup"),
@@ -268,6 +271,15 @@ def test_a_wrong_group_is_refused(make: Any, words: str) -> None:
     with pytest.raises(SpecError) as error:
         make()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["registers", "cls", "patches", "tokens"])
+def test_a_group_of_a_sequence_that_the_layout_does_not_fit_is_refused(group: str) -> None:
+    groups = (TokenGroup("cls", 0, 1), TokenGroup("patches", 4))
+    with pytest.raises(ShapeError, match="TokenLayout: expected at least 4 tokens, got 3"):
+        TokenLayout(**SIZES, start=1, groups=groups).for_group(group, 3)
+    with pytest.raises(ShapeError, match="TokenLayout: expected 20 tokens, got 30"):
+        TokenLayout(**SIZES, start=1, num_tokens=20, groups=groups).for_group(group, 30)
 
 
 def test_a_group_without_tokens_in_a_short_sequence_is_refused() -> None:

@@ -550,6 +550,11 @@ WRONG = {
         entry_of(layout=laid_out(groups=(TokenGroup("cls", 0, 1), TokenGroup("summary", 0, 1)))), "groups",
         "expected other tokens than cls, got 0 in both",
     ),
+    "patches of one size alone": (
+        entry_of(
+            AnySize, tokens=OfAnySize, layout=laid_out(start=-R, groups=(TokenGroup("patches", 0, PATCHES),))
+        ), "groups", "on the input, 0-15, got 0-3",
+    ),
     "a group beyond the end": (
         entry_of(layout=laid_out(groups=(TokenGroup("padding", 50),))), "groups", "got none in 8 tokens",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +25,14 @@ class JoinPart:
 
     Args:
         name: The part's name in the state dict.
-        strategy: The strategy's name.
+        strategy: The strategy's name, as an installed plugin offers it; kept as ``distribution:name``.
         start: Position of the first token; a negative one counts from the end.
         stop: Position after the last token; None for the end of the sequence.
         options: The strategy's options.
+
+    Raises:
+        SpecError: The name is another one.
+        NameLookupError: The strategy is not installed.
     """
 
     name: str
@@ -35,6 +40,14 @@ class JoinPart:
     start: int = 0
     stop: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not GROUP_NAME.fullmatch(self.name) or keyword.iskeyword(self.name):
+            raise SpecError(
+                f"name: expected lower-case letters, digits and underscores, no word of Python's, got {self.name!r}"
+            )
+        # in full: another plugin may offer a strategy of this name later
+        object.__setattr__(self, "strategy", default_registry().readout_entry(self.strategy).full_name)
 
 
 @dataclass(frozen=True)
@@ -70,16 +83,18 @@ def place_parts(num_tokens: int, parts: Sequence[JoinPart]) -> list[PlacedPart]:
         if not isinstance(part, JoinPart):
             raise SpecError(f"{OWNER}: parts: expected each to be a JoinPart, got {part!r}.")
         owner = f"{OWNER}: part {part.name!r}"
-        if not GROUP_NAME.fullmatch(part.name):
-            raise SpecError(f"{owner}: name: expected lower-case letters, digits and underscores, got another.")
         if any(part.name == other.part.name for other in found):
             raise SpecError(f"{owner}: expected each name once, got it twice.")
         entry = default_registry().readout_entry(part.strategy)
         if entry.full_name == JOIN:
             raise SpecError(f"{owner}: strategy: expected one that is not a join itself, got {part.strategy!r}.")
-        positions = range(num_tokens)[part.start : part.stop]
-        if not positions:
-            raise SpecError(f"{owner}: expected tokens from {part.start} to {part.stop}, got none in {num_tokens}.")
+        stop = num_tokens if part.stop is None else part.stop
+        positions = range(num_tokens)[part.start : stop]
+        if not positions or not (-num_tokens <= part.start and -num_tokens <= stop <= num_tokens):
+            raise SpecError(
+                f"{owner}: expected tokens inside a sequence of {num_tokens}, which a join reads as a whole, got start="
+                f"{part.start}, stop={part.stop}."
+            )
         found.append(PlacedPart(part, entry, positions[0], len(positions)))
     return found
 
