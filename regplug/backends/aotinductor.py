@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -152,6 +153,11 @@ class AOTInductorBackend(ExportBackend):
         data = compile_in_child(OWNER, graph, compiler, options, flags, self._time_limit, with_stubs=foreign)
         check_library(f"{OWNER}: {isa}", data, machine_of(isa))
         if foreign and (others := set(called_functions(data)) - known_functions()):
+            if "__cxa_throw" in others:  # aarch64-linux-gnu-gcc compiles C++, and links no C++ library
+                raise ExportError(
+                    f"{OWNER}: {isa}: compiler: expected one that links the C++ library, as g++ does, got "
+                    f"{shlex.join(compiler)}."
+                )
             raise ExportError(
                 f"{OWNER}: {isa}: expected functions that regplug::runtime has, which runs it in the emulator, got "
                 f"{', '.join(sorted(others))}; export on such a machine."

@@ -92,8 +92,8 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     "--group",
     default="registers",
     show_default=True,
-    help="The tokens that the readout reads: registers, a group that `regplug info NAME:MODEL` lists, or tokens, all of "
-    "them. Needs --with-backbone.",
+    help="The tokens that the readout reads: registers, a group that `regplug info NAME:MODEL` lists, or tokens, for "
+    "all of them. Needs --with-backbone.",
 )
 @click.option("--whole", is_flag=True, hidden=True, callback=_warn_of_old_name, expose_value=False)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, atomically.")

@@ -123,6 +123,11 @@ def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
     if not causal and data.draw(st.booleans()):
         sizes = data.draw(st.sampled_from([(length, keys), (1, 1, length, keys), (batch, heads, length, keys)]))
         mask = torch.randn(*sizes).to(data.draw(st.sampled_from([dtype, torch.float32])))
+        if data.draw(st.booleans()):
+            mask[..., 1:] = mask[..., 1:].masked_fill(torch.rand(mask[..., 1:].shape) < 0.5, -math.inf)
+    if data.draw(st.integers(0, 3)) == 0:  # in any place, also behind a mask
+        broken = data.draw(st.sampled_from([key, value]))
+        broken[tuple(data.draw(st.integers(0, size - 1)) for size in broken.shape)] = math.nan
     scale = data.draw(st.sampled_from([None, 0.3]))
     made, sums = ctypes.c_void_p(), ctypes.c_void_p()
     pointers = [ctypes.byref(runtime.handle(mask)) if mask is not None else None]
@@ -142,10 +147,11 @@ def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
         scores = scores + mask.double()
     got = runtime.tensor(made, dtype)
     wanted = (scores.softmax(-1) @ value).to(dtype)
-    torch.testing.assert_close(got, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(got, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], equal_nan=True)
     assert got.stride() == torch.empty_like(query).stride()
     log_sums = runtime.tensor(sums, torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(log_sums.double(), scores.logsumexp(-1), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    sums = scores.logsumexp(-1)
+    torch.testing.assert_close(log_sums.double(), sums, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], equal_nan=True)
 
 
 @dtypes

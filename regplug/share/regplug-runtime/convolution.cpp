@@ -98,7 +98,9 @@ AOTITorchError aoti_torch_cpu_convolution(AtenTensorHandle input, AtenTensorHand
                                           std::int64_t groups, AtenTensorHandle* made) {
   if (has_null({input, weight, made})) return fail(kNull);
   const std::int64_t dimensions = input->rank - 2;
-  if (transposed != 0) return fail("convolution: expected one that is not transposed, got one that is");
+  if (transposed != 0) {
+    return fail("convolution: expected one that is not transposed, got one that is; a program with it needs libtorch");
+  }
   if (dimensions < 1 || dimensions > kMaxSpace || weight->rank != input->rank || groups < 1 ||
       weight->dtype != input->dtype || input->sizes[1] != times(weight->sizes[1], groups) ||
       weight->sizes[0] % groups != 0) {
