@@ -450,6 +450,14 @@ def test_other_compilers_make_a_program_that_a_host_opens_and_closes(tmp_path, c
 
 @pytest.mark.torture
 @pytest.mark.compiler
+def test_a_compiler_that_links_no_cpp_library_is_named(tmp_path):
+    with pytest.raises(regplug.ExportError, match="expected one that links the C.. library, as g.. does, got .*-gcc"):
+        export(tmp_path / "b", compiler="aarch64-linux-gnu-gcc")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes_compile_too(tmp_path, dtype):
     spec = readout()
