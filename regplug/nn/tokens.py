@@ -49,7 +49,8 @@ def read_registers(
     found = tokens(inputs)
     if not isinstance(found, Tensor):
         raise PluginError(f"backbone {entry.name!r}: tokens: expected a tensor, got {type(found).__name__}.")
-    registers: Tensor = SelectRegisters(layout.for_group(group, found.shape[1]))(found)
+    place = layout if group == REGISTERS else layout.for_group(group, found.shape[1])
+    registers: Tensor = SelectRegisters(place)(found)
     return registers
 
 
