@@ -155,6 +155,20 @@ def test_attention_is_torchs_in_values_and_layout(runtime, dtype, data):
 
 
 @dtypes
+@pytest.mark.parametrize("place", range(9))
+def test_attention_to_nothing_but_a_nan_is_nan(runtime, dtype, place):
+    query, key, value = (torch.randn(1, 1, 9, 8).to(dtype) for _ in range(3))
+    key[0, 0, place, 2] = math.nan
+    mask = torch.full((9, 9), -math.inf).to(dtype)
+    mask[:, place] = 0
+    made, sums = ctypes.c_void_p(), ctypes.c_void_p()
+    name = "aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu"
+    handles, masked = map(runtime.handle, (query, key, value)), ctypes.byref(runtime.handle(mask))
+    assert not runtime.call(name, *handles, ctypes.c_double(0), 0, masked, None, *map(ctypes.byref, (made, sums)))
+    assert runtime.tensor(made, dtype).isnan().all()
+
+
+@dtypes
 @settings(max_examples=60)
 @given(data=st.data())
 def test_convolution_is_torchs_in_values_and_layout(runtime, dtype, data):
