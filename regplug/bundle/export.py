@@ -33,8 +33,9 @@ from regplug.format.manifest_rules import parse_manifest
 from regplug.format.safetensors_header import read_header
 from regplug.format.weights import save_tensors, state_of
 from regplug.format.write_bundle import write_folder
-from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of, input_shape
+from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of
 from regplug.nn.conditioner import Conditioner
+from regplug.nn.tokens import input_shape
 from regplug.nn.wrappers import check_whole, copy_of, hooks_of, unwrapped, weights_computed
 from regplug.registry.default import default_registry
 from regplug.registry.layout import TokenLayout
@@ -186,7 +187,7 @@ def _image_sizes(owner: str, module: AttachedReadout | AttachedConditioner) -> t
     if isinstance(module.source, RegplugError):
         raise ExportError(f"{owner}: expected a backbone that a bundle can name, got: {module.source}")
     try:
-        return input_shape(module)
+        return input_shape(module.tokens)
     except SpecError as error:
         raise ExportError(f"{owner}: {error}") from error
 

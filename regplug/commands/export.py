@@ -185,7 +185,8 @@ def _attached(
     import torch
 
     from regplug.bundle.weights_file import check_is_whole, fill
-    from regplug.nn.attach import attach, input_shape
+    from regplug.nn.attach import attach
+    from regplug.nn.tokens import input_shape
 
     if weights is not None:
         check_is_whole(weights)
@@ -199,7 +200,7 @@ def _attached(
         film_options=dict(film) or None,
         model_options=dict(choice["model_option"]),
     )
-    input_shape(module)  # refuses a wrong choice before anything is computed
+    input_shape(module.tokens)  # refuses a wrong choice before anything is computed
     if weights is not None:
         fill(module, weights, module.spec)
     return module.spec, module, None

@@ -21,7 +21,6 @@ from regplug.nn.tokens import layout_for_group, tokens_of
 from regplug.nn.wrappers import unwrapped
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FILE_NAME, BackboneEntry
-from regplug.registry.integers import is_positive_int
 from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
 from regplug.registry.options import json_options
 from regplug.registry.references import Reference
@@ -252,21 +251,6 @@ def attach(
     if freeze:
         attached.freeze()
     return attached
-
-
-def input_shape(attached: AttachedReadout | AttachedConditioner) -> tuple[int, ...]:
-    """The backbone's input without the batch, ``(C, H, W)``, as its tokens module states it.
-
-    Raises:
-        SpecError: It takes inputs of several sizes, or not exactly one tensor.
-    """
-    sizes = getattr(attached.tokens, "input_shape", None)
-    if not (isinstance(sizes, (tuple, list)) and sizes and all(map(is_positive_int, sizes))):
-        raise SpecError(
-            f"{type(attached.tokens).__name__}: expected a backbone that states the one size of its images as "
-            f"input_shape (C, H, W), got {sizes!r}; use the readout without its backbone."
-        )
-    return tuple(sizes)
 
 
 def _start_in_mode(attached: Attached, mode: bool) -> None:

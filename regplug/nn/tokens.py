@@ -12,6 +12,7 @@ from regplug.errors import PluginError, SpecError
 from regplug.nn.backbone import ask_layout, ask_tokens, inside, recognise
 from regplug.nn.select import SelectRegisters
 from regplug.registry.entries import BackboneEntry
+from regplug.registry.integers import is_positive_int
 from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
 from regplug.registry.registry import Registry
 
@@ -97,3 +98,18 @@ def layout_for_group(tokens: nn.Module, layout: TokenLayout, group: str) -> Toke
         for part, mode in modes.items():
             part.training = mode
     return layout.for_group(group, found.shape[1])
+
+
+def input_shape(tokens: nn.Module) -> tuple[int, ...]:
+    """The backbone's input without the batch, ``(C, H, W)``, as its tokens module states it.
+
+    Raises:
+        SpecError: It takes inputs of several sizes, or not exactly one tensor.
+    """
+    sizes = getattr(tokens, "input_shape", None)
+    if not (isinstance(sizes, (tuple, list)) and sizes and all(map(is_positive_int, sizes))):
+        raise SpecError(
+            f"{type(tokens).__name__}: expected a backbone that states the one size of its images as input_shape "
+            f"(C, H, W), got {sizes!r}; use the readout without its backbone."
+        )
+    return tuple(sizes)

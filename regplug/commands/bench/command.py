@@ -188,7 +188,8 @@ def _bench_with_backbone(
 
     from regplug.commands.bench.backbone_share import conditioning_cost
     from regplug.commands.bench.timing import describe_machine
-    from regplug.nn.attach import attach, input_shape
+    from regplug.nn.attach import attach
+    from regplug.nn.tokens import input_shape
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -202,7 +203,7 @@ def _bench_with_backbone(
             film_options=film or None,
             model_options=model_options,
         ).eval()
-        shape = input_shape(attached)
+        shape = input_shape(attached.tokens)
         costs = []
         for size in dict.fromkeys(batches):
             step(f"B={size}")
