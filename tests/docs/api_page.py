@@ -78,7 +78,7 @@ SECTIONS = [
     (
         "Attach and train",
         "",
-        ["attach", "join", "nn.attach:AttachedReadout", "nn.attach:AttachedConditioner", "param_groups"],
+        ["attach", "join", "Join", "nn.attach:AttachedReadout", "nn.attach:AttachedConditioner", "param_groups"],
     ),
     (
         "Ship",
