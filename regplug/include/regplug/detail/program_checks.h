@@ -2,12 +2,16 @@
 // Includes no torch.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "regplug/detail/more_inputs.h"
 #include "regplug/error.h"
 #include "regplug/manifest.h"
 
@@ -18,18 +22,52 @@ namespace regplug::detail {
   throw Error(std::string(program) + ": " + text);
 }
 
+[[noreturn]] inline void reject_names(const char* program, const Manifest& manifest,
+                                      const std::vector<std::string>& got) {
+  std::vector<std::string> wanted;
+  for (std::size_t i = 0; i < manifest.num_inputs(); ++i) wanted.push_back(manifest.input_at(i).name);
+  reject(program, "expected inputs " + format_list(wanted) + ", got " + format_list(got) + ".");
+}
+
+// For a call with one tensor and no name.
+inline void check_single(const char* program, const Manifest& manifest) {
+  if (!manifest.more_inputs.empty()) reject_names(program, manifest, {manifest.input.name});
+}
+
+// The named inputs in the manifest's order. `Named` has a `name`.
+template <typename Named>
+std::array<const Named*, kMaxInputs> in_order(const char* program, const Manifest& manifest, const Named* given,
+                                              std::size_t count) {
+  std::array<const Named*, kMaxInputs> ordered{};
+  bool fits = count == manifest.num_inputs();
+  for (std::size_t i = 0; fits && i < count; ++i) {
+    ordered[i] =
+        std::find_if(given, given + count, [&](const Named& one) { return one.name == manifest.input_at(i).name; });
+    fits = ordered[i] != given + count;
+  }
+  if (fits) return ordered;
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < count; ++i) names.emplace_back(given[i].name);
+  reject_names(program, manifest, names);
+}
+
 [[noreturn]] inline void reject_input(const char* program, const TensorSpec& wanted, const std::string& least,
                                       const std::string& got) {
   reject(program, "expected " + wanted.name + " " + format_item(wanted.shape) + least + ", got " + got + ".");
 }
 
+// torch ends the process when a tensor's bytes overflow
+inline bool bytes_fit(const std::int64_t* sizes, std::size_t rank) {
+  std::int64_t room = std::numeric_limits<std::int64_t>::max() / 8;
+  return std::all_of(sizes, sizes + rank, [&](std::int64_t size) { return size <= 0 || (room /= size) > 0; });
+}
+
+// Of the first input.
 inline void check_shape(const char* program, const Manifest& manifest, const std::int64_t* sizes, std::size_t rank) {
   const TensorSpec& wanted = manifest.input;
   bool fits = rank == wanted.shape.size();
   for (std::size_t i = 0; fits && i < rank; ++i) fits = wanted.shape[i] == kFree || wanted.shape[i] == sizes[i];
-  // torch ends the process when a tensor's bytes overflow
-  std::int64_t room = std::numeric_limits<std::int64_t>::max() / 8;
-  for (std::size_t i = 0; fits && i < rank; ++i) fits = sizes[i] <= 0 || (room /= sizes[i]) > 0;
+  fits = fits && bytes_fit(sizes, rank);
   if (fits && sizes[0] >= manifest.min_batch && sizes[1] >= manifest.min_tokens) return;
   std::string least;
   if (fits && sizes[0] < manifest.min_batch) {
@@ -40,8 +78,75 @@ inline void check_shape(const char* program, const Manifest& manifest, const std
   reject_input(program, wanted, least, format_list(std::vector<std::int64_t>(sizes, sizes + rank)));
 }
 
-[[noreturn]] inline void reject_dtype(const char* program, const Manifest& manifest, const std::string& got) {
-  reject(program, "expected dtype " + manifest.input.dtype + ", got " + got + ".");
+// `first` are the sizes of the first input.
+[[noreturn]] inline void reject_more_input(const char* program, const TensorSpec& wanted, const std::int64_t* first,
+                                           const std::string& got) {
+  std::string least = " with B=" + std::to_string(first[0]);
+  if (wanted.shape[1] == kFree) least += " and T=" + std::to_string(first[1]);
+  reject_input(program, wanted, least, got);
+}
+
+// Of a further input: it has the first one's batch, and a mask has its length.
+inline void check_more_shape(const char* program, const TensorSpec& wanted, const std::int64_t* first,
+                             const std::int64_t* sizes, std::size_t rank) {
+  const std::int64_t second = wanted.shape[1] == kFree ? first[1] : wanted.shape[1];
+  if (rank == 2 && sizes[0] == first[0] && sizes[1] == second && bytes_fit(sizes, rank)) return;
+  reject_more_input(program, wanted, first, format_list(std::vector<std::int64_t>(sizes, sizes + rank)));
+}
+
+// What begins the other messages about an input: nothing for the first.
+inline std::string label_of(const Manifest& manifest, std::size_t i) {
+  return i == 0 ? "" : manifest.input_at(i).name + ": ";
+}
+
+[[noreturn]] inline void reject_dtype(const char* program, const Manifest& manifest, std::size_t i,
+                                      const std::string& got) {
+  reject(program, label_of(manifest, i) + "expected dtype " + manifest.input_at(i).dtype + ", got " + got + ".");
+}
+
+// All bits that are set in one sample of a mask: more than 1 when a byte is neither 0 nor 1, 0 when no token counts.
+inline unsigned char bits_of_sample(const char* data, std::int64_t length, std::int64_t stride) {
+  std::uint64_t bits = 0;
+  std::int64_t i = 0;
+  constexpr std::int64_t word = sizeof bits;
+  for (; stride == 1 && i + word <= length; i += word) {
+    std::uint64_t part = 0;
+    std::memcpy(&part, data + i, sizeof part);
+    bits |= part;
+  }
+  for (; i < length; ++i) bits |= static_cast<unsigned char>(data[i * stride]);
+  for (const int half : {32, 16, 8}) bits |= bits >> half;
+  return static_cast<unsigned char>(bits);
+}
+
+// The first sample of a mask without a token that counts; `sizes[0]` when every sample has one. Calls `wrong(byte)` for
+// a byte that is neither 0 nor 1.
+template <typename Wrong>
+std::int64_t sample_without_token(const char* data, const std::int64_t* sizes, const std::int64_t* strides,
+                                  Wrong wrong) {
+  for (std::int64_t sample = 0; sample < sizes[0]; ++sample) {
+    const char* const begin = data + sample * strides[0];
+    const unsigned char bits = bits_of_sample(begin, sizes[1], strides[1]);
+    for (std::int64_t i = 0; bits > 1 && i < sizes[1]; ++i) {
+      const auto byte = static_cast<unsigned char>(begin[i * strides[1]]);
+      if (byte > 1) wrong(int{byte});
+    }
+    if (bits == 0) return sample;
+  }
+  return sizes[0];
+}
+
+inline std::string no_token_in(std::int64_t sample) {
+  return "expected a token that counts in every sample, got none in sample " + std::to_string(sample) + ".";
+}
+
+// The values of a mask of bool [B, T], whose memory is the caller's.
+inline void check_mask(const char* program, const std::string& name, const char* data, const std::int64_t* sizes,
+                       const std::int64_t* strides) {
+  const std::int64_t sample = sample_without_token(data, sizes, strides, [&](int byte) {
+    reject(program, name + ": expected bytes 0 and 1, got " + std::to_string(byte) + ".");
+  });
+  if (sample != sizes[0]) reject(program, name + ": " + no_token_in(sample));
 }
 
 // `got` are the signatures of the outputs: "float32 [2, 384]".
