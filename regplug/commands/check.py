@@ -196,7 +196,7 @@ def _check_readout(
 def _subject(
     what: str,
     *,
-    num_registers: int | None,
+    num_registers: int | str | None,
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
@@ -223,8 +223,8 @@ def _subject(
     else:
         # for the sizes alone, of a strategy that takes any size: a backbone's options are for its default strategy
         any_spec, sizes = chosen_spec("regplug:mean", num_registers, hidden_dim, backbone, (), model_option)
-        chosen = {"num_registers": any_spec.num_registers, "hidden_dim": any_spec.hidden_dim}
-        spec = specify(registry.readout_entry(strategy), **chosen, options=dict(options))
+        entry = registry.readout_entry(strategy)
+        spec = specify(entry, any_spec.num_registers, any_spec.hidden_dim, dict(options))
     token_layout = sizes.layout if sizes else None
     if layout:
         given = {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim, **dict(layout)}

@@ -103,7 +103,7 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
 @json_option
 def export_command(
     strategy: str | None,
-    num_registers: int | None,
+    num_registers: int | str | None,
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
@@ -260,7 +260,7 @@ def _chosen_module(
 
 
 def _layout(
-    given: dict[str, Any], num_registers: int, hidden_dim: int, sizes: BackboneSizes | None
+    given: dict[str, Any], num_registers: int | None, hidden_dim: int, sizes: BackboneSizes | None
 ) -> TokenLayout | None:
     from regplug.registry.layout import TokenLayout
 

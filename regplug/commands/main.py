@@ -235,7 +235,7 @@ def list_command(as_json: bool) -> None:
 @json_option
 def cond_dim_command(
     strategy: str | None,
-    num_registers: int | None,
+    num_registers: int | str | None,
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,

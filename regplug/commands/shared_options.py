@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regplug.registry.spec import ReadoutSpec
 
 
+ANY = "any"  # what --num-registers says for None: None means that it is not given
 FIELD_ENDS = re.compile(r",\s*(?=\w+=)")
 
 
@@ -36,6 +37,19 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic only since
             return parse_option(str(value))
         except SpecError as error:
             self.fail(str(error), param, ctx)
+
+
+class Count(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """A number of registers, or ``any``."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """An integer, or ``ANY``."""
+        try:
+            return ANY if value == ANY else int(value)
+        except ValueError:
+            self.fail(f"expected an integer or {ANY}, got {clip(str(value), 60)!r}.", param, ctx)
 
 
 class LayoutText(KeyValue):
@@ -141,7 +155,7 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--backbone", metavar="NAME[:MODEL]", shell_complete=complete_backbone, help="Take R and D from a backbone."
         ),
         click.option("--hidden-dim", type=int, metavar="D", help="Width of a register token."),
-        click.option("--num-registers", type=int, metavar="R", help="Registers per sample."),
+        click.option("--num-registers", type=Count(), metavar="R|any", help="Registers per sample; any: not fixed."),
     ):
         command = decorate(command)
     return command
@@ -162,7 +176,7 @@ def chosen_backbone(name: str, model_options: Any = ()) -> tuple[BackboneEntry, 
 
 def chosen_spec(
     strategy: str | None,
-    num_registers: int | None,
+    num_registers: int | str | None,
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
@@ -181,12 +195,12 @@ def chosen_spec(
 
 def chosen_sizes(
     strategy: str | None,
-    num_registers: int | None,
+    num_registers: int | str | None,
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
     model_option: Any = (),
-) -> tuple[tuple[str, int, int], dict[str, Any], BackboneSizes | None]:
+) -> tuple[tuple[str, int | None, int], dict[str, Any], BackboneSizes | None]:
     """As ``chosen_spec``, before the lookup: the strategy's name, R and D; its options; the backbone's sizes."""
     given = dict(options)
     sizes = None
@@ -216,4 +230,5 @@ def chosen_sizes(
     clashes = sorted({"strategy", "num_registers", "hidden_dim"} & set(given))
     if clashes:
         raise SpecError(f"option {clashes[0]!r}: expected an option of the strategy, got one of the sizes.")
-    return (strategy, num_registers, hidden_dim), given, sizes
+    count = None if isinstance(num_registers, str) else num_registers  # ANY
+    return (strategy, count, hidden_dim), given, sizes

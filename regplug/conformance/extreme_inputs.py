@@ -54,7 +54,7 @@ def compare(what: str, run: Run, subject: Subject, *kinds: Inputs) -> None:
         DoesNotApplyError: Eager refuses such inputs.
     """
     readout = subject.trained()
-    shape = (subject.spec.num_registers, subject.spec.hidden_dim)
+    shape = (subject.num_registers, subject.spec.hidden_dim)
     for kind in kinds:
         for name, given in kind(shape, subject.dtype):
             try:

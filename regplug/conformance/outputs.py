@@ -265,7 +265,7 @@ def register_slice(subject: Subject) -> None:
 
 def _slices(subject: Subject) -> dict[str, Tensor]:
     """Registers as views of a larger tensor, or with another order of strides."""
-    tokens, count = subject.tokens(4), subject.spec.num_registers
+    tokens, count = subject.tokens(4), subject.num_registers
     positions = subject.layout.positions(tokens.shape[1])
     steps = {after - before for before, after in pairwise(positions)} or {1}
     registers = subject.registers(4)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from regplug.conformance.check import Check
+from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import TOLERANCES, Subject, close
 from regplug.errors import ConformanceError, ShapeError, class_name, one_line
 
@@ -19,6 +19,8 @@ def refuses_num_registers(subject: Subject) -> None:
     A readout that pools accepts any number, and one that concatenates gives another width: it goes unnoticed that the
     backbone's registers are not those it was trained with.
     """
+    if subject.spec.num_registers is None:
+        raise DoesNotApplyError("it takes any number of registers.")
     count, width = _sizes(subject)
     _check_refusals(subject, [(2, count + 1, width), (2, count - 1, width)])
 
@@ -70,7 +72,7 @@ def refuses_dtype(subject: Subject) -> None:
 
 
 def _sizes(subject: Subject) -> tuple[int, int]:
-    return subject.spec.num_registers, subject.spec.hidden_dim
+    return subject.num_registers, subject.spec.hidden_dim
 
 
 def _check_refusals(subject: Subject, shapes: Iterable[Sequence[int]]) -> None:
@@ -86,8 +88,8 @@ def _check_refusals(subject: Subject, shapes: Iterable[Sequence[int]]) -> None:
 
 
 def _check_message(subject: Subject, error: BaseException, shape: Sequence[int]) -> None:
-    count, width = _sizes(subject)
-    parts = (f"[B, {count}, {width}]", str(list(shape)))
+    count = subject.spec.num_registers or "N"
+    parts = (f"[B, {count}, {subject.spec.hidden_dim}]", str(list(shape)))
     if not isinstance(error, ShapeError) or any(part not in str(error) for part in parts):
         raise ConformanceError(
             f"registers {list(shape)}: expected a ShapeError with {parts[0]} and {parts[1]}, got "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 BATCHES = (0, 1, 2, 7)
+ANY_COUNT = 4  # registers for a readout of any number of them
 OTHER_TOKENS = 5  # next to the registers, where the layout leaves their number open
 # how far an answer may be from the truth, as a fraction of the largest number in it
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -62,6 +63,11 @@ class Subject:
     def entry(self) -> ReadoutEntry:
         """The entry that registers it."""
         return self.spec.entry
+
+    @property
+    def num_registers(self) -> int:
+        """How many registers it is tried with: R, or some number if it takes any."""
+        return ANY_COUNT if self.spec.num_registers is None else self.spec.num_registers
 
     @property
     def is_own(self) -> bool:
@@ -104,7 +110,7 @@ class Subject:
     def registers(self, batch: int, seed: int = SEED, dtype: torch.dtype | None = None) -> Tensor:
         """Registers ``[batch, R, D]``, of the readout's dtype or another, the same every time."""
         generator = torch.Generator().manual_seed(1000 * seed + batch)
-        shape = (batch, self.spec.num_registers, self.spec.hidden_dim)
+        shape = (batch, self.num_registers, self.spec.hidden_dim)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype or self.dtype)
 
     def tokens(self, batch: int) -> Tensor:

@@ -118,7 +118,7 @@ def gradients(subject: Subject) -> None:
     output.backward(cotangent.to(output))
     for name, parameter in readout.named_parameters():
         if parameter.requires_grad:
-            _check_gradient(f"parameter {name!r}", parameter.grad, constant=subject.spec.num_registers == 1)
+            _check_gradient(f"parameter {name!r}", parameter.grad, constant=subject.num_registers == 1)
     _check_gradient("registers", leaf.grad)
     for index in range(BATCH):
         _check_gradient(f"registers of sample {index} of {BATCH}", leaf.grad[index] if leaf.grad is not None else None)
@@ -194,6 +194,8 @@ def flop_count(subject: Subject) -> None:
     count = getattr(readout, "flop_count", None)
     if not callable(count):
         raise DoesNotApplyError("it has no flop_count.")
+    if subject.spec.num_registers is None:
+        raise DoesNotApplyError("flop_count is for a fixed number of registers.")
     stated_count = count(subject.spec.hidden_dim)
     if not is_int(stated_count):
         raise ConformanceError(f"flop_count: expected an integer, got {stated_count!r}.")

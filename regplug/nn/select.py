@@ -14,6 +14,8 @@ from regplug.registry.layout import TokenLayout
 class SelectRegisters(nn.Module):
     """Tokens ``[B, T, D]`` -> registers ``[B, R, D]``, contiguous, in the order of their positions.
 
+    Without a fixed number of registers, R is the number of tokens from the layout's start on.
+
     Args:
         layout: Where the registers sit.
 
@@ -24,7 +26,7 @@ class SelectRegisters(nn.Module):
     """
 
     hidden_dim: Final[int]
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     min_tokens: Final[int]
     fixed_tokens: Final[int]
     start: Final[int]
@@ -59,8 +61,11 @@ class SelectRegisters(nn.Module):
             )
         if self.step == 0:
             return torch.stack([tokens[:, index] for index in self.indices], dim=1)
+        count = self.num_registers
+        if count is None:
+            return tokens[:, self.start :].contiguous()
         first = self.start if self.start >= 0 else shape[1] + self.start
-        last = first + (self.num_registers - 1) * self.step
+        last = first + (count - 1) * self.step
         return tokens[:, first : last + 1 : self.step].contiguous()
 
 

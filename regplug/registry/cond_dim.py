@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Two samples: a module that confuses batch and registers is found out.
 PROBE_BATCH = 2
+# the numbers of registers at which a readout of any number of them is measured
+ANY_COUNTS = (1, 3)
 
 
 def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
@@ -59,7 +61,7 @@ def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any])
 
 
 def measure(
-    owner: str, build: Callable[..., Any], arguments: Mapping[str, Any], num_registers: int, hidden_dim: int
+    owner: str, build: Callable[..., Any], arguments: Mapping[str, Any], num_registers: int | None, hidden_dim: int
 ) -> tuple[int, bool]:
     """``cond_dim``, and whether a forward on the meta device confirmed it.
 
@@ -69,12 +71,13 @@ def measure(
         owner: The strategy, for messages.
         build: The readout's class.
         arguments: What its constructor gets.
-        num_registers: R.
+        num_registers: R; None for any number.
         hidden_dim: D.
 
     Raises:
         SpecError: The constructor raises; ``out_dim`` and the forward disagree; the output is not
-            ``[B, cond_dim]``; or there is neither ``out_dim`` nor a forward that runs on the meta device.
+            ``[B, cond_dim]``; there is neither ``out_dim`` nor a forward that runs on the meta device; or the width
+            depends on a number of registers that is not fixed.
     """
     import torch
 
@@ -108,8 +111,24 @@ def stated_width(owner: str, module: nn.Module) -> int | None:
     return None if stated is None else check_positive_int(f"{owner}: out_dim", stated)
 
 
-def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:
-    """Run one forward in eval mode on zeros ``[2, R, D]`` and return the width of what comes out."""
+def probe(owner: str, module: nn.Module, num_registers: int | None, hidden_dim: int, device: str) -> int:
+    """Run a forward in eval mode on zeros ``[2, R, D]`` and return the width of what comes out.
+
+    With None for R, it runs for several R, which must agree.
+    """
+    if num_registers is not None:
+        return _probe_once(owner, module, num_registers, hidden_dim, device)
+    widths = {count: _probe_once(owner, module, count, hidden_dim, device) for count in ANY_COUNTS}
+    if len(set(widths.values())) > 1:
+        got = ", ".join(f"{width} for {count}" for count, width in widths.items())
+        raise SpecError(
+            f"{owner}: num_registers: expected a fixed number, as the width depends on the number of tokens ({got}), "
+            "got None."
+        )
+    return widths[ANY_COUNTS[0]]
+
+
+def _probe_once(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:
     import torch
 
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
@@ -132,7 +151,7 @@ def probe(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, de
     return int(output.shape[1])
 
 
-def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim: int) -> int:
+def probe_in_place(owner: str, module: nn.Module, num_registers: int | None, hidden_dim: int) -> int:
     """``probe`` on the device of the module's tensors; on the default device, if it has none.
 
     Raises:
@@ -150,7 +169,7 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int, hidden_dim
         raise
     except BaseException as error:  # any exception of a forward means: not these registers
         raise SpecError(
-            f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers}, {hidden_dim}], "
+            f"{owner}: expected to read registers [{PROBE_BATCH}, {num_registers or 'N'}, {hidden_dim}], "
             f"got {class_name(error)}: {one_line(error)}"
         ) from error
 

@@ -27,12 +27,12 @@ def default_registry() -> Registry:
     return _default
 
 
-def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
+def resolve(strategy: str, *, num_registers: int | None, hidden_dim: int, **options: Any) -> ReadoutSpec:
     """Check a choice among the installed strategies and find its ``cond_dim``; nothing is allocated.
 
     Args:
         strategy: A name, ``pool`` or ``acme-readouts:attend``.
-        num_registers: Registers per sample, R.
+        num_registers: Registers per sample, R; None for any number of tokens, where the strategy takes it.
         hidden_dim: Width of a register token, D.
         **options: The strategy's own options; its constructor's signature and type hints say which.
 
@@ -48,7 +48,7 @@ def resolve(strategy: str, *, num_registers: int, hidden_dim: int, **options: An
     return default_registry().resolve(strategy, num_registers=num_registers, hidden_dim=hidden_dim, **options)
 
 
-def create(strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> Any:
+def create(strategy: str, *, num_registers: int | None, hidden_dim: int, **options: Any) -> Any:
     """``resolve(...).build()``: the readout itself, an ``nn.Module``.
 
     All arguments are plain values, so it works as the target of a lazy configuration (Hydra's ``_target_``). Arguments

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -11,59 +9,10 @@ from typing import Any
 
 from regplug.errors import ShapeError, SpecError
 from regplug.registry.integers import check_positive_int, is_int, is_positive_int
-
-REGISTERS, TOKENS = "registers", "tokens"  # the groups that every layout has; all tokens are one
-GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-
-
-@dataclass(frozen=True)
-class TokenGroup:
-    """Adjacent tokens of one kind: those at ``range(T)[start:stop]``, so a negative number counts from the end.
-
-    Args:
-        name: ``"cls"``, ``"patches"`` or another word of lower-case letters, digits and underscores.
-        start: Position of the first token.
-        stop: Position after the last token; None for the end of the sequence.
-
-    Raises:
-        SpecError: The name is another one, a position is no integer, or the group would always be empty.
-
-    Example:
-        >>> TokenGroup("patches", start=5).positions(9)
-        (5, 6, 7, 8)
-    """
-
-    name: str
-    start: int = 0
-    stop: int | None = None
-
-    def __post_init__(self) -> None:
-        owner = "TokenGroup: name: expected"
-        if not (isinstance(self.name, str) and GROUP_NAME.fullmatch(self.name)):
-            raise SpecError(f"{owner} lower-case letters, digits and underscores, got {self.name!r}.")
-        if self.name in (REGISTERS, TOKENS):
-            raise SpecError(f"{owner} another word than {self.name!r}, a group that every layout has.")
-        for word, value in (("start", self.start), ("stop", self.stop)):
-            if not (is_int(value) or (word == "stop" and value is None)):
-                raise SpecError(f"TokenGroup {self.name!r}: {word}: expected an integer, got {value!r}.")
-        if keyword.iskeyword(self.name):
-            raise SpecError(f"{owner} a word that is none of Python's own, got {self.name!r}.")
-        backwards = self.stop is not None and self.start < 0 <= self.stop
-        if backwards or (self.num_tokens is not None and self.num_tokens < 1):
-            raise SpecError(
-                f"TokenGroup {self.name!r}: stop: expected a position after start={self.start}, got {self.stop}."
-            )
-
-    @property
-    def num_tokens(self) -> int | None:
-        """How many tokens there are; None if that depends on the length of the sequence."""
-        if self.stop is None:
-            return None if self.start >= 0 else -self.start
-        return self.stop - self.start if (self.start < 0) == (self.stop < 0) else None
-
-    def positions(self, num_tokens: int) -> tuple[int, ...]:
-        """The absolute positions in a sequence of ``num_tokens`` tokens, those that there are, as of a slice."""
-        return tuple(range(num_tokens)[self.start : self.stop])
+from regplug.registry.token_group import GROUP_NAME as GROUP_NAME
+from regplug.registry.token_group import REGISTERS as REGISTERS
+from regplug.registry.token_group import TOKENS as TOKENS
+from regplug.registry.token_group import TokenGroup as TokenGroup
 
 
 @dataclass(frozen=True)
@@ -77,10 +26,12 @@ class TokenLayout:
     * ``indices``: each position by itself, which fixes T (``num_tokens``). ``interleaved`` makes them by
       Mamba-Reg's rule.
 
+    Without a fixed number of registers (None), they are all tokens from ``start`` to the end of the sequence.
+
     Two layouts are equal if their registers are in the same places, whatever their ``groups`` are.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for all tokens from ``start >= 0`` on.
         hidden_dim: Width of a token, D >= 1.
         start: Position of the first register, or None.
         indices: Increasing positions of the registers, or None.
@@ -97,7 +48,7 @@ class TokenLayout:
         (196, 197, 198, 199)
     """
 
-    num_registers: int
+    num_registers: int | None
     hidden_dim: int
     start: int | None = None
     indices: tuple[int, ...] | None = None
@@ -108,7 +59,7 @@ class TokenLayout:
     def __post_init__(self) -> None:
         self._check_groups(self.groups)
         for word in ("num_registers", "hidden_dim", "num_tokens"):
-            if not (word == "num_tokens" and self.num_tokens is None):
+            if word == "hidden_dim" or getattr(self, word) is not None:
                 check_positive_int(f"TokenLayout: {word}", getattr(self, word))
         if not (self.normalized is None or isinstance(self.normalized, bool)):
             raise SpecError(f"TokenLayout: normalized: expected True, False or None, got {self.normalized!r}.")
@@ -120,7 +71,13 @@ class TokenLayout:
             self._check_indices(self.indices)
         elif not is_int(self.start):
             raise SpecError(f"TokenLayout: start: expected an integer, got {self.start!r}.")
-        elif self.start is not None and -self.num_registers < self.start < 0:
+        elif self.num_registers is None:
+            if self.start < 0:
+                raise SpecError(
+                    f"TokenLayout: start: expected 0 or more with num_registers=None, got {self.start}; for the last "
+                    f"{-self.start} tokens, use num_registers={-self.start}."
+                )
+        elif -self.num_registers < self.start < 0:
             raise SpecError(
                 f"TokenLayout: start: expected at most {-self.num_registers} for {self.num_registers} registers "
                 f"counted from the end, got {self.start}."
@@ -131,6 +88,8 @@ class TokenLayout:
     def _check_indices(self, indices: Iterable[int]) -> None:
         if isinstance(indices, str) or not isinstance(indices, Iterable):
             raise SpecError(f"TokenLayout: indices: expected integers, got {indices!r}.")
+        if self.num_registers is None:
+            raise SpecError("TokenLayout: num_registers: expected an integer with indices, got None.")
         indices = tuple(indices)
         object.__setattr__(self, "indices", indices)  # JSON gives a list
         if not all(is_int(index) and index >= 0 for index in indices):
@@ -192,7 +151,7 @@ class TokenLayout:
             return self.indices[-1] + 1
         if self.start is None:
             raise SpecError("TokenLayout: expected either start or indices, got neither.")
-        return self.start + self.num_registers if self.start >= 0 else -self.start
+        return self.start + (self.num_registers or 1) if self.start >= 0 else -self.start
 
     def positions(self, num_tokens: int) -> tuple[int, ...]:
         """The registers' absolute positions in a sequence of ``num_tokens`` tokens.
@@ -207,17 +166,18 @@ class TokenLayout:
         if self.indices is not None:
             return self.indices
         first = self.start if self.start is not None and self.start >= 0 else num_tokens + (self.start or 0)
-        return tuple(range(first, first + self.num_registers))
+        return tuple(range(first, num_tokens if self.num_registers is None else first + self.num_registers))
 
     def for_group(self, name: str, num_tokens: int | None = None) -> TokenLayout:
         """The layout by which a readout reads another group: that group's tokens are its registers.
 
         Args:
             name: ``"registers"``, a group's name, or ``"tokens"``, all of them.
-            num_tokens: Length of the sequence, T; needed if the group's length depends on it.
+            num_tokens: Length of the sequence, T. Without it, a group from some position to the end of the sequence
+                has no fixed number of tokens: ``num_registers`` is None.
 
         Raises:
-            SpecError: There is no such group, or its length is not known without T.
+            SpecError: There is no such group, or it ends before the end of the sequence and needs T.
             ShapeError: A sequence of T tokens does not hold the registers, or has another length than the layout's, or
                 has none of the group's tokens.
 
@@ -240,16 +200,28 @@ class TokenLayout:
             raise SpecError(f"TokenLayout: group: expected one of {known}, got {name!r}.")
         if group is not None and group.num_tokens is not None:
             return replace(self, num_registers=group.num_tokens, start=group.start, indices=None, groups=())
-        if group is None or length is None:
-            raise SpecError(f"TokenLayout: group {name!r}: expected num_tokens, as its length is free, got None.")
-        positions = group.positions(length)
+        if length is None:
+            if group is not None and group.stop is not None:
+                raise SpecError(
+                    f"TokenLayout: group {name!r}: expected num_tokens, as it ends before the end of the sequence and "
+                    f"its length is free, got None; pass the number of tokens, as in for_group({name!r}, 201)."
+                )
+            return self._from(0 if group is None else group.start)
+        positions = group.positions(length) if group is not None else ()
         if not positions:
             raise ShapeError(f"TokenLayout: group {name!r}: expected tokens of it, got none in {length} tokens.")
         count, first = len(positions), positions[0]
         return replace(self, num_registers=count, start=first, indices=None, num_tokens=length, groups=())
 
+    def _from(self, start: int) -> TokenLayout:
+        """All tokens from a position on."""
+        return replace(self, num_registers=None, start=start, indices=None, groups=())
+
     def reads(self, other: TokenLayout) -> bool:
         """Whether ``other`` reads this layout's registers, or one of its other groups."""
+        if other.num_registers is None:
+            starts = [0, *(one.start for one in self.groups if one.stop is None and one.start >= 0)]
+            return other in (self, *(replace(self._from(start), num_tokens=other.num_tokens) for start in starts))
         length = other.num_tokens or self.num_tokens
         if length is not None and length < self.min_tokens:
             return False

@@ -14,7 +14,7 @@ from regplug.registry.entries import SIZES
 from regplug.registry.json_text import OPTION_NAME, WrongValueError, parse_json
 from regplug.registry.option_values import read
 from regplug.registry.stored_values import UnfitError, plain, same
-from regplug.registry.type_hints import format_hint, names_for, read_hint, with_default
+from regplug.registry.type_hints import allows_none, format_hint, names_for, read_hint, with_default
 from regplug.registry.untrusted_values import repr_of
 
 MAX_OPTIONS = 1 << 20  # characters of all options as JSON; the header of a weights file holds them too
@@ -75,7 +75,7 @@ def bind(
 def stored_options(
     owner: str,
     build: Callable[..., Any],
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, int | None],
     options: Mapping[str, Any],
     words: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -193,6 +193,22 @@ def hints_of_options(owner: str, build: Callable[..., Any]) -> dict[str, Any]:
         else:
             hints[name] = Any if default is None or default is parameter.empty else type(default)
     return hints
+
+
+def check_any_count(owner: str, build: Callable[..., Any], words: Mapping[str, str] | None = None) -> None:
+    """Refuse a constructor that needs a fixed number of registers: its ``num_registers`` may not be None.
+
+    One that does not name ``num_registers`` at all is accepted; measuring shows whether its forward takes any number.
+
+    Raises:
+        SpecError: The type hint of ``num_registers`` does not allow None.
+    """
+    hints = hints_of_options(owner, build)
+    size = SIZES[0]
+    named = [word for word, meant in (words or {}).items() if meant == size and word in hints]
+    for word in named or [size]:
+        if word in hints and not allows_none(hints[word]):
+            raise SpecError(f"{owner}: {word}: expected a fixed number of registers, got None.")
 
 
 def _name(build: Callable[..., Any]) -> str:

@@ -98,12 +98,12 @@ class Registry(Plugins):
         """The entry of an export backend; raises as ``readout_entry`` does."""
         return self._find("export backend", "regplug_export_backends", ExportBackendEntry, name)
 
-    def resolve(self, /, strategy: str, *, num_registers: int, hidden_dim: int, **options: Any) -> ReadoutSpec:
+    def resolve(self, /, strategy: str, *, num_registers: int | None, hidden_dim: int, **options: Any) -> ReadoutSpec:
         """Check a choice and find its ``cond_dim``; nothing is allocated.
 
         Args:
             strategy: A name, ``pool`` or ``acme-readouts:attend``.
-            num_registers: R.
+            num_registers: R; None for any number of tokens, where the strategy takes it.
             hidden_dim: D.
             **options: The strategy's own options.
 

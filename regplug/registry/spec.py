@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError
@@ -13,7 +13,8 @@ from regplug.registry.cond_dim import calculate, check_stated, check_width, cons
 from regplug.registry.deprecation import current_options
 from regplug.registry.entries import ReadoutEntry
 from regplug.registry.integers import MAX_INTEGER, check_positive_int
-from regplug.registry.options import bind, stored_options
+from regplug.registry.masks import takes_mask
+from regplug.registry.options import bind, check_any_count, stored_options
 from regplug.registry.references import Reference, load_reference
 from regplug.registry.stored_values import freeze, plain
 from regplug.registry.width_formula import WidthFormula, explain
@@ -30,7 +31,7 @@ class ReadoutSpec:
 
     Args:
         entry: The strategy, with the distribution that offers it.
-        num_registers: R.
+        num_registers: R; None for any number of tokens.
         hidden_dim: D.
         options: The strategy's own options, as JSON values; a read-only copy.
         cond_dim: Width of the conditioning vector that follows from them.
@@ -38,7 +39,7 @@ class ReadoutSpec:
     """
 
     entry: ReadoutEntry
-    num_registers: int
+    num_registers: int | None
     hidden_dim: int
     options: Mapping[str, Any] = field(hash=False)
     cond_dim: int
@@ -71,6 +72,11 @@ class ReadoutSpec:
         return load_reference(_owner(self.entry), self.entry.build)
 
     @property
+    def takes_mask(self) -> bool:
+        """Whether its ``forward(registers, mask)`` takes a mask of the tokens that count; imports its module."""
+        return takes_mask(self.readout_class)
+
+    @property
     def formula(self) -> str:
         """``cond_dim`` for all sizes, such as ``"96*R"`` or ``"R*D/4"``, with these options; else ``"unknown"``.
 
@@ -88,9 +94,12 @@ class ReadoutSpec:
 
     @cached_property
     def _explained(self) -> WidthFormula:
+        if self.num_registers is None:  # a formula without R
+            width_at = cache(lambda hidden_dim: self._width_at(None, hidden_dim))
+            return explain(lambda _, hidden_dim: width_at(hidden_dim), 1, self.hidden_dim)
         return explain(self._width_at, self.num_registers, self.hidden_dim)
 
-    def _width_at(self, num_registers: int, hidden_dim: int) -> int | None:
+    def _width_at(self, num_registers: int | None, hidden_dim: int) -> int | None:
         try:
             with warnings.catch_warnings():  # the user did not choose this size
                 warnings.simplefilter("ignore")
@@ -110,6 +119,8 @@ class ReadoutSpec:
         owner = _owner(self.entry)
         module = construct(owner, self.readout_class, self.arguments)
         if not self.measured:
+            if self.num_registers is None:
+                check_any_count(owner, self.readout_class, self.entry.sizes)
             width = probe_in_place(owner, module, self.num_registers, self.hidden_dim)
             check_width(owner, self.cond_dim, width)
         return module
@@ -125,7 +136,7 @@ class ReadoutSpec:
         }
 
 
-def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: Mapping[str, Any]) -> ReadoutSpec:
+def specify(entry: ReadoutEntry, num_registers: int | None, hidden_dim: int, options: Mapping[str, Any]) -> ReadoutSpec:
     """Check sizes and options against the readout's constructor and find ``cond_dim``, allocating nothing.
 
     Raises:
@@ -144,7 +155,7 @@ def specify(entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: M
 
 
 def specify_unmeasured(
-    entry: ReadoutEntry, num_registers: int, hidden_dim: int, options: Mapping[str, Any]
+    entry: ReadoutEntry, num_registers: int | None, hidden_dim: int, options: Mapping[str, Any]
 ) -> ReadoutSpec:
     """As ``specify``, without torch if the entry has a ``cond_dim``; ``build`` then measures.
 
@@ -162,15 +173,17 @@ def specify_unmeasured(
 
 
 def _bound(
-    entry: ReadoutEntry, target: Reference, num_registers: int, hidden_dim: int, options: Mapping[str, Any]
+    entry: ReadoutEntry, target: Reference, num_registers: int | None, hidden_dim: int, options: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """The options under their current names, as JSON stores them, and what ``target`` is called with."""
     owner = _owner(entry)
     sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim}
     for word, size in sizes.items():
-        check_positive_int(f"{owner}: {word}", size)
-        _check_storable(owner, word, size)
+        if size is not None or word == "hidden_dim":
+            _check_storable(owner, word, check_positive_int(f"{owner}: {word}", size))
     build = load_reference(owner, target)
+    if num_registers is None:
+        check_any_count(owner, build, entry.sizes)
     options = stored_options(owner, build, sizes, current_options(owner, options, entry.old_options), entry.sizes)
     return options, bind(owner, build, sizes, options, entry.sizes)
 

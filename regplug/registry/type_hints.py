@@ -103,6 +103,14 @@ def without_alias(hint: Any) -> Any:
             return hint
 
 
+def allows_none(hint: Any) -> bool:
+    """Whether a hint names None: ``int | None`` does, and a parameter without a hint does not."""
+    hint = without_alias(hint)
+    if typing.get_origin(hint) in UNIONS:
+        return any(map(allows_none, typing.get_args(hint)))
+    return hint is type(None)
+
+
 def marker_of(hint: Any) -> str | None:
     """``"Required"``, ``"NotRequired"``, ... where a hint is one of these around a type."""
     return getattr(typing.get_origin(hint), "_name", None)

@@ -262,8 +262,9 @@ def test_layouts_with_other_groups_are_equal() -> None:
             "groups: expected each name once, got 'cls' twice",
         ),
         (
-            lambda: TokenLayout(**SIZES, start=1, groups=(TokenGroup("patches", 4),)).for_group("patches"),
-            "group 'patches': expected num_tokens, as its length is free, got None",
+            lambda: TokenLayout(**SIZES, start=1, groups=(TokenGroup("patches", 4, -1),)).for_group("patches"),
+            "group 'patches': expected num_tokens, as it ends before the end of the sequence and its length is free, "
+            "got None; pass the number of tokens, as in for_group('patches', 201)",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def built_width(readout: type[nn.Module], **arguments: Any) -> int | None:
     """Its ``out_dim``, which is what its forward gives if it is not None."""
     with torch.device("meta"):
         built = readout(**arguments)
-        given = built(torch.zeros(2, arguments["num_registers"], arguments["hidden_dim"] or 1)).shape[1]
+        given = built(torch.zeros(2, arguments["num_registers"] or 3, arguments["hidden_dim"] or 1)).shape[1]
     assert built.out_dim in (None, given)
     return built.out_dim
 
@@ -129,17 +129,17 @@ def test_a_strategy_states_its_width_for_what_its_constructor_takes(name: str) -
 MEAN_STD = both("regplug-zoo:mean-std")
 
 
-def unchecked(num_registers: int, hidden_dim: int, eps: float = 1e-6) -> int:
+def unchecked(num_registers: int | None, hidden_dim: int, eps: float = 1e-6) -> int:
     """Right, but refuses nothing."""
     return 2 * hidden_dim
 
 
-def too_narrow(num_registers: int, hidden_dim: int, eps: float = 1e-6) -> int:
+def too_narrow(num_registers: int | None, hidden_dim: int, eps: float = 1e-6) -> int:
     """Right for small registers alone."""
     return min(MEAN_STD[0](num_registers, hidden_dim, eps), 48)
 
 
-def in_other_words(num_registers: int, hidden_dim: int, eps: float = 1e-6) -> int:
+def in_other_words(num_registers: int | None, hidden_dim: int, eps: float = 1e-6) -> int:
     """Right, and refuses the same, but says something else."""
     try:
         return MEAN_STD[0](num_registers, hidden_dim, eps)
@@ -147,7 +147,7 @@ def in_other_words(num_registers: int, hidden_dim: int, eps: float = 1e-6) -> in
         raise regplug.SpecError(str(error).replace("positive, finite", "positive")) from error
 
 
-def another_default(num_registers: int, hidden_dim: int, eps: float = 1e-5) -> int:
+def another_default(num_registers: int | None, hidden_dim: int, eps: float = 1e-5) -> int:
     """Right, with another default."""
     return MEAN_STD[0](num_registers, hidden_dim, eps)
 

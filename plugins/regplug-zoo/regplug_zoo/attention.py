@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.nn import check_registers, in_dtype_of, show_settings
+from regplug.nn import (
+    attention_mask,
+    check_mask,
+    check_registers,
+    fixed_count,
+    in_dtype_of,
+    masked_mean,
+    masked_softmax,
+    show_settings,
+    zero_empty_rows,
+    zero_padding,
+)
 from regplug_zoo.sizes import abmil_width, class_attention_width, simpool_width
 
 
@@ -18,7 +29,7 @@ class RegisterABMIL(nn.Module):
     Source: Ilse et al., 2018 (arXiv:1802.04712), equation 8; AMLab-Amsterdam/AttentionDeepMIL, model.py, ``Attention``.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
         attention_dim: Rows of V.
 
@@ -30,12 +41,12 @@ class RegisterABMIL(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     attention_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int, attention_dim: int = 128) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int, attention_dim: int = 128) -> None:
         out_dim = abmil_width(num_registers, hidden_dim, attention_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -47,15 +58,24 @@ class RegisterABMIL(nn.Module):
 
     def flop_count(self, hidden_dim: int) -> int:
         """FLOPs for one sample: 2 per multiply-add of V, w and the sum (the matrix part), 1 per tanh, 3R softmax."""
+        num = fixed_count("RegisterABMIL", self.num_registers)
         matrices = hidden_dim * self.attention_dim + self.attention_dim + hidden_dim
-        return self.num_registers * (2 * matrices + self.attention_dim + 3)
+        return num * (2 * matrices + self.attention_dim + 3)
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Average ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Average ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'abmil'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'abmil'")
+            registers = zero_padding(registers, mask)
         registers = in_dtype_of(self.score.weight, registers).contiguous()
-        weights = torch.softmax(self.score(torch.tanh(self.value(registers))), dim=1)
-        return torch.bmm(weights.transpose(1, 2), registers).squeeze(1)
+        scores = self.score(torch.tanh(self.value(registers)))
+        weights = torch.softmax(scores, dim=1) if mask is None else masked_softmax(scores, mask)
+        pooled = torch.bmm(weights.transpose(1, 2), registers).squeeze(1)
+        return pooled if mask is None else zero_empty_rows(pooled, mask)
 
     extra_repr = show_settings
 
@@ -71,7 +91,8 @@ class RegisterSimPool(nn.Module):
     Source: SimPool (Psomas et al., 2023, "Keep It SimPool"); billpsomas/efficient-probing, poolings/simpool.py.
 
     Args:
-        num_registers: Registers per sample, R >= 1. With one register the output is that register, normalised.
+        num_registers: Registers per sample, R >= 1; None for any number. With one register the output is that
+            register, normalised.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
 
     Raises:
@@ -82,11 +103,11 @@ class RegisterSimPool(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int) -> None:
         out_dim = simpool_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -101,18 +122,27 @@ class RegisterSimPool(nn.Module):
 
         The rest: R per channel for the mean, 8 per number for the norm, 4R for scale and softmax.
         """
-        num = self.num_registers
+        num = fixed_count("RegisterSimPool", self.num_registers)
         matrices = 2 * (1 + num) * hidden_dim * hidden_dim + 4 * num * hidden_dim
         return matrices + 9 * num * hidden_dim + 4 * num
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read ``registers`` ``[B, R, D]`` as ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'simpool'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'simpool'")
+            registers = zero_padding(registers, mask)
         registers = in_dtype_of(self.wq.weight, registers)
         normed = self.norm_patches(registers).unsqueeze(1)
-        query = self.wq(registers.mean(dim=1)).view(-1, 1, 1, self.hidden_dim)
+        mean = registers.mean(dim=1) if mask is None else masked_mean(registers, mask)
+        query = self.wq(mean).view(-1, 1, 1, self.hidden_dim)
+        allowed = None if mask is None else attention_mask(mask)
         # with a dimension for its one head, which the fused kernel and ONNX need
-        return F.scaled_dot_product_attention(query, self.wk(normed), normed).flatten(1)
+        pooled = F.scaled_dot_product_attention(query, self.wk(normed), normed, allowed).flatten(1)
+        return pooled if mask is None else zero_empty_rows(pooled, mask)
 
     extra_repr = show_settings
 
@@ -129,7 +159,7 @@ class RegisterClassAttention(nn.Module):
     Source: CaiT (Touvron et al., 2021); timm, models/cait.py, ``ClassAttn``.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
         num_heads: Heads; D is a multiple of it.
 
@@ -141,12 +171,12 @@ class RegisterClassAttention(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     num_heads: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int, num_heads: int = 8) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int, num_heads: int = 8) -> None:
         out_dim = class_attention_width(num_registers, hidden_dim, num_heads)
         super().__init__()
         self.num_registers = num_registers
@@ -166,24 +196,34 @@ class RegisterClassAttention(nn.Module):
         The matrix part: Q and P once, K and V for each of R + 1 tokens, scores and sums. The rest: 4 per score for
         scale and softmax, and the bias.
         """
-        tokens = self.num_registers + 1
+        num = fixed_count("RegisterClassAttention", self.num_registers)
+        tokens = num + 1
         matrices = 2 * (2 + 2 * tokens) * hidden_dim * hidden_dim + 4 * tokens * hidden_dim
         return matrices + 4 * tokens * self.num_heads + hidden_dim
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read ``registers`` ``[B, R, D]`` as ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'class-attention'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'class-attention'")
+            registers = zero_padding(registers, mask)
         batch, head_dim = registers.shape[0], self.hidden_dim // self.num_heads
-        shape = [batch, self.num_registers + 1, self.num_heads, head_dim]
+        shape = [batch, registers.shape[1] + 1, self.num_heads, head_dim]
         registers = in_dtype_of(self.cls_token, registers)
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), registers], dim=1)
         query = self.q(self.cls_token).view(1, 1, self.num_heads, head_dim).expand(batch, -1, -1, -1)
+        # the class token always counts
+        allowed = None if mask is None else F.pad(mask, [1, 0], value=True).unsqueeze(1).unsqueeze(1)
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             self.k(tokens).view(shape).transpose(1, 2),
             self.v(tokens).view(shape).transpose(1, 2),
+            allowed,
         )
         conditioning: Tensor = self.proj(attended.reshape(batch, self.hidden_dim))
-        return conditioning
+        return conditioning if mask is None else zero_empty_rows(conditioning, mask)
 
     extra_repr = show_settings

@@ -5,7 +5,16 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn import check_registers, show_settings
+from regplug.nn import (
+    check_mask,
+    check_registers,
+    fixed_count,
+    masked_max,
+    masked_mean,
+    show_settings,
+    zero_empty_rows,
+    zero_padding,
+)
 from regplug_zoo.sizes import avgmax_width, max_width, mean_std_width, sum_width
 
 
@@ -16,7 +25,7 @@ class RegisterSum(nn.Module):
     Source: Deep Sets (Zaheer et al., 2017), with the identity inside and outside.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
 
     Raises:
@@ -27,11 +36,11 @@ class RegisterSum(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int) -> None:
         out_dim = sum_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -40,12 +49,19 @@ class RegisterSum(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 additions per channel; no matrix part."""
-        return (self.num_registers - 1) * dim
+        num = fixed_count("RegisterSum", self.num_registers)
+        return (num - 1) * dim
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Add ``registers`` ``[B, R, D]`` up to ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Add ``registers`` ``[B, R, D]`` up to ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'sum'", self.num_registers, self.hidden_dim)
-        return registers.sum(dim=1)
+        if mask is None:
+            return registers.sum(dim=1)
+        check_mask(mask, registers, "readout 'sum'")
+        return zero_padding(registers, mask).sum(dim=1)
 
     extra_repr = show_settings
 
@@ -57,7 +73,7 @@ class RegisterMax(nn.Module):
     Source: PointNet (Qi et al., 2017).
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
 
     Raises:
@@ -68,11 +84,11 @@ class RegisterMax(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int) -> None:
         out_dim = max_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -81,12 +97,19 @@ class RegisterMax(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 comparisons per channel; no matrix part."""
-        return (self.num_registers - 1) * dim
+        num = fixed_count("RegisterMax", self.num_registers)
+        return (num - 1) * dim
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'max'", self.num_registers, self.hidden_dim)
-        return registers.amax(dim=1)
+        if mask is None:
+            return registers.amax(dim=1)
+        check_mask(mask, registers, "readout 'max'")
+        return masked_max(zero_padding(registers, mask), mask)
 
     extra_repr = show_settings
 
@@ -98,7 +121,7 @@ class RegisterAvgMax(nn.Module):
     Source: timm, layers/pool1d.py, ``global_pool_nlc`` with ``pool_type="avgmax"``.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
 
     Raises:
@@ -109,11 +132,11 @@ class RegisterAvgMax(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int) -> None:
         out_dim = avgmax_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -122,12 +145,20 @@ class RegisterAvgMax(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R for the mean, R - 1 for the maximum, 2 to join; no matrix part."""
-        return (2 * self.num_registers + 1) * dim
+        num = fixed_count("RegisterAvgMax", self.num_registers)
+        return (2 * num + 1) * dim
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'avgmax'", self.num_registers, self.hidden_dim)
-        return 0.5 * (registers.amax(dim=1) + registers.mean(dim=1))
+        if mask is None:
+            return 0.5 * (registers.amax(dim=1) + registers.mean(dim=1))
+        check_mask(mask, registers, "readout 'avgmax'")
+        registers = zero_padding(registers, mask)
+        return 0.5 * (masked_max(registers, mask) + masked_mean(registers, mask))
 
     extra_repr = show_settings
 
@@ -140,7 +171,7 @@ class RegisterMeanStd(nn.Module):
     Source: x-vectors' statistics pooling (Snyder et al., 2018).
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is 2 * D.
         eps: Added to the variance, positive.
 
@@ -152,12 +183,12 @@ class RegisterMeanStd(nn.Module):
         torch.Size([2, 768])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
     eps: Final[float]
 
-    def __init__(self, num_registers: int, hidden_dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int, eps: float = 1e-6) -> None:
         out_dim = mean_std_width(num_registers, hidden_dim, eps)
         super().__init__()
         self.num_registers = num_registers
@@ -167,16 +198,26 @@ class RegisterMeanStd(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: per channel R, then 3 for each register and 2; no matrix part."""
-        return (4 * self.num_registers + 2) * dim
+        num = fixed_count("RegisterMeanStd", self.num_registers)
+        return (4 * num + 2) * dim
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Reduce ``registers`` ``[B, R, D]`` to ``[B, 2 * D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, 2 * D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'mean-std'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'mean-std'")
+            registers = zero_padding(registers, mask)
         wide = registers.to(torch.promote_types(registers.dtype, torch.float32))
-        mean = wide.mean(dim=1)
+        mean = wide.mean(dim=1) if mask is None else masked_mean(wide, mask)
         # Tensor.var over a middle dimension is several times slower
-        deviation = ((wide - mean.unsqueeze(1)).square().mean(dim=1) + self.eps).sqrt()
-        moments = torch.cat([mean, deviation], dim=1)
+        squares = (wide - mean.unsqueeze(1)).square()
+        variance = squares.mean(dim=1) if mask is None else masked_mean(zero_padding(squares, mask), mask)
+        moments = torch.cat([mean, (variance + self.eps).sqrt()], dim=1)
+        if mask is not None:
+            moments = zero_empty_rows(moments, mask)
         # integers would lose the fraction
         return moments.to(registers.dtype) if registers.is_floating_point() else moments
 

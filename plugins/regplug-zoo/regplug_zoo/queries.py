@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug.nn import check_registers, in_dtype_of, show_settings
+from regplug.nn import (
+    attention_mask,
+    check_mask,
+    check_registers,
+    fixed_count,
+    in_dtype_of,
+    masked_softmax,
+    show_settings,
+    zero_empty_rows,
+    zero_padding,
+)
 from regplug_zoo.sizes import efficient_probing_width, pma_width
 
 
@@ -23,7 +33,7 @@ class RegisterPMA(nn.Module):
     Source: Set Transformer (Lee et al., 2019); juho-lee/set_transformer, modules.py, ``PMA``.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D.
         num_seeds: Learned queries, k; ``cond_dim`` is k * D.
         num_heads: Heads; D is a multiple of it.
@@ -37,7 +47,7 @@ class RegisterPMA(nn.Module):
         torch.Size([2, 768])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     num_seeds: Final[int]
     num_heads: Final[int]
@@ -46,7 +56,7 @@ class RegisterPMA(nn.Module):
 
     def __init__(
         self,
-        num_registers: int,
+        num_registers: int | None,
         hidden_dim: int,
         num_seeds: int = 1,
         num_heads: int = 4,
@@ -76,28 +86,36 @@ class RegisterPMA(nn.Module):
         score for scale and softmax, 6 per output for biases, relu and residuals, 1 per value for its bias, and 16
         per output for the norms if there are any.
         """
-        num, seeds = self.num_registers, self.num_seeds
+        num, seeds = fixed_count("RegisterPMA", self.num_registers), self.num_seeds
         matrices = 4 * (seeds + num) * hidden_dim * hidden_dim + 4 * seeds * num * hidden_dim
         rest = 4 * seeds * num * self.num_heads + (6 * seeds + num) * hidden_dim
         return matrices + rest + (16 * seeds * hidden_dim if self.layer_norm else 0)
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read ``registers`` ``[B, R, D]`` as ``[B, k * D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, k * D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'pma'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'pma'")
+            registers = zero_padding(registers, mask)
         batch, head_dim = registers.shape[0], self.hidden_dim // self.num_heads
-        shape = [batch, self.num_registers, self.num_heads, head_dim]
+        shape = [batch, registers.shape[1], self.num_heads, head_dim]
         registers = in_dtype_of(self.seeds, registers).contiguous()
         query = self.fc_q(self.seeds).view(1, self.num_seeds, self.num_heads, head_dim).transpose(1, 2)
         query = query.expand(batch, -1, -1, -1)
+        allowed = None if mask is None else attention_mask(mask)
         attended = query + F.scaled_dot_product_attention(
             query,
             self.fc_k(registers).view(shape).transpose(1, 2),
             self.fc_v(registers).view(shape).transpose(1, 2),
+            allowed,
             scale=self.hidden_dim**-0.5,
         )
         attended = self.ln0(attended.transpose(1, 2).flatten(2))
         conditioning: Tensor = self.ln1(attended + F.relu(self.fc_o(attended)))
-        return conditioning.flatten(1)
+        return conditioning.flatten(1) if mask is None else zero_empty_rows(conditioning.flatten(1), mask)
 
     extra_repr = show_settings
 
@@ -112,7 +130,7 @@ class RegisterEfficientProbing(nn.Module):
     billpsomas/efficient-probing, poolings/ep.py.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; a multiple of num_queries * d_out.
         num_queries: Learned queries, M.
         d_out: What the width is divided by; ``cond_dim`` is D / d_out.
@@ -125,13 +143,13 @@ class RegisterEfficientProbing(nn.Module):
         torch.Size([2, 192])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     num_queries: Final[int]
     d_out: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int, num_queries: int = 32, d_out: int = 1) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int, num_queries: int = 32, d_out: int = 1) -> None:
         out_dim = efficient_probing_width(num_registers, hidden_dim, num_queries, d_out)
         super().__init__()
         self.num_registers = num_registers
@@ -147,20 +165,27 @@ class RegisterEfficientProbing(nn.Module):
 
         The rest: 1 per query's number for the scale, 3 per score for the softmax, 2 per weighted value.
         """
-        num, queries, width = self.num_registers, self.num_queries, hidden_dim // self.d_out
+        num = fixed_count("RegisterEfficientProbing", self.num_registers)
+        queries, width = self.num_queries, hidden_dim // self.d_out
         matrices = 2 * num * hidden_dim * (queries + width)
         return matrices + queries * hidden_dim + 3 * num * queries + 2 * num * width
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read ``registers`` ``[B, R, D]`` as ``[B, D / d_out]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, D / d_out]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'efficient-probing'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'efficient-probing'")
+            registers = zero_padding(registers, mask)
         registers = in_dtype_of(self.cls_token, registers).contiguous()
         # the queries are the same for all samples: one matrix product, not one per sample
         scores = F.linear(registers, self.cls_token[0] * self.hidden_dim**-0.5)
-        weights = torch.softmax(scores, dim=1).unsqueeze(3)
+        weights = (torch.softmax(scores, dim=1) if mask is None else masked_softmax(scores, mask)).unsqueeze(3)
         share = self.out_dim // self.num_queries
-        values = self.v(registers).view(registers.shape[0], self.num_registers, self.num_queries, share)
+        values = self.v(registers).view(registers.shape[0], registers.shape[1], self.num_queries, share)
         conditioning: Tensor = (weights * values).sum(dim=1)
-        return conditioning.flatten(1)
+        return conditioning.flatten(1) if mask is None else zero_empty_rows(conditioning.flatten(1), mask)
 
     extra_repr = show_settings

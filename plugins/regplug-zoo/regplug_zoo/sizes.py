@@ -4,37 +4,42 @@ Each function has the arguments of its class's constructor, which calls it for `
 """
 
 from regplug import SpecError
-from regplug.nn import check_multiple, check_positive, check_sizes
+from regplug.nn import check_count, check_multiple, check_positive, check_sizes
 
 
-def sum_width(num_registers: int, hidden_dim: int) -> int:
+def sum_width(num_registers: int | None, hidden_dim: int) -> int:
     """D."""
-    check_sizes("RegisterSum", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterSum", num_registers)
+    check_sizes("RegisterSum", hidden_dim=hidden_dim)
     return hidden_dim
 
 
-def max_width(num_registers: int, hidden_dim: int) -> int:
+def max_width(num_registers: int | None, hidden_dim: int) -> int:
     """D."""
-    check_sizes("RegisterMax", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterMax", num_registers)
+    check_sizes("RegisterMax", hidden_dim=hidden_dim)
     return hidden_dim
 
 
-def avgmax_width(num_registers: int, hidden_dim: int) -> int:
+def avgmax_width(num_registers: int | None, hidden_dim: int) -> int:
     """D."""
-    check_sizes("RegisterAvgMax", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterAvgMax", num_registers)
+    check_sizes("RegisterAvgMax", hidden_dim=hidden_dim)
     return hidden_dim
 
 
-def mean_std_width(num_registers: int, hidden_dim: int, eps: float = 1e-6) -> int:
+def mean_std_width(num_registers: int | None, hidden_dim: int, eps: float = 1e-6) -> int:
     """``2 * D``."""
-    check_sizes("RegisterMeanStd", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterMeanStd", num_registers)
+    check_sizes("RegisterMeanStd", hidden_dim=hidden_dim)
     check_positive("RegisterMeanStd", eps=eps)
     return 2 * hidden_dim
 
 
-def gem_width(num_registers: int, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> int:
+def gem_width(num_registers: int | None, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> int:
     """D."""
-    check_sizes("RegisterGeM", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterGeM", num_registers)
+    check_sizes("RegisterGeM", hidden_dim=hidden_dim)
     check_positive("RegisterGeM", p=p, eps=eps)
     return hidden_dim
 
@@ -59,42 +64,47 @@ def concat_linear_width(num_registers: int, hidden_dim: int, out_features: int) 
     return out_features
 
 
-def abmil_width(num_registers: int, hidden_dim: int, attention_dim: int = 128) -> int:
+def abmil_width(num_registers: int | None, hidden_dim: int, attention_dim: int = 128) -> int:
     """D."""
-    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "attention_dim": attention_dim}
+    sizes = {"hidden_dim": hidden_dim, "attention_dim": attention_dim}
+    check_count("RegisterABMIL", num_registers)
     check_sizes("RegisterABMIL", **sizes)
     return hidden_dim
 
 
-def simpool_width(num_registers: int, hidden_dim: int) -> int:
+def simpool_width(num_registers: int | None, hidden_dim: int) -> int:
     """D."""
-    check_sizes("RegisterSimPool", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterSimPool", num_registers)
+    check_sizes("RegisterSimPool", hidden_dim=hidden_dim)
     return hidden_dim
 
 
-def class_attention_width(num_registers: int, hidden_dim: int, num_heads: int = 8) -> int:
+def class_attention_width(num_registers: int | None, hidden_dim: int, num_heads: int = 8) -> int:
     """D."""
     owner = "RegisterClassAttention"
-    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_heads=num_heads)
+    check_count(owner, num_registers)
+    check_sizes(owner, hidden_dim=hidden_dim, num_heads=num_heads)
     check_multiple(owner, "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
     return hidden_dim
 
 
 def pma_width(
-    num_registers: int, hidden_dim: int, num_seeds: int = 1, num_heads: int = 4, layer_norm: bool = False
+    num_registers: int | None, hidden_dim: int, num_seeds: int = 1, num_heads: int = 4, layer_norm: bool = False
 ) -> int:
     """``k * D``."""
     owner = "RegisterPMA"
-    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_seeds=num_seeds, num_heads=num_heads)
+    check_count(owner, num_registers)
+    check_sizes(owner, hidden_dim=hidden_dim, num_seeds=num_seeds, num_heads=num_heads)
     check_multiple(owner, "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
     if not isinstance(layer_norm, bool):
         raise SpecError(f"{owner}: layer_norm: expected True or False, got {layer_norm!r}.")
     return num_seeds * hidden_dim
 
 
-def efficient_probing_width(num_registers: int, hidden_dim: int, num_queries: int = 32, d_out: int = 1) -> int:
+def efficient_probing_width(num_registers: int | None, hidden_dim: int, num_queries: int = 32, d_out: int = 1) -> int:
     """``D / d_out``."""
     owner, divisor = "RegisterEfficientProbing", f"num_queries * d_out={num_queries} * {d_out}"
-    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_queries=num_queries, d_out=d_out)
+    check_count(owner, num_registers)
+    check_sizes(owner, hidden_dim=hidden_dim, num_queries=num_queries, d_out=d_out)
     check_multiple(owner, "hidden_dim", hidden_dim, num_queries * d_out, divisor)
     return hidden_dim // d_out

@@ -6,7 +6,15 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from regplug.nn import check_registers, in_dtype_of, show_settings
+from regplug.nn import (
+    check_mask,
+    check_registers,
+    fixed_count,
+    in_dtype_of,
+    masked_mean,
+    show_settings,
+    zero_padding,
+)
 from regplug_zoo.sizes import channel_pool_width, gem_width
 
 
@@ -23,7 +31,7 @@ class RegisterGeM(nn.Module):
     Source: GeM (Radenovic et al., 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation"), made sign-safe.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
         p: The initial exponent, positive. |x|^p must fit into float32.
         eps: Added to |m|, positive.
@@ -36,12 +44,12 @@ class RegisterGeM(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
     eps: Final[float]
 
-    def __init__(self, num_registers: int, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> None:
         out_dim = gem_width(num_registers, hidden_dim, p, eps)
         super().__init__()
         self.num_registers = num_registers
@@ -52,16 +60,24 @@ class RegisterGeM(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: per channel 6 for each register and 4, and 2 for p; no matrix part."""
-        return (6 * self.num_registers + 4) * dim + 2
+        num = fixed_count("RegisterGeM", self.num_registers)
+        return (6 * num + 4) * dim + 2
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reduce ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'gem'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'gem'")
+            registers = zero_padding(registers, mask)
         registers = in_dtype_of(self.log_p, registers)
         wide = registers.to(torch.promote_types(registers.dtype, torch.float32))
         p = self.log_p.to(wide.dtype).exp()
         # the floor keeps log|x| and |x|^(p - 1) finite at 0, where sign(x) makes both vanish
-        mean = (wide.sign() * wide.abs().clamp(min=1e-30).pow(p)).mean(dim=1)
+        powers = wide.sign() * wide.abs().clamp(min=1e-30).pow(p)
+        mean = powers.mean(dim=1) if mask is None else masked_mean(powers, mask)
         return (mean.sign() * (mean.abs() + self.eps).pow(1.0 / p)).to(registers.dtype)
 
     extra_repr = show_settings

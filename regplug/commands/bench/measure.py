@@ -82,7 +82,7 @@ def bench(
     Raises:
         SpecError: There is no such device, a slice is longer than the sequence, or memory runs out.
     """
-    longest = max(spec.num_registers for spec in specs)
+    longest = max(map(_count, specs))
     if plan.tokens < longest + 1:
         raise SpecError(f"tokens: expected at least R + 1 = {longest + 1}, got {plan.tokens}.")
     if plan.device == "cuda" and not torch.cuda.is_available():
@@ -100,7 +100,7 @@ def bench(
         for index, spec in enumerate(specs):
             with _allocation():
                 rates = [copy_rate(_bytes_moved(spec, batch, plan), plan.device, rounds) for batch in plan.batches]
-            copies += [CopyRate(spec.num_registers, *pair) for pair in zip(plan.batches, rates, strict=True)]
+            copies += [CopyRate(_count(spec), *pair) for pair in zip(plan.batches, rates, strict=True)]
             other = others[index] if others else None
             rows += _rows(spec, other, plan, dict(zip(plan.batches, rates, strict=True)), gemm, progress)
     finally:
@@ -157,7 +157,7 @@ def _rows(
             second = Runner(ours, "eager", frozen)
         for batch in plan.batches:
             progress(f"R={spec.num_registers} {mode} {work} {place} B={batch}")
-            row = Row(mode, work, place, spec.num_registers, batch, Side(), difference_note=unlike)
+            row = Row(mode, work, place, _count(spec), batch, Side(), difference_note=unlike)
             with CONTEXTS[work]():
                 registers = _registers(spec, batch, place, plan, work == "forward+backward")
                 if mode == "compile" and batch > 1:  # torch.compile specializes on one sample
@@ -225,20 +225,26 @@ def _difference(ours: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float 
     return (largest, None) if math.isfinite(largest) else (None, "not finite")
 
 
+def _count(spec: ReadoutSpec) -> int:
+    if spec.num_registers is None:
+        raise SpecError(f"strategy {spec.entry.name!r}: num_registers: expected a fixed number to measure, got None.")
+    return spec.num_registers
+
+
 def _bytes_moved(spec: ReadoutSpec, batch: int, plan: Plan) -> int:
     """Registers read and output written, at least."""
-    numbers = batch * (spec.num_registers * spec.hidden_dim + spec.cond_dim)
+    numbers = batch * (_count(spec) * spec.hidden_dim + spec.cond_dim)
     return numbers * int(torch_dtype(plan.dtype).itemsize)
 
 
 def _registers(spec: ReadoutSpec, batch: int, place: str, plan: Plan, leaf: bool) -> Tensor:
-    shape = [batch, spec.num_registers, spec.hidden_dim]
+    shape = [batch, _count(spec), spec.hidden_dim]
     like = torch.empty(0, dtype=torch_dtype(plan.dtype), device=plan.device)
     with _allocation():
         values = randn(shape, like)
         if place == "slice":
             tokens = torch.zeros(batch, plan.tokens, spec.hidden_dim, dtype=like.dtype, device=like.device)
-            values = tokens[:, 1 : 1 + spec.num_registers].copy_(values)
+            values = tokens[:, 1 : 1 + _count(spec)].copy_(values)
     return values.requires_grad_() if leaf else values
 
 

@@ -47,7 +47,7 @@ def info_command(what: str, digest: str | None, follow_links: bool, as_json: boo
             say(f"{key}:")
             print_columns([*map(show, value[0])], [[show(_cell(cell)) for cell in row.values()] for row in value])
         else:
-            text = _format(value)
+            text = "any" if key == "num_registers" and value is None else _format(value)
             say(f"{key}: {text if key in ('bundle', 'weights') else show(text)}")
 
 

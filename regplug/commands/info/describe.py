@@ -30,7 +30,7 @@ from regplug.registry.spec import ReadoutSpec
 def describe(
     what: str,
     *,
-    num_registers: int | None,
+    num_registers: int | str | None,
     hidden_dim: int | None,
     backbone: str | None,
     options: Any,
@@ -143,7 +143,7 @@ def _describe_backbone(entry: BackboneEntry, model: str | None, model_options: A
 
 
 def _describe_strategy(
-    entry: ReadoutEntry, sizes: tuple[int | None, int | None, str | None], options: Any, model_option: Any
+    entry: ReadoutEntry, sizes: tuple[int | str | None, int | None, str | None], options: Any, model_option: Any
 ) -> dict[str, Any]:
     build = load_reference(f"strategy {entry.name!r}", entry.build)
     description = inspect.cleandoc(build.__doc__ or "")  # its own: getdoc would give that of nn.Module

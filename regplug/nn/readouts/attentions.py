@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from regplug.nn.printing import show_settings
 from regplug.nn.readouts.checks import check_registers, in_dtype_of
-from regplug.nn.readouts.sizes import attention_width, gated_abmil_width
+from regplug.nn.readouts.masking import attention_mask, check_mask, masked_softmax, zero_empty_rows, zero_padding
+from regplug.nn.readouts.sizes import attention_width, fixed_count, gated_abmil_width
 
 
 class RegisterGatedABMIL(nn.Module):
@@ -20,7 +21,7 @@ class RegisterGatedABMIL(nn.Module):
     Source: Ilse et al., 2018 (arXiv:1802.04712), equation 9; AMLab-Amsterdam/AttentionDeepMIL, model.py.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
         attention_dim: Hidden width of the network.
 
@@ -32,12 +33,12 @@ class RegisterGatedABMIL(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     attention_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int, attention_dim: int = 128) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int, attention_dim: int = 128) -> None:
         out_dim = gated_abmil_width(num_registers, hidden_dim, attention_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -50,16 +51,25 @@ class RegisterGatedABMIL(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample: 2 per multiply-add, 3 per hidden unit (tanh, sigmoid, product) and per weight."""
+        num = fixed_count("RegisterGatedABMIL", self.num_registers)
         matrices = 2 * dim * 2 * self.attention_dim + 2 * self.attention_dim + 2 * dim
-        return self.num_registers * (matrices + 3 * self.attention_dim + 3)
+        return num * (matrices + 3 * self.attention_dim + 3)
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read ``registers`` ``[B, R, D]`` as ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'gated-abmil'", self.num_registers, self.hidden_dim)
+        if mask is not None:
+            check_mask(mask, registers, "readout 'gated-abmil'")
+            registers = zero_padding(registers, mask)
         registers = in_dtype_of(self.score.weight, registers).contiguous()
         hidden = torch.tanh(self.value(registers)) * torch.sigmoid(self.gate(registers))
-        weights = torch.softmax(self.score(hidden), dim=1)
-        return torch.bmm(weights.transpose(1, 2).to(registers.dtype), registers).squeeze(1)
+        scores = self.score(hidden)
+        weights = torch.softmax(scores, dim=1) if mask is None else masked_softmax(scores, mask)
+        pooled = torch.bmm(weights.transpose(1, 2).to(registers.dtype), registers).squeeze(1)
+        return pooled if mask is None else zero_empty_rows(pooled, mask)
 
     extra_repr = show_settings
 
@@ -90,7 +100,7 @@ class RegisterAttention(nn.Module):
     keys are those of timm, layers/attention_pool.py, ``AttentionPoolLatent``, with SigLIP's LayerNorm.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D, a multiple of ``num_heads``; ``cond_dim`` is q * D.
         num_queries: Learned queries, q >= 1.
         num_heads: Heads of the attention.
@@ -106,7 +116,7 @@ class RegisterAttention(nn.Module):
         torch.Size([2, 768])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     num_queries: Final[int]
     num_heads: Final[int]
@@ -114,7 +124,7 @@ class RegisterAttention(nn.Module):
 
     def __init__(
         self,
-        num_registers: int,
+        num_registers: int | None,
         hidden_dim: int,
         num_queries: int = 1,
         num_heads: int = 8,
@@ -141,22 +151,30 @@ class RegisterAttention(nn.Module):
 
         The queries' own projection is the same for all samples; it is counted, as if the batch were one.
         """
+        num = fixed_count("RegisterAttention", self.num_registers)
         queries, inner = self.num_queries, self.mlp.fc1.out_features
-        matrices = self.num_registers * 2 * dim + queries * (2 * dim + 2 * inner + 2 * self.num_registers)
-        elements = queries * (3 * self.num_registers * self.num_heads + inner + 7 * dim)
+        matrices = num * 2 * dim + queries * (2 * dim + 2 * inner + 2 * num)
+        elements = queries * (3 * num * self.num_heads + inner + 7 * dim)
         return 2 * dim * matrices + elements
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read ``registers`` ``[B, R, D]`` as ``[B, q * D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read ``registers`` ``[B, R, D]`` as ``[B, q * D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'attention'", self.num_registers, self.hidden_dim)
-        batch, width = registers.shape[0], self.hidden_dim // self.num_heads
+        if mask is not None:
+            check_mask(mask, registers, "readout 'attention'")
+            registers = zero_padding(registers, mask)
+        batch, count, width = registers.shape[0], registers.shape[1], self.hidden_dim // self.num_heads
         registers = in_dtype_of(self.latent, registers).contiguous()
         # projected once, not once per sample
         query = self.q(self.latent).view(1, self.num_queries, self.num_heads, width).transpose(1, 2)
-        key_value = self.kv(registers).view(batch, self.num_registers, 2, self.num_heads, width).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(query.expand(batch, -1, -1, -1), key_value[0], key_value[1])
+        key_value = self.kv(registers).view(batch, count, 2, self.num_heads, width).permute(2, 0, 3, 1, 4)
+        allowed = None if mask is None else attention_mask(mask)
+        found = F.scaled_dot_product_attention(query.expand(batch, -1, -1, -1), key_value[0], key_value[1], allowed)
         attended = self.proj(found.transpose(1, 2).reshape(batch, self.num_queries, self.hidden_dim))
         pooled: Tensor = attended + self.mlp(self.norm(attended))
-        return pooled.flatten(1)
+        return pooled.flatten(1) if mask is None else zero_empty_rows(pooled.flatten(1), mask)
 
     extra_repr = show_settings

@@ -8,7 +8,8 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.nn.printing import show_settings
 from regplug.nn.readouts.checks import check_registers, in_dtype_of
-from regplug.nn.readouts.sizes import mean_width, pool_width
+from regplug.nn.readouts.masking import check_mask, masked_mean, zero_padding
+from regplug.nn.readouts.sizes import fixed_count, mean_width, pool_width
 from regplug.torch_private import in_compute_dtype, parameter_of
 
 
@@ -16,7 +17,7 @@ class RegisterMean(nn.Module):
     """The plain average of the registers: ``c = (1 / R) sum_r x_r``. No parameters.
 
     Args:
-        num_registers: Registers per sample, R >= 1.
+        num_registers: Registers per sample, R >= 1; None for any number.
         hidden_dim: Width of a register token, D; ``cond_dim`` is D.
 
     Raises:
@@ -27,11 +28,11 @@ class RegisterMean(nn.Module):
         torch.Size([2, 384])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
 
-    def __init__(self, num_registers: int, hidden_dim: int) -> None:
+    def __init__(self, num_registers: int | None, hidden_dim: int) -> None:
         out_dim = mean_width(num_registers, hidden_dim)
         super().__init__()
         self.num_registers = num_registers
@@ -40,12 +41,19 @@ class RegisterMean(nn.Module):
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 additions and one division per channel."""
-        return self.num_registers * dim
+        num = fixed_count("RegisterMean", self.num_registers)
+        return num * dim
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Average ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError."""
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Average ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError.
+
+        ``mask`` ``[B, R]``, bool, is true where a register counts.
+        """
         check_registers(registers, "readout 'mean'", self.num_registers, self.hidden_dim)
-        return registers.mean(dim=1)
+        if mask is None:
+            return registers.mean(dim=1)
+        check_mask(mask, registers, "readout 'mean'")
+        return masked_mean(zero_padding(registers, mask), mask)
 
     extra_repr = show_settings
 

@@ -10,10 +10,18 @@ if TYPE_CHECKING:  # or ``regplug.nn`` would import torch
     from torch import Tensor
 
 
-def check_registers(registers: Tensor, owner: str, num_registers: int, hidden_dim: int) -> None:
-    """Refuse registers that are not ``[B, num_registers, hidden_dim]``; TorchScript can compile it."""
+def check_registers(registers: Tensor, owner: str, num_registers: int | None, hidden_dim: int) -> None:
+    """Refuse registers that are not ``[B, num_registers, hidden_dim]``; TorchScript can compile it.
+
+    With None for ``num_registers``, any number from 1 up is accepted.
+    """
     shape = registers.shape
-    if len(shape) != 3 or shape[1] != num_registers or shape[2] != hidden_dim:
+    if num_registers is None:
+        if len(shape) != 3 or shape[1] < 1 or shape[2] != hidden_dim:
+            raise ShapeError(
+                f"{owner}: expected registers [B, N, {hidden_dim}] with N >= 1, got {list(registers.shape)}."
+            )
+    elif len(shape) != 3 or shape[1] != num_registers or shape[2] != hidden_dim:
         raise ShapeError(
             f"{owner}: expected registers [B, {num_registers}, {hidden_dim}], got {list(registers.shape)}."
         )

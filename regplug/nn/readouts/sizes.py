@@ -16,6 +16,23 @@ def check_sizes(owner: str, **sizes: int) -> None:
         check_positive_int(f"{owner}: {word}", size)
 
 
+def check_count(owner: str, num_registers: int | None) -> None:
+    """Refuse a number of registers that is neither a positive integer nor None, which stands for any number."""
+    if num_registers is not None:
+        check_sizes(owner, num_registers=num_registers)
+
+
+def fixed_count(owner: str, num_registers: int | None) -> int:
+    """The number of registers, for a count of FLOPs.
+
+    Raises:
+        SpecError: It is None.
+    """
+    if num_registers is None:
+        raise SpecError(f"{owner}: flop_count: expected a fixed number of registers, got None.")
+    return num_registers
+
+
 def check_positive(owner: str, **numbers: float) -> None:
     """Refuse a number that is not positive and finite."""
     for word, number in numbers.items():
@@ -29,9 +46,10 @@ def check_multiple(owner: str, word: str, size: int, of: int, shown: str) -> Non
         raise SpecError(f"{owner}: {word}: expected a multiple of {shown}, got {size}.")
 
 
-def mean_width(num_registers: int, hidden_dim: int) -> int:
+def mean_width(num_registers: int | None, hidden_dim: int) -> int:
     """D."""
-    check_sizes("RegisterMean", num_registers=num_registers, hidden_dim=hidden_dim)
+    check_count("RegisterMean", num_registers)
+    check_sizes("RegisterMean", hidden_dim=hidden_dim)
     return hidden_dim
 
 
@@ -77,15 +95,16 @@ def mamba_reg_width(num_registers: int, hidden_dim: int, ratio: int = 2) -> int:
     return num_registers * (hidden_dim // ratio)
 
 
-def gated_abmil_width(num_registers: int, hidden_dim: int, attention_dim: int = 128) -> int:
+def gated_abmil_width(num_registers: int | None, hidden_dim: int, attention_dim: int = 128) -> int:
     """D."""
-    sizes = {"num_registers": num_registers, "hidden_dim": hidden_dim, "attention_dim": attention_dim}
+    sizes = {"hidden_dim": hidden_dim, "attention_dim": attention_dim}
+    check_count("RegisterGatedABMIL", num_registers)
     check_sizes("RegisterGatedABMIL", **sizes)
     return hidden_dim
 
 
 def attention_width(
-    num_registers: int,
+    num_registers: int | None,
     hidden_dim: int,
     num_queries: int = 1,
     num_heads: int = 8,
@@ -94,7 +113,8 @@ def attention_width(
 ) -> int:
     """``q * D``."""
     owner = "RegisterAttention"
-    check_sizes(owner, num_registers=num_registers, hidden_dim=hidden_dim, num_queries=num_queries, num_heads=num_heads)
+    check_count(owner, num_registers)
+    check_sizes(owner, hidden_dim=hidden_dim, num_queries=num_queries, num_heads=num_heads)
     check_multiple(owner, "hidden_dim", hidden_dim, num_heads, f"num_heads={num_heads}")
     check_positive(owner, mlp_ratio=mlp_ratio)
     if int(hidden_dim * mlp_ratio) < 1:
