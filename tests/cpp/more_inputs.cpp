@@ -48,12 +48,12 @@ std::string message_of(Call call) {
   }
 }
 
-// A join of the mean of any number of tokens, two tokens, and a vector.
+// A join of the mean of any number of tokens, the last two, which take no mask, and a vector.
 Json join() {
   return Json::parse(R"({
     "bundle_format": 2, "holds": "readout", "strategy": "regplug:join", "num_registers": null, "hidden_dim": 2,
     "options": {}, "cond_dim": 7, "layout": null, "film": null, "backbone": null,
-    "input": {"name": "tokens", "dtype": "float32", "shape": ["B", "T", 2], "min_batch": 1, "min_tokens": 1},
+    "input": {"name": "tokens", "dtype": "float32", "shape": ["B", "T", 2], "min_batch": 1, "min_tokens": 2},
     "more_inputs": [{"name": "mask", "dtype": "bool", "shape": ["B", "T"]},
                     {"name": "state", "dtype": "float32", "shape": ["B", 3]}],
     "parts": [{"name": "mean", "width": 2, "tokens": [0, null], "takes_mask": true},
@@ -147,8 +147,8 @@ void check_input_rules() {
   check_edits(
       join(),
       {{"/input/name", "\"registers\"", "input.name: expected \"tokens\", got \"registers\"."},
-       {"/input/min_tokens", "null", "input.min_tokens: expected 1, got null."},
-       {"/input/min_tokens", "2", "input.min_tokens: expected 1, got 2."},
+       {"/input/min_tokens", "null", "input.min_tokens: expected 2, got null."},
+       {"/input/min_tokens", "1", "input.min_tokens: expected 2, got 1."},
        {"/input/shape", "[\"B\", 3, 2]", "input.shape: expected [\"B\",\"T\",2], got [\"B\",3,2]."},
        {"/num_registers", "3", "input.shape: expected [\"B\",3,2], got [\"B\",\"T\",2]."},
        {"/num_registers", "0", "num_registers: expected an integer >= 1, got 0."},
@@ -164,13 +164,20 @@ void check_input_rules() {
        {"/more_inputs/1/shape", "[\"B\", \"T\"]", "more_inputs.1.shape: expected [\"B\",1], got [\"B\",\"T\"]."},
        {"/more_inputs/1/shape", "[\"B\", 2, 3]", "more_inputs.1.shape: expected [\"B\",3], got [\"B\",2,3]."},
        {"/more_inputs/1/shape", "[]", "more_inputs.1.shape: expected [\"B\",1], got []."},
-       {"/more_inputs/1/name", "\"images\"", "more_inputs.1.name: expected a vector's name, got \"images\"."},
-       {"/more_inputs/0/name", "\"tokens\"", "more_inputs.0.name: expected a vector's name, got \"tokens\"."},
+       {"/more_inputs/1/name", "\"mask\"", "parts: expected [] without tokens, got [\"state\"]."},
        {"/more_inputs/0/name", "\"state\"",
-        "more_inputs: expected different names, at most 65, got [\"state\",\"state\"]."},
+        "parts: expected [\"state\",\"state\"] without tokens, got [\"state\"]."},
        {"/more_inputs/1/surplus", "1", "more_inputs.1.surplus: expected no such key, got 1."}});
   expect(verdict_on(join(), {{"/more_inputs/0/name", "\"state\"", ""}, {"/more_inputs/1/name", "\"mask\"", ""}}),
          "more_inputs.0.dtype: expected \"float32\", got \"bool\".", "a mask that is not the first");
+  for (const std::string name : {"\"registers\"", "\"tokens\"", "\"images\""}) {
+    expect(verdict_on(join(), {{"/more_inputs/1/name", name.c_str(), ""}, {"/parts/2/name", name.c_str(), ""}}),
+           "more_inputs.1.name: expected a vector's name, got " + name + ".", "a vector with the name " + name);
+  }
+  Json twice = join();
+  twice["more_inputs"].insert(twice["more_inputs"].begin(), twice["more_inputs"][0]);
+  expect(verdict_on(twice, {}), "more_inputs: expected different names, at most 65, got [\"mask\",\"mask\",\"state\"].",
+         "two masks");
   Json many = join();
   many["more_inputs"] = Json::array();
   many["parts"] = Json::array();
@@ -180,16 +187,12 @@ void check_input_rules() {
     many["parts"].push_back({{"name", name}, {"width", 1}, {"tokens", nullptr}, {"takes_mask", false}});
   }
   many["cond_dim"] = 64;
+  many["input"]["min_tokens"] = 1;
   many["outputs"][0]["shape"][1] = 64;
   expect(verdict_on(many, {}), "", "64 vectors without a mask");
   many["parts"].push_back(many["parts"][0]);
   many["parts"][64]["name"] = "v64";
   expect(verdict_on(many, {}).substr(0, 57), "parts: expected 1 to 64 parts with different names, got [", "65 parts");
-  many["more_inputs"].push_back(many["more_inputs"][0]);
-  many["more_inputs"].push_back(many["more_inputs"][0]);
-  many["more_inputs"][64]["name"] = "v64";
-  many["more_inputs"][65]["name"] = "v65";
-  expect(verdict_on(many, {}).substr(0, 53), "more_inputs: expected different names, at most 65, go", "66 more inputs");
 }
 
 void check_layout_rules() {
@@ -222,9 +225,11 @@ void check_part_rules() {
                        {"/parts/2/name", "\"other\"", "parts: expected [\"state\"] without tokens, got [\"other\"]."},
                        {"/parts/1/takes_mask", "1", "parts.1.takes_mask: expected true or false, got 1."},
                        {"/parts/1/tokens", "[0, 1.5]", "parts.1.tokens.1: expected an integer, got 1.5."},
-                       {"/parts/1/tokens", "[-3, -1]", ""},
-                       {"/parts/1/tokens", "[1, -1]", ""},
-                       {"/parts/1/tokens", "[3, 5]", ""}});
+                       {"/parts/1/tokens", "[0, 2]", ""},
+                       {"/parts/1/tokens", "[1, null]", ""},
+                       {"/parts/1/tokens", "[-3, -1]", "input.min_tokens: expected 3, got 2."},
+                       {"/parts/1/tokens", "[1, -1]", "input.min_tokens: expected 3, got 2."},
+                       {"/parts/1/tokens", "[3, 5]", "input.min_tokens: expected 5, got 2."}});
   for (const char* tokens : {"[]", "[0]", "[null, 1]", "[0, 1, 2]", "[1, 1]", "[-1, -2]"}) {
     const std::string said = verdict_on(join(), {{"/parts/1/tokens", tokens, ""}});
     expect(said.substr(0, std::strlen(inside) - 1), std::string(inside).substr(0, std::strlen(inside) - 1), tokens);
@@ -258,10 +263,10 @@ class Folder {
     ::mkdir(path_.c_str(), 0700);
     set("batch_1.input", std::vector<float>(6, std::nanf("")), {1, 3, 2});
     set("batch_1.input.state", std::vector<float>(3, 2), {1, 3});
-    set_mask("batch_1.input.mask", {0, 0, 1}, {1, 3});
+    set_mask("batch_1.input.mask", {0, 1, 1}, {1, 3});
     set("slice.input", std::vector<float>(20, 4), {2, 5, 2});
     set("slice.input.state", std::vector<float>(6, 5), {2, 3});
-    set_mask("slice.input.mask", {1, 0, 1, 0, 0, 0, 1, 0, 1, 1}, {2, 5});
+    set_mask("slice.input.mask", {0, 1, 1, 0, 0, 0, 1, 1, 0, 1}, {2, 5});
     for (const Json& output : values_["outputs"]) {
       const std::string name = ".output." + output["name"].get<std::string>();
       const auto width = output["shape"][1].get<std::int64_t>();
@@ -320,7 +325,7 @@ void check_golden_inputs(const std::string& path) {
          "tokens float32 [2, 2, 2]; mask bool [2, 2]; state float32 [2, 3]; ",
          "inputs of golden cases");
   const regplug::Tensor mask = regplug::Tensor::copy_of(slice[1].view);
-  expect(std::string(static_cast<const char*>(mask.data()), 4), std::string("\0\1\1\0", 4), "the mask of a slice");
+  expect(std::string(static_cast<const char*>(mask.data()), 4), std::string("\1\1\1\1", 4), "the mask of a slice");
 }
 
 void check_golden_rules(const std::string& path) {
@@ -346,13 +351,16 @@ void check_golden_rules(const std::string& path) {
   expect(changed([](Folder& one) { one.set_mask("slice.input.mask", {1}, {1}); }),
          "tensor 'slice.input.mask': expected bool [2, 5], got bool [1].", "a mask of one dimension");
   const auto none = [](const std::string& name, int sample) {
-    return "case '" + name + "': mask: expected a token that counts in every sample, got none in sample " +
+    return "case '" + name + "': mask: expected a token of 'mean' that counts in every sample, got none in sample " +
            std::to_string(sample) + ".";
   };
   expect(changed([](Folder& one) { one.set_mask("batch_1.input.mask", {0, 0, 0}, {1, 3}); }), none("batch_1", 0),
          "a mask without a token");
   expect(changed([](Folder& one) { one.set_mask("slice.input.mask", {1, 1, 1, 0, 0, 1, 0, 0, 1, 1}, {2, 5}); }),
          none("slice", 1), "a slice without a token");
+  expect(changed([](Folder& one) { one.set_mask("batch_1.input.mask", {1, 1, 0}, {1, 3}); }),
+         "case 'batch_1': mask: expected every token of 'ends' to count, which takes no mask, got padding in sample 0.",
+         "a part that takes no mask");
   Folder film(path + "/film", conditioner());
   film.remove("batch_1.input.state");
   film.remove("slice.input.state");
@@ -395,9 +403,9 @@ void check_calls() {
 }
 
 std::string mask_refusal(const std::string& bytes, const regplug::Sizes& sizes, const regplug::Sizes& strides,
-                         std::int64_t offset = 0) {
+                         std::int64_t offset = 0, const regplug::Manifest& manifest = {}) {
   return message_of([&] {
-    regplug::detail::check_mask("program 'p'", "mask", bytes.data() + offset, sizes.data(), strides.data());
+    regplug::detail::check_mask("program 'p'", manifest, {bytes.data() + offset, sizes.data(), strides.data()});
   });
 }
 
@@ -424,7 +432,7 @@ void check_mask_values() {
         if (random() % 200 == 0) value = 1 << random() % 8;
         any = any || value != 0;
         bytes[static_cast<std::size_t>(begin + sample * row + j * stride)] = static_cast<char>(value);
-        if (value > 1 && wanted.empty()) wanted = byte + std::to_string(value) + ".";
+        if (value > 1 && wanted.rfind(byte, 0) != 0) wanted = byte + std::to_string(value) + ".";
       }
       if (!any && wanted.empty()) wanted = none + std::to_string(sample) + ".";
     }
@@ -432,6 +440,49 @@ void check_mask_values() {
   }
   expect(mask_refusal(std::string(3, '\1'), {5, 3}, {0, 1}), "", "one row for all samples");
   expect(mask_refusal(std::string(1, '\0'), {2, 300}, {0, 0}), none + "0.", "one byte for all tokens");
+}
+
+// Only the tokens that a module reads must be there, in every part that reads some.
+void check_masks_of_parts() {
+  const std::string mask = "program 'p': mask: expected ";
+  const auto none = [&](const std::string& of, int sample) {
+    return mask + "a token" + of + " that counts in every sample, got none in sample " + std::to_string(sample) + ".";
+  };
+  regplug::Manifest manifest;
+  manifest.holds = "conditioner";
+  manifest.layout = regplug::LayoutRecord{};
+  manifest.layout->start = 1;
+  const auto refusal = [&](const std::string& bytes) {  // of two samples
+    const auto length = static_cast<std::int64_t>(bytes.size() / 2);
+    return mask_refusal(bytes, {2, length}, {length, 1}, 0, manifest);
+  };
+  const auto said = [&](std::string digits) {
+    for (char& digit : digits) digit = static_cast<char>(digit - '0');
+    return refusal(digits);
+  };
+  expect(said("0100" "0001"), "", "all tokens after the first");
+  expect(said("0100" "1000"), none("", 1), "only the first");
+  manifest.layout->num_registers = 2;
+  expect(said("00100" "01000"), "", "two tokens after the first");
+  expect(said("10011" "01000"), none("", 0), "none of two");
+  manifest.layout->start = -2;
+  expect(said("00010" "00001"), "", "the last two");
+  expect(said("00010" "11100"), none("", 1), "none of the last two");
+  manifest.layout->start.reset();
+  manifest.layout->indices = {0, 3};
+  expect(said("1000" "0001"), "", "two places");
+  expect(said("1000" "0110"), none("", 1), "none of two places");
+  manifest.parts = {{"one", 1, false, 0, 1, true}, {"vector", 1, true, 0, {}, false}, {"last", 1, false, -1, {}, false}};
+  expect(said("1001" "1001"), "", "two parts of two places");
+  expect(said("1001" "0111"), none(" of 'one'", 1), "none of one part");
+  expect(said("1110" "1001"),
+         mask + "every token of 'last' to count, which takes no mask, got padding in sample 0.", "padding in another");
+  manifest.holds = "readout";
+  manifest.parts = {{"wide", 1, false, 1, -1, true}, {"all", 1, false, 0, {}, false}};
+  expect(said("1111" "1111"), "", "no padding");
+  expect(said("1111" "1001"), none(" of 'wide'", 1), "the first part is reported");
+  expect(said("1111" "1011"),
+         mask + "every token of 'all' to count, which takes no mask, got padding in sample 1.", "padding");
 }
 
 }  // namespace
@@ -449,6 +500,7 @@ inline int main_of(int argc, char** argv) {
   check_golden_rules(argv[1]);
   check_calls();
   check_mask_values();
+  check_masks_of_parts();
   return failures == 0 ? 0 : 1;
 }
 

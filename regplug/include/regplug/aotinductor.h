@@ -162,6 +162,7 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     const Sizes& sizes = input_at(0).sizes();
     const std::size_t given = manifest_.num_inputs();
     for (std::size_t i = 0; i < given; ++i) check_input(i, input_at(i), sizes);
+    if (manifest_.has_mask()) check_mask(input_at(1));
     if (sizes[0] == 0) return fill_empty(outputs);
     const std::shared_ptr<const detail::WeightsInPlace> current = weights();
     const std::size_t count = library_->num_outputs();
@@ -222,7 +223,10 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     if (input.dtype() != (is_mask ? Dtype::boolean : dtype_)) {
       detail::reject_dtype(kProgram, manifest_, i, dtype_name(input.dtype()));
     }
-    if (is_mask) detail::check_mask(kProgram, wanted.name, input.data(), sizes.data(), input.strides().data());
+  }
+
+  void check_mask(const TensorView& mask) const {
+    detail::check_mask(kProgram, manifest_, {mask.data(), mask.sizes().data(), mask.strides().data()});
   }
 
   bool fits(const detail::AtenTensorInfo& result, std::int64_t batch, std::size_t i) const {

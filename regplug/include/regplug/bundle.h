@@ -13,7 +13,7 @@
 #include "regplug/detail/bytes.h"
 #include "regplug/detail/cpu.h"
 #include "regplug/detail/folder.h"
-#include "regplug/detail/program_checks.h"
+#include "regplug/detail/mask_rules.h"
 #include "regplug/detail/read_manifest.h"
 #include "regplug/detail/sha256.h"
 #include "regplug/detail/strict_json.h"
@@ -196,9 +196,8 @@ class Bundle {
     const std::int64_t sizes[] = {golden.batch, golden.length};
     const std::int64_t strides[] = {mask.shape[1], 1};
     const char* const begin = mask.bytes.data() + golden.start.value_or(0);
-    const std::int64_t sample = detail::sample_without_token(begin, sizes, strides, [](int) {});
-    if (sample == golden.batch) return;
-    throw Error(label + ": case '" + golden.name + "': mask: " + detail::no_token_in(sample));
+    const std::string fault = detail::mask_fault(manifest_, {begin, sizes, strides});
+    if (!fault.empty()) throw Error(label + ": case '" + golden.name + "': mask: " + fault);
   }
 
   Manifest manifest_;

@@ -152,6 +152,7 @@ class TorchScriptBundle : public detail::ProgramBundle<at::Tensor, detail::Loade
   std::vector<at::Tensor> compute(InputAt input_at) const {
     const at::Tensor& input = input_at(0);
     for (std::size_t i = 0; i < manifest_.num_inputs(); ++i) check_input(i, input_at(i), input);
+    if (manifest_.has_mask()) check_mask(input_at(1));
     const c10::InferenceMode inference;
     const detail::NoAutocast no_autocast;
     if (input.size(0) == 0) return empty_outputs();
@@ -215,9 +216,11 @@ class TorchScriptBundle : public detail::ProgramBundle<at::Tensor, detail::Loade
     if (input.layout() != at::kStrided) refuse("a dense tensor, got another layout.");
     const std::string found = detail::not_plain(input);
     if (!found.empty()) refuse("a dense tensor on the CPU, got " + found + ".");
-    if (!is_mask) return;
-    const char* const values = static_cast<const char*>(input.const_data_ptr());
-    detail::check_mask(kProgram, wanted.name, values, sizes.data(), input.strides().data());
+  }
+
+  void check_mask(const at::Tensor& mask) const {
+    const char* const bytes = static_cast<const char*>(mask.const_data_ptr());
+    detail::check_mask(kProgram, manifest_, {bytes, mask.sizes().data(), mask.strides().data()});
   }
 
   void check_outputs(const std::vector<at::Tensor>& outputs, std::int64_t batch) const {

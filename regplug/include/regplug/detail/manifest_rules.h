@@ -70,9 +70,11 @@ inline void check_input(const Json& json, const Manifest& manifest) {
   expect_same("input.shape", {"B", fixed != 0 ? Json(fixed) : Json("T"), manifest.hidden_dim}, shape);
   Json least;  // null for a readout of a fixed number of tokens
   if (conditioner) {
-    least = *min_tokens_of(json["layout"], *manifest.layout);
+    const LayoutRecord& layout = *manifest.layout;
+    const bool all = layout.num_registers == 0 && !layout.num_tokens;
+    least = all ? least_tokens(manifest) + *layout.start : *min_tokens_of(json["layout"], layout);
   } else if (fixed == 0) {
-    least = 1;
+    least = least_tokens(manifest);
   }
   expect_same("input.min_tokens", least, json["input"]["min_tokens"]);
 }
@@ -203,9 +205,9 @@ inline void check_rules(const Json& json, const Manifest& manifest) {
   if (manifest.layout) check_layout(json["layout"], manifest, *manifest.layout);
   if ((conditioner || manifest.backbone) && !manifest.layout) wrong_value("layout", "an object", nullptr);
   if (conditioner != manifest.film.has_value()) wrong_value("film", conditioner ? "an object" : "null", json["film"]);
+  check_parts(json, manifest);
   check_input(json, manifest);
   check_more_inputs(json, manifest);
-  check_parts(json, manifest);
   check_outputs(json, manifest);
   check_cases(manifest);
   check_programs(manifest);

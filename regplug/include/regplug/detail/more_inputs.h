@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "regplug/detail/json_fields.h"
+#include "regplug/detail/mask_rules.h"
 #include "regplug/detail/strict_json.h"
 #include "regplug/manifest.h"
 
@@ -51,20 +52,29 @@ inline void check_more_inputs(const Json& json, const Manifest& manifest) {
   }
 }
 
-// How many tokens are at [start:stop] of a sequence of this length.
-inline std::int64_t count_tokens(const PartRecord& part, std::int64_t length) {
-  const auto place = [&](std::int64_t position) {
-    return std::clamp<std::int64_t>(position < 0 ? position + length : position, 0, length);
-  };
-  return place(part.stop.value_or(length)) - place(part.start);
-}
-
 // Whether a part has tokens in the sequence, if its length is known (else 0), and a mask only with tokens.
 inline bool part_fits(const Json& tokens, const PartRecord& part, std::int64_t length) {
   if (part.is_vector) return !part.takes_mask;
   if (tokens.size() != 2 || tokens[0].is_null()) return false;
-  if (length != 0) return count_tokens(part, length) > 0;
+  const auto [begin, end] = places_of(part, length);
+  if (length != 0) return begin < end;
   return !part.stop || (part.start < 0) != (*part.stop < 0) || part.start < *part.stop;
+}
+
+// The shortest sequence in which every part has all its tokens; one token without parts.
+inline std::int64_t least_tokens(const Manifest& manifest) {
+  std::int64_t least = 1;
+  for (const PartRecord& part : manifest.parts) {
+    if (part.is_vector) continue;
+    if (part.start < 0) {
+      least = std::max(least, -part.start);
+    } else if (!part.stop || *part.stop < 0) {
+      least = std::max(least, part.start + 1 - part.stop.value_or(0));
+    } else {
+      least = std::max(least, *part.stop);
+    }
+  }
+  return least;
 }
 
 inline void check_parts(const Json& json, const Manifest& manifest) {

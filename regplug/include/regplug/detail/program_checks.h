@@ -6,11 +6,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "regplug/detail/mask_rules.h"
 #include "regplug/detail/more_inputs.h"
 #include "regplug/error.h"
 #include "regplug/manifest.h"
@@ -104,49 +104,10 @@ inline std::string label_of(const Manifest& manifest, std::size_t i) {
   reject(program, label_of(manifest, i) + "expected dtype " + manifest.input_at(i).dtype + ", got " + got + ".");
 }
 
-// All bits that are set in one sample of a mask: more than 1 when a byte is neither 0 nor 1, 0 when no token counts.
-inline unsigned char bits_of_sample(const char* data, std::int64_t length, std::int64_t stride) {
-  std::uint64_t bits = 0;
-  std::int64_t i = 0;
-  constexpr std::int64_t word = sizeof bits;
-  for (; stride == 1 && i + word <= length; i += word) {
-    std::uint64_t part = 0;
-    std::memcpy(&part, data + i, sizeof part);
-    bits |= part;
-  }
-  for (; i < length; ++i) bits |= static_cast<unsigned char>(data[i * stride]);
-  for (const int half : {32, 16, 8}) bits |= bits >> half;
-  return static_cast<unsigned char>(bits);
-}
-
-// The first sample of a mask without a token that counts; `sizes[0]` when every sample has one. Calls `wrong(byte)` for
-// a byte that is neither 0 nor 1.
-template <typename Wrong>
-std::int64_t sample_without_token(const char* data, const std::int64_t* sizes, const std::int64_t* strides,
-                                  Wrong wrong) {
-  for (std::int64_t sample = 0; sample < sizes[0]; ++sample) {
-    const char* const begin = data + sample * strides[0];
-    const unsigned char bits = bits_of_sample(begin, sizes[1], strides[1]);
-    for (std::int64_t i = 0; bits > 1 && i < sizes[1]; ++i) {
-      const auto byte = static_cast<unsigned char>(begin[i * strides[1]]);
-      if (byte > 1) wrong(int{byte});
-    }
-    if (bits == 0) return sample;
-  }
-  return sizes[0];
-}
-
-inline std::string no_token_in(std::int64_t sample) {
-  return "expected a token that counts in every sample, got none in sample " + std::to_string(sample) + ".";
-}
-
-// The values of a mask of bool [B, T], whose memory is the caller's.
-inline void check_mask(const char* program, const std::string& name, const char* data, const std::int64_t* sizes,
-                       const std::int64_t* strides) {
-  const std::int64_t sample = sample_without_token(data, sizes, strides, [&](int byte) {
-    reject(program, name + ": expected bytes 0 and 1, got " + std::to_string(byte) + ".");
-  });
-  if (sample != sizes[0]) reject(program, name + ": " + no_token_in(sample));
+// The values of a mask of bool [B, T], whose shape was checked.
+inline void check_mask(const char* program, const Manifest& manifest, const MaskBytes& mask) {
+  const std::string fault = mask_fault(manifest, mask);
+  if (!fault.empty()) reject(program, "mask: " + fault);
 }
 
 // `got` are the signatures of the outputs: "float32 [2, 384]".
