@@ -2,11 +2,9 @@
 // to run it; pin the digest to run only the program you know. Linking needs libtorch, compiling needs no torch header.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <utility>
@@ -58,8 +56,10 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
   }
 
   // All inputs by name, in any order: run({{"tokens", tokens}, {"mask", mask}}).
-  Tensor run(std::initializer_list<NamedView> inputs) const { return run_named(inputs); }
-  Tensor run(const std::vector<NamedView>& inputs) const { return run_named(inputs); }
+  Tensor run(const std::vector<NamedView>& inputs) const {
+    check_readout();
+    return std::move(forward(inputs).front());
+  }
 
   // tokens [B, T, D], or images -> (gamma, beta), each [B, width], for every FiLM layer in order. Otherwise as `run`.
   std::vector<std::pair<Tensor, Tensor>> run_film(const TensorView& input) const {
@@ -67,11 +67,6 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     std::vector<Tensor> outputs(manifest_.outputs.size());
     forward(input, outputs.data());
     return pairs_of(std::move(outputs));
-  }
-
-  std::vector<std::pair<Tensor, Tensor>> run_film(std::initializer_list<NamedView> inputs) const {
-    check_conditioner();
-    return pairs_of(forward(inputs));
   }
 
   std::vector<std::pair<Tensor, Tensor>> run_film(const std::vector<NamedView>& inputs) const {
@@ -131,18 +126,10 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     return "inputs " + std::to_string(inputs) + " and outputs " + std::to_string(outputs);
   }
 
-  template <typename Inputs>
-  Tensor run_named(const Inputs& inputs) const {
-    check_readout();
-    return std::move(forward(inputs).front());
-  }
-
-  template <typename Inputs>
-  std::vector<Tensor> forward(const Inputs& inputs) const {
+  std::vector<Tensor> forward(const std::vector<NamedView>& inputs) const {
     std::vector<Tensor> outputs(manifest_.outputs.size());
     detail::translate_errors(kProgram, [&] {
-      const NamedView* const given = inputs.size() == 0 ? nullptr : &*inputs.begin();
-      const auto ordered = detail::in_order(kProgram, manifest_, given, inputs.size());
+      const auto ordered = detail::in_order(kProgram, manifest_, inputs.data(), inputs.size());
       compute([&](std::size_t i) -> const TensorView& { return ordered[i]->view; }, outputs.data());
     });
     return outputs;
@@ -161,7 +148,8 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
   void compute(InputAt input_at, Tensor* outputs) const {
     const Sizes& sizes = input_at(0).sizes();
     const std::size_t given = manifest_.num_inputs();
-    for (std::size_t i = 0; i < given; ++i) check_input(i, input_at(i), sizes);
+    check_input(input_at(0));
+    for (std::size_t i = 1; i < given; ++i) check_more_input(i, input_at(i), sizes);
     if (manifest_.has_mask()) check_mask(input_at(1));
     if (sizes[0] == 0) return fill_empty(outputs);
     const std::shared_ptr<const detail::WeightsInPlace> current = weights();
@@ -169,18 +157,16 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     detail::Handles<kInPlace> inputs(given + current->tensors().size());
     detail::Handles<kInPlace> results(count);
     std::array<detail::Block, detail::kMaxInputs> memory;
-    Tensor first_copy;
+    const auto give = [&](std::size_t i, const TensorView& view) {
+      inputs[i] = detail::to_aten(view).release();
+      memory[i] = {view.data(), view.data() + view.nbytes()};
+    };
+    const Tensor copied = copy_if_needed(input_at(0));
+    give(0, copied.data() == nullptr ? input_at(0) : copied.view());
     std::vector<Tensor> copies;
-    for (std::size_t i = 0; i < given; ++i) {
-      // A library compiled for contiguous memory silently reads a strided view as if it were contiguous.
-      const TensorView* view = &input_at(i);
-      if (!view->is_contiguous() || !view->is_aligned()) {
-        Tensor& copy = i == 0 ? first_copy : copies.emplace_back();
-        copy = Tensor::copy_of(*view);
-        view = &copy.view();
-      }
-      inputs[i] = detail::to_aten(*view).release();
-      memory[i] = {view->data(), view->data() + view->nbytes()};
+    for (std::size_t i = 1; i < given; ++i) {
+      copies.push_back(copy_if_needed(input_at(i)));
+      give(i, copies.back().data() == nullptr ? input_at(i) : copies.back().view());
     }
     for (std::size_t i = 0; i < current->tensors().size(); ++i) {
       inputs[given + i] = detail::new_handle(current->tensors()[i]).release();
@@ -192,13 +178,17 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
       const detail::AtenTensorInfo result = detail::inspect(results[i]);
       if (!fits(result, sizes[0], i)) reject_outputs(results, sizes[0]);
       // A module may return an input, a weight, a constant, or views of one tensor: the caller gets its own copy.
-      const auto is_input = [&](const detail::Block& block) { return block.overlaps(result.storage); };
-      const bool shared = count > 1 || library_->num_constants() != 0 || !result.view.is_contiguous() ||
-                          std::any_of(memory.begin(), memory.begin() + given, is_input) ||
-                          current->overlaps(result.storage);
+      bool shared = count > 1 || library_->num_constants() != 0 || !result.view.is_contiguous();
+      for (std::size_t j = 0; j < given; ++j) shared = shared || result.storage.overlaps(memory[j]);
+      shared = shared || current->overlaps(result.storage);
       outputs[i] = shared ? Tensor::copy_of(result.view)
                           : Tensor(result.view.dtype(), result.view.sizes(), result.view.data(), results.share(i));
     }
+  }
+
+  // A library compiled for contiguous memory silently reads a strided view as if it were contiguous.
+  static Tensor copy_if_needed(const TensorView& view) {
+    return view.is_contiguous() && view.is_aligned() ? Tensor() : Tensor::copy_of(view);
   }
 
   // No program runs on an empty batch: attention divides by the batch size, which ends the process.
@@ -208,21 +198,20 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     }
   }
 
-  // `first` are the sizes of the first input, which is checked before the others.
-  void check_input(std::size_t i, const TensorView& input, const Sizes& first) const {
+  void check_input(const TensorView& input) const {
+    if (!input.defined()) detail::reject_input(kProgram, manifest_.input, "", "no tensor");
+    detail::check_shape(kProgram, manifest_, input.sizes().data(), input.sizes().size());
+    if (input.dtype() != dtype_) detail::reject_dtype(kProgram, manifest_, 0, dtype_name(input.dtype()));
+  }
+
+  // `first` are the sizes of the first input.
+  void check_more_input(std::size_t i, const TensorView& input, const Sizes& first) const {
     const TensorSpec& wanted = manifest_.input_at(i);
+    if (!input.defined()) detail::reject_more_input(kProgram, wanted, first.data(), "no tensor");
+    detail::check_more_shape(kProgram, wanted, first.data(), input.sizes().data(), input.sizes().size());
     const bool is_mask = i == 1 && manifest_.has_mask();
-    const Sizes& sizes = input.sizes();
-    if (i == 0) {
-      if (!input.defined()) detail::reject_input(kProgram, wanted, "", "no tensor");
-      detail::check_shape(kProgram, manifest_, sizes.data(), sizes.size());
-    } else {
-      if (!input.defined()) detail::reject_more_input(kProgram, wanted, first.data(), "no tensor");
-      detail::check_more_shape(kProgram, wanted, first.data(), sizes.data(), sizes.size());
-    }
-    if (input.dtype() != (is_mask ? Dtype::boolean : dtype_)) {
-      detail::reject_dtype(kProgram, manifest_, i, dtype_name(input.dtype()));
-    }
+    if (input.dtype() == (is_mask ? Dtype::boolean : dtype_)) return;
+    detail::reject_dtype(kProgram, manifest_, i, dtype_name(input.dtype()));
   }
 
   void check_mask(const TensorView& mask) const {

@@ -11,7 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -77,7 +76,6 @@ class TorchScriptBundle : public detail::ProgramBundle<at::Tensor, detail::Loade
   }
 
   // All inputs by name, in any order: run({{"tokens", tokens}, {"mask", mask}}).
-  at::Tensor run(std::initializer_list<NamedTensor> inputs) const { return run(std::vector<NamedTensor>(inputs)); }
   at::Tensor run(const std::vector<NamedTensor>& inputs) const {
     check_readout();
     return forward(inputs).front();
@@ -87,10 +85,6 @@ class TorchScriptBundle : public detail::ProgramBundle<at::Tensor, detail::Loade
   std::vector<std::pair<at::Tensor, at::Tensor>> run_film(const at::Tensor& input) const {
     check_conditioner();
     return pairs_of(forward(input));
-  }
-
-  std::vector<std::pair<at::Tensor, at::Tensor>> run_film(std::initializer_list<NamedTensor> inputs) const {
-    return run_film(std::vector<NamedTensor>(inputs));
   }
 
   std::vector<std::pair<at::Tensor, at::Tensor>> run_film(const std::vector<NamedTensor>& inputs) const {

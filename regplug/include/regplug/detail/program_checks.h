@@ -59,7 +59,9 @@ std::array<const Named*, kMaxInputs> in_order(const char* program, const Manifes
 // torch ends the process when a tensor's bytes overflow
 inline bool bytes_fit(const std::int64_t* sizes, std::size_t rank) {
   std::int64_t room = std::numeric_limits<std::int64_t>::max() / 8;
-  return std::all_of(sizes, sizes + rank, [&](std::int64_t size) { return size <= 0 || (room /= size) > 0; });
+  bool fits = true;
+  for (std::size_t i = 0; fits && i < rank; ++i) fits = sizes[i] <= 0 || (room /= sizes[i]) > 0;
+  return fits;
 }
 
 // Of the first input.
