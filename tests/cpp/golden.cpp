@@ -8,6 +8,8 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <iostream>
@@ -18,21 +20,21 @@
 namespace golden {
 namespace {
 
-std::vector<at::Tensor> run_flat(const regplug::TorchScriptBundle& program, const at::Tensor& input) {
-  if (!program.manifest().is_conditioner()) return {program.run(input)};
+using Inputs = std::vector<regplug::NamedTensor>;
+
+template <typename Given>
+std::vector<at::Tensor> run_as(const regplug::TorchScriptBundle& program, const Given& inputs) {
+  if (!program.manifest().is_conditioner()) return {program.run(inputs)};
   std::vector<at::Tensor> flat;
-  for (const auto& [gamma, beta] : program.run_film(input)) flat.insert(flat.end(), {gamma, beta});
+  for (const auto& [gamma, beta] : program.run_film(inputs)) flat.insert(flat.end(), {gamma, beta});
   return flat;
 }
 
-// The message that rejects the input; empty when it is accepted.
-std::string refusal(const regplug::TorchScriptBundle& program, const at::Tensor& input) {
-  try {
-    run_flat(program, input);
-    return "";
-  } catch (const regplug::Error& error) {
-    return error.what();
-  }
+// One input without its name, several by name.
+std::vector<at::Tensor> run_flat(const regplug::TorchScriptBundle& program, const Inputs& inputs) {
+  if (inputs.size() == 1) return run_as(program, inputs[0].tensor);
+  if (inputs.size() != 2 || program.manifest().is_conditioner()) return run_as(program, inputs);
+  return {program.run({{inputs[0].name, inputs[0].tensor}, {inputs[1].name, inputs[1].tensor}})};
 }
 
 template <typename Call>
@@ -42,6 +44,50 @@ std::string message_of(Call call) {
     return "";
   } catch (const regplug::Error& error) {
     return error.what();
+  }
+}
+
+// The message that rejects the inputs; empty when they are accepted.
+std::string refusal(const regplug::TorchScriptBundle& program, const Inputs& inputs) {
+  return message_of([&] { run_flat(program, inputs); });
+}
+
+Inputs with(Inputs inputs, std::size_t i, const at::Tensor& other) {
+  inputs[i].tensor = other;
+  return inputs;
+}
+
+// Names, and further inputs, that must be rejected; `inputs` are right.
+void refuse_more_inputs(const regplug::TorchScriptBundle& program, const Inputs& inputs, regplug::Json& report) {
+  const auto named = [&](const std::string& what, const Inputs& given) {
+    report["names"][what] = message_of([&] { run_as(program, given); });
+  };
+  Inputs twice = inputs;
+  twice.push_back(inputs.front());
+  Inputs unknown = inputs;
+  unknown.back().name = "other\n";
+  named("few", Inputs(inputs.begin(), inputs.end() - 1));
+  named("twice", twice);
+  named("unknown", unknown);
+  report["names"]["none"] = message_of([&] { run_as(program, inputs[0].tensor); });  // right if it is the only one
+  report["names"]["all"] = message_of([&] { run_as(program, inputs); });
+  for (std::size_t i = 1; i < inputs.size(); ++i) {
+    const at::Tensor& good = inputs[i].tensor;
+    regplug::Json& refused = report["more"][std::string(inputs[i].name)];
+    refused["width"] = refusal(program, with(inputs, i, at::cat({good, good.narrow(1, 0, 1)}, 1)));
+    refused["batch"] = refusal(program, with(inputs, i, good.narrow(0, 0, 1)));
+    refused["rank"] = refusal(program, with(inputs, i, good.select(1, 0)));
+    refused["dtype"] = refusal(program, with(inputs, i, good.to(at::kByte)));
+    refused["nothing"] = refusal(program, with(inputs, i, at::Tensor()));
+    refused["meta"] = refusal(program, with(inputs, i, good.to(at::kMeta)));
+    refused["sparse"] = refusal(program, with(inputs, i, good.to_sparse()));
+    if (good.scalar_type() != at::kBool) continue;
+    const at::Tensor bytes = at::ones(good.sizes(), at::kByte);
+    const at::Tensor mask = bytes.view(at::kBool);
+    bytes[1][-1].fill_(255);
+    refused["byte"] = refusal(program, with(inputs, i, mask));
+    bytes[1].fill_(0);
+    refused["false"] = refusal(program, with(inputs, i, mask));
   }
 }
 
@@ -111,8 +157,11 @@ bool check(const std::string& dir, regplug::Json& report) {
   const regplug::ProgramRecord& record = bundle.program();
   bool all = true;
   for (const regplug::GoldenCase& golden : manifest.cases) {
-    const at::Tensor input = regplug::to_tensor(regplug::golden_input(bundle, golden));
-    const std::vector<at::Tensor> outputs = run_flat(program, input);
+    Inputs inputs;
+    for (const auto& [name, view] : regplug::golden_inputs(bundle, golden)) {
+      inputs.push_back({name, regplug::to_tensor(view)});
+    }
+    const std::vector<at::Tensor> outputs = run_flat(program, inputs);
     std::vector<regplug::TensorView> views;
     for (const at::Tensor& output : outputs) views.push_back(regplug::view_of(output));
     const double error = regplug::golden_error(bundle, golden, views);
@@ -124,10 +173,11 @@ bool check(const std::string& dir, regplug::Json& report) {
       const c10::InferenceMode inference;
       for (at::Tensor output : outputs) output.fill_(7);
     }
-    const std::vector<at::Tensor> again = run_flat(program, input);
+    std::reverse(inputs.begin(), inputs.end());  // their order does not matter
+    const std::vector<at::Tensor> again = run_flat(program, inputs);
     bool owned = true;
     for (std::size_t i = 0; i < kept.size(); ++i) owned = owned && again[i].allclose(kept[i]);
-    const bool ok = error <= tolerance && owned && (!golden.start || !input.is_contiguous());
+    const bool ok = error <= tolerance && owned && (!golden.start || !inputs.back().tensor.is_contiguous());
     report["cases"][golden.name] = {{"error", error}, {"tolerance", tolerance}, {"ok", ok}};
     all = all && ok;
   }
@@ -143,24 +193,30 @@ bool check(const std::string& dir, regplug::Json& report) {
       {"rank", good[0]},
       {"dtype", good.to(good.scalar_type() == at::kDouble ? at::kFloat : at::kDouble)},
       {"nothing", at::Tensor()}};
+  Inputs inputs{{manifest.input.name, good}};
+  for (const regplug::TensorSpec& wanted : manifest.more_inputs) {
+    const std::int64_t second = wanted.shape[1] == regplug::kFree ? shape[1] : wanted.shape[1];
+    inputs.push_back({wanted.name, at::ones({2, second}, regplug::detail::to_dtype(wanted.dtype))});
+  }
   for (const auto& [what, input] : bad) {
-    report["refused"][what] = refusal(program, input);
-    all = all && !refusal(program, input).empty();
+    report["refused"][what] = refusal(program, with(inputs, 0, input));
+    all = all && !refusal(program, with(inputs, 0, input)).empty();
   }
-  if (manifest.min_batch > 0) {
-    report["refused"]["B"] = refusal(program, good.narrow(0, 0, 0));
-    all = all && !refusal(program, good.narrow(0, 0, 0)).empty();
-  }
-  all = all && refusal(program, good).empty();
-  if (!manifest.is_conditioner() && good.scalar_type() == at::kFloat) {
+  Inputs empty = inputs;
+  for (regplug::NamedTensor& one : empty) one.tensor = one.tensor.narrow(0, 0, 0);
+  if (manifest.min_batch > 0) report["refused"]["B"] = refusal(program, empty);
+  all = all && refusal(program, empty).empty() == (manifest.min_batch == 0);
+  all = all && refusal(program, inputs).empty();
+  refuse_more_inputs(program, inputs, report);
+  if (!manifest.is_conditioner() && good.scalar_type() == at::kFloat && inputs.size() == 1) {
     all = check_odd(program, good, report) && all;
     check_conversions(dir, report);
   }
   try {
     if (manifest.is_conditioner()) {
-      program.run(good);
+      program.run(inputs);
     } else {
-      program.run_film(good);
+      program.run_film(inputs);
     }
     all = false;
   } catch (const regplug::Error& error) {

@@ -5,6 +5,7 @@
 #include "aoti_life.cpp"
 #include "aoti_reload.cpp"
 #include "by_name.h"
+#include "more_inputs.cpp"
 #include "open_bundles.cpp"
 #include "units.cpp"
 // the last, because its names are in no namespace
@@ -18,6 +19,7 @@ int main(int argc, char** argv) {
                       {"regplug_aoti_life", aoti_life::main_of},
                       {"regplug_aoti_open", open_bundles::main_of},
                       {"regplug_aoti_reload", aoti_reload::main_of},
+                      {"regplug_more_inputs", more_inputs::main_of},
                       {"regplug_run", main_of_run},
                       {"regplug_units", units::main_of}});
 }

@@ -8,6 +8,7 @@
 #include "by_name.h"
 #include "damaged.cpp"
 #include "golden.cpp"
+#include "more_inputs.cpp"
 #include "open_bundles.cpp"
 #include "reload.cpp"
 #include "shim.cpp"
@@ -23,6 +24,7 @@ int main(int argc, char** argv) {
                       {"regplug_aoti_reload", aoti_reload::main_of},
                       {"regplug_damaged", damaged::main_of},
                       {"regplug_golden", golden::main_of},
+                      {"regplug_more_inputs", more_inputs::main_of},
                       {"regplug_open", open_bundles::main_of},
                       {"regplug_reload", reload::main_of},
                       {"regplug_soak", soak::main_of},

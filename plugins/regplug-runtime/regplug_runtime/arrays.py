@@ -33,7 +33,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def to_tensor(given: object, wanted: str) -> tuple[Tensor, NDArray[Any]]:
+def to_tensor(given: object, wanted: str, owner: str = OWNER, name: bytes | None = None) -> tuple[Tensor, NDArray[Any]]:
     """An input as the library takes it, and the array that must be kept while the tensor is used.
 
     The library compares rank, sizes and dtype, and copies an array that is not in C order.
@@ -41,38 +41,40 @@ def to_tensor(given: object, wanted: str) -> tuple[Tensor, NDArray[Any]]:
     Args:
         given: The caller's input.
         wanted: The name of the dtype that the bundle takes, for messages.
+        owner: What messages begin with.
+        name: The input's name; None: it is the only one.
 
     Raises:
         BundleError: It is no plain array, or has a dtype that the library does not know.
     """
-    array = given if type(given) is np.ndarray else _plain(given)
+    array = given if type(given) is np.ndarray else _plain(given, owner)
     code = CODES.get(array.dtype)
     if code is None:
-        code = _other_code(array.dtype, wanted)
+        code = _other_code(array.dtype, wanted, owner)
     item = array.itemsize
     if any(step % item for step in array.strides):  # a field of a structured array
         array = np.array(array, order="C")
     numbers = ctypes.c_int64 * array.ndim
     strides = numbers(*(step // item for step in array.strides))
-    return Tensor(None, code, array.ndim, numbers(*array.shape), strides, array.ctypes.data), array
+    return Tensor(name, code, array.ndim, numbers(*array.shape), strides, array.ctypes.data), array
 
 
-def _plain(given: object) -> NDArray[Any]:
+def _plain(given: object, owner: str) -> NDArray[Any]:
     if isinstance(given, np.ma.MaskedArray):
-        raise BundleError(f"{OWNER}: expected an array without a mask, got a masked one; use array.filled(value).")
+        raise BundleError(f"{owner}: expected an array without a mask, got a masked one; use array.filled(value).")
     if isinstance(given, np.ndarray):
         return given.view(np.ndarray)
-    raise BundleError(f"{OWNER}: expected a NumPy array, got {type(given).__name__}; use numpy.asarray.")
+    raise BundleError(f"{owner}: expected a NumPy array, got {type(given).__name__}; use numpy.asarray.")
 
 
-def _other_code(dtype: np.dtype[Any], wanted: str) -> int:
+def _other_code(dtype: np.dtype[Any], wanted: str, owner: str) -> int:
     if not dtype.isnative:
         raise BundleError(
-            f"{OWNER}: expected dtype {wanted} in this machine's byte order, got {dtype.str}; use "
+            f"{owner}: expected dtype {wanted} in this machine's byte order, got {dtype.str}; use "
             "array.astype(array.dtype.newbyteorder('='))."
         )
     if dtype.name != BFLOAT16:
-        raise BundleError(f"{OWNER}: expected dtype {wanted}, got {dtype.name}.")
+        raise BundleError(f"{owner}: expected dtype {wanted}, got {dtype.name}.")
     return NAMES.index(BFLOAT16)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regplug_runtime.arrays import numpy_dtype, to_arrays, to_tensor
+from regplug_runtime.arrays import OWNER, numpy_dtype, to_arrays, to_tensor
 from regplug_runtime.errors import BundleError
-from regplug_runtime.library import Handle
+from regplug_runtime.library import Handle, Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+    Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]  # the only input, or all of them by name
 
 
 class TensorSpec(NamedTuple):
@@ -60,27 +64,35 @@ class Bundle:
         self._reopened = (whole, self.digest, follow_links)
         self._reloaded = False
 
-    def run(self, array: NDArray[Any]) -> NDArray[Any]:
+    def run(self, inputs: Inputs) -> NDArray[Any]:
         """Run a readout: registers ``[B, R, D]``, or images with a backbone inside -> ``[B, cond_dim]``.
 
+        Args:
+            inputs: The array, or, if the bundle has several ``inputs``, all of them by name:
+                ``bundle.run({"tokens": tokens, "mask": mask})``. A mask, ``[B, T]`` of bool, is true where a token
+                counts.
+
         Raises:
-            BundleError: The array does not fit, the bundle holds a conditioner or is closed, or the program fails.
+            BundleError: An array does not fit, the bundle holds a conditioner or is closed, or the program fails.
         """
         handle = self._open_handle()
         if self.holds == "conditioner":
             raise BundleError(f"{self._label}: holds a conditioner; use run_film.")
-        return self._run(handle, array)[0]
+        return self._run(handle, inputs)[0]
 
-    def run_film(self, array: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    def run_film(self, inputs: Inputs) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         """Run a conditioner: tokens ``[B, T, D]``, or images -> (gamma, beta) for every FiLM layer in order.
 
+        Args:
+            inputs: As for ``run``.
+
         Raises:
-            BundleError: The array does not fit, the bundle holds a readout or is closed, or the program fails.
+            BundleError: An array does not fit, the bundle holds a readout or is closed, or the program fails.
         """
         handle = self._open_handle()
         if self.holds == "readout":
             raise BundleError(f"{self._label}: holds a readout; use run.")
-        flat = self._run(handle, array)
+        flat = self._run(handle, inputs)
         return list(zip(flat[0::2], flat[1::2], strict=True))
 
     def reload(self, path: str | os.PathLike[str]) -> None:
@@ -111,10 +123,9 @@ class Bundle:
         self.close()
 
     def __repr__(self) -> str:
-        [given] = self.inputs
         state = "closed" if self.closed else self.isa
-        sizes = ", ".join(map(str, given.shape))
-        return f"<Bundle {self.path!r}: {self.holds} {self.strategy}, {given.name} [{sizes}], {given.dtype}, {state}>"
+        inputs = ", ".join(f"{one.name} [{', '.join(map(str, one.shape))}]" for one in self.inputs)
+        return f"<Bundle {self.path!r}: {self.holds} {self.strategy}, {inputs}, {self.inputs[0].dtype}, {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._open_handle()
@@ -125,9 +136,25 @@ class Bundle:
             )
         return _reopen, self._reopened
 
-    def _run(self, handle: Handle, array: NDArray[Any]) -> list[NDArray[Any]]:
-        given, _kept = to_tensor(array, self.inputs[0].dtype)
-        return to_arrays(handle.run(given))
+    def _run(self, handle: Handle, inputs: Inputs) -> list[NDArray[Any]]:
+        if not isinstance(inputs, Mapping):
+            if len(self.inputs) > 1:
+                raise self._other_names([self.inputs[0].name])
+            given, _kept = to_tensor(inputs, self.inputs[0].dtype)
+            return to_arrays(handle.run(given))
+        if set(inputs) != {one.name for one in self.inputs}:
+            raise self._other_names(inputs)
+        converted = [
+            to_tensor(inputs[one.name], one.dtype, f"{OWNER}: {one.name}" if place else OWNER, one.name.encode())
+            for place, one in enumerate(self.inputs)
+        ]
+        tensors = (Tensor * len(converted))(*(tensor for tensor, _ in converted))
+        return to_arrays(handle.run(tensors, len(converted)))
+
+    def _other_names(self, got: Iterable[object]) -> BundleError:
+        wanted = ", ".join(one.name for one in self.inputs)
+        names = ", ".join(_shown(str(name)) for name in got)
+        return BundleError(f"{OWNER}: expected inputs [{wanted}], got [{names}].")
 
     def _open_handle(self) -> Handle:
         handle = self._handle

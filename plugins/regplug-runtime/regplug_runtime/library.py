@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 from regplug_runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from ctypes import Array
 
 FOLLOW_LINKS = 1
 
@@ -100,13 +104,17 @@ class Handle:
             raise _error()
         return text
 
-    def run(self, given: Tensor) -> Outputs:
+    def run(self, given: Tensor | Array[Tensor], count: int = 1) -> Outputs:
         """Run the program.
 
+        Args:
+            given: The only input, or an array of all of them, by name.
+            count: How many there are.
+
         Raises:
-            BundleError: The input does not fit, or the program fails.
+            BundleError: An input does not fit, or the program fails.
         """
-        outputs: int | None = _library.regplug_run(self, given, 1)
+        outputs: int | None = _library.regplug_run(self, given, count)
         if outputs is None:
             raise _error()
         return Outputs(outputs)

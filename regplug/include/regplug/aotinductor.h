@@ -2,6 +2,7 @@
 // to run it; pin the digest to run only the program you know. Linking needs libtorch, compiling needs no torch header.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,6 +21,7 @@
 #include "regplug/dtype.h"
 #include "regplug/error.h"
 #include "regplug/golden.h"
+#include "regplug/inputs.h"
 #include "regplug/manifest.h"
 #include "regplug/tensor.h"
 
@@ -38,13 +40,14 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     AOTInductorBundle opened(dir, options, bundle);
     const std::string object = "bundle " + dir + ": " + kProgram;
     detail::translate_errors(object, [&] {
-      detail::check_golden(object, bundle, [&](const TensorView& input) { return opened.forward(input); });
+      const auto run = [&](const std::vector<NamedView>& inputs) { return opened.forward(inputs); };
+      detail::check_golden(object, bundle, run);
     });
     return opened;
   }
 
-  // registers [B, R, D], or images with a backbone inside -> conditioning [B, cond_dim]. Thread-safe. The result owns
-  // its memory. Throws Error when the input does not fit, or the program fails.
+  // registers or tokens [B, R, D], or images with a backbone inside -> conditioning [B, cond_dim]. Thread-safe. The
+  // result owns its memory. Throws Error when the input does not fit, or the program fails.
   Tensor run(const TensorView& input) const {
     check_readout();
     Tensor conditioning;
@@ -52,10 +55,23 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     return conditioning;
   }
 
+  // All inputs by name, in any order: run({{"tokens", tokens}, {"mask", mask}}).
+  Tensor run(const std::vector<NamedView>& inputs) const {
+    check_readout();
+    return std::move(forward(inputs).front());
+  }
+
   // tokens [B, T, D], or images -> (gamma, beta), each [B, width], for every FiLM layer in order. Otherwise as `run`.
   std::vector<std::pair<Tensor, Tensor>> run_film(const TensorView& input) const {
     check_conditioner();
-    return pairs_of(forward(input));
+    std::vector<Tensor> outputs(manifest_.outputs.size());
+    forward(input, outputs.data());
+    return pairs_of(std::move(outputs));
+  }
+
+  std::vector<std::pair<Tensor, Tensor>> run_film(const std::vector<NamedView>& inputs) const {
+    check_conditioner();
+    return pairs_of(forward(inputs));
   }
 
   const std::string& isa() const { return isa_; }  // the instruction set of the program that was picked
@@ -86,8 +102,9 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
       expected_ = detail::expected_weights(file, program);
       detail::check_weights(expected_, bundle.weights(), label + "weights.safetensors");
       library_ = load(bundle);
-      if (library_->num_inputs() != expected_.size() + 1 || library_->num_outputs() != manifest_.outputs.size()) {
-        throw detail::Fault("expected " + counts(expected_.size() + 1, manifest_.outputs.size()) + ", got " +
+      const std::size_t inputs = manifest_.num_inputs() + expected_.size();
+      if (library_->num_inputs() != inputs || library_->num_outputs() != manifest_.outputs.size()) {
+        throw detail::Fault("expected " + counts(inputs, manifest_.outputs.size()) + ", got " +
                             counts(library_->num_inputs(), library_->num_outputs()) + ".");
       }
       set_weights(std::make_shared<const detail::WeightsInPlace>(bundle.weights()));
@@ -109,43 +126,69 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
     return "inputs " + std::to_string(inputs) + " and outputs " + std::to_string(outputs);
   }
 
-  std::vector<Tensor> forward(const TensorView& input) const {
+  std::vector<Tensor> forward(const std::vector<NamedView>& inputs) const {
     std::vector<Tensor> outputs(manifest_.outputs.size());
-    forward(input, outputs.data());
+    detail::translate_errors(kProgram, [&] {
+      const auto ordered = detail::in_order(kProgram, manifest_, inputs.data(), inputs.size());
+      compute([&](std::size_t i) -> const TensorView& { return ordered[i]->view; }, outputs.data());
+    });
     return outputs;
   }
 
   // Fills as many outputs as the manifest lists.
   void forward(const TensorView& input, Tensor* outputs) const {
     detail::translate_errors(kProgram, [&] {
-      check_input(input);
-      if (input.sizes()[0] == 0) return fill_empty(outputs);
-      // A library compiled for contiguous memory silently reads a strided view as if it were contiguous.
-      const bool as_it_is = input.is_contiguous() && input.is_aligned();
-      const Tensor copied = as_it_is ? Tensor() : Tensor::copy_of(input);
-      const TensorView& given = as_it_is ? input : copied.view();
-      const std::shared_ptr<const detail::WeightsInPlace> current = weights();
-      const std::size_t count = library_->num_outputs();
-      detail::Handles<kInPlace> inputs(1 + current->tensors().size());
-      detail::Handles<kInPlace> results(count);
-      inputs[0] = detail::to_aten(given).release();
-      for (std::size_t i = 0; i < current->tensors().size(); ++i) {
-        inputs[i + 1] = detail::new_handle(current->tensors()[i]).release();
-      }
-      // Grad mode needs no guard: the library calls CPU kernels below autograd, and none of its tensors wants a grad.
-      AtenTensorHandle* const stolen = inputs.release();
-      library_->run(stolen, results.data());
-      const detail::Block memory{given.data(), given.data() + given.nbytes()};
-      for (std::size_t i = 0; i < count; ++i) {
-        const detail::AtenTensorInfo result = detail::inspect(results[i]);
-        if (!fits(result, given.sizes()[0], i)) reject_outputs(results, given.sizes()[0]);
-        // A module may return its input, a weight, a constant, or views of one tensor: the caller gets its own copy.
-        const bool shared = count > 1 || library_->num_constants() != 0 || !result.view.is_contiguous() ||
-                            result.storage.overlaps(memory) || current->overlaps(result.storage);
-        outputs[i] = shared ? Tensor::copy_of(result.view)
-                            : Tensor(result.view.dtype(), result.view.sizes(), result.view.data(), results.share(i));
-      }
+      detail::check_single(kProgram, manifest_);
+      compute([&](std::size_t) -> const TensorView& { return input; }, outputs);
     });
+  }
+
+  // `input_at(i)` gives the inputs in the manifest's order.
+  template <typename InputAt>
+  void compute(InputAt input_at, Tensor* outputs) const {
+    const Sizes& sizes = input_at(0).sizes();
+    const std::size_t given = manifest_.num_inputs();
+    check_input(input_at(0));
+    for (std::size_t i = 1; i < given; ++i) check_more_input(i, input_at(i), sizes);
+    if (manifest_.has_mask()) check_mask(input_at(1));
+    if (sizes[0] == 0) return fill_empty(outputs);
+    const std::shared_ptr<const detail::WeightsInPlace> current = weights();
+    const std::size_t count = library_->num_outputs();
+    detail::Handles<kInPlace> inputs(given + current->tensors().size());
+    detail::Handles<kInPlace> results(count);
+    std::array<detail::Block, detail::kMaxInputs> memory;
+    const auto give = [&](std::size_t i, const TensorView& view) {
+      inputs[i] = detail::to_aten(view).release();
+      memory[i] = {view.data(), view.data() + view.nbytes()};
+    };
+    const Tensor copied = copy_if_needed(input_at(0));
+    give(0, copied.data() == nullptr ? input_at(0) : copied.view());
+    std::vector<Tensor> copies;
+    for (std::size_t i = 1; i < given; ++i) {
+      copies.push_back(copy_if_needed(input_at(i)));
+      give(i, copies.back().data() == nullptr ? input_at(i) : copies.back().view());
+    }
+    for (std::size_t i = 0; i < current->tensors().size(); ++i) {
+      inputs[given + i] = detail::new_handle(current->tensors()[i]).release();
+    }
+    // Grad mode needs no guard: the library calls CPU kernels below autograd, and none of its tensors wants a grad.
+    AtenTensorHandle* const stolen = inputs.release();
+    library_->run(stolen, results.data());
+    for (std::size_t i = 0; i < count; ++i) {
+      const detail::AtenTensorInfo result = detail::inspect(results[i]);
+      if (!fits(result, sizes[0], i)) reject_outputs(results, sizes[0]);
+      // A module may return an input, a weight, a constant, or views of one tensor: the caller gets its own copy.
+      bool shared = count > 1 || library_->num_constants() != 0 || !result.view.is_contiguous();
+      for (std::size_t j = 0; j < given; ++j) shared = shared || result.storage.overlaps(memory[j]);
+      shared = shared || current->overlaps(result.storage);
+      outputs[i] = shared ? Tensor::copy_of(result.view)
+                          : Tensor(result.view.dtype(), result.view.sizes(), result.view.data(), results.share(i));
+    }
+  }
+
+  // A library compiled for contiguous memory silently reads a strided view as if it were contiguous.
+  static Tensor copy_if_needed(const TensorView& view) {
+    return view.is_contiguous() && view.is_aligned() ? Tensor() : Tensor::copy_of(view);
   }
 
   // No program runs on an empty batch: attention divides by the batch size, which ends the process.
@@ -158,7 +201,21 @@ class AOTInductorBundle : public detail::ProgramBundle<Tensor, detail::WeightsIn
   void check_input(const TensorView& input) const {
     if (!input.defined()) detail::reject_input(kProgram, manifest_.input, "", "no tensor");
     detail::check_shape(kProgram, manifest_, input.sizes().data(), input.sizes().size());
-    if (input.dtype() != dtype_) detail::reject_dtype(kProgram, manifest_, dtype_name(input.dtype()));
+    if (input.dtype() != dtype_) detail::reject_dtype(kProgram, manifest_, 0, dtype_name(input.dtype()));
+  }
+
+  // `first` are the sizes of the first input.
+  void check_more_input(std::size_t i, const TensorView& input, const Sizes& first) const {
+    const TensorSpec& wanted = manifest_.input_at(i);
+    if (!input.defined()) detail::reject_more_input(kProgram, wanted, first.data(), "no tensor");
+    detail::check_more_shape(kProgram, wanted, first.data(), input.sizes().data(), input.sizes().size());
+    const bool is_mask = i == 1 && manifest_.has_mask();
+    if (input.dtype() == (is_mask ? Dtype::boolean : dtype_)) return;
+    detail::reject_dtype(kProgram, manifest_, i, dtype_name(input.dtype()));
+  }
+
+  void check_mask(const TensorView& mask) const {
+    detail::check_mask(kProgram, manifest_, {mask.data(), mask.sizes().data(), mask.strides().data()});
   }
 
   bool fits(const detail::AtenTensorInfo& result, std::int64_t batch, std::size_t i) const {

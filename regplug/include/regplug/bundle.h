@@ -13,6 +13,7 @@
 #include "regplug/detail/bytes.h"
 #include "regplug/detail/cpu.h"
 #include "regplug/detail/folder.h"
+#include "regplug/detail/mask_rules.h"
 #include "regplug/detail/read_manifest.h"
 #include "regplug/detail/sha256.h"
 #include "regplug/detail/strict_json.h"
@@ -146,14 +147,19 @@ class Bundle {
     return bytes;
   }
 
-  // Every case has its input and outputs with the sizes of the manifest, and there are no other tensors.
+  // Every case has its inputs and outputs with the sizes of the manifest, and there are no other tensors.
   void check_golden(const std::string& label) const {
     std::map<std::string, TensorBytes> wanted;
     for (const GoldenCase& golden : manifest_.cases) {
       std::vector<std::int64_t> shape = manifest_.input.shape;
       shape[0] = golden.batch;
       shape[1] = golden.start ? kFree : golden.length;
-      wanted[golden.name + ".input"] = {manifest_.input.dtype, std::move(shape), {}};
+      wanted[golden.name + ".input"] = {manifest_.input.dtype, shape, {}};
+      for (const TensorSpec& input : manifest_.more_inputs) {
+        const bool is_mask = input.dtype == "bool";
+        wanted[golden.name + ".input." + input.name] = {
+            input.dtype, {golden.batch, is_mask ? shape[1] : input.shape[1]}, {}};
+      }
       for (const TensorSpec& output : manifest_.outputs) {
         const std::string& dtype = manifest_.truth == "float64" ? manifest_.truth : output.dtype;
         wanted[golden.name + ".output." + output.name] = {dtype, {golden.batch, output.shape[1]}, {}};
@@ -165,6 +171,9 @@ class Bundle {
     }
     for (auto& [name, expected] : wanted) {
       const TensorBytes& got = golden_.at(name);
+      if (expected.shape[1] == kFree && expected.dtype == "bool") {  // a mask is as long as the case's input
+        expected.shape[1] = golden_.at(name.substr(0, name.rfind('.'))).shape[1];
+      }
       if (got.shape.size() == expected.shape.size() && expected.shape[1] == kFree) expected.shape[1] = got.shape[1];
       if (got.dtype != expected.dtype || got.shape != expected.shape) {
         throw Error(label + ": tensor '" + name + "': expected " + expected.signature() + ", got " + got.signature() +
@@ -177,7 +186,18 @@ class Bundle {
         throw Error(label + ": case '" + golden.name + "': expected a slice of " + std::to_string(golden.length) +
                     " inside the input.");
       }
+      if (manifest_.has_mask()) check_mask(label, golden);
     }
+  }
+
+  // As in a call of a program.
+  void check_mask(const std::string& label, const GoldenCase& golden) const {
+    const TensorBytes& mask = golden_.at(golden.name + ".input.mask");
+    const std::int64_t sizes[] = {golden.batch, golden.length};
+    const std::int64_t strides[] = {mask.shape[1], 1};
+    const char* const begin = mask.bytes.data() + golden.start.value_or(0);
+    const std::string fault = detail::mask_fault(manifest_, {begin, sizes, strides});
+    if (!fault.empty()) throw Error(label + ": case '" + golden.name + "': mask: " + fault);
   }
 
   Manifest manifest_;

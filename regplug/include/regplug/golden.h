@@ -10,15 +10,28 @@
 #include "regplug/detail/cpu.h"
 #include "regplug/detail/numbers.h"
 #include "regplug/error.h"
+#include "regplug/inputs.h"
 #include "regplug/manifest.h"
 #include "regplug/tensor.h"
 
 namespace regplug {
 
-// The input of a case, in the bytes of the bundle. For a slice this is a strided view of the stored input.
+// The first input of a case, in the bytes of the bundle. For a slice this is a strided view of the stored input.
 inline TensorView golden_input(const Bundle& bundle, const GoldenCase& golden) {
   const TensorView stored(bundle.golden().at(golden.name + ".input"));
   return golden.start ? stored.narrow(1, *golden.start, golden.length) : stored;
+}
+
+// All inputs of a case, as `run` takes them; the mask of a slice is a slice, too. They are valid as long as the bundle.
+inline std::vector<NamedView> golden_inputs(const Bundle& bundle, const GoldenCase& golden) {
+  const Manifest& manifest = bundle.manifest();
+  std::vector<NamedView> inputs{{manifest.input.name, golden_input(bundle, golden)}};
+  for (const TensorSpec& input : manifest.more_inputs) {
+    const TensorView stored(bundle.golden().at(golden.name + ".input." + input.name));
+    const bool sliced = golden.start && stored.dtype() == Dtype::boolean;
+    inputs.push_back({input.name, sliced ? stored.narrow(1, *golden.start, golden.length) : stored});
+  }
+  return inputs;
 }
 
 // The largest absolute error over all outputs of a case, compared in float64; NaN when either side has one. Throws
@@ -63,12 +76,12 @@ inline double golden_tolerance(const ProgramRecord& program, const GoldenCase& g
 namespace detail {
 
 // The one case that every loader runs, because a program that loads may still give wrong numbers on this machine.
-// `run(input)` gives the flat outputs, which own their memory. `object` is "bundle DIR: program 'NAME'".
+// `run(inputs)` gives the flat outputs, which own their memory. `object` is "bundle DIR: program 'NAME'".
 template <typename Run>
 void check_golden(const std::string& object, const Bundle& bundle, Run run) {
   for (const GoldenCase& golden : bundle.manifest().cases) {
     if (golden.name != "batch_1") continue;
-    const auto outputs = run(golden_input(bundle, golden));
+    const auto outputs = run(golden_inputs(bundle, golden));
     const double error = golden_error(bundle, golden, std::vector<TensorView>(outputs.begin(), outputs.end()));
     const double tolerance = golden_tolerance(bundle.program(), golden, bundle.manifest());
     if (!std::isfinite(error) || error > tolerance) {  // a doubled tolerance may be infinite, an error may not

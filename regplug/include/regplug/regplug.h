@@ -23,7 +23,7 @@ extern "C" {
 #endif
 
 /* The version of this interface. It grows with each addition; what is here keeps its meaning. */
-#define REGPLUG_ABI 1
+#define REGPLUG_ABI 2 /* 2: several inputs */
 REGPLUG_API int32_t regplug_abi(void);         /* of the library that is loaded */
 REGPLUG_API const char* regplug_version(void); /* of the library: "0.1.0" */
 
@@ -45,7 +45,7 @@ enum {
 
 /* A tensor in CPU memory. It owns nothing. */
 typedef struct regplug_tensor {
-  const char* name; /* as the manifest has it; of an input, null means the only one */
+  const char* name; /* as the manifest has it; null is allowed for an input that is the only one */
   int32_t dtype;
   uint32_t rank;
   const int64_t* sizes;
@@ -70,7 +70,8 @@ REGPLUG_API void regplug_close(regplug_bundle* bundle);
 REGPLUG_API const char* regplug_describe(const regplug_bundle* bundle);
 
 /* Runs the program: registers [B, R, D], tokens [B, T, D] or images [B, C, H, W] -> conditioning [B, cond_dim], or
- * gamma_0, beta_0, gamma_1, ... for a conditioner. Null on failure. */
+ * gamma_0, beta_0, gamma_1, ... for a conditioner. Some bundles take more inputs: a mask [B, T] of REGPLUG_BOOL, whose
+ * bytes are 0 and 1, and vectors [B, width]. Give all that regplug_describe lists, in any order. Null on failure. */
 REGPLUG_API regplug_outputs* regplug_run(const regplug_bundle* bundle, const regplug_tensor* inputs, size_t count);
 REGPLUG_API size_t regplug_num_outputs(const regplug_outputs* outputs);
 

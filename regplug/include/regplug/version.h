@@ -3,5 +3,5 @@
 
 #define REGPLUG_VERSION "0.1.0"
 
-// The bundle format these headers read; independent of the package version.
-#define REGPLUG_BUNDLE_FORMAT 1
+// The newest bundle format that these headers read, and they read all before it; independent of the package version.
+#define REGPLUG_BUNDLE_FORMAT 2

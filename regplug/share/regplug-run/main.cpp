@@ -2,6 +2,7 @@
 #include <regplug/aotinductor.h>
 #include <regplug/write_safetensors.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <exception>
 #include <iostream>
@@ -16,9 +17,9 @@ namespace {
 constexpr const char* kUsage =
     "usage: regplug-run [--digest HEX] [--follow-links] BUNDLE IN.safetensors OUT.safetensors\n";
 constexpr const char* kHelp = R"(
-Runs the AOTInductor program of BUNDLE. IN holds one tensor: `registers` [B, R, D] for a readout, `tokens` [B, T, D]
-for a conditioner, `images` [B, C, H, W] for a bundle with its backbone. OUT gets `conditioning`, or `gamma_0`,
-`beta_0`, `gamma_1`, ...
+Runs the AOTInductor program of BUNDLE. IN holds its inputs: `registers` or `tokens` [B, R, D] for a readout, `tokens`
+[B, T, D] for a conditioner, `images` [B, C, H, W] for a bundle with its backbone; for some bundles also `mask` [B, T]
+of bool, and vectors by name. OUT gets `conditioning`, or `gamma_0`, `beta_0`, `gamma_1`, ...
 
 A program is the bundle author's code.
 
@@ -78,20 +79,24 @@ void run(const Arguments& arguments) {
   const regplug::AOTInductorBundle bundle = regplug::AOTInductorBundle::open(arguments.bundle, arguments.options);
   const regplug::Manifest& manifest = bundle.manifest();
   const regplug::SafeTensors given = regplug::read_safetensors(arguments.in);
-  std::string names;
-  for (const auto& [name, tensor] : given.tensors()) names += (names.empty() ? "" : ", ") + name;
-  if (names != manifest.input.name) {  // no name holds a comma
-    throw regplug::Error(arguments.in + ": expected tensors [" + manifest.input.name + "], got [" + names + "].");
+  std::vector<std::string> wanted;
+  for (std::size_t i = 0; i < manifest.num_inputs(); ++i) wanted.push_back(manifest.input_at(i).name);
+  std::sort(wanted.begin(), wanted.end());
+  const std::vector<std::string> names = regplug::detail::keys_of(given.tensors());
+  if (names != wanted) {
+    throw regplug::Error(arguments.in + ": expected tensors " + regplug::detail::format_list(wanted) + ", got " +
+                         regplug::detail::format_list(names) + ".");
   }
-  const regplug::TensorView input(given.at(manifest.input.name));
+  std::vector<regplug::NamedView> inputs;
+  for (const auto& [name, tensor] : given.tensors()) inputs.push_back({name, tensor});
   std::vector<regplug::Tensor> outputs;
   if (manifest.is_conditioner()) {
-    for (const auto& [gamma, beta] : bundle.run_film(input)) {
+    for (const auto& [gamma, beta] : bundle.run_film(inputs)) {
       outputs.push_back(gamma);
       outputs.push_back(beta);
     }
   } else {
-    outputs.push_back(bundle.run(input));
+    outputs.push_back(bundle.run(inputs));
   }
   std::map<std::string, regplug::TensorView> named;
   for (std::size_t i = 0; i < outputs.size(); ++i) named[manifest.outputs[i].name] = outputs[i].view();

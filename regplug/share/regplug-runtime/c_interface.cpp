@@ -31,11 +31,13 @@ std::string describe(const regplug::AOTInductorBundle& bundle) {
     }
     return regplug::Json{{"name", spec.name}, {"dtype", spec.dtype}, {"shape", shape}};
   };
+  regplug::Json inputs = regplug::Json::array();
   regplug::Json outputs = regplug::Json::array();
+  for (std::size_t i = 0; i < manifest.num_inputs(); ++i) inputs.push_back(tensor(manifest.input_at(i)));
   for (const regplug::TensorSpec& output : manifest.outputs) outputs.push_back(tensor(output));
   return regplug::Json{{"holds", manifest.holds},       {"strategy", manifest.strategy},
                        {"cond_dim", manifest.cond_dim}, {"isa", bundle.isa()},
-                       {"digest", bundle.digest()},     {"inputs", regplug::Json::array({tensor(manifest.input)})},
+                       {"digest", bundle.digest()},     {"inputs", inputs},
                        {"outputs", outputs}}
       .dump();
 }
@@ -87,23 +89,27 @@ struct regplug_outputs {
 
 namespace {
 
-regplug::TensorView view_of(const regplug_tensor& tensor, const regplug::Manifest& manifest) {
-  const regplug::TensorSpec& wanted = manifest.input;
-  if (tensor.name != nullptr && tensor.name != wanted.name) {
-    regplug::detail::reject(kProgram, "expected the input '" + wanted.name + "', got '" + tensor.name + "'.");
-  }
+// A view holds no more sizes than 8, and no program takes as many.
+[[noreturn]] void reject_rank(const regplug_tensor& tensor, const regplug::Manifest& manifest, std::size_t i,
+                              const regplug_tensor& first) {
+  namespace detail = regplug::detail;
+  detail::check_shape(kProgram, manifest, first.sizes, first.rank);
+  detail::check_more_shape(kProgram, manifest.input_at(i), first.sizes, tensor.sizes, tensor.rank);
+  throw regplug::Error("tensor: expected at most 8 sizes, got " + std::to_string(tensor.rank) + ".");
+}
+
+// Input i of the manifest; `first` is its first one.
+regplug::TensorView view_of(const regplug_tensor& tensor, const regplug::Manifest& manifest, std::size_t i,
+                            const regplug_tensor& first) {
   if (tensor.dtype < REGPLUG_FLOAT64 || tensor.dtype > REGPLUG_BOOL) {
     throw regplug::Error("tensor: expected a dtype from 0 to 9, got " + std::to_string(tensor.dtype) + ".");
   }
   const auto dtype = static_cast<regplug::Dtype>(tensor.dtype);  // both are in this order
   const std::int64_t* const given = tensor.rank == 0 ? nullptr : checked(tensor.sizes, "sizes");
-  // a view holds no more sizes than 8, and no program takes as many; a rank that nobody set is not read
-  if (tensor.rank > regplug::Sizes::kMaxRank && tensor.rank <= kMaxShown) {
-    regplug::detail::check_shape(kProgram, manifest, given, tensor.rank);
-  }
-  if (tensor.rank > kMaxShown) {
+  if (tensor.rank > kMaxShown) {  // a rank that nobody set: the sizes are not read
     throw regplug::Error("tensor: expected at most 8 sizes, got " + std::to_string(tensor.rank) + ".");
   }
+  if (tensor.rank > regplug::Sizes::kMaxRank) reject_rank(tensor, manifest, i, first);
   const regplug::Sizes sizes(given, tensor.rank);
   const regplug::TensorView view =
       tensor.strides == nullptr
@@ -111,6 +117,38 @@ regplug::TensorView view_of(const regplug_tensor& tensor, const regplug::Manifes
           : regplug::TensorView(dtype, tensor.data, sizes, regplug::Sizes(tensor.strides, tensor.rank));
   if (view.items() != 0) checked(tensor.data, "data");
   return view;
+}
+
+template <typename Inputs>
+std::vector<regplug::Tensor> run_flat(const regplug::AOTInductorBundle& program, const Inputs& inputs) {
+  std::vector<regplug::Tensor> made;
+  if (program.manifest().is_conditioner()) {
+    for (auto& [gamma, beta] : program.run_film(inputs)) {
+      made.push_back(gamma);
+      made.push_back(beta);
+    }
+  } else {
+    made.push_back(program.run(inputs));
+  }
+  return made;
+}
+
+std::vector<regplug::Tensor> run_single(const regplug::AOTInductorBundle& program, const regplug_tensor& input) {
+  regplug::detail::check_single(kProgram, program.manifest());
+  return run_flat(program, view_of(input, program.manifest(), 0, input));
+}
+
+std::vector<regplug::Tensor> run_named(const regplug::AOTInductorBundle& program, const regplug_tensor* inputs,
+                                       std::size_t count) {
+  const regplug::Manifest& manifest = program.manifest();
+  for (std::size_t i = 0; i < count; ++i) checked(inputs[i].name, "name");
+  const auto ordered = regplug::detail::in_order(kProgram, manifest, inputs, count);
+  if (count == 1) return run_flat(program, view_of(*inputs, manifest, 0, *inputs));
+  std::vector<regplug::NamedView> views;
+  for (std::size_t i = 0; i < count; ++i) {
+    views.push_back({manifest.input_at(i).name, view_of(*ordered[i], manifest, i, *ordered[0])});
+  }
+  return run_flat(program, views);
 }
 
 }  // namespace
@@ -153,19 +191,9 @@ regplug_outputs* regplug_run(const regplug_bundle* bundle, const regplug_tensor*
   return guarded<regplug_outputs*>(nullptr, [&] {
     const regplug::AOTInductorBundle& program = checked(bundle, "bundle")->bundle;
     const regplug::Manifest& manifest = program.manifest();
-    if (count != 1) {
-      regplug::detail::reject(kProgram, "expected 1 input, got " + std::to_string(count) + ".");
-    }
-    const regplug::TensorView input = view_of(*checked(inputs, "inputs"), manifest);
-    std::vector<regplug::Tensor> made;
-    if (manifest.is_conditioner()) {
-      for (auto& [gamma, beta] : program.run_film(input)) {
-        made.push_back(gamma);
-        made.push_back(beta);
-      }
-    } else {
-      made.push_back(program.run(input));
-    }
+    if (count != 0) checked(inputs, "inputs");
+    const bool single = count == 1 && inputs->name == nullptr;
+    std::vector<regplug::Tensor> made = single ? run_single(program, *inputs) : run_named(program, inputs, count);
     std::vector<std::string> names;
     for (const regplug::TensorSpec& output : manifest.outputs) names.push_back(output.name);
     return new regplug_outputs{std::move(names), std::move(made)};

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "regplug/detail/strict_json.h"
 #include "regplug/error.h"
@@ -37,6 +38,11 @@ inline bool is_file_name(std::string_view name) {  // never a path, never hidden
 inline bool is_option(std::string_view name) {  // a keyword of a constructor
   constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
   return is_of(name, letters) && letters.find(name.front()) < letters.find('0');
+}
+
+inline bool is_input_name(std::string_view name) {
+  constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyz_0123456789";
+  return is_of(name, letters) && name.size() <= 64 && letters.find(name.front()) < letters.find('_');
 }
 
 inline bool is_version(std::string_view text) {
@@ -96,7 +102,7 @@ inline std::optional<std::int64_t> plain_integer(const Json& value, std::int64_t
 // the top: "input.shape", "golden.cases.0.case".
 class Fields {
  public:
-  Fields(std::string where, const Json& object, std::initializer_list<const char*> keys)
+  Fields(std::string where, const Json& object, const std::vector<const char*>& keys)
       : where_(std::move(where)), object_(object) {
     if (!object_.is_object()) wrong_value(where_, "an object", object_);
     for (const char* key : keys) {
@@ -157,7 +163,7 @@ class Fields {
     return at(key);
   }
 
-  Fields inside(const std::string& key, std::initializer_list<const char*> keys) const {
+  Fields inside(const std::string& key, const std::vector<const char*>& keys) const {
     return Fields(path(key), at(key), keys);
   }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "regplug/detail/json_fields.h"
+#include "regplug/detail/more_inputs.h"
 #include "regplug/detail/strict_json.h"
 #include "regplug/manifest.h"
 #include "regplug/safetensors.h"
@@ -23,7 +24,10 @@ namespace regplug::detail {
 inline std::optional<std::int64_t> min_tokens_of(const Json& json, const LayoutRecord& layout) {
   if (layout.start.has_value() != json["indices"].is_null()) return std::nullopt;
   std::int64_t least = 0;
-  if (layout.start) {
+  if (layout.num_registers == 0) {
+    if (!layout.start || *layout.start < 0) return std::nullopt;
+    least = *layout.start + 1;
+  } else if (layout.start) {
     if (*layout.start < 0 && *layout.start > -layout.num_registers) return std::nullopt;
     least = *layout.start < 0 ? -*layout.start : *layout.start + layout.num_registers;
   } else {
@@ -44,10 +48,6 @@ inline void check_layout(const Json& json, const Manifest& manifest, const Layou
   }
 }
 
-inline void expect_same(const std::string& key, const Json& expected, const Json& got) {
-  if (got != expected) wrong_value(key, format_value(expected), got);
-}
-
 inline void check_image_shape(const Json& shape) {
   const bool fits = shape.size() >= 2 && shape.size() <= Sizes::kMaxRank && is_text(shape[0], "B") &&
                     std::all_of(shape.begin() + 1, shape.end(), [](const Json& size) { return size.is_number(); });
@@ -64,12 +64,18 @@ inline void check_input(const Json& json, const Manifest& manifest) {
     expect_same("input.min_tokens", nullptr, json["input"]["min_tokens"]);
     return;
   }
-  expect_same("input.name", conditioner ? "tokens" : "registers", json["input"]["name"]);
-  Json middle = manifest.num_registers;
-  if (conditioner) middle = manifest.layout->num_tokens ? Json(*manifest.layout->num_tokens) : Json("T");
-  expect_same("input.shape", {"B", middle, manifest.hidden_dim}, shape);
-  Json least;  // null for a readout
-  if (conditioner) least = *min_tokens_of(json["layout"], *manifest.layout);
+  const bool registers = !conditioner && manifest.bundle_format == 1;
+  expect_same("input.name", registers ? "registers" : "tokens", json["input"]["name"]);
+  const std::int64_t fixed = conditioner ? manifest.layout->num_tokens.value_or(0) : manifest.num_registers;
+  expect_same("input.shape", {"B", fixed != 0 ? Json(fixed) : Json("T"), manifest.hidden_dim}, shape);
+  Json least;  // null for a readout of a fixed number of tokens
+  if (conditioner) {
+    const LayoutRecord& layout = *manifest.layout;
+    const bool all = layout.num_registers == 0 && !layout.num_tokens;
+    least = all ? least_tokens(manifest) + *layout.start : *min_tokens_of(json["layout"], layout);
+  } else if (fixed == 0) {
+    least = least_tokens(manifest);
+  }
   expect_same("input.min_tokens", least, json["input"]["min_tokens"]);
 }
 
@@ -105,7 +111,7 @@ inline void check_cases(const Manifest& manifest) {
       !std::binary_search(in_order.begin(), in_order.end(), "batch_1")) {
     wrong_value("golden.cases", "each case once and batch_1 among them", cases);
   }
-  const std::size_t tensors = cases.size() * (1 + manifest.outputs.size());
+  const std::size_t tensors = cases.size() * (manifest.num_inputs() + manifest.outputs.size());
   if (tensors > SafeTensors::kMaxTensors) {
     wrong_value("golden.cases", "at most " + std::to_string(SafeTensors::kMaxTensors) + " tensors", tensors);
   }
@@ -193,10 +199,15 @@ inline void check_packages(const Manifest& manifest) {
 
 inline void check_rules(const Json& json, const Manifest& manifest) {
   const bool conditioner = manifest.is_conditioner();
+  if (manifest.bundle_format == 1 && manifest.num_registers == 0) {
+    wrong_value("num_registers", "an integer >= 1", nullptr);
+  }
   if (manifest.layout) check_layout(json["layout"], manifest, *manifest.layout);
   if ((conditioner || manifest.backbone) && !manifest.layout) wrong_value("layout", "an object", nullptr);
   if (conditioner != manifest.film.has_value()) wrong_value("film", conditioner ? "an object" : "null", json["film"]);
+  check_parts(json, manifest);
   check_input(json, manifest);
+  check_more_inputs(json, manifest);
   check_outputs(json, manifest);
   check_cases(manifest);
   check_programs(manifest);

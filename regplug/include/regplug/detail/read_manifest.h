@@ -18,7 +18,7 @@ namespace regplug::detail {
 
 inline LayoutRecord read_layout(const Fields& fields) {
   LayoutRecord layout;
-  layout.num_registers = fields.integer("num_registers", 1);
+  layout.num_registers = fields.maybe_integer("num_registers", 1).value_or(0);
   layout.hidden_dim = fields.integer("hidden_dim", 1);
   layout.start = fields.maybe_integer("start", -kMaxInteger);
   const bool by_index = !fields.at("indices").is_null();
@@ -44,13 +44,43 @@ inline BackboneRecord read_backbone(const Fields& top) {
   return backbone;
 }
 
-inline TensorSpec read_tensor_spec(const Fields& fields) {
-  TensorSpec spec{fields.name("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}), {}};
+inline std::vector<std::int64_t> read_shape(const Fields& fields) {
+  std::vector<std::int64_t> shape;
   fields.each_of("shape", [&](const std::string& where, const Json& size) {
     const bool varies = is_text(size, "B") || is_text(size, "T");
-    spec.shape.push_back(varies ? kFree : Fields::as_integer(where, size, 1));
+    shape.push_back(varies ? kFree : Fields::as_integer(where, size, 1));
   });
-  return spec;
+  return shape;
+}
+
+inline TensorSpec read_tensor_spec(const Fields& fields) {
+  return {fields.name("name"), fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16"}),
+          read_shape(fields)};
+}
+
+inline constexpr const char* kInputName = "lower-case letters, digits and underscores";
+
+inline TensorSpec read_more_input(const Fields& fields) {
+  return {fields.matching("name", kInputName, is_input_name),
+          fields.one_of("dtype", {"float32", "float64", "float16", "bfloat16", "bool"}), read_shape(fields)};
+}
+
+// How many numbers `tokens` has is a rule between keys.
+inline PartRecord read_part(const Fields& fields) {
+  PartRecord part;
+  part.name = fields.matching("name", kInputName, is_input_name);
+  part.width = fields.integer("width", 1);
+  part.is_vector = fields.at("tokens").is_null();
+  std::vector<std::optional<std::int64_t>> tokens;
+  if (!part.is_vector) {
+    fields.each_of("tokens", [&](const std::string& where, const Json& value) {
+      tokens.push_back(value.is_null() ? std::nullopt : std::optional(Fields::as_integer(where, value, -kMaxInteger)));
+    });
+  }
+  if (!tokens.empty()) part.start = tokens.front().value_or(0);
+  if (tokens.size() > 1) part.stop = tokens[1];
+  part.takes_mask = fields.boolean("takes_mask");
+  return part;
 }
 
 inline GoldenCase read_case(const Fields& fields) {
@@ -98,22 +128,38 @@ inline BundleProvenance read_provenance(const Fields& fields) {
   return provenance;
 }
 
+// Checked first, because another format may have other keys; the newest when the manifest says none.
+inline std::int64_t read_format(const Json& json) {
+  if (!json.is_object() || !json.contains("bundle_format")) return REGPLUG_BUNDLE_FORMAT;
+  const std::string got = format_value(json["bundle_format"]);
+  if (got == "1") return 1;
+  if (got == "2") return 2;
+  throw Fault("bundle_format: expected 1 or 2, got " + got + "; use a newer regplug");
+}
+
+inline void read_more_inputs(const Fields& top, Manifest& manifest) {
+  top.each_of("more_inputs", [&](const std::string& where, const Json& value) {
+    manifest.more_inputs.push_back(read_more_input(Fields(where, value, {"name", "dtype", "shape"})));
+  });
+  if (top.at("parts").is_null()) return;
+  top.each_of("parts", [&](const std::string& where, const Json& value) {
+    manifest.parts.push_back(read_part(Fields(where, value, {"name", "width", "tokens", "takes_mask"})));
+  });
+}
+
 inline Manifest parse_manifest(std::string_view text) {
   Manifest manifest;
   manifest.json = parse_json(text);
   const Json& json = manifest.json;
-  // First, because another format may have other keys.
-  const std::string format = std::to_string(REGPLUG_BUNDLE_FORMAT);
-  if (json.is_object() && json.contains("bundle_format") && format_value(json["bundle_format"]) != format) {
-    throw Fault("bundle_format: expected " + format + ", got " + format_value(json["bundle_format"]) +
-                "; use a newer regplug");
-  }
-  const Fields top("", json,
-                   {"bundle_format", "holds", "strategy", "num_registers", "hidden_dim", "options", "cond_dim",
-                    "layout", "film", "backbone", "input", "outputs", "golden", "programs", "files", "provenance"});
+  manifest.bundle_format = read_format(json);
+  std::vector<const char*> keys{"bundle_format", "holds",  "strategy", "num_registers", "hidden_dim", "options",
+                                "cond_dim",      "layout", "film",     "backbone",      "input",      "outputs",
+                                "golden",        "programs", "files",  "provenance"};
+  if (manifest.bundle_format != 1) keys.insert(keys.end(), {"more_inputs", "parts"});
+  const Fields top("", json, keys);
   manifest.holds = top.one_of("holds", {"readout", "conditioner"});
   manifest.strategy = top.matching("strategy", "distribution:name", is_full_name);
-  manifest.num_registers = top.integer("num_registers", 1);
+  manifest.num_registers = top.maybe_integer("num_registers", 1).value_or(0);
   manifest.hidden_dim = top.integer("hidden_dim", 1);
   manifest.options = top.options("options");
   manifest.cond_dim = top.integer("cond_dim", 1);
@@ -149,6 +195,7 @@ inline Manifest parse_manifest(std::string_view text) {
   };
   top.each_in("files", "a file name, never a path", is_file_name, file);
   manifest.provenance = read_provenance(top.inside("provenance", {"packages", "torch", "python", "cpu"}));
+  if (manifest.bundle_format != 1) read_more_inputs(top, manifest);
   check_rules(json, manifest);
   return manifest;
 }

@@ -18,6 +18,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "regplug/detail/weights.h"
 #include "regplug/safetensors.h"
@@ -77,10 +78,32 @@ inline WeightSpecs weight_specs_of(const torch::jit::Module& module) {
   return expected;
 }
 
+// A parameter of `forward` after the input.
+struct Parameter {
+  enum class Takes { mask, vectors, nothing_of_ours };
+  Takes takes;
+  c10::IValue otherwise;  // its default, or None
+};
+
+inline std::vector<Parameter> parameters_of(const torch::jit::Module& module) {
+  std::vector<Parameter> parameters;
+  const std::vector<c10::Argument>& arguments = module.get_method("forward").function().getSchema().arguments();
+  for (std::size_t i = 2; i < arguments.size(); ++i) {  // after the module itself and the input
+    const std::string& name = arguments[i].name();
+    if (name == "mask" || name == "vectors") {
+      parameters.push_back({name == "mask" ? Parameter::Takes::mask : Parameter::Takes::vectors, {}});
+    } else {
+      parameters.push_back({Parameter::Takes::nothing_of_ours, arguments[i].default_value().value_or(c10::IValue())});
+    }
+  }
+  return parameters;
+}
+
 // One set of weights and the code that runs it; never changed once other threads can see it.
 struct LoadedModule {
   torch::jit::Module module;
   torch::jit::Code code;  // shared by every set of weights: each compilation would add to the archive's types forever
+  std::vector<Parameter> parameters;
 };
 
 // Copies the weights into a module that nothing runs yet. Compares all names, shapes and dtypes first: torch silently
