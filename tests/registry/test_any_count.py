@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -174,6 +175,19 @@ def test_an_entry_with_a_width_of_its_own_is_compared_with_the_class_when_it_is_
     spec = specify_unmeasured(ReadoutEntry("mine", Unannotated, cond_dim=width), None, 6, {})
     with pytest.raises(SpecError, match="num_registers: expected a fixed number of registers, got None"):
         spec.build()
+
+
+class Masked(Mean):
+    def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
+        return registers.mean(1)
+
+
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [(Mean, False), (Masked, True), (lambda hidden_dim: Masked(hidden_dim), True), (partial(Mean), False)],
+)
+def test_a_spec_says_whether_its_readout_takes_a_mask(build: Any, wanted: bool) -> None:
+    assert spec_of(build).takes_mask is wanted
 
 
 # ---- layouts
