@@ -18,6 +18,7 @@ from regplug.nn.backbone import layout_of as layout_of
 from regplug.nn.backbone import measure_backbone as measure_backbone
 from regplug.nn.conditioner import Conditioner as Conditioner
 from regplug.nn.film import KernelFiLMGenerator as KernelFiLMGenerator
+from regplug.nn.join import Join as Join
 from regplug.nn.join import join as join
 from regplug.nn.pairing import pair as pair
 from regplug.nn.select import SelectRegisters as SelectRegisters

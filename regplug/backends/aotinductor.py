@@ -79,7 +79,7 @@ class AOTInductorBackend(ExportBackend):
                 this CPU lacks the instruction set: a program is run before it is written.
         """
         state = dict(sorted(source.module.state_dict().items()))
-        weighted = WeightsAsInputs(source.module, list(state))
+        weighted = WeightsAsInputs(source.module, list(state), source.input_names)
         graph = export_graph("aotinductor", weighted, source, list(state.values()))
         _refuse_foreign_operations(graph)
 
@@ -109,8 +109,8 @@ class AOTInductorBackend(ExportBackend):
         held = [_contiguous(weights[name]) for name in sorted(weights)]
         addresses = {tensor.untyped_storage().data_ptr() for tensor in held}
 
-        def run(given: Tensor) -> list[Tensor]:
-            outputs = library.run([given, *held])
+        def run(*inputs: Tensor) -> list[Tensor]:
+            outputs = library.run([*inputs, *held])
             return [out.clone() if out.untyped_storage().data_ptr() in addresses else out for out in outputs]
 
         return run

@@ -43,7 +43,7 @@ def emulated(owner: str, tools: CrossTools, library: bytes, weights: Sequence[Te
         owner: The program, for messages.
         tools: The compiler and the emulator.
         library: The library's bytes.
-        weights: Its inputs after the first, contiguous.
+        weights: Its inputs after those of the module, contiguous.
         limit: Seconds for each call.
 
     Raises:
@@ -52,9 +52,9 @@ def emulated(owner: str, tools: CrossTools, library: bytes, weights: Sequence[Te
     checker = _checker(owner, tools, limit)
     command = [*tools.emulator, CHECKER, LIBRARY, INPUTS, OUTPUTS]
 
-    def run(given: Tensor) -> list[Tensor]:
+    def run(*given: Tensor) -> list[Tensor]:
         with temporary_folder(folder_for_programs(owner), "regplug-emulated-") as folder:
-            for name, data in ((CHECKER, checker), (LIBRARY, library), (INPUTS, _numbered([given, *weights]))):
+            for name, data in ((CHECKER, checker), (LIBRARY, library), (INPUTS, _numbered([*given, *weights]))):
                 (folder / name).write_bytes(data)
             (folder / CHECKER).chmod(0o700)
             ended = run_bounded(command, until(limit), folder=folder)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from regplug.errors import ShapeError
-from regplug.format.manifest import InputSpec, TensorSpec
+from regplug.format.manifest import InputSpec, MoreInput, TensorSpec
 from regplug.format.safetensors_header import StoredTensor
 from regplug.registry.fork_locks import lock_over_forks
+from regplug.registry.masks import MASK
 
+T = TypeVar("T")
 # held while a program is opened by torch's loaders or the dynamic linker: both share state without locks
 LOADING = lock_over_forks()
-# the flat outputs for one input: [c], or [gamma_0, beta_0, gamma_1, ...]
-Run = Callable[[Tensor], Sequence[Tensor]]
+# the flat outputs, [c] or [gamma_0, beta_0, gamma_1, ...], for the inputs in the manifest's order
+Run = Callable[..., Sequence[Tensor]]
 
 
 def flatten(output: object) -> list[Tensor]:
@@ -33,6 +35,24 @@ def flatten(output: object) -> list[Tensor]:
     raise ShapeError(f"output: expected a tensor or pairs of tensors, got {type(output).__name__}.")
 
 
+def arguments_of(names: Sequence[str], inputs: Sequence[T]) -> tuple[tuple[T], dict[str, Any]]:
+    """How a module is called with its inputs: the first by position, ``mask=``, the others in ``vectors={name: ...}``.
+
+    Args:
+        names: The names of the inputs, in the manifest's order.
+        inputs: The inputs, in the same order.
+    """
+    more = dict(zip(names[1:], inputs[1:], strict=True))
+    keywords: dict[str, Any] = {MASK: more.pop(MASK)} if MASK in more else {}
+    return (inputs[0],), keywords | ({"vectors": more} if more else {})
+
+
+def call_flat(module: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The flat outputs of a module for its inputs; both arguments as for ``arguments_of``."""
+    arguments, keywords = arguments_of(names, inputs)
+    return flatten(module(*arguments, **keywords))
+
+
 @dataclass(frozen=True)
 class Source:
     """What a program is made from.
@@ -45,6 +65,8 @@ class Source:
         weights: Where each tensor of the module's state dict is in the bundle's ``weights.safetensors``.
         description: What the module is, as the weights file records it: strategy, sizes, options, layout, FiLM.
         progress: Called with the name of each step that takes a while.
+        more_inputs: What the module takes besides: a mask, and vectors.
+        more_examples: An example of each of them.
     """
 
     module: nn.Module
@@ -54,6 +76,13 @@ class Source:
     weights: Mapping[str, StoredTensor]
     description: Mapping[str, Any]
     progress: Callable[[str], None] = lambda step: None
+    more_inputs: Sequence[MoreInput] = ()
+    more_examples: Sequence[Tensor] = ()
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of all inputs, in their order."""
+        return [self.input.name, *(one.name for one in self.more_inputs)]
 
 
 @dataclass(frozen=True)
@@ -66,12 +95,14 @@ class Program:
         properties: What the backend needs again when it opens the program. ``cpu_flags``, if present, lists what the
             CPU must have, in the words of ``/proc/cpuinfo``; loaders check it for every backend.
         bundle: The bundle that it was read from, for messages: ``bundle m/r``. Empty in what ``export`` gives.
+        inputs: The names of its inputs, in the order of ``Run``'s arguments. Empty in what ``export`` gives.
     """
 
     file: str
     data: bytes
     properties: Mapping[str, str] = field(default_factory=dict)
     bundle: str = ""
+    inputs: Sequence[str] = ()
 
     @property
     def label(self) -> str:

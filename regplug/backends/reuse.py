@@ -39,6 +39,7 @@ def reused(
             "graph": format_graph(graph),
             "weights": {name: dataclasses.asdict(stored) for name, stored in source.weights.items()},
             "input": dataclasses.asdict(source.input),
+            "more_inputs": [dataclasses.asdict(one) for one in source.more_inputs],
             "outputs": [dataclasses.asdict(output) for output in source.outputs],
             "description": source.description,
             "backend": backend,

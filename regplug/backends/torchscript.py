@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source, flatten
+from regplug.backends.interface import LOADING, ExportBackend, Program, Run, Source, arguments_of, flatten
 from regplug.errors import ExportError, one_line
 from regplug.format.weights import check_state, types_of
 from regplug.nn.wrappers import hooks_of
@@ -63,9 +63,14 @@ class TorchScriptBackend(ExportBackend):
                 tensor.copy_(weights[name])
         module.eval()
         own = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+        names = program.inputs
 
-        def run(given: Tensor) -> list[Tensor]:
-            outputs = flatten(module(given))
+        def run(*inputs: Tensor) -> list[Tensor]:
+            if len(inputs) == 1:
+                outputs = flatten(module(inputs[0]))
+            else:
+                arguments, keywords = arguments_of(names, inputs)
+                outputs = flatten(module(*arguments, **keywords))
             # a module may return a weight, and the caller may write to the result
             return [out.clone() if out.untyped_storage().data_ptr() in own else out for out in outputs]
 

@@ -13,7 +13,6 @@ from regplug.bundle.golden import GoldenSet
 from regplug.bundle.io_signature import IOSignature
 from regplug.errors import ExportError, RegplugError
 from regplug.format.manifest import (
-    BUNDLE_FORMAT,
     BackboneRecord,
     BundleProvenance,
     FiLMRecord,
@@ -88,10 +87,11 @@ def describe_bundle(
             "a bundle names its strategy."
         )
     note = describe_module(spec, module, layout, registry)
+    newer = spec.num_registers is None or bool(signature.more_inputs)
     film, backbone = note.film, note.backbone
     return Manifest(
         **vars(note),
-        bundle_format=BUNDLE_FORMAT,
+        bundle_format=2 if newer else 1,
         cond_dim=spec.cond_dim,
         input=signature.input,
         outputs=signature.outputs,
@@ -109,6 +109,8 @@ def describe_bundle(
             python=platform.python_version(),
             cpu=cpu_capability(),
         ),
+        more_inputs=signature.more_inputs,
+        parts=signature.parts if newer else None,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regplug.bundle.describe import describe_bundle
 from regplug.bundle.golden import GoldenSet, compare, make_golden
-from regplug.bundle.io_signature import IOSignature, signature_of_conditioner, signature_of_readout
+from regplug.bundle.io_signature import Besides, IOSignature, signature_of_conditioner, signature_of_readout
 from regplug.bundle.load import module_run, open_backend
 from regplug.bundle.parity import make_programs
 from regplug.bundle.rebuild import rebuild
@@ -28,6 +28,7 @@ from regplug.format.manifest import (
     WEIGHTS,
     FileRecord,
     Manifest,
+    PartRecord,
 )
 from regplug.format.manifest_rules import parse_manifest
 from regplug.format.safetensors_header import read_header
@@ -35,6 +36,7 @@ from regplug.format.weights import save_tensors, state_of
 from regplug.format.write_bundle import write_folder
 from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of
 from regplug.nn.conditioner import Conditioner
+from regplug.nn.readouts.join_parts import PartWidth, parts_of
 from regplug.nn.tokens import input_shape
 from regplug.nn.wrappers import check_whole, copy_of, hooks_of, unwrapped, weights_computed
 from regplug.registry.default import default_registry
@@ -61,6 +63,7 @@ def export(
     backends: Sequence[str] = ("torchscript",),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     layout: TokenLayout | None = None,
+    mask: bool = False,
     force: bool = False,
     registry: Registry | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -78,6 +81,7 @@ def export(
         backends: Names of export backends; none for a bundle with data only.
         settings: For each backend, its constructor's keywords: ``{"aotinductor": {"isa": ["x86-64-v4"]}}``.
         layout: Where a readout's registers are in the backbone's tokens, as a note; other modules have a layout.
+        mask: Whether the bundle takes a mask ``[B, N]`` of the tokens that count, as a second input.
         force: Replace an existing bundle, atomically.
         registry: Where names are looked up; the installed plugins if None.
         progress: Called with the name of each step as it begins.
@@ -106,8 +110,8 @@ def export(
     module = _copy_of(owner, spec, module)
     state = state_of(owner, module)
     progress("golden cases")
-    signature, layout = _signature(owner, spec, module, layout)
-    golden = make_golden(owner, module, signature.input, signature.outputs, signature.lengths)
+    signature, layout = _signature(owner, spec, module, layout, _besides(owner, spec, module, mask))
+    golden = make_golden(owner, module, signature)
     manifest = describe_bundle(spec, module, layout, signature, golden, registry)
     rebuilt = _rebuilt(owner, module, manifest, state, golden, registry)
     files = {
@@ -157,8 +161,26 @@ def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
     return copied
 
 
+def _besides(owner: str, spec: ReadoutSpec, module: nn.Module, mask: bool) -> Besides:
+    """What the module takes besides tokens or images."""
+    joined = parts_of(spec)
+    if mask and isinstance(module, ATTACHED):
+        raise ExportError(f"{owner}: mask: expected a module that takes tokens, got one with its backbone.")
+    if mask and not (any(one.takes_mask for one in joined) if joined else spec.takes_mask):
+        raise ExportError(f"{owner}: mask: expected a strategy that takes one, got {spec.strategy!r}.")
+    if joined is None:
+        return Besides(mask)
+    vectors = tuple((one.part.name, one.part.width) for one in joined if one.part.width)
+    return Besides(mask, vectors, tuple(map(_part_record, joined)))
+
+
+def _part_record(one: PartWidth) -> PartRecord:
+    tokens = None if one.part.width else (one.part.start, one.part.stop)
+    return PartRecord(one.part.name, one.width, tokens, one.takes_mask)
+
+
 def _signature(
-    owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None
+    owner: str, spec: ReadoutSpec, module: nn.Module, layout: TokenLayout | None, besides: Besides
 ) -> tuple[IOSignature, TokenLayout | None]:
     if layout is not None and not isinstance(layout, TokenLayout):
         raise ExportError(f"{owner}: layout: expected a TokenLayout, got {layout!r}.")
@@ -167,13 +189,13 @@ def _signature(
             raise ExportError(f"{owner}: layout: expected the module's own, got {layout}.")
         layout = module.layout
     images = _image_sizes(owner, module) if isinstance(module, ATTACHED) else None
-    if layout is not None and conditioner_of(module):
-        signature = signature_of_conditioner(owner, module, layout, images)
-    elif images:
-        signature = signature_of_readout(owner, module, images, spec.cond_dim, IMAGES)
-    else:
-        signature = signature_of_readout(owner, module, (spec.num_registers, spec.hidden_dim), spec.cond_dim)
     sizes = (spec.num_registers, spec.hidden_dim)
+    if layout is not None and conditioner_of(module):
+        signature = signature_of_conditioner(owner, module, layout, images, besides)
+    elif images:
+        signature = signature_of_readout(owner, module, images, spec.cond_dim, IMAGES, besides)
+    else:
+        signature = signature_of_readout(owner, module, sizes, spec.cond_dim, besides=besides)
     if layout is not None and (layout.num_registers, layout.hidden_dim) != sizes:
         raise ExportError(
             f"{owner}: layout: expected num_registers={sizes[0]} and hidden_dim={sizes[1]}, got {layout.num_registers} "
@@ -208,7 +230,8 @@ def _rebuilt(
     try:
         rebuilt = rebuild("to be", manifest, state, registry)
         results = [
-            compare(module_run("to be", rebuilt), golden, case, manifest.outputs) for case in golden.golden.cases
+            compare(module_run("to be", rebuilt, manifest.input_names), golden, case, manifest.outputs)
+            for case in golden.golden.cases
         ]
     except RegplugError as error:
         if text := weights_computed(module):

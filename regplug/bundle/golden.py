@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, prod, sqrt
 
 import torch
 from torch import Tensor, nn
 
-from regplug.backends.interface import flatten
-from regplug.errors import BundleError, ExportError
+from regplug.backends.interface import call_flat, flatten  # noqa: F401  (backends of 0.1.0 import flatten here)
+from regplug.bundle.golden_inputs import draw_inputs
+from regplug.bundle.io_signature import IOSignature, plain_inputs
+from regplug.bundle.mask_rules import MaskRules
+from regplug.errors import BundleError, ExportError, ShapeError
 from regplug.format.folder import MANIFEST
-from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, InputSpec, Manifest, TensorSpec
+from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, Manifest, TensorSpec
 from regplug.format.strict_json import format_value, wrong
 from regplug.format.weights import dtype_name
 from regplug.registry.dtypes import torch_dtype
+from regplug.registry.masks import MASK
 
 MAX_BYTES = 4_000_000
 MAX_IMAGE_BYTES = 256_000_000  # with a backbone, for the cases that every file has
@@ -27,7 +31,7 @@ SLICE_BATCH = 2
 ROUNDING = 1e-9  # relative; other languages round a tolerance's decimal digits differently
 SLICE_START = 1  # tokens before and after the slice
 
-Run = Callable[[Tensor], Sequence[Tensor]]
+Run = Callable[..., Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,13 @@ class GoldenSet:
 
     golden: Golden
     tensors: Mapping[str, Tensor]
+    more_inputs: tuple[str, ...] = ()
 
-    def input(self, case: GoldenCase) -> Tensor:
-        """The case's input; a strided view if the case is a slice."""
-        stored = self.tensors[f"{case.case}.input"]
-        return stored if case.start is None else stored[:, case.start : case.start + case.length]
+    def inputs(self, case: GoldenCase) -> list[Tensor]:
+        """The case's inputs; if the case is a slice, the first one and a mask are strided views."""
+        first = _used(self.tensors[f"{case.case}.input"], case)
+        more = {name: self.tensors[f"{case.case}.input.{name}"] for name in self.more_inputs}
+        return [first, *(_used(tensor, case) if name == MASK else tensor for name, tensor in more.items())]
 
     def outputs(self, case: GoldenCase, names: Sequence[str]) -> list[Tensor]:
         """The case's expected outputs."""
@@ -65,9 +71,11 @@ class GoldenSet:
         return _scale_of(self.outputs(case, names))
 
 
-def make_golden(
-    owner: str, module: nn.Module, signature: InputSpec, outputs: Sequence[TensorSpec], lengths: Sequence[int]
-) -> GoldenSet:
+def _used(stored: Tensor, case: GoldenCase) -> Tensor:
+    return stored if case.start is None else stored[:, case.start : case.start + case.length]
+
+
+def make_golden(owner: str, module: nn.Module, signature: IOSignature) -> GoldenSet:
     """Draw inputs from a fixed seed, find the truth, and set each case's tolerance.
 
     The truth is a float64 forward; the tolerance is four times eager's error plus four units in the last place of the
@@ -76,32 +84,28 @@ def make_golden(
     Args:
         owner: The strategy, for messages.
         module: The module in eval mode, on the CPU.
-        signature: Its input.
-        outputs: Its outputs.
-        lengths: Values of the input's second size, used in turn: R for a readout, several T for a conditioner, C
-            for images.
+        signature: Its inputs and outputs.
 
     Raises:
         ExportError: The cases do not fit into the file, an output is not finite, or a second run gives other outputs.
     """
-    dtype = torch_dtype(signature.dtype)
-    rest = [int(size) for size in signature.shape[2:]]
+    outputs, lengths, names = signature.outputs, signature.lengths, [one.name for one in signature.inputs]
+    dtype = torch_dtype(signature.input.dtype)
     generator = torch.Generator().manual_seed(SEED)
-    plan = _plan(owner, signature, lengths, prod(rest), outputs)
-    double = double_of(module, dtype, [1, lengths[0], *rest])
+    plan = _plan(owner, signature)
+    double = double_of(module, plain_inputs(signature.inputs, 1, lengths[0]), names)
     source = "eager" if double is None else "float64"
     cases: list[GoldenCase] = []
     tensors: dict[str, Tensor] = {}
     for index, (name, batch, start) in enumerate(plan):
         length = lengths[index % len(lengths)]
-        around = 0 if start is None else 2 * SLICE_START
-        shape = (batch, length + around, *rest)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
-        given = drawn if start is None else drawn[:, start : start + length]
+        drawn = draw_inputs(signature, index, batch, length, start or 0, generator)
+        case = GoldenCase(name, batch, start, length, 0.0, 0.0)
+        given = [_used(one, case) if at == 0 or names[at] == MASK else one for at, one in enumerate(drawn)]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            eager = flatten(module(given))
-            again = flatten(module(given))
-            truth = eager if double is None else flatten(double(given.double()))
+            eager = call_flat(module, names, given)
+            again = call_flat(module, names, given)
+            truth = eager if double is None else call_flat(double, names, _in_double(given))
         if not all(bool(tensor.isfinite().all()) for tensor in (*eager, *truth)):
             raise ExportError(f"{owner}: case {name!r}: expected finite outputs, got inf or nan; check the weights.")
         scale = _scale_of(truth)
@@ -115,13 +119,16 @@ def make_golden(
         if error > (most := most_eager_error(source, dtype, scale)):
             raise ExportError(
                 f"{owner}: case {name!r}: expected outputs within {most:.3g} of float64, got {error:.3g}; "
-                f"{signature.dtype} is too coarse for this module."
+                f"{signature.input.dtype} is too coarse for this module."
             )
-        cases.append(GoldenCase(name, batch, start, length, error, tolerance_of(source, dtype, error, scale)))
-        tensors[f"{name}.input"] = drawn
+        cases.append(replace(case, eager_error=error, tolerance=tolerance_of(source, dtype, error, scale)))
+        tensors[f"{name}.input"] = drawn[0]
+        tensors |= {
+            f"{name}.input.{one.name}": tensor for one, tensor in zip(signature.more_inputs, drawn[1:], strict=True)
+        }
         for output, tensor in zip(outputs, truth, strict=True):
             tensors[f"{name}.output.{output.name}"] = tensor.clone()
-    return GoldenSet(Golden(source, tuple(cases)), tensors)
+    return GoldenSet(Golden(source, tuple(cases)), tensors, tuple(names[1:]))
 
 
 def tolerance_of(truth: str, dtype: torch.dtype, eager_error: float, scale: float) -> float:
@@ -151,10 +158,14 @@ def golden_set(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> 
     owner = f"bundle {path}: {GOLDEN}"
     truth = "float64" if manifest.golden.truth == "float64" else manifest.input.dtype
     rest = [int(size) for size in manifest.input.shape[2:]]
+    names = tuple(one.name for one in manifest.more_inputs)
     wanted: dict[str, tuple[str, list[int]]] = {}
     for case in manifest.golden.cases:
         length = -1 if case.start is not None else case.length  # a slice's input is stored wider
         wanted[f"{case.case}.input"] = (manifest.input.dtype, [case.batch, length, *rest])
+        for one in manifest.more_inputs:
+            sizes = [case.batch, length if one.name == MASK else int(one.shape[1])]
+            wanted[f"{case.case}.input.{one.name}"] = (one.dtype, sizes)
         for output in manifest.outputs:
             wanted[f"{case.case}.output.{output.name}"] = (truth, [case.batch, int(output.shape[1])])
     if set(wanted) != set(tensors):
@@ -167,13 +178,26 @@ def golden_set(path: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> 
             raise BundleError(
                 f"{owner}: tensor '{name}': expected {dtype} {shape}, got {dtype_name(tensors[name])} {got}."
             )
-    golden = GoldenSet(manifest.golden, tensors)
+    golden = GoldenSet(manifest.golden, tensors, names)
+    rules = MaskRules.of(manifest)
     for case in manifest.golden.cases:
-        if golden.input(case).shape[1] != case.length:
+        given = golden.inputs(case)
+        if given[0].shape[1] != case.length:
             raise BundleError(f"{owner}: case '{case.case}': expected a slice of {case.length} inside the input.")
+        if rules is not None:
+            _check_mask(f"{owner}: case '{case.case}'", rules, given[0], given[1])
     for index, case in enumerate(manifest.golden.cases):
         _check_tolerance(path, f"golden.cases.{index}", manifest, golden, case)
     return golden
+
+
+def _check_mask(owner: str, rules: MaskRules, given: Tensor, mask: Tensor) -> None:
+    if mask.shape != given.shape[:2]:
+        raise BundleError(f"{owner}: mask: expected {list(given.shape[:2])}, got {list(mask.shape)}.")
+    try:
+        rules.check(owner, mask)
+    except ShapeError as error:
+        raise BundleError(str(error)) from None
 
 
 def _check_tolerance(path: str, where: str, manifest: Manifest, golden: GoldenSet, case: GoldenCase) -> None:
@@ -204,14 +228,14 @@ def compare(
     """Run one case and measure it.
 
     Args:
-        run: What to run; takes the input, returns the flat outputs.
+        run: What to run; takes the inputs, returns the flat outputs.
         golden: The set that the case belongs to.
         case: The case.
         outputs: The outputs, for their names.
         factor: The tolerance is multiplied with it: 2 on another instruction set.
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        got = run(golden.input(case))
+        got = run(*golden.inputs(case))
     wanted = golden.outputs(case, [output.name for output in outputs])
     return CaseError(case.case, largest_error(got, wanted), case.tolerance * factor)
 
@@ -229,33 +253,39 @@ def _listed(names: Iterable[str]) -> str:
     return f"[{', '.join(sorted(names))}]"
 
 
-def double_of(module: nn.Module, dtype: torch.dtype, shape: list[int]) -> nn.Module | None:
+def double_of(module: nn.Module, examples: Sequence[Tensor], names: Sequence[str] = ("registers",)) -> nn.Module | None:
     """A float64 copy, if its forward works and stays in float64; else None."""
     try:
         double = copy.deepcopy(module).double()
         with torch.no_grad():
-            given = flatten(double(torch.zeros(shape, dtype=torch.float64, device="cpu")))
+            given = call_flat(double, names, _in_double(examples))
     except Exception:  # it casts inside, has no float64 kernel, or refuses the dtype
         return None
     return double if all(tensor.dtype == torch.float64 for tensor in given) else None
 
 
-def _plan(
-    owner: str, signature: InputSpec, lengths: Sequence[int], width: int, outputs: Sequence[TensorSpec]
-) -> list[tuple[str, int, int | None]]:
+def _in_double(given: Sequence[Tensor]) -> list[Tensor]:
+    return [one.double() if one.is_floating_point() else one for one in given]
+
+
+def _plan(owner: str, signature: IOSignature) -> list[tuple[str, int, int | None]]:
     """Name, batch and slice start of every case, within the file's limit."""
-    itemsize = torch_dtype(signature.dtype).itemsize
-    per_sample = max(lengths) * width * itemsize + 8 * sum(int(output.shape[1]) for output in outputs)
-    slice_sample = per_sample + 2 * SLICE_START * width * itemsize
+    itemsize = torch_dtype(signature.input.dtype).itemsize
+    width = prod(int(size) for size in signature.input.shape[2:])
+    vectors = sum(int(one.shape[1]) for one in signature.more_inputs if one.name != MASK)
+    token = width * itemsize + (len(signature.more_inputs) > 0)  # with a mask, a byte more
+    written = 8 * sum(int(output.shape[1]) for output in signature.outputs) + vectors * itemsize
+    per_sample = max(signature.lengths) * token + written
+    slice_sample = per_sample + 2 * SLICE_START * token
     needed = 65_536 + 3 * per_sample + SLICE_BATCH * slice_sample  # the header, batch 1 and 2, the slice
-    most = MAX_IMAGE_BYTES if signature.name == IMAGES else MAX_BYTES
+    most = MAX_IMAGE_BYTES if signature.input.name == IMAGES else MAX_BYTES
     if needed > most:
-        advice = "a smaller image" if signature.name == IMAGES else "the readout without its layout"
+        advice = "a smaller image" if signature.input.name == IMAGES else "the readout without its layout"
         raise ExportError(
             f"{owner}: expected golden cases within {most} bytes, got {per_sample} bytes a sample; export {advice}."
         )
     left = max(MAX_BYTES - needed, 0)
-    *small, odd, large = (batch for batch in BATCHES if batch >= signature.min_batch)
+    *small, odd, large = (batch for batch in BATCHES if batch >= signature.input.min_batch)
     odd = min(odd, left // per_sample)
     large = min(large, left // per_sample - odd)
     batches = [*small, *(batch for batch in (odd, large) if batch > 2)]

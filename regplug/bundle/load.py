@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regplug.backends.cpu import DEFAULT_ISA, best_for_this_cpu, this_machine
-from regplug.backends.interface import ExportBackend, Program, flatten
+from regplug.backends.interface import ExportBackend, Program, call_flat
 from regplug.bundle.contents import BundleContents
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.bundle.rebuild import rebuild
@@ -75,7 +75,7 @@ def load_module(contents: BundleContents, registry: Registry) -> nn.Module:
     _ = contents.golden  # checked before anything is allocated: the two files prove the sizes in the manifest
     module = rebuild(contents.path, manifest, weights, registry)
     owner = f"bundle {contents.path}: the installed {manifest.strategy}"
-    result = contents.run_case(module_run(owner, module), SMOKE_CASE)
+    result = contents.run_case(module_run(owner, module, manifest.input_names), SMOKE_CASE)
     if not result.ok:
         raise BundleError(
             f"{owner}: case '{result.case}': error "
@@ -122,7 +122,8 @@ def emulated_program(contents: BundleContents, record: ProgramRecord, registry: 
 
 
 def _program(contents: BundleContents, record: ProgramRecord) -> Program:
-    return Program(record.file, contents.files.files[record.file], record.properties)
+    data = contents.files.files[record.file]
+    return Program(record.file, data, record.properties, inputs=contents.manifest.input_names)
 
 
 def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | None = None) -> ExportBackend:
@@ -148,24 +149,26 @@ def open_backend(registry: Registry, name: str, settings: Mapping[str, Any] | No
     return backend
 
 
-def module_run(owner: str, module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """A module as a function with flat outputs, which raises a BundleError if the module fails.
+def module_run(owner: str, module: nn.Module, names: Sequence[str] = ("registers",)) -> Callable[..., list[Tensor]]:
+    """A module as a function of its flat inputs with flat outputs, which raises a BundleError if the module fails.
 
     Args:
         owner: The module's name in messages.
         module: In eval mode.
+        names: The names of its inputs, in the manifest's order.
     """
 
-    def run(given: Tensor) -> list[Tensor]:
+    def run(*inputs: Tensor) -> list[Tensor]:
         try:
-            return flatten(module(given))
+            return call_flat(module, names, inputs)
         except ShapeError as error:  # of the module's own input
             raise BundleError(f"{owner}: {error}") from error
         except RegplugError:
             raise
         except Exception as error:  # the installed class may differ from the exported one
+            shape = list(inputs[0].shape)
             raise BundleError(
-                f"{owner}: expected outputs for {list(given.shape)}, got {type(error).__name__}: {one_line(error)}"
+                f"{owner}: expected outputs for {shape}, got {type(error).__name__}: {one_line(error)}"
             ) from error
 
     return run

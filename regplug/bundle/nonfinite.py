@@ -14,7 +14,7 @@ from regplug.bundle.golden import SEED, double_of
 CLOSE = 1e-2  # relative to a sample's largest number: a wrong number, not a rounding error
 BATCH = 3  # only the first sample is not finite; it must not affect the others
 
-Run = Callable[[Tensor], Sequence[Tensor]]
+Run = Callable[..., Sequence[Tensor]]
 
 
 def with_nan(shape: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -52,11 +52,13 @@ def _drawn(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.randn((BATCH, *shape), generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
 
-def lost_nan(run: Run, module: nn.Module, given: Tensor) -> float | None:
-    """A number that a program returns instead of the module's NaN; None if there is none, or one refuses the input."""
+def lost_nan(
+    run: Run, eager_run: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> float | None:
+    """A number that a program returns instead of the module's NaN; None if there is none, or one refuses the inputs."""
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            eager, got = flatten(module(given.clone())), run(given)
+            eager, got = eager_run([one.clone() for one in inputs]), run(*inputs)
     except Exception:  # linear algebra may refuse NaN: an error is not a number
         return None
     for mine, theirs in zip(got, eager, strict=True):
@@ -82,7 +84,7 @@ def fault_of(run: Run, module: nn.Module, given: Tensor) -> str | None:
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         got = [out.double() for out in run(given)]
         eager = [out.double() for out in flatten(module(given.clone()))]
-        double = double_of(module, given.dtype, list(given.shape))
+        double = double_of(module, [given])
         truth = eager if double is None else flatten(double(given.double()))
     for mine, theirs, wanted in zip(got, eager, truth, strict=True):
         if bool((wrong := mine.isfinite() & ~wanted.isfinite()).any()):

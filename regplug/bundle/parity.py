@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from regplug.backends.cpu import best_for_this_cpu
-from regplug.backends.interface import ExportBackend, Program, Source
+from regplug.backends.interface import ExportBackend, Program, Source, call_flat
 from regplug.bundle.golden import SEED, CaseError, GoldenSet, compare, make_golden
-from regplug.bundle.io_signature import IOSignature
+from regplug.bundle.io_signature import IOSignature, plain_inputs
 from regplug.bundle.machine_paths import check_machine_paths
+from regplug.bundle.nonfinite import BATCH as NAN_BATCH
 from regplug.bundle.nonfinite import lost_nan, with_nan
 from regplug.bundle.program import LoadedProgram, open_run
 from regplug.errors import BundleError, ExportError, PluginError, ShapeError
@@ -51,18 +54,21 @@ def make_programs(
         return
     owner = f"bundle to be: {WEIGHTS}"
     case = next(case for case in golden.golden.cases if case.batch == 2 and case.start is None)
+    examples = golden.inputs(case)
     stored = stored_tensors(owner, weights)
     sets = [(load_tensors(owner, weights), golden), _other_weights(manifest.strategy, module, signature)]
     for name, maker in makers.items():
         progress(f"program {name}")
         source = Source(
             copy.deepcopy(module),
-            golden.input(case),
+            examples[0],
             signature.input,
             signature.outputs,
             stored,
             manifest.describe(),
             lambda step, name=name: progress(f"program {name}: {step}"),  # type: ignore[misc]
+            signature.more_inputs,
+            examples[1:],
         )
         for program in maker.export(source):
             if not (program.file.startswith(f"program.{name}") and FILE_NAME.fullmatch(program.file)):
@@ -89,6 +95,7 @@ def _gate(
     opened: list[LoadedProgram] = []
     for state, golden in sets:
         try:
+            program = replace(program, inputs=manifest.input_names)
             run = maker.emulate(f"bundle to be: {WEIGHTS}", program, state)
             if run is None:
                 best_for_this_cpu(f"program {name!r}", [program], [program.properties])
@@ -111,14 +118,19 @@ def _gate(
 
 def _check_nan(name: str, loaded: LoadedProgram, module: nn.Module, signature: IOSignature) -> None:
     """Refuse a program that returns a number for a NaN: a broken input would go unnoticed."""
-    shape = [signature.lengths[0], *(int(size) for size in signature.input.shape[2:])]
-    for case, given in with_nan(shape, torch_dtype(signature.input.dtype)):
-        number = lost_nan(loaded.run_flat, module, given)
-        if number is not None:
-            raise ExportError(
-                f"program {name!r}: {signature.input.name} with {case}: expected NaN as eager gives, got {number:.3g}; "
-                "nothing was written."
-            )
+    names = [one.name for one in signature.inputs]
+    others = plain_inputs(signature.inputs, NAN_BATCH, signature.lengths[0])
+    for place, spec in enumerate(signature.inputs):
+        if spec.dtype == "bool":
+            continue
+        for case, given in with_nan(others[place].shape[1:], torch_dtype(spec.dtype)):
+            inputs = [*others[:place], given, *others[place + 1 :]]
+            number = lost_nan(loaded.run_flat, partial(call_flat, module, names), inputs)
+            if number is not None:
+                raise ExportError(
+                    f"program {name!r}: {spec.name} with {case}: expected NaN as eager gives, got {number:.3g}; "
+                    "nothing was written."
+                )
 
 
 def _other_weights(owner: str, module: nn.Module, signature: IOSignature) -> tuple[Mapping[str, Tensor], GoldenSet]:
@@ -134,7 +146,7 @@ def _other_weights(owner: str, module: nn.Module, signature: IOSignature) -> tup
         for key, value in module.state_dict().items()
     }
     other.load_state_dict(moved)
-    return moved, make_golden(owner, other, signature.input, signature.outputs, signature.lengths)
+    return moved, make_golden(owner, other, signature)
 
 
 def _step(value: Tensor, generator: torch.Generator) -> Tensor:

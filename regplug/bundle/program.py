@@ -10,21 +10,19 @@ from torch import Tensor
 
 from regplug.backends.interface import ExportBackend, Program, Run
 from regplug.bundle.golden import GoldenSet, compare
+from regplug.bundle.program_inputs import TORCH_DTYPES, InputChecks
 from regplug.errors import BundleError, RegplugError, ShapeError, one_line
-from regplug.format.manifest import SMOKE_CASE, WEIGHTS, InputSpec, Manifest
+from regplug.format.manifest import SMOKE_CASE, WEIGHTS, Manifest
 from regplug.format.weights import dtype_name
-from regplug.registry.dtypes import DTYPES, torch_dtype
-from regplug.torch_private import is_plain, without_subclass
-
-TORCH_DTYPES = {name: torch_dtype(name) for name in DTYPES}  # looked up once: each call needs it
 
 
 class LoadedProgram:
     """A program of a bundle, called as the module is.
 
     Call it with registers ``[B, R, D]`` (a readout; returns ``[B, cond_dim]``) or tokens ``[B, T, D]`` (a conditioner;
-    returns the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` if the backbone is included. Views and slices
-    work, also lazily negated and conjugated ones: the input is made plain and contiguous.
+    returns the FiLM pairs, gamma first), or with images ``[B, C, H, W]`` if the backbone is included; and with
+    ``mask=`` and ``vectors=`` if the bundle has such inputs. Views and slices work, also lazily negated and conjugated
+    ones: each input is made plain and contiguous.
 
     Args:
         backend: The name of the export backend that made it.
@@ -42,20 +40,31 @@ class LoadedProgram:
         self.digest = digest
         self._run = run
         self._owner = f"program '{backend}'"
+        self._checks = InputChecks(self._owner, manifest)
 
     @property
     def cond_dim(self) -> int:
         """Width of the conditioning vector."""
         return self.manifest.cond_dim
 
-    def __call__(self, given: Tensor) -> Tensor | list[tuple[Tensor, Tensor]]:
+    def __call__(
+        self, given: Tensor, mask: Tensor | None = None, vectors: Mapping[str, Tensor] | None = None
+    ) -> Tensor | list[tuple[Tensor, Tensor]]:
         """Run the program. The result is an inference tensor, without gradient: ``clone()`` it before autograd sees it.
 
+        Args:
+            given: Registers, tokens or images.
+            mask: ``[B, N]``, bool, true where a token counts, if the bundle has this input.
+            vectors: Name and ``[B, width]`` of each vector that the bundle has as an input.
+
         Raises:
-            ShapeError: The input has a wrong rank, R, D, T, batch, dtype or device.
+            ShapeError: An input has a wrong rank, R, D, T, batch, dtype or device, or is missing or unknown.
             BundleError: The program fails while it runs.
         """
-        outputs = self.run_flat(given)
+        if mask is None and vectors is None:
+            outputs = self.run_flat(given)
+        else:
+            outputs = self.run_flat(given, *self._checks.in_order(mask, vectors or {}))
         if self.manifest.holds == "readout":
             return outputs[0]
         return list(zip(outputs[0::2], outputs[1::2], strict=True))
@@ -77,29 +86,28 @@ class LoadedProgram:
         """The program itself: it does not change."""
         return self
 
-    def run_flat(self, given: Tensor) -> list[Tensor]:
-        """As a call, with the outputs as one list in the manifest's order."""
-        if type(given) is not Tensor or not is_plain(given):
-            given = _plain(self._owner, self.manifest.input, given)
-        check_input(self._owner, self.manifest.input, given)
-        if not given.shape[0]:
+    def run_flat(self, *inputs: Tensor) -> list[Tensor]:
+        """As a call, with inputs and outputs in the manifest's order."""
+        inputs = self._checks.checked(inputs)
+        batch = inputs[0].shape[0]
+        if not batch:
             return self._nothing()
         if torch.is_autocast_enabled("cpu"):  # a program keeps its own dtype under autocast
             with torch.autocast("cpu", enabled=False):
-                return self.run_flat(given)
-        taken = given.untyped_storage().data_ptr()
-        if not taken:  # resized to 0, as FSDP does with sharded weights
+                return self.run_flat(*inputs)
+        taken = {one.untyped_storage().data_ptr() for one in inputs}
+        if 0 in taken:  # resized to 0, as FSDP does with sharded weights
             raise ShapeError(f"{self._owner}: expected a tensor with memory, got one whose storage was freed.")
         try:
             with torch.inference_mode():
-                outputs = self._run(given.contiguous())
+                outputs = self._run(*[one.contiguous() for one in inputs])
         except (RegplugError, KeyboardInterrupt):
             raise
         except BaseException as error:  # runtimes raise anything, also SystemExit
             raise BundleError(f"{self._owner}: {one_line(error)}") from error
-        check_outputs(self._owner, self.manifest, outputs, given.shape[0])
+        check_outputs(self._owner, self.manifest, outputs, batch)
         # a module may return a view of its input, which the caller may write to later
-        return [out.clone() if out.untyped_storage().data_ptr() == taken else out for out in outputs]
+        return [out.clone() if out.untyped_storage().data_ptr() in taken else out for out in outputs]
 
     def _nothing(self) -> list[Tensor]:
         """The outputs for an empty batch, without running: attention divides by the batch, which crashes in C++."""
@@ -143,55 +151,6 @@ def open_run(backend: ExportBackend, bundle: str, program: Program, weights: Map
         raise
     except BaseException as error:  # runtimes have their own exceptions, some of them not below Exception
         raise BundleError(f"{bundle}: {program.file}: {one_line(error)}") from error
-
-
-def _plain(owner: str, signature: InputSpec, given: Tensor) -> Tensor:
-    """Copy a tensor of another kind into a plain tensor: compiled code only reads memory.
-
-    Raises:
-        ShapeError: Its numbers are not in CPU memory, or it is not a tensor.
-    """
-    if not isinstance(given, Tensor):
-        raise ShapeError(f"{owner}: expected a tensor, got {type(given).__name__}.")
-    if type(given).__torch_dispatch__ is Tensor.__torch_dispatch__ and not given.is_nested:
-        if given.layout == torch.strided and given.device.type == "cpu":
-            plain = without_subclass(given).resolve_neg().resolve_conj()
-            if is_plain(plain):
-                return plain
-        check_input(owner, signature, given)  # its message names a wrong dtype, layout or device
-    raise ShapeError(
-        f"{owner}: expected a plain tensor, got {_kind_of(given)}; call the program with plain tensors, outside of "
-        "torch.func's transforms."
-    )
-
-
-def _kind_of(given: Tensor) -> str:
-    if given.is_nested:
-        return "a nested one"
-    return type(given).__name__ if type(given) is not Tensor else "one that holds no numbers of its own"
-
-
-def check_input(owner: str, signature: InputSpec, given: Tensor) -> None:
-    """Refuse an input that the program would read out of bounds, or answer wrongly.
-
-    Raises:
-        ShapeError: Rank, sizes, batch, dtype or device do not fit the signature.
-    """
-    sizes, least, wanted = list(given.shape), "", signature.shape
-    fits = len(sizes) == len(wanted) and all(w in ("B", "T", size) for w, size in zip(wanted, sizes, strict=True))
-    if fits and sizes[0] < signature.min_batch:
-        least = f" with B >= {signature.min_batch}"
-    elif fits and sizes[1] < (signature.min_tokens or 0):
-        least = f" with T >= {signature.min_tokens}"
-    if not fits or least:
-        wanted_shape = ", ".join(map(str, wanted))
-        raise ShapeError(f"{owner}: expected {signature.name} [{wanted_shape}]{least}, got {sizes}.")
-    if given.dtype != TORCH_DTYPES[signature.dtype]:
-        raise ShapeError(f"{owner}: expected dtype {signature.dtype}, got {dtype_name(given)}.")
-    if given.device.type != "cpu":
-        raise ShapeError(f"{owner}: expected device cpu, got {given.device}.")
-    if given.layout != torch.strided:
-        raise ShapeError(f"{owner}: expected a dense tensor, got another layout.")
 
 
 def check_outputs(owner: str, manifest: Manifest, outputs: Sequence[Tensor], batch: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from regplug.backends.cpu import missing_flags
 from regplug.backends.inductor_folder import private_inductor_folder
 from regplug.backends.inductor_private import lacks_compiler
-from regplug.backends.interface import flatten
+from regplug.backends.interface import call_flat
 from regplug.bundle.contents import BundleContents
 from regplug.bundle.golden import Run
 from regplug.bundle.load import emulated_program, module_run, open_program
 from regplug.bundle.program import LoadedProgram
 from regplug.bundle.rebuild import rebuild
 from regplug.bundle.sign import read_signed_bundle
+from regplug.bundle.wrong_inputs import wrong_inputs
 from regplug.errors import BundleError, ExportError, NameLookupError, ShapeError, SpecError, one_line
-from regplug.format.manifest import IMAGES, InputSpec, Manifest, ProgramRecord
+from regplug.format.manifest import Manifest, ProgramRecord
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.default import default_registry
@@ -134,7 +135,7 @@ def verify(
         checks.append(VerifiedCase("eager", "-", "not installed"))
     else:
         owner = f"bundle {files.path}: the installed {manifest.strategy}"
-        checks += _check_eager(module_run(owner, module), contents)
+        checks += _check_eager(module_run(owner, module, manifest.input_names), contents)
         if programs:
             progress("compiling the installed class with torch.compile")
             checks += _check_compiled(module, contents)
@@ -143,29 +144,6 @@ def verify(
             progress(f"program {record.name}")
             checks += _check_program(record.name, contents, record, registry)
     return Verification(Path(files.path), files.digest, manifest, tuple(checks), files.passed_over)
-
-
-def wrong_inputs(signature: InputSpec) -> Iterator[tuple[str, Tensor]]:
-    """Inputs that every program must refuse, with their names."""
-    _, middle, *rest = signature.shape
-    length = signature.min_tokens or int(middle)
-    sizes = [length, *map(int, rest)]
-    dtype = torch_dtype(signature.dtype)
-    other = torch.float32 if dtype == torch.float64 else torch.float64
-    zeros = functools.partial(torch.zeros, device="cpu")  # not on the caller's default device
-    words = ["C", "H", "W"] if signature.name == IMAGES else ["R", "D"]
-    for index, word in enumerate(words[: len(sizes)]):
-        less = [size - (place == index) for place, size in enumerate(sizes)]
-        more = [size + (place == index) for place, size in enumerate(sizes)]
-        if index > 0:
-            yield f"wrong {word}", zeros(2, *more, dtype=dtype)
-        elif middle == "T":
-            yield "too few tokens", zeros(2, *less, dtype=dtype)
-        else:
-            yield f"wrong {word}", zeros(2, *less, dtype=dtype)
-            yield f"wrong {word}, more", zeros(2, *more, dtype=dtype)
-    yield "wrong rank", zeros(sizes, dtype=dtype)
-    yield "wrong dtype", zeros(2, *sizes, dtype=other)
 
 
 def _reader(
@@ -211,14 +189,14 @@ def _check_program(
     for check in _run_cases(name, loaded.run_flat, contents):
         yield replace(check, detail=detail)
         detail = ""
-    for case, given in wrong_inputs(contents.manifest.input):
-        yield VerifiedCase(name, case, "refused" if _refuses(loaded, given) else "accepted")
+    for case, inputs in wrong_inputs(contents.manifest):
+        yield VerifiedCase(name, case, "refused" if _refuses(loaded, inputs) else "accepted")
 
 
 def _check_compiled(module: nn.Module, contents: BundleContents) -> list[VerifiedCase]:
     try:
         with private_inductor_folder():
-            return list(_run_cases("torch.compile", _compiled(module), contents))
+            return list(_run_cases("torch.compile", _compiled(module, contents.manifest), contents))
     except ExportError as error:  # a graph break, or no compiler: the other programs are verified all the same
         if lacks_compiler(error.__cause__):
             verdict, detail = "not applicable", "no C++ compiler; programs need none to run"
@@ -230,9 +208,9 @@ def _check_compiled(module: nn.Module, contents: BundleContents) -> list[Verifie
         return [VerifiedCase("torch.compile", "-", "failed", detail=detail, exception=error)]
 
 
-def _refuses(program: LoadedProgram, given: Tensor) -> bool:
+def _refuses(program: LoadedProgram, inputs: Sequence[Tensor]) -> bool:
     try:
-        program(given)
+        program.run_flat(*inputs)
     except ShapeError:
         return True
     return False
@@ -244,16 +222,17 @@ def _run_cases(name: str, run: Run, contents: BundleContents) -> Iterator[Verifi
         yield VerifiedCase(name, result.case, verdict, result.error, result.tolerance)
 
 
-def _compiled(module: nn.Module) -> Callable[[Tensor], list[Tensor]]:
+def _compiled(module: nn.Module, manifest: Manifest) -> Callable[..., list[Tensor]]:
     """``torch.compile(fullgraph=True)`` of the module; only the batch size is dynamic."""
     torch.compiler.reset()  # else earlier modules count against the recompile limit
-    compiled = torch.compile(module, fullgraph=True)
+    compiled: Any = torch.compile(module, fullgraph=True)
 
-    def call(given: Tensor) -> list[Tensor]:
-        if given.shape[0] > 1:
-            mark_dynamic_batch(given)
+    def call(*inputs: Tensor) -> list[Tensor]:
+        for given in inputs:
+            if given.shape[0] > 1:
+                mark_dynamic_batch(given)
         try:
-            return flatten(compiled(given))
+            return call_flat(compiled, manifest.input_names, inputs)
         except RuntimeError as error:  # all errors of Dynamo and Inductor are RuntimeErrors
             raise ExportError(
                 f"torch.compile: expected a program of {type(module).__name__}, got: {one_line(error)}"

@@ -95,6 +95,9 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     help="The tokens that the readout reads: registers, a group that `regplug info NAME:MODEL` lists, or tokens, for "
     "all of them. Needs --with-backbone.",
 )
+@click.option(
+    "--mask", is_flag=True, help="Let the bundle take a mask of the tokens that count, if the strategy takes one."
+)
 @click.option("--whole", is_flag=True, hidden=True, callback=_warn_of_old_name, expose_value=False)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, atomically.")
 @click.option(
@@ -120,6 +123,7 @@ def export_command(
     layout: Any,
     with_backbone: bool,
     group: str,
+    mask: bool,
     force: bool,
     output: Path,
     as_json: bool,
@@ -157,6 +161,7 @@ def export_command(
             backends=() if no_programs else tuple(dict.fromkeys(backends)),
             settings={"aotinductor": compiled} if compiled else None,
             layout=place,
+            mask=mask,
             force=force,
             progress=step,
         )

@@ -229,6 +229,9 @@ def list_command(as_json: bool) -> None:
     print_columns(("plugins", "version", "status", ""), found)
 
 
+PART_COLUMNS = ("part", "reads", "strategy", "cond_dim")
+
+
 @group.command("cond-dim")
 @click.argument("strategy", required=False, shell_complete=complete_strategy)
 @size_options
@@ -244,21 +247,26 @@ def cond_dim_command(
 ) -> None:
     """Print the width of the conditioning vector.
 
-    With --backbone, for each FiLM site. Allocates no weights. Imports torch only if the width must be measured, because
-    the strategy does not state it; the built-in strategies do.
+    With --backbone, for each FiLM site; of a join, with the width of each part. Allocates no weights. Imports torch
+    only if the width must be measured, because the strategy does not state it; the built-in strategies do.
     """
     from dataclasses import asdict
 
+    from regplug.nn.readouts.join_parts import parts_of
     from regplug.registry.default import default_registry
     from regplug.registry.spec import specify_unmeasured
 
     chosen, given, sizes = chosen_sizes(strategy, num_registers, hidden_dim, backbone, options, model_option)
     spec = specify_unmeasured(default_registry().readout_entry(chosen[0]), *chosen[1:], given)
     sites = [{**asdict(site), "cond_dim": spec.cond_dim} for site in sizes.film_sites] if sizes else []
+    parts = [(one.part.name, one.reads, one.strategy, one.width) for one in parts_of(spec) or ()]
     if as_json:
-        print_json("cond-dim", {**spec.as_dict(), "film_sites": sites})
+        named = [dict(zip(PART_COLUMNS, part, strict=True)) for part in parts]
+        print_json("cond-dim", {**spec.as_dict(), "film_sites": sites, **({"parts": named} if parts else {})})
     elif sites:
         print_columns(("site", "features", "layers", "cond_dim"), [tuple(site.values()) for site in sites])
+    elif parts:
+        print_columns(PART_COLUMNS, [*parts, ("sum", "", "", spec.cond_dim)])
     else:
         say(spec.cond_dim)
 

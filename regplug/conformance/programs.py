@@ -15,11 +15,11 @@ from regplug.bundle.contents import BundleContents
 from regplug.bundle.export import export
 from regplug.bundle.load import load
 from regplug.bundle.program import LoadedProgram
-from regplug.bundle.verify import wrong_inputs
+from regplug.bundle.wrong_inputs import wrong_inputs
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, registry_for
 from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, one_line
-from regplug.format.manifest import InputSpec
+from regplug.format.manifest import Manifest
 from regplug.format.read_bundle import read_bundle
 from regplug.registry.missing_package import missing_package, wants
 from regplug.registry.references import load_reference, reference_of
@@ -57,7 +57,7 @@ def _refusals_of(backend: str) -> Callable[[Subject], None]:
         Compiled code does not check: it reads past the end, or silently gives wrong numbers.
         """
         program = program_of(subject, backend)
-        refuse_wrong_inputs(program, program.manifest.input)
+        refuse_wrong_inputs(program.run_flat, program.manifest)
 
     return program_refuses
 
@@ -79,19 +79,19 @@ def threads(subject: Subject) -> None:
         return
 
 
-def refuse_wrong_inputs(run: Callable[[Tensor], object], signature: InputSpec) -> None:
+def refuse_wrong_inputs(run: Callable[..., object], manifest: Manifest) -> None:
     """Refuse a program that accepts wrong input.
 
     Raises:
         ConformanceError: It accepted some of ``wrong_inputs``; says which.
     """
     taken = []
-    for name, given in wrong_inputs(signature):
+    for name, inputs in wrong_inputs(manifest):
         try:
-            run(given)
+            run(*inputs)
         except ShapeError:
             continue
-        taken.append(f"{name} {list(given.shape)} {given.dtype}")
+        taken.append(f"{name} {list(inputs[0].shape)} {inputs[0].dtype}")
     if taken:
         raise ConformanceError(f"program: expected a ShapeError, got an answer for {', '.join(taken)}.")
 

@@ -9,7 +9,17 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from regplug.conformance import compiled, extreme_inputs, light_import, outputs, programs, rejections, storage, training
+from regplug.conformance import (
+    compiled,
+    extreme_inputs,
+    light_import,
+    masks,
+    outputs,
+    programs,
+    rejections,
+    storage,
+    training,
+)
 from regplug.conformance.check import COMPILERS, Check, CheckResult, refuse_expectations, run_check
 from regplug.conformance.subject import Subject, own_plugins, registry_for
 from regplug.errors import SpecError
@@ -90,6 +100,7 @@ def all_checks(backends: Sequence[str]) -> list[Check[Subject]]:
     return [
         *outputs.CHECKS,
         *rejections.CHECKS,
+        *masks.CHECKS,
         *training.CHECKS,
         *light_import.CHECKS,
         *storage.CHECKS,

@@ -1,20 +1,23 @@
-"""The manifest as frozen dataclasses; ``docs/bundle.md`` specifies it."""
+"""The manifest as frozen dataclasses; ``docs/bundle.md`` specifies it.
+
+A field with a default is a key of format 2.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any
 
 from regplug.format.strict_json import PLAIN_NAME, integer, matching, one_of
 from regplug.registry.dtypes import DTYPES
 from regplug.registry.entries import FILE_NAME, FILM_FORMS
 from regplug.registry.json_text import OPTION_NAME
-from regplug.registry.layout import TokenLayout
+from regplug.registry.layout import GROUP_NAME, TokenLayout
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMATS = (1, 2)
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 SMOKE_CASE = "batch_1"  # the golden case that every loader runs
@@ -25,6 +28,7 @@ IMAGES = "images"  # the name of the input if the bundle includes the backbone
 Positive = Annotated[int, integer(1)]
 Natural = Annotated[int, integer(0)]
 DType = Annotated[str, one_of(*DTYPES)]
+InputName = Annotated[str, matching(GROUP_NAME, "lower-case letters, digits and underscores")]
 Name = Annotated[str, matching(PLAIN_NAME, "a plain name")]
 FullName = Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]{1,128}:[A-Za-z0-9._-]{1,128}"), "distribution:name")]
 Option = Annotated[str, matching(OPTION_NAME, "an option's name")]
@@ -43,9 +47,9 @@ Shape = tuple[Annotated[int | str, _size], ...]
 
 @dataclass(frozen=True)
 class LayoutRecord:
-    """A ``TokenLayout`` in the manifest."""
+    """A ``TokenLayout`` in the manifest; ``num_registers`` is None only in format 2."""
 
-    num_registers: Positive
+    num_registers: Positive | None
     hidden_dim: Positive
     start: Annotated[int, integer()] | None
     indices: tuple[Natural, ...] | None
@@ -82,8 +86,26 @@ class InputSpec(TensorSpec):
 
 
 @dataclass(frozen=True)
+class MoreInput(TensorSpec):
+    """A tensor that the module takes besides its ``InputSpec``: ``mask``, or a vector by its part's name."""
+
+    name: InputName
+    dtype: Annotated[str, one_of(*DTYPES, "bool")]
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A part of a join: its width in the conditioning vector, and its tokens ``[start, stop]``; None for a vector."""
+
+    name: InputName
+    width: Positive
+    tokens: tuple[Annotated[int, integer()] | None, ...] | None
+    takes_mask: bool
+
+
+@dataclass(frozen=True)
 class GoldenCase:
-    """One input with known outputs; with ``start``, the input is a slice of the stored tensor."""
+    """Inputs with known outputs; with ``start``, the input, and a mask, is a slice of the stored tensor."""
 
     case: Name
     batch: Natural
@@ -117,7 +139,7 @@ class WeightsNote:
 
     holds: Annotated[str, one_of("readout", "conditioner")]
     strategy: FullName
-    num_registers: Positive
+    num_registers: Positive | None
     hidden_dim: Positive
     options: Mapping[str, Any]
     film: FiLMRecord | None
@@ -181,12 +203,12 @@ class BundleProvenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole ``manifest.json``."""
+    """The whole ``manifest.json``; ``num_registers`` is None for any number of tokens, only in format 2."""
 
     bundle_format: Natural
     holds: Annotated[str, one_of("readout", "conditioner")]
     strategy: FullName
-    num_registers: Positive
+    num_registers: Positive | None
     hidden_dim: Positive
     options: Mapping[Option, Any]
     cond_dim: Positive
@@ -199,6 +221,18 @@ class Manifest:
     programs: tuple[ProgramRecord, ...]
     files: Mapping[FileName, FileRecord]
     provenance: BundleProvenance
+    more_inputs: tuple[MoreInput, ...] = ()
+    parts: tuple[PartRecord, ...] | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """All tensors that the module takes, in their order: ``input``, and ``more_inputs``."""
+        return (self.input, *self.more_inputs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of all inputs, in their order."""
+        return tuple(one.name for one in self.inputs)
 
     @property
     def token_layout(self) -> TokenLayout | None:
@@ -214,7 +248,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's bytes; equal manifests give equal bytes."""
-        return (json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        values = asdict(self)
+        if self.bundle_format == 1:
+            values = {one.name: values[one.name] for one in fields(self) if one.default is MISSING}
+        return (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     def describe(self) -> dict[str, Any]:
         """What the weights file repeats of it, so that a single weights file says what it is."""

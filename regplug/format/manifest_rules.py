@@ -9,7 +9,7 @@ from regplug.errors import BundleError, SpecError
 from regplug.format.folder import MANIFEST
 from regplug.format.limits import MAX_GOLDEN, MAX_PROGRAM, MAX_RANK, MAX_TENSORS, MAX_WEIGHTS
 from regplug.format.manifest import (
-    BUNDLE_FORMAT,
+    BUNDLE_FORMATS,
     CPU_FLAGS,
     GOLDEN,
     IMAGES,
@@ -18,9 +18,10 @@ from regplug.format.manifest import (
     LayoutRecord,
     Manifest,
 )
+from regplug.format.more_inputs import check_more_inputs, check_parts, least_tokens
 from regplug.format.strict_json import PLAIN_NAME, format_value, read_as, wrong
 from regplug.registry.json_text import WrongValueError, parse_json
-from regplug.registry.layout import TokenLayout
+from regplug.registry.layout import TOKENS, TokenLayout
 from regplug.registry.names import OWN
 
 
@@ -36,32 +37,38 @@ def parse_manifest(path: str, data: bytes) -> Manifest:
     """
     try:
         values = parse_json(data)
-        _check_format(values)
-        manifest = read_as(Manifest, values)
+        manifest = read_as(Manifest, values, newer=_format_of(values) != 1)
         _check_agreement(manifest)
     except WrongValueError as error:
         raise BundleError(f"bundle {path}: {MANIFEST}: {error}.") from None
     return manifest
 
 
-def _check_format(values: Any) -> None:
-    """Check the format first: another format may have other keys."""
-    if isinstance(values, dict) and "bundle_format" in values:
-        found = format_value(values["bundle_format"])
-        if found != str(BUNDLE_FORMAT):
-            raise WrongValueError(f"bundle_format: expected {BUNDLE_FORMAT}, got {found}; use a newer regplug")
+def _format_of(values: Any) -> int | None:
+    """The format, which is checked first: another one may have other keys; None if there is none."""
+    if not (isinstance(values, dict) and "bundle_format" in values):
+        return None
+    found = format_value(values["bundle_format"])
+    known = [one for one in BUNDLE_FORMATS if found == str(one)]
+    if not known:
+        raise WrongValueError(f"bundle_format: expected 1 or 2, got {found}; use a newer regplug")
+    return known[0]
 
 
 def _check_agreement(manifest: Manifest) -> None:
     """Refuse a manifest whose keys contradict each other."""
     conditioner = manifest.holds == "conditioner"
+    if manifest.bundle_format == 1 and manifest.num_registers is None:
+        raise wrong("num_registers", "an integer >= 1", None)
     if manifest.layout is not None:
         _check_layout(manifest, manifest.layout)
     elif conditioner or manifest.backbone is not None:
         raise wrong("layout", "an object", None)
     if conditioner != (manifest.film is not None):
         raise wrong("film", "an object" if conditioner else "null", manifest.film and asdict(manifest.film))
+    check_parts(manifest)
     _check_input(manifest, conditioner)
+    check_more_inputs(manifest)
     _check_outputs(manifest, conditioner)
     _check_cases(manifest)
     _check_programs(manifest)
@@ -72,18 +79,20 @@ def _check_agreement(manifest: Manifest) -> None:
 def _check_input(manifest: Manifest, conditioner: bool) -> None:
     shape = manifest.input.shape
     layout, backbone = manifest.token_layout, manifest.backbone
-    name, least = "registers", None
-    wanted_shape: tuple[int | str, ...] = ("B", manifest.num_registers, manifest.hidden_dim)
+    name = "registers" if manifest.bundle_format == 1 else TOKENS
+    least = None if manifest.num_registers else least_tokens(manifest.parts)
+    wanted_shape: tuple[int | str, ...] = ("B", manifest.num_registers or "T", manifest.hidden_dim)
     if backbone is not None and layout is not None:
         if layout.normalized != backbone.normalized:
             raise wrong("layout.normalized", format_value(backbone.normalized), layout.normalized)
-        name, wanted_shape = IMAGES, shape
+        name, wanted_shape, least = IMAGES, shape, None
         fixed = all(isinstance(size, int) for size in shape[1:])
         if not (2 <= len(shape) <= MAX_RANK and shape[0] == "B" and fixed):
             raise wrong("input.shape", '"B" and 1 to 7 sizes', list(shape))
     elif conditioner and layout is not None:
-        least = layout.num_tokens or layout.min_tokens
-        name, wanted_shape = "tokens", ("B", layout.num_tokens or "T", manifest.hidden_dim)
+        free = None if layout.num_registers else least_tokens(manifest.parts) + (layout.start or 0)
+        least = layout.num_tokens or free or layout.min_tokens
+        name, wanted_shape = TOKENS, ("B", layout.num_tokens or "T", manifest.hidden_dim)
     for word, wanted, got in (
         ("input.name", name, manifest.input.name),
         ("input.shape", list(wanted_shape), list(shape)),
@@ -124,7 +133,7 @@ def _check_cases(manifest: Manifest) -> None:
     cases = [case.case for case in manifest.golden.cases]
     if SMOKE_CASE not in cases or len(set(cases)) != len(cases):
         raise wrong("golden.cases", f"each case once and {SMOKE_CASE} among them", cases)
-    tensors = len(cases) * (1 + len(manifest.outputs))
+    tensors = len(cases) * (len(manifest.inputs) + len(manifest.outputs))
     if tensors > MAX_TENSORS:
         raise wrong("golden.cases", f"at most {MAX_TENSORS} tensors", tensors)
     least, length = manifest.input.min_batch, manifest.input.shape[1]

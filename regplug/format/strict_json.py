@@ -6,7 +6,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 from regplug.errors import truncate
@@ -18,8 +18,10 @@ Rule = Callable[[str, Any], Any]
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def read_as(hint: type[T], value: Any, where: str = "") -> T:
+def read_as(hint: type[T], value: Any, newer: bool = True) -> T:
     """Convert a parsed JSON value to the type ``hint``.
+
+    A field with a default is a key of a newer format: unless ``newer``, the JSON must not have it.
 
     Known hints: dataclasses; ``X | None``; ``tuple[X, ...]`` for lists; ``Mapping[K, X]``, where K's rule checks the
     keys and X may be Any; str; bool; float, which must be 0 or more; ``Annotated[X, rule]``, where the rule converts
@@ -28,23 +30,26 @@ def read_as(hint: type[T], value: Any, where: str = "") -> T:
     Raises:
         WrongValueError: It has another type; the message names the key.
     """
-    return _read(hint, where, value)  # type: ignore[no-any-return]
+    return _read(hint, "", value, newer)  # type: ignore[no-any-return]
 
 
-def _read(hint: Any, where: str, value: Any) -> Any:
+def _read(hint: Any, where: str, value: Any, newer: bool) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return arguments[1](where, value)
     if type(None) in arguments:
-        return None if value is None else _read(arguments[0], where, value)
+        return None if value is None else _read(arguments[0], where, value, newer)
     if is_dataclass(hint):
-        return _read_fields(hint, where, value)
+        return _read_fields(hint, where, value, newer)
     if origin is tuple:
         items = _typed(where, value, list, "a list")
-        return tuple(_read(arguments[0], _join(where, str(i)), item) for i, item in enumerate(items))
+        return tuple(_read(arguments[0], _join(where, str(i)), item, newer) for i, item in enumerate(items))
     if origin is Mapping:
         items = sorted(_typed(where, value, dict, "an object").items())
-        return {_read(arguments[0], where, key): _read(arguments[1], _join(where, key), item) for key, item in items}
+        return {
+            _read(arguments[0], where, key, newer): _read(arguments[1], _join(where, key), item, newer)
+            for key, item in items
+        }
     if hint is float:
         return _amount(where, value)
     if hint is bool:
@@ -54,17 +59,17 @@ def _read(hint: Any, where: str, value: Any) -> Any:
     return plain(value)
 
 
-def _read_fields(hint: Any, where: str, value: Any) -> Any:
+def _read_fields(hint: Any, where: str, value: Any, newer: bool) -> Any:
     given = _typed(where, value, dict, "an object")
     hints = typing.get_type_hints(hint, include_extras=True)
-    known = [field.name for field in fields(hint)]
+    known = [field.name for field in fields(hint) if newer or field.default is MISSING]
     for key in known:
         if key not in given:
             raise WrongValueError(f"{_join(where, key)}: expected a value, got nothing")
     for key in sorted(given):
         if key not in known:
             raise wrong(_join(where, format_key(key)), "no such key", given[key])
-    return hint(**{key: _read(hints[key], _join(where, key), given[key]) for key in known})
+    return hint(**{key: _read(hints[key], _join(where, key), given[key], newer) for key in known})
 
 
 # ---- rules for Annotated

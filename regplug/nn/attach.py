@@ -3,14 +3,14 @@
 # TorchScript compiles forward(), so its annotations are not postponed
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Optional
 
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.errors import RegplugError, SpecError
 from regplug.nn.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
-from regplug.nn.conditioner import BuiltReadout, Conditioner
+from regplug.nn.conditioner import BuiltReadout, Conditioner, refuse
 from regplug.nn.film import KernelFiLMGenerator
 from regplug.nn.join import Join
 from regplug.nn.pairing import check_gives_pairs, pair
@@ -26,6 +26,7 @@ from regplug.registry.options import json_options
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify
+from regplug.registry.vectors import vector_widths
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Attached(nn.Module):
         self.tokens.eval().requires_grad_(False)
 
 
+Vectors = Optional[dict[str, Tensor]]  # noqa: UP045  # TorchScript's spelling
+
+
 class AttachedReadout(Attached):
     """Inputs of a model -> conditioning vector ``[B, cond_dim]``; ``attach`` makes it.
 
@@ -92,6 +96,8 @@ class AttachedReadout(Attached):
         source: What the backbone was built from, or the error that says why this is not known.
     """
 
+    takes_vectors: Final[bool]
+
     def __init__(
         self,
         tokens: nn.Module,
@@ -103,9 +109,14 @@ class AttachedReadout(Attached):
         super().__init__(tokens, layout, spec, source)
         self.select = SelectRegisters(layout)
         self.readout = readout
+        self.takes_vectors = bool(vector_widths(readout))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, vectors: Vectors = None) -> Tensor:
         """The conditioning vector for ``inputs``, images ``[B, C, H, W]`` for most backbones.
+
+        Args:
+            inputs: What the model takes.
+            vectors: For each vector of a join its name and ``[B, width]``.
 
         Raises:
             ShapeError: The tokens are not what the layout says.
@@ -113,7 +124,12 @@ class AttachedReadout(Attached):
         """
         if not is_scripting():
             self.origin.check()
-        conditioning: Tensor = self.readout(self.select(self.tokens(inputs)))
+        registers = self.select(self.tokens(inputs))
+        if self.takes_vectors:
+            conditioning: Tensor = self.readout(registers, None, vectors)
+        else:
+            refuse(vectors is not None, "vectors")
+            conditioning = self.readout(registers)
         return conditioning
 
 
@@ -136,8 +152,12 @@ class AttachedConditioner(Attached):
         super().__init__(tokens, conditioner.layout, spec, source)
         self.conditioner = conditioner
 
-    def forward(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, inputs: Tensor, vectors: Vectors = None) -> list[tuple[Tensor, Tensor]]:
         """One ``(gamma, beta)`` per FiLM layer, each ``[B, width]``, for ``inputs``.
+
+        Args:
+            inputs: What the model takes.
+            vectors: For each vector of a join its name and ``[B, width]``.
 
         Raises:
             ShapeError: The tokens are not what the layout says.
@@ -145,7 +165,7 @@ class AttachedConditioner(Attached):
         """
         if not is_scripting():
             self.origin.check()
-        pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs))
+        pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs), None, vectors)
         return pairs
 
 
@@ -185,7 +205,7 @@ def attach(
     Args:
         model: A model that an installed plugin knows, or a name, ``"timm:vit_small_patch14_reg4_dinov2"``, which is
             then built with random weights.
-        strategy: The readout, by name; several of different groups, ``join(cls="mean", registers="pool")``; the
+        strategy: The readout, by name; several of different groups, and vectors, ``join(cls="mean", state=7)``; the
             backbone's default when None.
         group: The tokens that the readout reads: another group of ``layout_of(model).groups``, as ``"cls"`` or
             ``"patches"``. A group of free length needs a model that takes one size of images, and runs it once.

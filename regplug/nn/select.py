@@ -59,12 +59,27 @@ class SelectRegisters(nn.Module):
             raise ShapeError(
                 f"TokenLayout: expected tokens [B, {self.fixed_tokens}, {self.hidden_dim}], got {list(tokens.shape)}."
             )
+        return self.pick(tokens)
+
+    def of_mask(self, mask: Tensor, tokens: Tensor) -> Tensor:
+        """The registers' part ``[B, R]`` of a mask ``[B, T]`` of all tokens.
+
+        Raises:
+            ShapeError: Its shape is not that of the tokens ``[B, T, D]``.
+        """
+        if mask.dim() != 2 or mask.shape[0] != tokens.shape[0] or mask.shape[1] != tokens.shape[1]:
+            wanted = [tokens.shape[0], tokens.shape[1]]
+            raise ShapeError(f"TokenLayout: expected mask {wanted}, got {list(mask.shape)}.")
+        return self.pick(mask)
+
+    def pick(self, tokens: Tensor) -> Tensor:
+        """The registers of ``[B, T, ...]``, not checked."""
         if self.step == 0:
             return torch.stack([tokens[:, index] for index in self.indices], dim=1)
         count = self.num_registers
         if count is None:
             return tokens[:, self.start :].contiguous()
-        first = self.start if self.start >= 0 else shape[1] + self.start
+        first = self.start if self.start >= 0 else tokens.shape[1] + self.start
         last = first + (count - 1) * self.step
         return tokens[:, first : last + 1 : self.step].contiguous()
 

@@ -74,20 +74,23 @@ def layout_for_group(tokens: nn.Module, layout: TokenLayout, group: str) -> Toke
     """The layout by which a readout reads a group of a tokens module's output.
 
     If the group's length depends on T, T is that of the one size of inputs that the module takes: it runs once, on
-    zeros, in eval mode.
+    zeros, in eval mode. If it takes several sizes, the layout has any number of tokens.
 
     Raises:
-        SpecError: There is no such group, or its length depends on the inputs, which have several sizes.
+        SpecError: There is no such group, or its length depends on the inputs, which have several sizes, and other
+            tokens come after it.
     """
     is_free = group == TOKENS or any(one.name == group and one.num_tokens is None for one in layout.groups)
     if not is_free or layout.num_tokens is not None:
         return layout.for_group(group)
     shape = getattr(tokens, "input_shape", None)
     if shape is None:
-        which = f"group {group!r}" if group != TOKENS else "all tokens, as a join reads"
+        found = next((one for one in layout.groups if one.name == group), None)
+        if found is None or found.stop is None:
+            return layout.for_group(group)
         raise SpecError(
-            f"{which}: expected a backbone that states the one size of its images as input_shape (C, H, W), because "
-            f"the number of tokens depends on it, got a {type(tokens).__name__} that states none."
+            f"group {group!r}: expected a backbone that states the one size of its images as input_shape (C, H, W), "
+            f"because other tokens come after the group, got a {type(tokens).__name__} that states none."
         )
     first = next(tokens.parameters(), torch.empty(0))
     modes = {part: part.training for part in tokens.modules()}

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.integers import check_positive_int
 from regplug.registry.untrusted_values import repr_of
+from regplug.registry.vectors import zero_vectors
 
 if TYPE_CHECKING:
     from torch import nn
 
 # Two samples: a module that confuses batch and registers is found out.
 PROBE_BATCH = 2
-# the numbers of registers at which a readout of any number of them is measured
-ANY_COUNTS = (1, 3)
+# a readout of any number of tokens is measured at the least, 1 or its min_tokens, and at two more
+MORE_TOKENS = (0, 2)
 
 
 def construct(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
@@ -118,14 +119,15 @@ def probe(owner: str, module: nn.Module, num_registers: int | None, hidden_dim: 
     """
     if num_registers is not None:
         return _probe_once(owner, module, num_registers, hidden_dim, device)
-    widths = {count: _probe_once(owner, module, count, hidden_dim, device) for count in ANY_COUNTS}
+    least = getattr(module, "min_tokens", 1)
+    widths = {least + more: _probe_once(owner, module, least + more, hidden_dim, device) for more in MORE_TOKENS}
     if len(set(widths.values())) > 1:
         got = ", ".join(f"{width} for {count}" for count, width in widths.items())
         raise SpecError(
             f"{owner}: num_registers: expected a fixed number, as the width depends on the number of tokens ({got}), "
             "got None."
         )
-    return widths[ANY_COUNTS[0]]
+    return widths[least]
 
 
 def _probe_once(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:
@@ -137,7 +139,7 @@ def _probe_once(owner: str, module: nn.Module, num_registers: int, hidden_dim: i
     module.eval()  # in training mode it would change the running statistics of a batch norm
     try:
         with torch.no_grad():
-            output = module(registers)
+            output = module(registers, **zero_vectors(module, registers))
     finally:
         for child, mode in training.items():
             child.training = mode

@@ -74,7 +74,13 @@ class ReadoutSpec:
     @property
     def takes_mask(self) -> bool:
         """Whether its ``forward(registers, mask)`` takes a mask of the tokens that count; imports its module."""
-        return takes_mask(self.readout_class)
+        build = self.readout_class
+        if isinstance(build, type):
+            return takes_mask(build)
+        import torch
+
+        with torch.device("meta"):  # a function says nothing of what it builds
+            return takes_mask(construct(_owner(self.entry), build, self.arguments))
 
     @property
     def formula(self) -> str:

@@ -18,8 +18,8 @@ from regplug.bundle.golden import compare, largest_error
 from regplug.bundle.io_signature import signature_of_conditioner
 from regplug.bundle.load import module_run
 from regplug.bundle.parity import _other_weights
-from regplug.bundle.verify import wrong_inputs
 from regplug.bundle.weights_file import fill
+from regplug.bundle.wrong_inputs import wrong_inputs
 from regplug.commands.info.describe import describe
 from regplug.format.manifest import TensorSpec
 from regplug.format.weights import load_tensors, read_metadata, save_tensors
@@ -182,11 +182,11 @@ def test_every_wrong_image_is_refused_before_anything_runs(bundle):
     assert manifest["input"]["shape"] == ["B", 3, 28, 28]
     for backend in BOTH:
         program = regplug.load(bundle, program=backend)
-        named = dict(wrong_inputs(program.manifest.input))
+        named = dict(wrong_inputs(program.manifest))
         assert list(named) == ["wrong C", "wrong C, more", "wrong H", "wrong W", "wrong rank", "wrong dtype"]
-        for given in named.values():
+        for inputs in named.values():
             with pytest.raises(regplug.ShapeError):
-                program(given)
+                program.run_flat(*inputs)
         with pytest.raises(regplug.ShapeError) as error:
             program(torch.zeros(1, 3, 224, 224))
         assert str(error.value) == f"program '{backend}': expected images [B, 3, 28, 28], got [1, 3, 224, 224]."

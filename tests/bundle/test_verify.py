@@ -20,7 +20,8 @@ from support.readouts import SIZES
 import regplug
 from regplug.bundle.golden import CaseError
 from regplug.bundle.program import LoadedProgram
-from regplug.bundle.verify import VerifiedCase, _refuses, wrong_inputs
+from regplug.bundle.verify import VerifiedCase, _refuses
+from regplug.bundle.wrong_inputs import wrong_inputs
 from regplug.commands.main import group
 from regplug.format.weights import load_tensors, save_tensors
 
@@ -203,15 +204,14 @@ def test_a_module_too_coarse_in_its_dtype_is_not_exported(tmp_path, monkeypatch)
 
 def test_a_program_that_accepts_a_wrong_input_is_detected(bundles):
     program = regplug.load(bundles / "readout", program="torchscript")
-    signature = program.manifest.input
-    assert all(_refuses(program, given) for _, given in wrong_inputs(signature))
+    assert all(_refuses(program, inputs) for _, inputs in wrong_inputs(program.manifest))
 
     class Careless(LoadedProgram):
-        def __call__(self, given):
-            return given
+        def run_flat(self, *inputs):
+            return list(inputs)
 
     careless = Careless("careless", program.manifest, "", lambda given: [given])
-    assert not any(_refuses(careless, given) for _, given in wrong_inputs(signature))
+    assert not any(_refuses(careless, inputs) for _, inputs in wrong_inputs(program.manifest))
     assert not VerifiedCase("careless", "wrong R", "accepted").ok
 
 

@@ -131,13 +131,13 @@ def test_threads_call_the_first_program_that_exists(registry):
 
 def test_a_program_that_accepts_wrong_inputs_is_reported_with_each_of_them(tmp_path):
     spec = spec_of("regplug:mean")
-    signature = export(spec, spec.build(), tmp_path / "b").manifest.input
-    programs.refuse_wrong_inputs(load(tmp_path / "b", program="torchscript"), signature)
+    manifest = export(spec, spec.build(), tmp_path / "b").manifest
+    programs.refuse_wrong_inputs(load(tmp_path / "b", program="torchscript"), manifest)
     # eager converts another dtype
     with pytest.raises(ConformanceError, match=r"got an answer for wrong dtype \[2, 4, 24\] torch\.float64\.$"):
-        programs.refuse_wrong_inputs(spec.build(), signature)
+        programs.refuse_wrong_inputs(spec.build(), manifest)
     with pytest.raises(ConformanceError, match=r"for wrong R \[2, 3, 24\].*wrong D.*wrong rank \[4, 24\].*wrong dtype"):
-        programs.refuse_wrong_inputs(lambda given: given, signature)
+        programs.refuse_wrong_inputs(lambda given: given, manifest)
 
 
 def test_data_of_another_class_or_other_numbers_is_refused(registry):

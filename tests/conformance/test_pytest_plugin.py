@@ -54,7 +54,7 @@ def test_readout(subject, check):
 KIT = ["--pyargs", "regplug.conformance"]
 # the runs of pytest, all in one process: their words
 RUNS = {
-    "readouts": [*KIT, "--readout", "pool", "--readout", "readouts_to_test:OneWrongNumber", *FAST],
+    "readouts": [*KIT, "--readout", "gated-abmil", "--readout", "readouts_to_test:OneWrongNumber", *FAST],
     "own tests": ["test_own.py"],
     "backbone": [*KIT, "--readout-backbone", "digits-vit", "--readout-model-option", "num_blocks=1"],
     "no readout": KIT,
@@ -136,9 +136,9 @@ def outcomes(cases, prefix=""):
 def test_each_readout_that_is_named_gets_one_test_for_every_check(outputs, cases_of):
     cases = cases_of("readouts")
     checks = [check.name for check in all_checks(["torchscript"])]
-    names = ("regplug:pool", "readouts-to-test:one-wrong-number")
+    names = ("regplug:gated-abmil", "readouts-to-test:one-wrong-number")
     assert list(cases) == [f"test_asked_readout[{name}-{check}]" for name in names for check in checks]
-    assert outcomes(cases, "test_asked_readout[regplug:pool-") == {"passed": len(checks)}
+    assert outcomes(cases, "test_asked_readout[regplug:gated-abmil-") == {"passed": len(checks)}
     assert [name for name, case in cases.items() if case.find("failure") is not None] == [
         "test_asked_readout[readouts-to-test:one-wrong-number-flop-count]"
     ]

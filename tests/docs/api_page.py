@@ -78,7 +78,7 @@ SECTIONS = [
     (
         "Attach and train",
         "",
-        ["attach", "join", "nn.attach:AttachedReadout", "nn.attach:AttachedConditioner", "param_groups"],
+        ["attach", "join", "Join", "nn.attach:AttachedReadout", "nn.attach:AttachedConditioner", "param_groups"],
     ),
     (
         "Ship",
@@ -115,9 +115,18 @@ SECTIONS = [
         "What the built-in readouts use for checks, messages and printing. Importing `regplug.nn` imports no torch.",
         [
             "nn:check_sizes",
+            "nn:check_count",
             "nn:check_positive",
             "nn:check_multiple",
+            "nn:fixed_count",
             "nn:check_registers",
+            "nn:check_mask",
+            "nn:zero_padding",
+            "nn:masked_mean",
+            "nn:masked_max",
+            "nn:masked_softmax",
+            "nn:attention_mask",
+            "nn:zero_empty_rows",
             "nn:in_dtype_of",
             "nn:show_settings",
             "nn:closest",

@@ -41,8 +41,8 @@ def test_a_manifest_is_read_back_as_it_was_written(manifest):
 
 
 WRONG = {
-    "bundle_format: expected 1, got 2; use a newer regplug": (["bundle_format"], 2),
-    "bundle_format: expected 1, got 1.0; use a newer regplug": (["bundle_format"], 1.0),
+    "bundle_format: expected 1 or 2, got 3; use a newer regplug": (["bundle_format"], 3),
+    "bundle_format: expected 1 or 2, got 1.0; use a newer regplug": (["bundle_format"], 1.0),
     "bundle_format: expected a value, got nothing": (["bundle_format"], ...),
     "strategy: expected a value, got nothing": (["strategy"], ...),
     'strategy: expected distribution:name, got "pool"': (["strategy"], "pool"),

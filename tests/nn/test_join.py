@@ -145,7 +145,10 @@ def test_wrong_parts_are_refused(parts: Any, words: str) -> None:
     ("make", "words"),
     [
         (lambda: regplug.join(), "join: expected at least one part, as registers='pool', got none"),
-        (lambda: regplug.join(cls=3), "join: part 'cls': expected a strategy's name, or (name, options), got 3"),
+        (lambda: regplug.join(cls=3.5), "join: part 'cls': expected a strategy's name, (name, options), or a vector's"),
+        (lambda: regplug.join(state=0), "join: part 'state': width: expected a positive integer, got 0"),
+        (lambda: regplug.join(state=(7, 8)), "join: part 'state': expected a strategy's name, (name, options), or a"),
+        (lambda: regplug.join(cls="mean").swap(state=7), "join: swap: expected some of cls, got 'state'"),
         (lambda: regplug.attach(network(), regplug.join(state="mean")), "one of registers, cls, patches, tokens"),
         (lambda: regplug.attach(network(), THREE, group="cls"), "attach: group: expected none with a join"),
         (

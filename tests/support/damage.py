@@ -233,12 +233,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "bundle DIR: golden.safetensors: sha256 differs from the manifest; export the bundle again.",
     ),
     "a newer format": (
-        set_value("bundle_format", value=2),
-        "bundle DIR: manifest.json: bundle_format: expected 1, got 2; use a newer regplug.",
+        set_value("bundle_format", value=3),
+        "bundle DIR: manifest.json: bundle_format: expected 1 or 2, got 3; use a newer regplug.",
     ),
     "a newer format with other keys": (
-        lambda f: (f / "manifest.json").write_text('{"bundle_format": 2, "news": true}'),
-        "bundle DIR: manifest.json: bundle_format: expected 1, got 2; use a newer regplug.",
+        lambda f: (f / "manifest.json").write_text('{"bundle_format": 3, "news": true}'),
+        "bundle DIR: manifest.json: bundle_format: expected 1 or 2, got 3; use a newer regplug.",
     ),
     "a path with dots": (
         lambda f: rename_program(f, "../evil"),

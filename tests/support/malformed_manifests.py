@@ -70,7 +70,7 @@ def fields_of(base: str, values: dict) -> typing.Iterator[tuple[str, bytes, str 
             yield f"{base}: {where} missing", changed(values, path, ...), f"{where}: expected a value, got nothing"
         for kind in KINDS:
             if not may_be(hint, kind):
-                begin = "bundle_format: expected 1, got" if where == "bundle_format" else where
+                begin = "bundle_format: expected 1 or 2, got" if where == "bundle_format" else where
                 yield f"{base}: {where} as {json.dumps(kind)}", changed(values, path, kind), begin
         if isinstance(value, dict) and is_dataclass(without_none(hint)):
             said = f"{where}.surplus: expected no such key, got 1"
@@ -121,12 +121,12 @@ def limits() -> typing.Iterator[tuple[str, bytes, str | None]]:
         json.dumps(readout() | {"hidden_dim": 2**53 - 1}).encode(),
         "input.shape: expected",
     )
-    for text in ("1.0", "01", "2", "0", "-1", "1e0", '"1"', "null", "1" * 400):
+    for text in ("1.0", "01", "3", "0", "-1", "1e0", '"1"', "null", "1" * 400):
         data = json.dumps(readout() | {"bundle_format": "@"}).replace('"@"', text).encode()
         yield (
             f"bundle_format as {text}",
             data,
-            "not JSON" if text == "01" or len(text) > 9 else "bundle_format: expected 1",
+            "not JSON" if text == "01" or len(text) > 9 else "bundle_format: expected 1 or 2",
         )
     for key in ("eager_error", "tolerance"):
         for value in (-1, -1e-300, "0", None):

@@ -257,7 +257,7 @@ class RunProgram:
         self._program = program
         case = next(case for case in self._golden.golden.cases if case.case == "batch_1")
         self._case = case
-        self._input.write_bytes(save_tensors({self._files.manifest.input.name: self._golden.input(case)}))
+        self._input.write_bytes(save_tensors({self._files.manifest.input.name: self._golden.inputs(case)[0]}))
 
     def open(self, folder: Path) -> dict[str, object]:
         """As ``Loader.open``, for case ``batch_1``."""

@@ -241,7 +241,7 @@ class DigitsViT(nn.Module):
     def _before_last(self, images: Tensor) -> Tensor:
         framed = F.pad(images.unsqueeze(1), (1, 1, 1, 1), value=BACKGROUND)
         embedded = self.embed(framed).flatten(2).transpose(1, 2) + self.positions
-        tokens = torch.cat([embedded, self.registers.expand(len(images), -1, -1)], dim=1)
+        tokens = torch.cat([embedded, self.registers.expand(images.shape[0], -1, -1)], dim=1)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         return tokens

@@ -61,7 +61,7 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
                 dynamo=True,
                 opset_version=opset,
                 optimize=False,  # it would fold weights into constants
-                input_names=[source.input.name],
+                input_names=source.input_names,
                 output_names=names,
                 verbose=False,
             )
@@ -77,7 +77,7 @@ def make_model(graph: ExportedProgram, source: Source, opset: int) -> bytes:
     point_to_weights(model, source.weights, used_weights(graph))
     keep_nan(model)
     strip(model)
-    _declare(model.graph.input, [source.input.shape])
+    _declare(model.graph.input, [one.shape for one in (source.input, *source.more_inputs)])
     _declare(model.graph.output, [output.shape for output in source.outputs])
     check_offsets(model, source.weights)
     return bytes(model.SerializeToString(deterministic=True))

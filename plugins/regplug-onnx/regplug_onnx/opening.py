@@ -30,25 +30,27 @@ def open_model(owner: str, program: Program, weights: Mapping[str, Tensor]) -> R
         BundleError: It is no program of this backend, or needs other weights.
     """
     check_weights(owner, program, weights)
-    model = read_model(program.label, program.data)
+    model = read_model(program.label, program.data, max(1, len(program.inputs)))
     names = check_external_data(program.label, model, weights)
     # the session reads the weights from this memory, so `run` keeps both alive
     held = [OrtValue.ortvalue_from_numpy(weights[name].detach().clone().numpy()) for name in names]
     session = _session(program.label, model, names, held)
-    given_name = session.get_inputs()[0].name
+    given_names = [one.name for one in session.get_inputs()]
 
-    def run(given: Tensor, _held: list[OrtValue] = held) -> list[Tensor]:
-        return [torch.from_numpy(out) for out in session.run(None, {given_name: given.numpy(force=True)})]
+    def run(*inputs: Tensor, _held: list[OrtValue] = held) -> list[Tensor]:
+        given = {name: one.numpy(force=True) for name, one in zip(given_names, inputs, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(None, given)]
 
     return run
 
 
-def read_model(where: str, data: bytes) -> ModelProto:
+def read_model(where: str, data: bytes, count: int = 1) -> ModelProto:
     """The model, without all that ONNX Runtime might read besides the computation.
 
     Args:
         where: The program's file, for messages.
         data: Its bytes.
+        count: How many inputs it must have.
 
     Raises:
         BundleError: It is no ONNX model, or has more than one graph of ONNX's own operators.
@@ -61,8 +63,9 @@ def read_model(where: str, data: bytes) -> ModelProto:
     model.DiscardUnknownFields()  # a runtime newer than onnx may know them
     model.ClearField("metadata_props")  # may hold settings of the session
     inputs, outputs = len(model.graph.input), len(model.graph.output)
-    if inputs != 1 or not outputs:
-        raise BundleError(f"{where}: expected one input and some outputs, got {inputs} and {outputs}.")
+    if inputs != count or not outputs:
+        wanted = "one input" if count == 1 else f"{count} inputs"
+        raise BundleError(f"{where}: expected {wanted} and some outputs, got {inputs} and {outputs}.")
     if model.functions or model.training_info:
         raise BundleError(f"{where}: expected one graph, got functions or training with it.")
     for message in messages_of(model):

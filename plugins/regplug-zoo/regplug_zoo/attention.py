@@ -74,8 +74,7 @@ class RegisterABMIL(nn.Module):
         registers = in_dtype_of(self.score.weight, registers).contiguous()
         scores = self.score(torch.tanh(self.value(registers)))
         weights = torch.softmax(scores, dim=1) if mask is None else masked_softmax(scores, mask)
-        pooled = torch.bmm(weights.transpose(1, 2), registers).squeeze(1)
-        return pooled if mask is None else zero_empty_rows(pooled, mask)
+        return torch.bmm(weights.transpose(1, 2), registers).squeeze(1)
 
     extra_repr = show_settings
 

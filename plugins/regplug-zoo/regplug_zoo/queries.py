@@ -186,6 +186,6 @@ class RegisterEfficientProbing(nn.Module):
         share = self.out_dim // self.num_queries
         values = self.v(registers).view(registers.shape[0], registers.shape[1], self.num_queries, share)
         conditioning: Tensor = (weights * values).sum(dim=1)
-        return conditioning.flatten(1) if mask is None else zero_empty_rows(conditioning.flatten(1), mask)
+        return conditioning.flatten(1)
 
     extra_repr = show_settings

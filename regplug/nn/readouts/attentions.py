@@ -68,8 +68,7 @@ class RegisterGatedABMIL(nn.Module):
         hidden = torch.tanh(self.value(registers)) * torch.sigmoid(self.gate(registers))
         scores = self.score(hidden)
         weights = torch.softmax(scores, dim=1) if mask is None else masked_softmax(scores, mask)
-        pooled = torch.bmm(weights.transpose(1, 2).to(registers.dtype), registers).squeeze(1)
-        return pooled if mask is None else zero_empty_rows(pooled, mask)
+        return torch.bmm(weights.transpose(1, 2).to(registers.dtype), registers).squeeze(1)
 
     extra_repr = show_settings
 

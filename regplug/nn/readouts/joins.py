@@ -1,69 +1,132 @@
-"""Several readouts of one token sequence, each of a group of its tokens, concatenated."""
+"""Several readouts of one token sequence, each of a group of its tokens, and vectors, concatenated."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, Optional
 
 import torch
 from torch import Tensor, nn
 
-from regplug.errors import SpecError
+from regplug.errors import ShapeError, SpecError
 from regplug.nn.readouts.checks import check_registers
-from regplug.nn.readouts.join_parts import OWNER, JoinPart, place_parts
+from regplug.nn.readouts.join_parts import OWNER, JoinPart, PlacedPart, place_parts
+from regplug.nn.readouts.masking import is_readable
 from regplug.nn.readouts.sizes import check_sizes
-from regplug.registry.spec import specify
+from regplug.registry.masks import takes_mask
+from regplug.registry.spec import ReadoutSpec, specify
+
+# TorchScript knows no | and no dict in annotations of methods
+Mask = Optional[Tensor]  # noqa: UP045
+Vectors = Optional[dict[str, Tensor]]  # noqa: UP045
+
+
+def check_no_padding(mask: Tensor, name: str) -> None:
+    """Refuse padding among the tokens of a part that reads them in any case, where that can be read without waiting."""
+    if is_readable(mask) and not bool(mask.all()):
+        sample = int(torch.nonzero(~mask.all(dim=1))[0].item())
+        raise ShapeError(
+            f"readout 'join': mask: expected every token of '{name}' to count, which takes no mask, got padding in "
+            f"sample {sample}."
+        )
 
 
 class JoinedReadout(nn.Module):
-    """A readout of the tokens ``tokens[:, first : first + count]``."""
+    """A readout of the tokens ``tokens[:, first:stop]``."""
 
     first: Final[int]
-    count: Final[int]
+    stop: Final[Optional[int]]  # noqa: UP045
+    takes_mask: Final[bool]
 
-    def __init__(self, first: int, count: int, readout: nn.Module) -> None:
+    def __init__(self, name: str, first: int, stop: int | None, readout: nn.Module) -> None:
         super().__init__()
+        self.name = name
         self.first = first
-        self.count = count
+        self.stop = stop
+        self.takes_mask = takes_mask(readout)
         self.readout = readout
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
         """``[B, T, D]`` -> the readout's ``[B, width]``."""
-        read: Tensor = self.readout(tokens[:, self.first : self.first + self.count])
-        return read
+        read = tokens[:, self.first : self.stop]
+        if self.takes_mask:
+            found: Tensor = self.readout(read, None if mask is None else mask[:, self.first : self.stop])
+        else:
+            if mask is not None:
+                check_no_padding(mask[:, self.first : self.stop], self.name)
+            found = self.readout(read)
+        return found
+
+
+class JoinedVector(nn.Module):
+    """A vector ``[B, width]``, as it is or through a readout that gets it as one token."""
+
+    name: Final[str]
+    width: Final[int]
+    has_readout: Final[bool]
+
+    def __init__(self, name: str, width: int, readout: nn.Module | None) -> None:
+        super().__init__()
+        self.name = name
+        self.width = width
+        self.has_readout = readout is not None
+        self.readout = nn.Identity() if readout is None else readout
+
+    def forward(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
+        """The vector's part, ``[B, ...]``; another shape, dtype or device than the tokens' is a ShapeError."""
+        if vectors is None or self.name not in vectors:
+            raise ShapeError(f"readout 'join': expected the vector '{self.name}' [B, {self.width}], got none.")
+        vector = vectors[self.name]
+        if vector.dim() != 2 or vector.shape[0] != tokens.shape[0] or vector.shape[1] != self.width:
+            raise ShapeError(
+                f"readout 'join': expected {self.name} [{tokens.shape[0]}, {self.width}], got {list(vector.shape)}."
+            )
+        if vector.device != tokens.device or not vector.is_floating_point():
+            raise ShapeError(
+                f"readout 'join': {self.name}: expected floating-point numbers on {tokens.device}, got {vector.dtype} "
+                f"on {vector.device}."
+            )
+        if self.has_readout:
+            vector = self.readout(vector.unsqueeze(1))
+        return vector
 
 
 class TokenJoin(nn.Module):
-    """Readouts of several groups of tokens, concatenated: ``c = [c_1 || ... || c_k]``.
+    """Readouts of several groups of tokens, and vectors, concatenated: ``c = [c_1 || ... || c_k]``.
 
     It reads a whole token sequence: its "registers" are all T tokens. DINOv2's linear input is such a join, of the
-    class token and the mean of the patches. Keys are ``parts.NAME.readout.*``.
-    Source: DINOv2's linear input (Oquab et al., 2023, arXiv:2304.07193).
+    class token and the mean of the patches. A vector is an input of its own, as a robot's state or a time. Keys are
+    ``parts.NAME.readout.*``.
+    Source: DINOv2's linear input (Oquab et al., 2023, arXiv:2304.07193); the vectors are those of a diffusion policy's
+    ``global_cond`` (Chi et al., 2023, arXiv:2303.04137).
 
     Args:
-        num_registers: Tokens per sample, T >= 1.
+        num_registers: Tokens per sample, T >= 1; None for any number.
         hidden_dim: Width of a token, D.
-        parts: The readouts, in the order of their vectors; ``cond_dim`` is the sum of their widths.
+        parts: The parts, in the order of their vectors; ``cond_dim`` is the sum of their widths.
 
     Raises:
-        SpecError: A size is not a positive integer; there are no parts; a part has no tokens, the name of another one,
-            or options that its strategy refuses.
+        SpecError: A size is not a positive integer; there are no parts that read tokens; a part has no tokens, the name
+            of another one, or options that its strategy refuses; or T is None, and a strategy needs a fixed number.
         NameLookupError: A part's strategy is not installed.
 
     Example:
         >>> from regplug.nn.readouts.join_parts import JoinPart
-        >>> parts = (JoinPart("cls", "mean", 0, 1), JoinPart("patches", "mean", 5))
-        >>> TokenJoin(201, 384, parts)(torch.zeros(2, 201, 384)).shape
-        torch.Size([2, 768])
+        >>> parts = (JoinPart("cls", "mean", 0, 1), JoinPart("patches", "mean", 5), JoinPart("state", width=7))
+        >>> TokenJoin(201, 384, parts)(torch.zeros(2, 201, 384), vectors={"state": torch.zeros(2, 7)}).shape
+        torch.Size([2, 775])
     """
 
-    num_registers: Final[int]
+    num_registers: Final[Optional[int]]  # noqa: UP045
     hidden_dim: Final[int]
     out_dim: Final[int]
     lead: Final[int]
+    min_tokens: Final[int]
+    takes_mask: Final[bool]
+    vector_widths: dict[str, int]
     __jit_unused_properties__ = ("flop_count",)
 
-    def __init__(self, num_registers: int, hidden_dim: int, parts: tuple[JoinPart, ...]) -> None:
-        check_sizes(OWNER, num_registers=num_registers, hidden_dim=hidden_dim)
+    def __init__(self, num_registers: int | None, hidden_dim: int, parts: tuple[JoinPart, ...]) -> None:
+        check_sizes(OWNER, **({} if num_registers is None else {"num_registers": num_registers}), hidden_dim=hidden_dim)
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
@@ -74,31 +137,100 @@ class TokenJoin(nn.Module):
             name = placed.part.name
             if hasattr(self.parts, name):
                 raise SpecError(f"{OWNER}: part {name!r}: expected a name that nn.ModuleDict does not use itself.")
-            spec = specify(placed.entry, placed.count, hidden_dim, placed.part.options)
-            self.parts[name] = JoinedReadout(placed.first, placed.count, spec.build())
-            width += spec.cond_dim
+            self.parts[name], own_width = _build(placed, hidden_dim)
+            width += own_width
             if lead < 0 and any(weight.is_floating_point() for weight in self.parts[name].parameters()):
                 lead = len(self.parts) - 1
         self.out_dim = width
+        self.min_tokens = num_registers or max(map(_least, parts))
         self.lead = lead  # the first part with weights: all parts compute in its dtype
+        readouts = list(self.parts.values())
+        self.takes_mask = any(isinstance(part, JoinedReadout) and part.takes_mask for part in readouts)
+        self.vector_widths = {part.name: part.width for part in readouts if isinstance(part, JoinedVector)}
 
     @property
     def flop_count(self) -> Callable[[int], int]:
         """The sum of the parts' ``flop_count(dim)``; there is none if a part has none."""
-        parts: Any = self.parts.values()
-        counts = [part.readout.flop_count for part in parts]
+        counts = []
+        for part in self.parts.values():
+            if isinstance(part, JoinedVector):
+                counts += [lambda dim, part=part: part.readout.flop_count(part.width)] if part.has_readout else []
+            else:
+                counts.append(part.readout.flop_count)  # type: ignore[union-attr, arg-type]
         return lambda dim: sum(count(dim) for count in counts)
 
-    def forward(self, registers: Tensor) -> Tensor:
-        """Read all tokens ``[B, T, D]`` as ``[B, cond_dim]``; another shape is a ShapeError."""
-        check_registers(registers, "readout 'join'", self.num_registers, self.hidden_dim)
+    def forward(self, registers: Tensor, mask: Mask = None, vectors: Vectors = None) -> Tensor:
+        """Read all tokens ``[B, T, D]``, and the vectors by their names, as ``[B, cond_dim]``.
+
+        Args:
+            registers: The tokens.
+            mask: ``[B, T]``, bool, true where a token counts; for the parts that take one.
+            vectors: For each vector its name and ``[B, width]``.
+
+        Raises:
+            ShapeError: An input has another shape, a vector is missing or unknown, no part takes a mask, or a part that
+                takes none has padding.
+        """
+        count = self.num_registers
+        if count is None:
+            count = registers.shape[1] if registers.dim() == 3 else 0
+        check_registers(registers, "readout 'join'", count, self.hidden_dim)
+        if mask is not None:
+            self.check_mask(registers, mask)
+        if vectors is not None:
+            self.check_names(vectors)
         lead = registers
         for index, part in enumerate(self.parts.values()):
             if index == self.lead:
-                lead = part(registers)
+                lead = part(registers, mask, vectors)
         if registers.dtype != lead.dtype:
             registers = registers.to(lead.dtype)
         read: list[Tensor] = []
         for index, part in enumerate(self.parts.values()):
-            read.append(lead if index == self.lead else part(registers))
+            one = lead if index == self.lead else part(registers, mask, vectors)
+            read.append(one if one.dtype == lead.dtype else one.to(lead.dtype))
         return torch.cat(read, dim=1)
+
+    def check_mask(self, registers: Tensor, mask: Tensor) -> None:
+        """Refuse a mask if no part takes one, and one of another shape or dtype."""
+        if not self.takes_mask:
+            raise ShapeError("readout 'join': expected no mask, as no part takes one, got a mask.")
+        if mask.dim() != 2 or mask.shape[0] != registers.shape[0] or mask.shape[1] != registers.shape[1]:
+            raise ShapeError(f"readout 'join': expected mask {list(registers.shape[:2])}, got {list(mask.shape)}.")
+
+    def check_names(self, vectors: dict[str, Tensor]) -> None:
+        """Refuse a vector that no part takes."""
+        for name in vectors:
+            if name not in self.vector_widths:
+                raise ShapeError(
+                    f"readout 'join': expected the vectors {list(self.vector_widths.keys())}, got '{name}'."
+                )
+
+
+def _build(placed: PlacedPart, hidden_dim: int) -> tuple[nn.Module, int]:
+    """A part's module, and its width."""
+    part = placed.part
+    if part.width is not None:
+        spec = _spec(placed, 1, part.width)
+        return JoinedVector(
+            part.name, part.width, spec.build() if spec else None
+        ), spec.cond_dim if spec else part.width
+    spec = _spec(placed, placed.count, hidden_dim)
+    if spec is None:
+        raise SpecError(f"{OWNER}: part {part.name!r}: expected a strategy, got none.")
+    first = placed.first
+    stop = part.stop if placed.count is None else first + placed.count
+    if first < 0 and stop == 0:
+        stop = None
+    return JoinedReadout(part.name, first, stop, spec.build()), spec.cond_dim
+
+
+def _spec(placed: PlacedPart, count: int | None, width: int) -> ReadoutSpec | None:
+    return None if placed.entry is None else specify(placed.entry, count, width, placed.part.options)
+
+
+def _least(part: JoinPart) -> int:
+    """The shortest sequence in which a part has all its tokens."""
+    if part.start < 0:
+        return -part.start
+    return part.stop if part.stop is not None and part.stop > 0 else part.start + 1 - (part.stop or 0)

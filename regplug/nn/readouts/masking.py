@@ -29,7 +29,7 @@ def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
         raise ShapeError(f"{owner}: expected mask [{batch}, {count}], got {list(mask.shape)}.")
     if mask.device != registers.device:
         raise ShapeError(f"{owner}: mask: expected device {registers.device}, got {mask.device}.")
-    if _is_readable(mask):
+    if is_readable(mask):
         some = mask.any(dim=1)
         if not bool(some.all()):
             sample = int(torch.nonzero(~some)[0].item())
@@ -38,7 +38,7 @@ def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
             )
 
 
-def _is_readable(mask: Tensor) -> bool:
+def is_readable(mask: Tensor) -> bool:
     """Whether code may branch on the mask's values: not in a compiled graph, or on a device, where it would wait."""
     if is_scripting():
         return mask.device.type == "cpu"
