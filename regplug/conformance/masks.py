@@ -25,7 +25,7 @@ VALUES = {"NaN": math.nan, "infinity": math.inf, "numbers": 3.0}
 
 
 def mask_padding(subject: Subject) -> None:
-    """A sample gives the same alone and padded on either side, whatever the padding is: numbers, NaN or infinity.
+    """A sample gives the same alone and padded on either side, with any padding: numbers, NaN or infinity.
 
     The length of the longest sample of a batch must not change the answers for the others. Code that sums products
     with the mask gives NaN for NaN, and a mean that divides by all tokens shrinks with the padding. A readout of a

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from support.readouts import moved
 from support.strategies import EVERY, D, spec_of
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regplug
@@ -123,7 +125,7 @@ def test_a_strategy_with_a_weight_or_place_for_each_register_takes_no_mask(strat
 
 @every_masked
 @every_mode
-def test_a_sample_gives_the_same_alone_and_padded_whatever_the_padding_is(strategy: str, mode: str) -> None:
+def test_a_sample_gives_the_same_alone_and_with_any_padding(strategy: str, mode: str) -> None:
     readout = readout_of(strategy)
     run = MODES[mode](readout)
     for samples, tokens, mask in batches():
@@ -383,6 +385,25 @@ def _check_empty(readout: nn.Module, run: Run, value: float) -> None:
     assert (only == 0).all()
     assert all((one == 0).all() for one in no_gradients)
     assert all(one.isfinite().all() for one in parameters)
+
+
+@every_masked
+def test_inside_vmap_a_mask_gives_the_same_and_an_empty_sample_zeros(strategy: str) -> None:
+    readout = readout_of(strategy)
+    tokens, mask = one_empty(math.nan)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        answer = torch.vmap(lambda one, its: readout(one[None], its[None])[0])(tokens, mask)
+    assert (answer[2] == 0).all()
+    others = torch.tensor([0, 1, 3])
+    close(answer[others], readout(tokens[others], mask[others]))
+
+
+@every_masked
+def test_a_fake_mask_gives_the_width(strategy: str) -> None:
+    readout = readout_of(strategy)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        answer = readout(torch.zeros(2, 3, D), torch.ones(2, 3, dtype=torch.bool))
+    assert answer.shape == (2, spec_of(strategy).cond_dim)
 
 
 @every_masked

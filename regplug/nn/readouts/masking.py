@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.errors import ShapeError
+from regplug.torch_private import is_plain
 
 
 def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
@@ -39,10 +40,10 @@ def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
 
 
 def is_readable(mask: Tensor) -> bool:
-    """Whether code may branch on the mask's values: not in a compiled graph, or on a device, where it would wait."""
+    """Whether code may branch on the mask's values: not in a graph, inside torch.vmap, or where it would wait."""
     if is_scripting():
         return mask.device.type == "cpu"
-    return mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and is_plain(mask)
 
 
 def _dtype_name(mask: Tensor) -> str:
@@ -54,7 +55,7 @@ def _dtype_name(mask: Tensor) -> str:
 
 
 def zero_padding(tokens: Tensor, mask: Tensor) -> Tensor:
-    """``tokens`` ``[B, N, K]`` with zeros where the mask is false, whatever was there; no gradient reaches those."""
+    """``tokens`` ``[B, N, K]`` with zeros where the mask is false, also in place of NaN; no gradient reaches them."""
     return torch.where(mask.unsqueeze(2), tokens, 0)
 
 

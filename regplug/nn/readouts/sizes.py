@@ -17,7 +17,7 @@ def check_sizes(owner: str, **sizes: int) -> None:
 
 
 def check_count(owner: str, num_registers: int | None) -> None:
-    """Refuse a number of registers that is neither a positive integer nor None, which stands for any number."""
+    """Refuse a number of registers that is neither a positive integer nor None, which means any number."""
     if num_registers is not None:
         check_sizes(owner, num_registers=num_registers)
 
