@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import numpy as np
 import pytest
 import torch
 
 import regplug
 import regplug_runtime
+from regplug_runtime.arrays import to_tensor
+from regplug_runtime.library import Tensor, _library
 
 pytestmark = pytest.mark.compiler
 
@@ -120,3 +125,39 @@ def test_wrong_names_are_refused(opened, bundle):
         with pytest.raises(regplug_runtime.BundleError) as error:
             one.run({"tokens": registers})
         assert str(error.value) == "program 'aotinductor': expected inputs [registers], got [tokens]."
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "said"),
+    [
+        ((b"tokens", None, b"state"), 3, "regplug: name: expected a pointer, got null."),
+        ((None, b"mask", b"state"), 1, "NAMES[tokens]."),
+        ((b"tokens", b"mask", b"mask"), 3, "NAMES[tokens, mask, mask]."),
+        ((b"tokens", b"mask", b"state"), 2, "NAMES[tokens, mask]."),
+        ((b"tokens", b"mask", b"state"), 0, "NAMES[]."),
+        ((b"tokens", b"mask", b"state"), 3, ""),
+    ],
+)
+def test_names_that_only_c_can_give_are_refused(folder, names, count, said):
+    handle = _library.regplug_open(os.fsencode(folder), None, 0)
+    kept = [to_tensor(array, "", name=name) for name, array in zip(names, inputs().values(), strict=True)]
+    given = (Tensor * 3)(*(tensor for tensor, _ in kept))
+    outputs = _library.regplug_run(handle, given if count else None, count)
+    assert (outputs is None) == bool(said)
+    if said:
+        wanted = said.replace("NAMES", "program 'aotinductor': expected inputs [tokens, mask, state], got ")
+        assert _library.regplug_last_error().decode() == wanted
+    _library.regplug_free_outputs(outputs)
+    _library.regplug_close(handle)
+
+
+@pytest.mark.parametrize("rank", [9, 64, 65, 1_000_000_000])
+def test_a_rank_that_nobody_set_is_refused(folder, rank):
+    handle = _library.regplug_open(os.fsencode(folder), None, 0)
+    kept = [to_tensor(array, "", name=name.encode()) for name, array in inputs().items()]
+    given = (Tensor * 3)(*(tensor for tensor, _ in kept))
+    given[1].rank, given[1].sizes = rank, (ctypes.c_int64 * 64)(*[1] * 64)
+    assert _library.regplug_run(handle, given, 3) is None
+    shape = f"expected mask [B, T] with B=3 and T=9, got [{', '.join(['1'] * rank)}]." if rank < 65 else ""
+    assert _library.regplug_last_error().decode().endswith(shape or f"expected at most 8 sizes, got {rank}.")
+    _library.regplug_close(handle)
