@@ -38,6 +38,8 @@ def bundles(tmp_path_factory):
     regplug.export(*readout("compress-concat"), folder / "one", backends=["torchscript", "aotinductor"])
     regplug.export(*conditioner("prefix"), folder / "film", backends=["aotinductor"])
     torch.manual_seed(1)
+    spec = regplug.resolve("attention", num_registers=None, hidden_dim=24)
+    regplug.export(spec, spec.build(), folder / "masked", backends=["aotinductor"], mask=True)
     (folder / "weights.safetensors").write_bytes(save_tensors({"compress.weight": torch.randn(6, 24)}))
     (folder / "in.safetensors").write_bytes(save_tensors({"registers": torch.randn(3, 4, 24)}))
     return folder
@@ -64,14 +66,15 @@ def run(program, *arguments):
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("name", ["one", "film"])
+@pytest.mark.parametrize("name", ["one", "film", "masked"])
 def test_golden_cases_and_rejected_inputs_have_no_memory_error(checked, bundles, name):
     code, out = run(checked / "regplug_aoti_golden", bundles / name)
     assert code == 0, out
 
 
-def test_the_unit_tests_have_no_memory_error(checked, tmp_path):
-    code, out = run(checked / "regplug_units", tmp_path)
+@pytest.mark.parametrize("name", ["units", "more_inputs"])
+def test_the_unit_tests_have_no_memory_error(checked, tmp_path, name):
+    code, out = run(checked / f"regplug_{name}", tmp_path)
     assert code == 0, out
 
 

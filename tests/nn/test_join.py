@@ -82,7 +82,12 @@ def test_a_join_is_a_strategy_as_others_are() -> None:
     assert regplug.resolve(again.pop("strategy"), **again.pop("options"), **again) == spec
     sizes = ["--num-registers", "14", "--hidden-dim", "384"]
     code, out, _ = run_command("cond-dim", "join", *sizes, "-O", f"parts={json.dumps(PARTS)}")
-    assert (code, out) == (0, "800\n")
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert lines[1] == ["cls", "tokens", "0:1", "regplug:mean", "384"]
+    assert lines[-1] == ["sum", "800"]
+    _, out, _ = run_command("cond-dim", "join", *sizes, "-O", f"parts={json.dumps(PARTS)}", "--json")
+    assert [part["cond_dim"] for part in json.loads(out)["parts"]] == [384, 32, 384]
 
 
 @pytest.mark.parametrize("film", [None, FILM])

@@ -48,9 +48,12 @@ def test_a_stated_width_imports_no_torch(run_python: Python) -> None:
     commands = [["cond-dim", name, *sizes, *words_of(EVERY[name][0])] for name in sorted(ENTRIES)]
     done = run_python(COMMAND.format(commands=commands))
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[1::2] == ["0"] * len(commands), done.stderr
-    assert [int(line) for line in lines[::2]] == [spec_of(name).cond_dim for name in sorted(ENTRIES)]
+    # what comes before each exit status ends with the width; a join prints its parts first
+    lines = [line.split() for line in done.stdout.splitlines()]
+    ends = [index for index, line in enumerate(lines) if line[0] == "0"]
+    assert [lines[index] for index in ends] == [["0"]] * len(commands), done.stderr
+    widths = [spec_of(name).cond_dim for name in sorted(ENTRIES)]
+    assert [int(lines[index - 1][-1]) for index in ends] == widths
 
 
 def test_invalid_arguments_give_the_same_message_without_torch(run_python: Python) -> None:

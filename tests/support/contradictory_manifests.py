@@ -244,9 +244,121 @@ def of_files() -> Edits:
             yield "readout", {f"files/{name}/size": size}, f"files.{name}.size: expected at most {most}, got {size}"
 
 
+def of_formats() -> Edits:
+    """The keys of format 2, and what only it allows."""
+    for key in ("more_inputs", "parts"):
+        yield "join", {key: ...}, f"{key}: expected a value, got nothing"
+        yield "readout", {key: []}, f"{key}: expected no such key, got []"
+    older = {"bundle_format": 1, "more_inputs": ..., "parts": ...}
+    yield "join", {"bundle_format": 1}, "more_inputs: expected no such key, got [{"
+    yield "join", older, "num_registers: expected an integer >= 1, got null"
+    yield "join", older | {"num_registers": 4}, 'input.name: expected "registers", got "tokens"'
+    yield "any_count", older | {"num_registers": 4}, OF_LAYOUT
+    newer = {"bundle_format": 2, "more_inputs": [], "parts": None}
+    yield "conditioner", newer, None
+    yield "images", newer, None
+    yield "readout", newer, 'input.name: expected "tokens", got "registers"'
+    yield "readout", newer | {"input/name": "tokens"}, None
+    yield "readout", newer | {"input/name": "tokens", "num_registers": None}, 'input.shape: expected ["B","T",8], got ['
+    yield "readout", {"num_registers": None}, "num_registers: expected an integer >= 1, got null"
+
+
+def of_any_count() -> Edits:
+    """Any number of tokens: the layout, and the shortest sequence."""
+    for start in (None, -1):
+        yield "any_count", {"layout/start": start}, POSITIONS
+    yield "any_count", {"layout/start": 0}, "input.min_tokens: expected 1, got 2"
+    yield "any_count", {"layout/start": 0, "input/min_tokens": 1}, None
+    yield "any_count", {"layout/num_tokens": 1}, POSITIONS
+    fixed = {"layout/num_tokens": 9, "input/shape": ["B", 9, 8], "input/min_tokens": 9}
+    yield "any_count", fixed, 'more_inputs.0.shape: expected ["B",9], got ["B","T"]'
+    yield "any_count", fixed | {"more_inputs/0/shape": ["B", 9]}, None
+    yield "any_count", {"layout/start": None, "layout/indices": [0, 1], "layout/num_tokens": 9}, POSITIONS
+    yield "any_count", {"layout/num_registers": 4}, OF_LAYOUT
+    yield "any_count", {"num_registers": 4}, OF_LAYOUT
+    for least in (None, 1, 3):
+        said = "null" if least is None else least
+        yield "join", {"input/min_tokens": least}, f"input.min_tokens: expected 2, got {said}"
+    for tokens, least in (([-3, -1], 3), ([1, -1], 3), ([3, 5], 5), ([6, None], 7), ([2, -4], 7)):
+        yield "join", {"parts/1/tokens": tokens}, f"input.min_tokens: expected {least}, got 2"
+        edits = {"parts/1/tokens": tokens, "input/min_tokens": least} | golden_cases(("batch_1", 1, 8))
+        yield "join", edits, None
+    yield "join", {"golden/cases/0/length": 1}, "golden.cases.0.length: expected an integer >= 2, got 1"
+
+
+def of_more_inputs() -> Edits:
+    """A mask and vectors: names, dtypes and shapes."""
+    for shape in (["B", 4], ["B"], ["B", "T", 1], ["T", "T"], ["T", 4], [], [2, "T"]):
+        yield "join", {"more_inputs/0/shape": shape}, 'more_inputs.0.shape: expected ["B","T"], got ['
+    for dtype in ("float32", "float64"):
+        yield "join", {"more_inputs/0/dtype": dtype}, f'more_inputs.0.dtype: expected "bool", got "{dtype}"'
+    for dtype in ("bool", "float64"):
+        yield "join", {"more_inputs/1/dtype": dtype}, f'more_inputs.1.dtype: expected "float32", got "{dtype}"'
+    for shape, width in ((["B", "T"], 1), (["B"], 1), ([], 1), (["B", 2, 3], 3), ([7, 7], 7), (["T", 7], 7)):
+        said = f'more_inputs.1.shape: expected ["B",{width}], got ['
+        yield "join", {"more_inputs/1/shape": shape}, said
+    yield "join", {"more_inputs/1/shape": ["B", 1]}, None
+    for name in ("registers", "tokens", "images"):
+        edits = {"more_inputs/1/name": name, "parts/2/name": name}
+        yield "join", edits, f'more_inputs.1.name: expected a vector\'s name, got "{name}"'
+    for name in ("a", "z9_", "a" * 64):
+        yield "join", {"more_inputs/1/name": name, "parts/2/name": name}, None
+    words = "expected lower-case letters, digits and underscores, got "
+    for name in ("", "A", "9a", "_a", "a-b", "a.b", "a" * 65, "a b"):
+        yield "join", {"more_inputs/1/name": name}, f"more_inputs.1.name: {words}"
+        yield "join", {"parts/0/name": name}, f"parts.0.name: {words}"
+    mask, vector = BASES["join"]()["more_inputs"]
+    twice = 'more_inputs: expected different names, at most 65, got ["mask","mask"'
+    yield "join", {"more_inputs": [mask, mask, vector]}, twice
+    yield "join", {"more_inputs": [vector, mask]}, 'more_inputs.1.name: expected a vector\'s name, got "mask"'
+    yield "join", {"more_inputs": [vector]}, None
+    yield (
+        "images",
+        {"bundle_format": 2, "more_inputs": [mask], "parts": None},
+        ('more_inputs.0.name: expected a vector\'s name, got "mask"'),
+    )
+    cases = [("batch_1", 1, 4), *((f"c{number}", 1, 4) for number in range(1023))]
+    yield "join", golden_cases(*cases), None
+    yield "join", golden_cases(*cases, ("last", 1, 4)), "golden.cases: expected at most 4096 tensors, got 4100"
+
+
+def of_join_parts() -> Edits:
+    """The parts of a join: widths, names, tokens, and which are vectors."""
+    yield "join", {"parts": None}, "parts: expected a list, for the vectors, got null"
+    yield "any_count", {"parts": []}, "parts: expected 1 to 64 parts with different names, got []"
+    yield "join", {"parts/1/name": "mean"}, 'parts: expected 1 to 64 parts with different names, got ["mean","mean"'
+    for width in (1, 4, 2**53 - 1):
+        yield "join", {"parts/0/width": width}, f"parts: expected widths whose sum is 8, got {width + 5}"
+    for count in (64, 65):
+        one = {"width": 1, "tokens": None, "takes_mask": False}
+        vector = {"dtype": "float32", "shape": ["B", 2]}
+        names = [f"v{number}" for number in range(count)]
+        many = {"parts": [{"name": name, **one} for name in names]}
+        many |= {"more_inputs": [{"name": name, **vector} for name in names], "input/min_tokens": 1}
+        many |= {"cond_dim": count, "outputs/0/shape": ["B", count]}
+        yield "join", many, None if count == 64 else "parts: expected 1 to 64 parts with different names, got ["
+    vectors = 'parts: expected ["state"] without tokens, got '
+    yield "join", {"parts/0/tokens": None}, f'{vectors}["mean","state"]'
+    yield "join", {"parts/2/tokens": [0, 1]}, f"{vectors}[]"
+    yield "join", {"parts/2/name": "other"}, f'{vectors}["other"]'
+    inside = ": expected tokens inside the sequence, got {"
+    yield "join", {"parts/2/takes_mask": True}, f"parts.2{inside}"
+    for tokens in ([], [0], [None, 1], [0, 1, 2], [1, 1], [2, 1], [-1, -2], [-1, -1], [0, 0]):
+        yield "join", {"parts/1/tokens": tokens}, f"parts.1{inside}"
+    three = {"num_registers": 3, "input/shape": ["B", 3, 8], "input/min_tokens": None, "more_inputs/0/shape": ["B", 3]}
+    three |= golden_cases(("batch_1", 1, 3))
+    for tokens in ([3, None], [1, -2], [0, -3], [-1, 2], [-4, -3]):
+        yield "join", three | {"parts/1/tokens": tokens}, f"parts.1{inside}"
+    for tokens in ([2, None], [1, -1], [-9, 1], [-1, 9], [-3, -2]):
+        yield "join", three | {"parts/1/tokens": tokens}, None
+
+
+FORMAT_2 = (of_formats, of_any_count, of_more_inputs, of_join_parts)
+
+
 def agreement() -> typing.Iterator[tuple[str, bytes, str | None]]:
     """Each key fits the schema; the keys agree or do not."""
-    for group in (of_parts, of_layouts, of_inputs, of_outputs, of_cases, of_programs, of_files):
+    for group in (of_parts, of_layouts, of_inputs, of_outputs, of_cases, of_programs, of_files, *FORMAT_2):
         for number, (base, edits, said) in enumerate(group()):
             changes = "; ".join(
                 where if value is ... else f"{where} {json.dumps(value)[:60]}" for where, value in edits.items()

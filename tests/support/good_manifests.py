@@ -59,4 +59,34 @@ def images() -> dict:
     return readout() | {"layout": layout, "backbone": backbone, "input": pixels, "golden": golden}
 
 
-BASES = {"readout": readout, "conditioner": conditioner, "images": images}
+def join() -> dict:
+    """Format 2: any number of tokens with a mask, of which the last two take none, and a vector."""
+    tokens = {"name": "tokens", "dtype": "float32", "shape": ["B", "T", 8], "min_batch": 1, "min_tokens": 2}
+    parts = [
+        {"name": "mean", "width": 3, "tokens": [0, None], "takes_mask": True},
+        {"name": "ends", "width": 2, "tokens": [-2, None], "takes_mask": False},
+        {"name": "state", "width": 3, "tokens": None, "takes_mask": False},
+    ]
+    more = [
+        {"name": "mask", "dtype": "bool", "shape": ["B", "T"]},
+        {"name": "state", "dtype": "float32", "shape": ["B", 7]},
+    ]
+    sizes = {"bundle_format": 2, "num_registers": None}
+    return readout() | sizes | {"input": tokens, "more_inputs": more, "parts": parts}
+
+
+def any_count() -> dict:
+    """Format 2: a conditioner on all tokens after the first."""
+    base = conditioner()
+    sizes = {"bundle_format": 2, "num_registers": None, "more_inputs": join()["more_inputs"][:1], "parts": None}
+    return (
+        base
+        | sizes
+        | {
+            "layout": base["layout"] | {"num_registers": None},
+            "input": base["input"] | {"min_tokens": 2},
+        }
+    )
+
+
+BASES = {"readout": readout, "conditioner": conditioner, "images": images, "join": join, "any_count": any_count}

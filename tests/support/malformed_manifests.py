@@ -31,7 +31,8 @@ def places(hint: object, value: object, path: tuple = ()) -> typing.Iterator[tup
     if is_dataclass(hint):
         hints = typing.get_type_hints(hint, include_extras=True)
         for field in fields(hint):
-            yield from places(hints[field.name], value[field.name], (*path, field.name))
+            if field.name in value:  # format 1 has fewer keys
+                yield from places(hints[field.name], value[field.name], (*path, field.name))
     elif origin is tuple:
         for index, item in enumerate(value):
             yield from places(arguments[0], item, (*path, index))

@@ -13,6 +13,7 @@ from regplug.registry.default import default_registry
 from regplug.registry.entries import ReadoutEntry
 from regplug.registry.layout import GROUP_NAME, REGISTERS, TOKENS
 from regplug.registry.masks import MASK
+from regplug.registry.options import bind
 from regplug.registry.spec import ReadoutSpec, specify_unmeasured
 
 OWNER = "TokenJoin"
@@ -200,7 +201,9 @@ def parts_of(spec: ReadoutSpec) -> list[PartWidth] | None:
     """
     if spec.strategy != JOIN:
         return None
-    return widths_of(spec.num_registers, spec.hidden_dim, spec.arguments["parts"])
+    sizes = {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim}
+    arguments = bind("strategy 'join'", join_width, sizes, spec.options)  # spec.arguments would import torch
+    return widths_of(spec.num_registers, spec.hidden_dim, arguments["parts"])
 
 
 def join_width(num_registers: int | None, hidden_dim: int, parts: tuple[JoinPart, ...]) -> int:
