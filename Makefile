@@ -46,9 +46,10 @@ bench: $(VENV)/installed
 scale: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/scale.py
 
-# every check on every readout with every compiler; for another torch: make matrix TORCH=torch==2.10.0 VENV=.venv-2.10
+# every check on every readout with every compiler, then padding in every runtime; for another torch: make matrix TORCH=torch==2.10.0 VENV=.venv-2.10
 matrix: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/matrix.py
+	$(BIN)/python tests/padding.py
 
 # ---- what the targets above need
 

@@ -1,7 +1,7 @@
 """What LeRobot's diffusion policy conditions on, computed by its own code; run as a program.
 
-``python lerobot_conditioning.py FILE`` writes for each configuration its sizes, the conditioning vector and its inputs. It
-runs in a process of its own, because it replaces packages that LeRobot imports for its data sets.
+``python lerobot_conditioning.py FILE`` writes each configuration's sizes, inputs and conditioning vector. It runs in a
+process of its own, because it replaces packages that LeRobot imports for its data sets.
 """
 
 import importlib.machinery
