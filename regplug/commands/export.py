@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from regplug.commands.part_option import chosen_join, part_option
 from regplug.commands.printing import complain, print_json, progress, say, say_needs
 from regplug.commands.shared_options import (
     KeyValue,
@@ -95,6 +96,7 @@ def _warn_of_old_name(context: click.Context, option: click.Parameter, is_given:
     help="The tokens that the readout reads: registers, a group that `regplug info NAME:MODEL` lists, or tokens, for "
     "all of them. Needs --with-backbone.",
 )
+@part_option
 @click.option(
     "--mask", is_flag=True, help="Let the bundle take a mask of the tokens that count, if the strategy takes one."
 )
@@ -123,6 +125,7 @@ def export_command(
     layout: Any,
     with_backbone: bool,
     group: str,
+    parts: Any,
     mask: bool,
     force: bool,
     output: Path,
@@ -143,10 +146,14 @@ def export_command(
     compiled = {name: value for name, value in compiled.items() if value is not None}
     if compiled and "aotinductor" not in backends:
         raise click.UsageError("--isa, --time-limit, --compiler: expected --backend aotinductor, got another.")
-    choice = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
+    choice: dict[str, Any] = {"strategy": strategy, "num_registers": num_registers, "hidden_dim": hidden_dim}
     choice |= {"backbone": backbone, "options": options, "model_option": model_option}
     if group != "registers" and not with_backbone:
         raise click.UsageError(f"--group {group}: expected --with-backbone, which finds the group's tokens, got none.")
+    if parts:
+        if not with_backbone:
+            raise click.UsageError("--part: expected --with-backbone, which finds the groups' tokens, got none.")
+        choice["strategy"] = chosen_join(parts, strategy, backbone, options)
     if with_backbone:
         spec, module, place = _attached({**choice, "group": group}, film_generator, film, layout, weights, seed)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from regplug.commands.audit.joined_parts import JoinedParts
 from regplug.commands.audit.origins import Application, Break, Origin, Taken, is_inside, merged, union
 from regplug.commands.audit.projections import Projection, find_projection
 from regplug.commands.audit.tensor_trees import is_vector, on_one_device, tensors_in
@@ -49,6 +50,7 @@ class Flow(TorchFunctionMode):
         self.whole = whole
         self.slices: dict[tuple[str, int], bool] = {}  # module and number -> whether it took all
         self.pieces = VectorPieces()
+        self.parts = JoinedParts(self.origin)
         self.weights: list[tuple[str, Projection, Origin]] = []  # projections of vectors, by the weight's name
         self.calls = 0
         self.fits: int | None = None  # the number of calls before an input did not fit
@@ -96,7 +98,8 @@ class Flow(TorchFunctionMode):
             if projection is None or not self._may_repair(projection):
                 raise
             origin = self.origin(projection.tensor) or Origin()
-            misfit = Break(self._owner(projection), projection.wanted, projection.given, bool(origin.readouts))
+            parts = self.parts.of(projection.tensor)
+            misfit = Break(self._owner(projection), projection.wanted, projection.given, bool(origin.readouts), parts)
             args, kwargs = projection.repaired(args, kwargs)
             result = func(*args, **kwargs)
             self.failed = None
@@ -109,6 +112,7 @@ class Flow(TorchFunctionMode):
             self.set_origin(args[0], merged([o for one in live if (o := self.origin(one)) is not None], args[0]))
         else:
             self._compute(name, operands, live, result)
+        self.parts.record(name, args, kwargs, live, result)
         return result
 
     # ---- weights

@@ -57,7 +57,7 @@ def follow(network: Network, plan: Plan) -> Trace:
             handle.remove()
     walk.trace.applications = frozenset(walk.flow.applications)
     walk.trace.breaks, walk.trace.slices, walk.trace.calls = walk.flow.breaks, walk.flow.slices, walk.flow.calls
-    walk.trace.cuts = walk.flow.pieces.cuts()
+    walk.trace.cuts, walk.trace.joined = walk.flow.pieces.cuts(), walk.flow.parts.all()
     walk.trace.fits = walk.flow.calls if walk.flow.fits is None else walk.flow.fits
     walk.trace.modulating = frozenset(walk.flow.modulating)
     walk.finish()
@@ -131,7 +131,9 @@ class _Walk:
                 if self._learning:
                     self.plan.sources.setdefault(film, Sources()).add(origin)
                 rows = int(projection.tensor.shape[0])
-                self.trace.arrivals.setdefault(film, []).append(Arrival(projection.given, rows, origin))
+                self.trace.arrivals.setdefault(film, []).append(
+                    Arrival(projection.given, rows, origin, self.flow.parts.of(projection.tensor))
+                )
                 self.trace.taken.append(Taken(film, 0, projection.wanted, projection.given, None, 0))
 
     def _word(self, name: int | str) -> str:
@@ -169,7 +171,7 @@ class _Walk:
             if self._learning:
                 self.plan.sources.setdefault(film, Sources()).add(origin)
             rows = int(tensor.shape[0]) if tensor.dim() else 1
-            self.trace.arrivals.setdefault(film, []).append(Arrival(width, rows, origin))
+            self.trace.arrivals.setdefault(film, []).append(Arrival(width, rows, origin, self.flow.parts.of(tensor)))
             origin = origin | Origin(arguments=frozenset({(film, index)}))
             wanted = self._wanted(film, index, module) if tensor.is_floating_point() else None
             if wanted is not None and wanted != width and tensor.dim():

@@ -11,6 +11,14 @@ from regplug.commands.audit.tensor_trees import is_vector
 
 
 @dataclass(frozen=True)
+class Part:
+    """One vector inside a joined one: the names of what it comes from, and its width."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
 class Break:
     """A weight that takes another width than the conditioning vector that reaches it has.
 
@@ -19,12 +27,14 @@ class Break:
         wanted: The width that the weight takes.
         given: The width that reached it.
         of_registers: Whether the vector was read from registers.
+        parts: What the vector was joined from, if it was.
     """
 
     where: str
     wanted: int
     given: int
     of_registers: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)

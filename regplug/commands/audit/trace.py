@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from regplug.commands.audit.origins import Application, Break, Origin, Taken
+from regplug.commands.audit.origins import Application, Break, Origin, Part, Taken
 from regplug.commands.audit.vector_pieces import Cut
 
 
@@ -48,11 +48,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A conditioning tensor that reached a FiLM input: its width, its first size, and where it comes from."""
+    """A conditioning tensor that reached a FiLM input: its width, its first size, where it comes from, its parts."""
 
     width: int
     rows: int
     origin: Origin
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Trace:
         modulating: The breaks whose output scaled or shifted features.
         slices: Slices of conditioning vectors, each with whether it takes all of it.
         cuts: Conditioning vectors that were used in pieces.
+        joined: The parts of each vector that was joined.
         calls: How many torch functions ran.
         fits: How many of them ran before a vector of the network's inputs did not fit.
     """
@@ -113,5 +115,6 @@ class Trace:
     modulating: frozenset[Break] = frozenset()
     slices: Mapping[tuple[str, int], bool] = field(default_factory=dict)
     cuts: Sequence[Cut] = ()
+    joined: Sequence[tuple[Part, ...]] = ()
     calls: int = 0
     fits: int = 0

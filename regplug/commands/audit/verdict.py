@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regplug.commands.audit.inputs import BATCH
+from regplug.commands.audit.joined_parts import describe_parts
+from regplug.commands.audit.origins import Part
 from regplug.commands.audit.runs import Refusal, Run
 from regplug.commands.audit.sizes import LETTERS, format_sizes
 from regplug.commands.audit.trace import Plan, Sources, Trace
@@ -103,17 +105,19 @@ def _verdict(
             str(list(numbers)) if formula == NO_FORMULA else formula
             for numbers, formula in zip(zip(*widths, strict=True), formulas, strict=True)
         )
-        reason = f"wants {wants}, is given {gives}{by}"
+        reason = f"wants {wants}, is given {gives}{by}{_parts(film, runs, widths)}"
         if guessed and sources.inputs and not sources.readouts:
             return UNKNOWN, f"{reason}, whose width was guessed: use --input"
         return WRONG, reason
     for run in runs:
         for arrival in run.trace.arrivals.get(film, ()):
             for one in sorted(arrival.origin.broken, key=lambda one: one.where):
-                where = one.where or "the forward"
+                where, sizes = one.where or "the forward", format_sizes(run.sizes)
+                joins = describe_parts(one.parts, _own_parts(runs[0], one.parts))
                 return (
                     WRONG,
-                    f"{where}, on the way to it, takes {one.wanted}, is given {one.given} at {format_sizes(run.sizes)}",
+                    f"{where}, on the way to it, takes {one.wanted}, is given {one.given} at {sizes}"
+                    f"{joins and f', which {joins}'}",
                 )
         lost = _lost(runs[0].trace, run.trace, film)
         if lost is not None:
@@ -146,6 +150,21 @@ def _verdict(
     if missing is not None:
         return UNKNOWN, f"the forward does not call it at {format_sizes(missing.sizes)}"
     return FOLLOWS, ""
+
+
+def _parts(film: str, runs: Sequence[Run], widths: Sequence[tuple[int | None, int | None]]) -> str:
+    """What the vector joins at the first sizes at which it does not fit."""
+    index = next(at for at, pair in enumerate(widths) if None not in pair and pair[0] != pair[1])
+    own, there = ([one.parts for one in run.trace.arrivals.get(film, ())] for run in (runs[0], runs[index]))
+    joins = describe_parts(there[0], own[0]) if own and there else ""
+    return f"; at {format_sizes(runs[index].sizes)} it {joins}" if joins else ""
+
+
+def _own_parts(first: Run, parts: Sequence[Part]) -> Sequence[Part]:
+    """The parts with the same names in the forward at the network's own sizes."""
+    names = [part.name for part in parts]
+    joined = first.trace.joined
+    return next((one for one in joined if [part.name for part in one] == names), ())
 
 
 def _lost(first: Trace, trace: Trace, film: str) -> Cut | None:
