@@ -64,10 +64,12 @@ class Subject:
         """The entry that registers it."""
         return self.spec.entry
 
-    @property
+    @cached_property
     def num_registers(self) -> int:
         """How many registers it is tried with: R, or some number if it takes any."""
-        return ANY_COUNT if self.spec.num_registers is None else self.spec.num_registers
+        if self.spec.num_registers is not None:
+            return self.spec.num_registers
+        return max(ANY_COUNT, getattr(self.fresh(), "min_tokens", 1))
 
     @property
     def is_own(self) -> bool:

@@ -52,8 +52,8 @@ class RegisterMean(nn.Module):
         check_registers(registers, "readout 'mean'", self.num_registers, self.hidden_dim)
         if mask is None:
             return registers.mean(dim=1)
-        check_mask(mask, registers, "readout 'mean'")
-        return masked_mean(zero_padding(registers, mask), mask)
+        count = check_mask(mask, registers, "readout 'mean'")
+        return masked_mean(zero_padding(registers, mask), mask, count)
 
     extra_repr = show_settings
 

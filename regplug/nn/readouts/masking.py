@@ -9,7 +9,7 @@ from regplug.errors import ShapeError
 from regplug.torch_private import is_plain
 
 
-def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
+def check_mask(mask: Tensor, registers: Tensor, owner: str) -> Tensor:
     """Refuse a mask that is not ``[B, N]``, bool, and on the device of the registers ``[B, N, D]``.
 
     A sample without any token that counts is refused where that can be read without waiting: in eager or scripted
@@ -19,6 +19,9 @@ def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
         mask: True where a token counts.
         registers: What it is for, after ``check_registers``.
         owner: The readout, as ``"readout 'mean'"``.
+
+    Returns:
+        How many tokens count in each sample, ``[B, 1]``; 1 where none does.
 
     Raises:
         ShapeError: It does not fit.
@@ -30,13 +33,13 @@ def check_mask(mask: Tensor, registers: Tensor, owner: str) -> None:
         raise ShapeError(f"{owner}: expected mask [{batch}, {count}], got {list(mask.shape)}.")
     if mask.device != registers.device:
         raise ShapeError(f"{owner}: mask: expected device {registers.device}, got {mask.device}.")
-    if is_readable(mask):
-        some = mask.any(dim=1)
-        if not bool(some.all()):
-            sample = int(torch.nonzero(~some)[0].item())
-            raise ShapeError(
-                f"{owner}: mask: expected a token that counts in every sample, got none in sample {sample}."
-            )
+    counted = mask.sum(dim=1, keepdim=True)
+    if not is_readable(mask):
+        return counted.clamp(min=1)
+    if batch > 0 and int(counted.min().item()) == 0:
+        sample = int(torch.nonzero(counted == 0)[0, 0].item())
+        raise ShapeError(f"{owner}: mask: expected a token that counts in every sample, got none in sample {sample}.")
+    return counted
 
 
 def is_readable(mask: Tensor) -> bool:
@@ -59,13 +62,21 @@ def zero_padding(tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.unsqueeze(2), tokens, 0)
 
 
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(tokens: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
     """The mean ``[B, K]`` of the tokens that count; the others are zeros (``zero_padding``). Of none: zeros.
 
     16-bit tokens are summed in float32, as ``Tensor.mean`` does it.
+
+    Args:
+        tokens: ``[B, N, K]``.
+        mask: ``[B, N]``, true where a token counts.
+        count: What ``check_mask`` returned for this mask; None to count again.
     """
-    total = tokens.sum(dim=1, dtype=torch.promote_types(tokens.dtype, torch.float32))
-    mean = total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    if count is None:
+        count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    if tokens.dtype == torch.float32 or tokens.dtype == torch.float64:
+        return tokens.sum(dim=1) / count
+    mean = tokens.sum(dim=1, dtype=torch.float32) / count
     return mean.to(tokens.dtype) if tokens.is_floating_point() else mean
 
 
