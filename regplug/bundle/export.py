@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from regplug.bundle.describe import describe_bundle
 from regplug.bundle.golden import GoldenSet, compare, make_golden
-from regplug.bundle.io_signature import Besides, IOSignature, signature_of_conditioner, signature_of_readout
+from regplug.bundle.io_signature import (
+    Besides,
+    IOSignature,
+    part_record,
+    signature_of_conditioner,
+    signature_of_readout,
+)
 from regplug.bundle.load import module_run, open_backend
 from regplug.bundle.parity import make_programs
 from regplug.bundle.rebuild import rebuild
@@ -28,7 +34,6 @@ from regplug.format.manifest import (
     WEIGHTS,
     FileRecord,
     Manifest,
-    PartRecord,
 )
 from regplug.format.manifest_rules import parse_manifest
 from regplug.format.safetensors_header import read_header
@@ -36,7 +41,7 @@ from regplug.format.weights import save_tensors, state_of
 from regplug.format.write_bundle import write_folder
 from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of
 from regplug.nn.conditioner import Conditioner
-from regplug.nn.readouts.join_parts import PartWidth, parts_of
+from regplug.nn.readouts.join_parts import parts_of
 from regplug.nn.tokens import input_shape
 from regplug.nn.wrappers import check_whole, copy_of, hooks_of, unwrapped, weights_computed
 from regplug.registry.default import default_registry
@@ -163,6 +168,8 @@ def _copy_of(owner: str, spec: ReadoutSpec, module: nn.Module) -> nn.Module:
 
 def _besides(owner: str, spec: ReadoutSpec, module: nn.Module, mask: bool) -> Besides:
     """What the module takes besides tokens or images."""
+    if not isinstance(mask, bool):
+        raise ExportError(f"{owner}: mask: expected True or False, got {mask!r}.")
     joined = parts_of(spec)
     if mask and isinstance(module, ATTACHED):
         raise ExportError(f"{owner}: mask: expected a module that takes tokens, got one with its backbone.")
@@ -171,12 +178,7 @@ def _besides(owner: str, spec: ReadoutSpec, module: nn.Module, mask: bool) -> Be
     if joined is None:
         return Besides(mask)
     vectors = tuple((one.part.name, one.part.width) for one in joined if one.part.width)
-    return Besides(mask, vectors, tuple(map(_part_record, joined)))
-
-
-def _part_record(one: PartWidth) -> PartRecord:
-    tokens = None if one.part.width else (one.part.start, one.part.stop)
-    return PartRecord(one.part.name, one.width, tokens, one.takes_mask)
+    return Besides(mask, vectors, tuple(map(part_record, joined)))
 
 
 def _signature(

@@ -276,7 +276,8 @@ def _plan(owner: str, signature: IOSignature) -> list[tuple[str, int, int | None
     needed = 65_536 + 3 * per_sample + SLICE_BATCH * slice_sample  # the header, batch 1 and 2, the slice
     most = MAX_IMAGE_BYTES if signature.input.name == IMAGES else MAX_BYTES
     if needed > most:
-        advice = "a smaller image" if signature.input.name == IMAGES else "the readout without its layout"
+        advice = "the readout without its layout" if len(signature.outputs) > 1 else "a smaller readout"
+        advice = "a smaller image" if signature.input.name == IMAGES else advice
         raise ExportError(
             f"{owner}: expected golden cases within {most} bytes, got {per_sample} bytes a sample; export {advice}."
         )

@@ -14,6 +14,7 @@ from regplug.errors import ExportError, class_name, one_line
 from regplug.format.manifest import IMAGES, InputSpec, MoreInput, PartRecord, TensorSpec
 from regplug.format.more_inputs import least_tokens
 from regplug.format.weights import dtype_name
+from regplug.nn.readouts.join_parts import PartWidth
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
 from regplug.registry.masks import MASK
@@ -42,6 +43,12 @@ class Besides:
 
 
 NOTHING = Besides()
+
+
+def part_record(one: PartWidth) -> PartRecord:
+    """A part of a join as the manifest has it."""
+    tokens = None if one.part.width else (one.part.start, one.part.stop)
+    return PartRecord(one.part.name, one.width, tokens, one.takes_mask)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class LoadedProgram:
         if mask is None and vectors is None:
             outputs = self.run_flat(given)
         else:
-            outputs = self.run_flat(given, *self._checks.in_order(mask, vectors or {}))
+            outputs = self.run_flat(given, *self._checks.in_order(mask, {} if vectors is None else vectors))
         if self.manifest.holds == "readout":
             return outputs[0]
         return list(zip(outputs[0::2], outputs[1::2], strict=True))

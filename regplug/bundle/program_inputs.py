@@ -39,7 +39,9 @@ class InputChecks:
         Raises:
             ShapeError: One is missing or unknown.
         """
-        given = {**({} if mask is None else {MASK: mask}), **vectors}
+        if not isinstance(vectors, Mapping):
+            raise ShapeError(f"{self._owner}: vectors: expected a tensor by each name, got {type(vectors).__name__}.")
+        given = {**({} if mask is None else {MASK: mask}), **{str(name): one for name, one in vectors.items()}}
         names = [one.name for one in self._more]
         if sorted(given) != sorted(names):
             raise self._other_names([self._input.name, *map(str, given)])

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from regplug.bundle.io_signature import part_record
 from regplug.bundle.outline import build_outlined
 from regplug.errors import BundleError, NameLookupError, SpecError
 from regplug.format.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
-from regplug.format.strict_json import to_ascii
+from regplug.format.strict_json import format_value, to_ascii
 from regplug.format.weights import check_state, load_state, types_of
 from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.nn.backbone import build_backbone
 from regplug.nn.conditioner import BuiltReadout, Conditioner
+from regplug.nn.readouts.join_parts import parts_of
 from regplug.nn.tokens import tokens_of
 from regplug.registry.cond_dim import construct
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import BackboneEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.layout import TokenLayout
+from regplug.registry.masks import MASK
 from regplug.registry.options import bind
 from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
@@ -138,6 +141,7 @@ def _build(path: str, manifest: Manifest, spec: ReadoutSpec, entries: _Entries, 
             f"bundle {path}: cond_dim: expected {manifest.cond_dim}, got {spec.cond_dim} from the installed "
             f"{manifest.strategy}; it was made with {manifest.made_with}."
         )
+    _check_inputs(path, manifest, spec)
     readout = BuiltReadout(spec)
     module, layout = readout.module, manifest.token_layout
     if manifest.film is not None and entries.film is not None and layout is not None:
@@ -147,6 +151,26 @@ def _build(path: str, manifest: Manifest, spec: ReadoutSpec, entries: _Entries, 
     if manifest.backbone is not None and entries.backbone is not None and layout is not None:
         module = _attach(path, manifest.backbone, entries.backbone, layout, module, spec)
     return module.to(torch_dtype(manifest.input.dtype))
+
+
+def _check_inputs(path: str, manifest: Manifest, spec: ReadoutSpec) -> None:
+    """Refuse parts, vectors and a mask that are not the strategy's: each call of a program is checked by them."""
+    parts = parts_of(spec)
+    wanted = None if parts is None or manifest.bundle_format == 1 else tuple(map(part_record, parts))
+    vectors = [(one.part.name, one.part.width) for one in parts or () if one.part.width]
+    found = [(one.name, one.shape[-1]) for one in manifest.more_inputs if one.name != MASK]
+    has_mask = len(found) < len(manifest.more_inputs)
+    takes_mask = spec.takes_mask if parts is None else any(one.takes_mask for one in parts)
+    for key, expected, got in (
+        ("parts", wanted and list(map(asdict, wanted)), manifest.parts and list(map(asdict, manifest.parts))),
+        ("more_inputs", vectors, found),
+        ("more_inputs", "no mask", "a mask" if has_mask and not takes_mask else "no mask"),
+    ):
+        if expected != got:
+            raise BundleError(
+                f"bundle {path}: {key}: expected {format_value(expected)} of the installed {manifest.strategy}, got "
+                f"{format_value(got)}."
+            )
 
 
 def _build_film(entry: FiLMEntry, record: FiLMRecord, cond_dim: int) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regplug.errors import SpecError
-from regplug.registry.option_text import parse_option
+from regplug.registry.option_text import NUMBER, parse_option, read_value
 
 if TYPE_CHECKING:
     from regplug.nn.join import Join
@@ -31,7 +31,7 @@ class PartText(click.ParamType):  # type: ignore[type-arg]  # generic only since
             options = dict(parse_option(word) for word in words[len(head) :])
         except SpecError as error:
             self.fail(f"{name}: {error}", param, ctx)
-        chosen = [int(word) if word.isdecimal() else word for word in head]
+        chosen = [read_value(word) if NUMBER.fullmatch(word) else word for word in head]
         return name, (*chosen, options) if options else tuple(chosen) if len(chosen) > 1 else chosen[0]
 
 

@@ -86,5 +86,5 @@ def _fits(part: PartRecord, num_tokens: int | None) -> bool:
     if start is None:
         return False
     if num_tokens is None:
-        return stop is None or (start < 0) != (stop < 0) or start < stop
+        return stop is None or start >= 0 > stop or (start < stop and (start < 0) == (stop < 0))
     return len(range(num_tokens)[start:stop]) > 0

@@ -68,6 +68,10 @@ class Join:
             >>> join(registers="pool", patches="mean", state=7).resolve(layout).cond_dim
             775
         """
+        if not isinstance(layout, TokenLayout):
+            raise SpecError(f"join: layout: expected a TokenLayout, got {layout!r}.")
+        if num_tokens is not None:
+            check_positive_int("join: num_tokens", num_tokens)
         registry = registry or default_registry()
         length = num_tokens or layout.num_tokens
         options = self.options(layout, length, registry)

@@ -1,6 +1,7 @@
 """Bundles of format 2: a mask, vectors, and any number of tokens."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,53 @@ def test_a_program_that_reads_padding_is_refused(tmp_path, monkeypatch):
     spec = regplug.resolve("mean", **FREE)
     with pytest.raises(regplug.ExportError, match="expected finite outputs, got inf or nan"):
         regplug.export(spec, spec.build(), tmp_path / "b", mask=True)
+
+
+EDITED: dict[str, Any] = {
+    "a mask for a part without": lambda parts: parts[1].update(takes_mask=True),
+    "other tokens": lambda parts: parts[1].update(tokens=[2, 4]),
+    "another order": lambda parts: parts.insert(0, parts.pop(1)),
+    "other widths": lambda parts: (parts[0].update(width=23), parts[1].update(width=25)),
+    "another name": lambda parts: parts[0].update(name="other"),
+}
+
+
+@pytest.mark.parametrize("case", EDITED)
+def test_parts_that_are_not_those_of_the_join_are_refused(joined, tmp_path, case):
+    """Programs are checked by them on every call, so a part without a mask would read padding."""
+    shutil.copytree(joined, tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    EDITED[case](manifest["parts"])
+    path.write_text(json.dumps(manifest))
+    for call in (regplug.load, regplug.verify):
+        with pytest.raises(regplug.BundleError, match=r": parts: expected \[.* of the installed regplug:join, got \["):
+            call(tmp_path / "b")
+
+
+def test_a_mask_in_the_manifest_of_a_strategy_that_takes_none_is_refused(tmp_path):
+    spec = regplug.join(registers="pool", state=7).resolve(LAYOUT)
+    folder = exported(tmp_path, spec, backends=[])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["more_inputs"].insert(0, {"name": "mask", "dtype": "bool", "shape": ["B", "T"]})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(regplug.BundleError):
+        regplug.load(folder)
+
+
+def test_vectors_of_a_program_are_given_by_name(joined):
+    program = regplug.load(joined, program="torchscript")
+    tokens, mask, vectors = inputs_of(2, 9)
+    with pytest.raises(regplug.ShapeError, match="vectors: expected a tensor by each name, got Tensor"):
+        program(tokens, mask, vectors["state"])
+    with pytest.raises(regplug.ShapeError, match=r"got \[tokens, mask, state, time, 3\]"):
+        program(tokens, mask, {**vectors, 3: tokens})
+
+
+def test_a_mask_is_wanted_or_not(tmp_path):
+    spec = regplug.resolve("mean", **FREE)
+    with pytest.raises(regplug.ExportError, match="mask: expected True or False, got 'no'"):
+        regplug.export(spec, spec.build(), tmp_path / "b", mask="no")
 
 
 def test_vectors_in_another_order_exceed_the_tolerance(tmp_path):

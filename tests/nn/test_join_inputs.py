@@ -127,7 +127,7 @@ VECTORS: dict[str, tuple[Any, str]] = {
     "another rank": (lambda v: {**v, "time": v["time"][:, 0]}, "expected time [3, 1], got [3]."),
     "integers": (
         lambda v: {**v, "time": v["time"].long()},
-        "time: expected floating-point numbers, got dtype torch.int64.",
+        "time: expected floating-point numbers, got dtype int64.",
     ),
     "elsewhere": (lambda v: {**v, "time": v["time"].to("meta")}, "time: expected device cpu, got meta."),
 }
@@ -289,3 +289,86 @@ def test_commands_that_have_only_tokens_refuse_a_join_with_vectors(command):
         "expected a readout of tokens alone, got one that takes the vectors state too; use the join without them."
         in err
     )
+
+
+# ---- orders and precisions
+
+
+def test_joins_of_the_same_parts_in_another_order_are_scripted_each_in_its_own() -> None:
+    """TorchScript gives dictionaries of the same keys one type, and a type has one order."""
+    tokens, vectors = inputs_of(9)
+    for choice in (join(patches="mean", state=7, time=1), join(patches="mean", time=1, state=7)):
+        module = choice.resolve(LAYOUT).build()
+        assert torch.equal(torch.jit.script(module)(tokens, None, vectors), module(tokens, None, vectors))
+    for choice in (join(registers="mean", patches="mean"), join(patches="mean", registers="mean")):
+        module = choice.resolve(LAYOUT).build()
+        assert torch.equal(torch.jit.script(module)(tokens), module(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8])
+@pytest.mark.parametrize("first", ["time", "registers"])
+def test_a_vector_keeps_its_numbers_next_to_coarse_tokens(first, dtype):
+    parts: dict[str, Any] = {"time": (1, "gated-abmil", {"attention_dim": 3}), "registers": "pool"}
+    ordered = parts if first == "time" else dict(reversed(parts.items()))
+    module = join(**ordered).resolve(LAYOUT).build()
+    place = 0 if first == "time" else D
+    for run in (module, torch.jit.script(module)):
+        found = run(torch.ones(1, 7, D).to(dtype), None, {"time": torch.tensor([[300.7]])})
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found[0, place].item(), 300.7, atol=1e-3, rtol=0)
+
+
+def test_vectors_are_not_rounded_to_integers_next_to_integer_tokens() -> None:
+    module = join(state=3, patches="sum").resolve(LAYOUT).build()
+    with pytest.raises(ShapeError, match="expected tokens of a floating-point dtype next to other parts of one"):
+        module(torch.ones(1, 9, D, dtype=torch.uint8), None, {"state": torch.full((1, 3), 0.9)})
+
+
+@pytest.mark.parametrize("mode", ["compiled", "vmap"])
+def test_where_a_mask_cannot_be_read_padding_in_a_part_without_mask_gives_nan(mode):
+    module = join(registers="pool", patches="mean").resolve(LAYOUT).build().eval()
+    tokens, mask = inputs_of(9)[0], torch.ones(3, 9, dtype=torch.bool)
+    wanted = module(tokens, mask)
+    mask[1, 2] = False
+    if mode == "compiled":
+        found = torch.compile(module, fullgraph=True, backend="eager")(tokens, mask)
+    else:
+        found = torch.func.vmap(lambda token, one: module(token[None], one[None])[0])(tokens, mask)
+    assert found[1, :D].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], wanted[[0, 2]])
+    torch.testing.assert_close(found[1, D:], wanted[1, D:])
+
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "a tensor for vectors": (lambda v: (None, v["state"]), "vectors: expected a tensor by each name, got Tensor."),
+    "None for a vector": (lambda v: (None, {**v, "time": None}), "time: expected a tensor, got NoneType."),
+    "a list for a vector": (lambda v: (None, {**v, "time": [1]}), "time: expected a tensor, got list."),
+    "vectors for the mask": (lambda v: (v, None), "mask: expected a tensor, got dict."),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_what_is_no_tensor_is_refused_with_one_line(five, case):
+    change, message = KINDS[case]
+    tokens, vectors = inputs_of(9)
+    with pytest.raises(ShapeError) as error:
+        five(tokens, *change(vectors))
+    assert str(error.value) == f"readout 'join': {message}"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FIVE.resolve(None), "join: layout: expected a TokenLayout, got None."),  # type: ignore[arg-type]
+        (lambda: FIVE.resolve(LAYOUT, 0), "join: num_tokens: expected a positive integer, got 0."),
+    ],
+)
+def test_a_join_is_resolved_for_a_layout_and_a_length(call, message):
+    with pytest.raises(SpecError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_a_part_that_only_short_sequences_have_is_refused() -> None:
+    with pytest.raises(SpecError, match="part 'a': expected start before stop in every sequence, got start=-3, stop=5"):
+        regplug.resolve("join", num_registers=None, hidden_dim=D, parts=(JoinPart("a", "mean", -3, 5),))

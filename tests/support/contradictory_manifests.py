@@ -343,7 +343,7 @@ def of_join_parts() -> Edits:
     yield "join", {"parts/2/name": "other"}, f'{vectors}["other"]'
     inside = ": expected tokens inside the sequence, got {"
     yield "join", {"parts/2/takes_mask": True}, f"parts.2{inside}"
-    for tokens in ([], [0], [None, 1], [0, 1, 2], [1, 1], [2, 1], [-1, -2], [-1, -1], [0, 0]):
+    for tokens in ([], [0], [None, 1], [0, 1, 2], [1, 1], [2, 1], [-1, -2], [-1, -1], [0, 0], [-3, 5], [-1, 0]):
         yield "join", {"parts/1/tokens": tokens}, f"parts.1{inside}"
     three = {"num_registers": 3, "input/shape": ["B", 3, 8], "input/min_tokens": None, "more_inputs/0/shape": ["B", 3]}
     three |= golden_cases(("batch_1", 1, 3))

@@ -47,6 +47,12 @@ class JoinPart:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     width: int | None = None
 
+    def __repr__(self) -> str:
+        words = [repr(self.name), *([repr(self.strategy)] if self.strategy else [])]
+        for word, value, default in (("start", self.start, 0), ("stop", self.stop, None), ("width", self.width, None)):
+            words += [f"{word}={value}"] if value != default else []
+        return f"JoinPart({', '.join(words + ([f'options={dict(self.options)}'] if self.options else []))})"
+
     def __post_init__(self) -> None:
         if not GROUP_NAME.fullmatch(self.name) or keyword.iskeyword(self.name):
             raise SpecError(
@@ -138,10 +144,10 @@ def _place(owner: str, num_tokens: int | None, start: int, stop: int | None) -> 
         )
     if end is None:
         return start, -start if start < 0 else None
-    if (start < 0) != (end < 0):
+    if start >= 0 > end:
         return start, None
-    if end <= start:
-        raise SpecError(f"{owner}: expected start before stop, got start={start}, stop={stop}.")
+    if end <= start or start < 0 <= end:  # the latter has tokens in short sequences alone
+        raise SpecError(f"{owner}: expected start before stop in every sequence, got start={start}, stop={stop}.")
     return start, end - start
 
 

@@ -1,7 +1,7 @@
 """Several readouts of one token sequence, each of a group of its tokens, and vectors, concatenated."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Optional
 
 import torch
@@ -11,7 +11,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 from regplug.errors import ShapeError, SpecError
 from regplug.nn.readouts.checks import check_registers
 from regplug.nn.readouts.join_parts import OWNER, JoinPart, PlacedPart, place_parts
-from regplug.nn.readouts.masking import is_readable
+from regplug.nn.readouts.masking import is_readable, name_of_dtype
 from regplug.nn.readouts.sizes import check_sizes
 from regplug.registry.masks import takes_mask
 from regplug.registry.spec import ReadoutSpec, specify
@@ -21,14 +21,20 @@ Mask = Optional[Tensor]  # noqa: UP045
 Vectors = Optional[dict[str, Tensor]]  # noqa: UP045
 
 
-def check_no_padding(mask: Tensor, name: str) -> None:
-    """Refuse padding among the tokens of a part that reads them in any case, where that can be read without waiting."""
-    if is_readable(mask) and not bool(mask.all()):
+def without_padding(vector: Tensor, mask: Tensor, name: str) -> Tensor:
+    """The vector of a part that reads all its tokens; padding among them is refused.
+
+    Where the mask cannot be read without waiting, in a graph or on a device, the vectors of such samples are NaN.
+    """
+    if not is_readable(mask):
+        return torch.where(mask.all(dim=1, keepdim=True), vector, float("nan"))
+    if not bool(mask.all()):
         sample = int(torch.nonzero(~mask.all(dim=1))[0].item())
         raise ShapeError(
             f"readout 'join': mask: expected every token of '{name}' to count, which takes no mask, got padding in "
             f"sample {sample}."
         )
+    return vector
 
 
 class JoinedReadout(nn.Module):
@@ -52,9 +58,9 @@ class JoinedReadout(nn.Module):
         if self.takes_mask:
             found: Tensor = self.readout(own, None if mask is None else mask[:, self.first : self.stop])
         else:
-            if mask is not None:
-                check_no_padding(mask[:, self.first : self.stop], self.name)
             found = self.readout(own)
+            if mask is not None:
+                found = without_padding(found, mask[:, self.first : self.stop], self.name)
         return found
 
     def read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
@@ -80,7 +86,10 @@ class JoinedVector(nn.Module):
         self.readout = nn.Identity() if readout is None else readout
 
     def forward(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
-        """The vector's part, ``[B, ...]``; another shape, dtype or device than the tokens' is a ShapeError."""
+        """The vector's part, ``[B, ...]``; another shape or device, and integers, are a ShapeError.
+
+        It keeps its own precision up to here: tokens may be coarser.
+        """
         if vectors is None or self.name not in vectors:
             raise ShapeError(f"readout 'join': expected the vector '{self.name}' [B, {self.width}], got none.")
         vector = vectors[self.name]
@@ -88,12 +97,10 @@ class JoinedVector(nn.Module):
             raise ShapeError(
                 f"readout 'join': expected {self.name} [{tokens.shape[0]}, {self.width}], got {list(vector.shape)}."
             )
-        if vector.dtype != tokens.dtype:
-            if not vector.is_floating_point():
-                raise ShapeError(
-                    f"readout 'join': {self.name}: expected floating-point numbers, got dtype {vector.dtype}."
-                )
-            vector = vector.to(tokens.dtype)
+        if not vector.is_floating_point():
+            raise ShapeError(
+                f"readout 'join': {self.name}: expected floating-point numbers, got dtype {name_of_dtype(vector)}."
+            )
         if vector.device != tokens.device:
             raise ShapeError(f"readout 'join': {self.name}: expected device {tokens.device}, got {vector.device}.")
         if self.has_readout:
@@ -103,6 +110,16 @@ class JoinedVector(nn.Module):
     def read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
         """As ``forward``."""
         return self.forward(tokens, mask, vectors)
+
+
+class Parts(nn.ModuleDict):
+    """The parts by their names. TorchScript gives two dictionaries of the same keys one type, and with it one order."""
+
+    in_order: Final[list[str]]
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        super().__init__(parts)
+        self.in_order = list(parts)
 
 
 class TokenJoin(nn.Module):
@@ -145,21 +162,19 @@ class TokenJoin(nn.Module):
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
-        self.parts = nn.ModuleDict()
+        built: dict[str, nn.Module] = {}
         width = 0
-        lead: int | None = None
         for placed in place_parts(num_registers, parts):
             name = placed.part.name
-            if hasattr(self.parts, name):
+            if hasattr(nn.ModuleDict, name) or name == "in_order":
                 raise SpecError(f"{OWNER}: part {name!r}: expected a name that nn.ModuleDict does not use itself.")
-            self.parts[name], own_width = _build(placed, hidden_dim)
+            built[name], own_width = _build(placed, hidden_dim)
             width += own_width
-            if lead is None and any(weight.is_floating_point() for weight in self.parts[name].parameters()):
-                lead = len(self.parts) - 1
+        self.parts = Parts(built)
         self.out_dim = width
         self.min_tokens = num_registers or max(map(_least, parts))
-        self.lead = lead or 0  # the first part with weights: all parts compute in its dtype
-        readouts = list(self.parts.values())
+        readouts = list(built.values())
+        self.lead = _lead(readouts)
         self.takes_mask = any(isinstance(part, JoinedReadout) and part.takes_mask for part in readouts)
         self.vector_widths = {part.name: part.width for part in readouts if isinstance(part, JoinedVector)}
 
@@ -187,6 +202,8 @@ class TokenJoin(nn.Module):
                 takes none has padding.
         """
         check_registers(registers, "readout 'join'", self.num_registers, self.hidden_dim)
+        if not is_scripting():
+            _check_kinds(mask, vectors)
         if registers.shape[1] < self.min_tokens:
             raise ShapeError(
                 f"readout 'join': expected registers [B, N, {self.hidden_dim}] with N >= {self.min_tokens}, got "
@@ -206,7 +223,8 @@ class TokenJoin(nn.Module):
             registers = registers.to(lead.dtype)
         read: list[Tensor] = []
         for index, part in enumerate(self.parts.values()):
-            read.append(lead if index == self.lead else part(registers, mask, vectors))
+            one = lead if index == self.lead else part(registers, mask, vectors)
+            read.append(one if one.dtype == lead.dtype else in_dtype_of_tokens(one, lead))
         return torch.cat(read, dim=1)
 
     def _read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
@@ -216,12 +234,15 @@ class TokenJoin(nn.Module):
         if lead.dtype != tokens.dtype:
             tokens = tokens.to(lead.dtype)
         first = parts[self.lead]
-        return torch.cat([lead if part is first else part.read(tokens, mask, vectors) for part in parts], 1)
+        read = [lead if part is first else part.read(tokens, mask, vectors) for part in parts]
+        return torch.cat([one if one.dtype is lead.dtype else in_dtype_of_tokens(one, lead) for one in read], 1)
 
     def check_mask(self, registers: Tensor, mask: Tensor) -> None:
         """Refuse a mask if no part takes one, and one of another shape or dtype."""
         if not self.takes_mask:
             raise ShapeError("readout 'join': expected no mask, as no part takes one, got a mask.")
+        if mask.dtype != torch.bool:
+            raise ShapeError(f"readout 'join': mask: expected dtype bool, got {name_of_dtype(mask)}.")
         if mask.dim() != 2 or mask.shape[0] != registers.shape[0] or mask.shape[1] != registers.shape[1]:
             raise ShapeError(f"readout 'join': expected mask {list(registers.shape[:2])}, got {list(mask.shape)}.")
 
@@ -229,6 +250,35 @@ class TokenJoin(nn.Module):
         """Say which vectors are expected."""
         wanted, got = ", ".join(list(self.vector_widths.keys())), ", ".join(list(vectors.keys()))
         raise ShapeError(f"readout 'join': expected the vectors [{wanted}], got [{got}].")
+
+
+def in_dtype_of_tokens(vector: Tensor, lead: Tensor) -> Tensor:
+    """A part's vector in the dtype of the leading part's; numbers are not rounded to integers."""
+    if not lead.is_floating_point():
+        raise ShapeError(
+            f"readout 'join': expected tokens of a floating-point dtype next to other parts of one, got "
+            f"{name_of_dtype(lead)}."
+        )
+    return vector.to(lead.dtype)
+
+
+def _check_kinds(mask: object, vectors: object) -> None:
+    """Refuse what is no tensor, before torch does it in words of its own; TorchScript does by itself."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ShapeError(f"readout 'join': mask: expected a tensor, got {type(mask).__name__}.")
+    if vectors is None:
+        return
+    if not isinstance(vectors, Mapping):
+        raise ShapeError(f"readout 'join': vectors: expected a tensor by each name, got {type(vectors).__name__}.")
+    for name, vector in vectors.items():
+        if not isinstance(vector, Tensor):
+            raise ShapeError(f"readout 'join': {name}: expected a tensor, got {type(vector).__name__}.")
+
+
+def _lead(parts: list[nn.Module]) -> int:
+    """The part that decides the dtype: the first one with weights, else the first one that reads tokens."""
+    weighted = [i for i, part in enumerate(parts) if any(one.is_floating_point() for one in part.parameters())]
+    return weighted[0] if weighted else next(i for i, part in enumerate(parts) if isinstance(part, JoinedReadout))
 
 
 def _build(placed: PlacedPart, hidden_dim: int) -> tuple[nn.Module, int]:

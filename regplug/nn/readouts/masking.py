@@ -27,8 +27,12 @@ def check_mask(mask: Tensor, registers: Tensor, owner: str) -> Tensor:
         ShapeError: It does not fit.
     """
     batch, count = registers.shape[0], registers.shape[1]
+    if not registers.is_floating_point():
+        raise ShapeError(
+            f"{owner}: expected registers of a floating-point dtype with a mask, got {name_of_dtype(registers)}."
+        )
     if mask.dtype != torch.bool:
-        raise ShapeError(f"{owner}: mask: expected dtype bool, got {_dtype_name(mask)}.")
+        raise ShapeError(f"{owner}: mask: expected dtype bool, got {name_of_dtype(mask)}.")
     if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] != count:
         raise ShapeError(f"{owner}: expected mask [{batch}, {count}], got {list(mask.shape)}.")
     if mask.device != registers.device:
@@ -49,7 +53,8 @@ def is_readable(mask: Tensor) -> bool:
     return not torch.compiler.is_compiling() and is_plain(mask)
 
 
-def _dtype_name(mask: Tensor) -> str:
+def name_of_dtype(mask: Tensor) -> str:
+    """The dtype for a message, as ``int32``."""
     if is_scripting():  # a dtype is a number there, in this order
         names = ["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
         code: int = mask.dtype  # type: ignore[assignment]

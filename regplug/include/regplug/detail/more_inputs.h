@@ -58,7 +58,8 @@ inline bool part_fits(const Json& tokens, const PartRecord& part, std::int64_t l
   if (tokens.size() != 2 || tokens[0].is_null()) return false;
   const auto [begin, end] = places_of(part, length);
   if (length != 0) return begin < end;
-  return !part.stop || (part.start < 0) != (*part.stop < 0) || part.start < *part.stop;
+  if (!part.stop || (part.start >= 0 && *part.stop < 0)) return true;
+  return (part.start < 0) == (*part.stop < 0) && part.start < *part.stop;
 }
 
 // The shortest sequence in which every part has all its tokens; one token without parts.
