@@ -39,7 +39,7 @@ def test_bash_completes_commands_options_and_every_kind_of_name():
     assert answers == [
         ["cond-dim"],
         ["compress-concat"],
-        ["mean", "mean-std"],
+        ["mean", "mean-sqrt-len", "mean-std"],
         ["--num-registers"],
         ["digits-vit"],
         ["torchscript"],

@@ -42,6 +42,41 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
             source="x-vectors' statistics pooling (Snyder et al., 2018)",
         ),
         regplug.ReadoutEntry(
+            "first-token",
+            "regplug_zoo.positions:RegisterFirstToken",
+            cond_dim="regplug_zoo.sizes:first_token_width",
+            summary="the first token that counts (class-token pooling, CLS)",
+            equation="c = x_1",
+            source="BERT (Devlin et al., 2019, arXiv:1810.04805), the class token before its pooler",
+        ),
+        regplug.ReadoutEntry(
+            "last-token",
+            "regplug_zoo.positions:RegisterLastToken",
+            cond_dim="regplug_zoo.sizes:last_token_width",
+            summary="the last token that counts (last-token pooling, EOS)",
+            equation="c = x_R",
+            source="GPT (Radford et al., 2018), whose classifiers read the last token",
+        ),
+        regplug.ReadoutEntry(
+            "mean-sqrt-len",
+            "regplug_zoo.positions:RegisterMeanSqrtLen",
+            cond_dim="regplug_zoo.sizes:mean_sqrt_len_width",
+            summary="sum pooling, divided by the root of the number of tokens",
+            equation="c = (1 / sqrt(R)) sum_r x_r",
+            source=(
+                "Universal Sentence Encoder (Cer et al., 2018, arXiv:1803.11175); "
+                "sentence-transformers, mean_sqrt_len_tokens"
+            ),
+        ),
+        regplug.ReadoutEntry(
+            "weighted-mean",
+            "regplug_zoo.positions:RegisterWeightedMean",
+            cond_dim="regplug_zoo.sizes:weighted_mean_width",
+            summary="mean pooling with weights that grow with the position",
+            equation="c = sum_r r x_r / sum_r r",
+            source="SGPT (Muennighoff, 2022, arXiv:2202.08904); sentence-transformers, weightedmean",
+        ),
+        regplug.ReadoutEntry(
             "gem",
             "regplug_zoo.weighted:RegisterGeM",
             cond_dim="regplug_zoo.sizes:gem_width",

@@ -36,6 +36,34 @@ def mean_std_width(num_registers: int | None, hidden_dim: int, eps: float = 1e-6
     return 2 * hidden_dim
 
 
+def first_token_width(num_registers: int | None, hidden_dim: int) -> int:
+    """D."""
+    check_count("RegisterFirstToken", num_registers)
+    check_sizes("RegisterFirstToken", hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def last_token_width(num_registers: int | None, hidden_dim: int) -> int:
+    """D."""
+    check_count("RegisterLastToken", num_registers)
+    check_sizes("RegisterLastToken", hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def mean_sqrt_len_width(num_registers: int | None, hidden_dim: int) -> int:
+    """D."""
+    check_count("RegisterMeanSqrtLen", num_registers)
+    check_sizes("RegisterMeanSqrtLen", hidden_dim=hidden_dim)
+    return hidden_dim
+
+
+def weighted_mean_width(num_registers: int | None, hidden_dim: int) -> int:
+    """D."""
+    check_count("RegisterWeightedMean", num_registers)
+    check_sizes("RegisterWeightedMean", hidden_dim=hidden_dim)
+    return hidden_dim
+
+
 def gem_width(num_registers: int | None, hidden_dim: int, p: float = 3.0, eps: float = 1e-6) -> int:
     """D."""
     check_count("RegisterGeM", num_registers)

@@ -55,6 +55,22 @@ def plain_mean_std(readout: nn.Module, sample: Sample) -> list[float]:
     return [*means, *(math.sqrt(square + 1e-6) for square in squares)]
 
 
+def plain_first_token(readout: nn.Module, sample: Sample) -> list[float]:
+    return sample[0]
+
+
+def plain_last_token(readout: nn.Module, sample: Sample) -> list[float]:
+    return sample[R - 1]
+
+
+def plain_mean_sqrt_len(readout: nn.Module, sample: Sample) -> list[float]:
+    return [sum(channel) / math.sqrt(R) for channel in channels(sample)]
+
+
+def plain_weighted_mean(readout: nn.Module, sample: Sample) -> list[float]:
+    return [sum(r * x for r, x in enumerate(channel, 1)) / 15 for channel in channels(sample)]
+
+
 def plain_gem(readout: nn.Module, sample: Sample) -> list[float]:
     p = math.exp(readout.log_p.item())
     means = [sum(math.copysign(abs(x) ** p, x) for x in channel) / R for channel in channels(sample)]
@@ -88,6 +104,10 @@ FORMULAS: dict[str, Callable[[nn.Module, Sample], list[float]]] = {
     "max": plain_max,
     "avgmax": plain_avgmax,
     "mean-std": plain_mean_std,
+    "first-token": plain_first_token,
+    "last-token": plain_last_token,
+    "mean-sqrt-len": plain_mean_sqrt_len,
+    "weighted-mean": plain_weighted_mean,
     "gem": plain_gem,
     "channel-pool": plain_channel_pool,
     "per-register-compress-concat": plain_per_register,

@@ -12,6 +12,9 @@ import math
 import pytest
 import torch
 from support.readouts import moved
+from timm.layers.other_pool import SimPool1d
+from timm.layers.pool1d import global_pool_nlc
+from timm.models.cait import ClassAttn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,16 +22,6 @@ import regplug
 from regplug_zoo.attention import RegisterABMIL, RegisterClassAttention, RegisterSimPool
 from regplug_zoo.moments import RegisterAvgMax, RegisterMax
 from regplug_zoo.queries import RegisterEfficientProbing, RegisterPMA
-
-# timm imports torchvision, which is built for another torch here and lacks these operators
-if not hasattr(torch.ops.torchvision, "nms"):
-    LIBRARY = torch.library.Library("torchvision", "DEF")  # kept alive: they vanish with it
-    for operator in ("nms", "qnms"):
-        LIBRARY.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-from timm.layers.other_pool import SimPool1d
-from timm.layers.pool1d import global_pool_nlc
-from timm.models.cait import ClassAttn
 
 R, D = 5, 24
 every_batch = pytest.mark.parametrize("batch", [1, 2, 7])

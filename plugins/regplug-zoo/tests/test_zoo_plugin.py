@@ -1,4 +1,4 @@
-"""What the plugin offers: thirteen strategies, named without importing torch, shipped like the core's own."""
+"""What the plugin offers: seventeen strategies, named without importing torch, shipped like the core's own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ OFFERED = {
     "max": ({}, D),
     "avgmax": ({}, D),
     "mean-std": ({}, 2 * D),
+    "first-token": ({}, D),
+    "last-token": ({}, D),
+    "mean-sqrt-len": ({}, D),
+    "weighted-mean": ({}, D),
     "gem": ({}, D),
     "channel-pool": ({}, D),
     "per-register-compress-concat": ({"compressed_dim": 7}, R * 7),
@@ -34,7 +38,7 @@ OFFERED = {
     "pma": ({"num_seeds": 3}, 3 * D),
     "efficient-probing": ({"num_queries": 6, "d_out": 2}, D // 2),
 }
-MODULES = ("attention", "concatenations", "moments", "queries", "weighted")
+MODULES = ("attention", "concatenations", "moments", "positions", "queries", "weighted")
 
 
 def test_listing_imports_no_torch() -> None:
