@@ -47,9 +47,10 @@ bench: $(VENV)/installed
 scale: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/scale.py
 
-# every check on every readout with every compiler; for another torch: make matrix TORCH=torch==2.10.0 VENV=.venv-2.10
+# every check on every readout with every compiler, then padding in every runtime; for another torch: make matrix TORCH=torch==2.10.0 VENV=.venv-2.10
 matrix: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/matrix.py
+	$(BIN)/python tests/padding.py
 
 # ---- what the targets above need
 
@@ -77,7 +78,10 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	  model-signing==1.1.1 pyopenssl==26.4.0 cosmic-ray==8.7.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
 	  torchvision==0.28.0 transformers==5.23.0 diffusers==0.42.1 stevedore==5.10.0 \
-	  lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0 hydra-core==1.3.8 antlr4-python3-runtime==4.9.3
+	  lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0 hydra-core==1.3.8 antlr4-python3-runtime==4.9.3 \
+	  sentence-transformers==6.2.0 torch-geometric==2.8.1 lerobot==0.4.4 x-transformers==2.31.10 perceiver-pytorch==0.11.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps xxhash psutil draccus mergedeep loguru einx frozendict \
+	  torch-einops-utils  # what these import
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  cp tests/support/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
