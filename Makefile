@@ -40,8 +40,9 @@ demo: $(VENV)/installed
 	$(BIN)/python plugins/regplug-digits/demo/join.py
 
 # times in C++, compared with raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
-bench: $(VENV)/installed
+bench: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/bench.py $(LARGE)
+	$(BIN)/python tests/bench_joins.py
 
 # the time of `regplug list` with a thousand plugins, compared with stevedore's and pluggy's own loaders
 scale: $(VENV)/tested-tools $(VENV)/installed

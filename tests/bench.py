@@ -26,8 +26,14 @@ from support.consumer import build, installed
 
 import regplug
 from regplug.backends.cpu import cpu_flags
+from regplug.nn.readouts.join_parts import JoinPart
 
-HIDDEN_DIM, COMPRESSED_DIM = 384, 96
+HIDDEN_DIM, COMPRESSED_DIM, TOKENS = 384, 96, 201
+PARTS = (
+    JoinPart("cls", "mean", 0, 1),
+    JoinPart("registers", "compress-concat", 1, 5, {"compressed_dim": COMPRESSED_DIM}),
+    JoinPart("patches", "mean", 5),
+)
 FILM = {"kernel_hidden_dim": 32, "num_film_layers": 3, "init_type": "small_random", "init_std": 0.5}
 BACKENDS = ("torchscript", "aotinductor")
 RUN = Path(regplug.__file__).parent / "share" / "regplug-run"
@@ -67,6 +73,8 @@ def bundles(folder: Path) -> dict[str, Path]:
         for name, spec, module, isa in rows:
             title = f"{name}, R={num_registers}"
             made[title] = export(spec, module, folder / title.replace(" ", "-"), isa)
+    join = regplug.resolve("join", num_registers=TOKENS, hidden_dim=HIDDEN_DIM, parts=PARTS)
+    made[f"join of 3 groups, T={TOKENS}"] = export(join, join.build(), folder / "join")
     return made
 
 

@@ -28,7 +28,7 @@ from regplug.registry.entries import NAME_PATTERN
 from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
-from regplug.registry.vectors import vector_widths
+from regplug.registry.vectors import refuse_vectors
 
 ANY_BACKEND = "any"
 CHECK_OF_BACKEND = re.compile(rf"([^\[\]]+)\[{NAME_PATTERN.pattern}\]")  # program[onnx]
@@ -86,11 +86,7 @@ def subject_of(
     # a readout that cannot be built is one error, not a failure of every check
     readout = subject.fresh()
     _refuse_lazy(subject.name, readout)
-    if vectors := vector_widths(readout):
-        raise SpecError(
-            f"{subject.name}: expected a readout of tokens alone, got one that also takes the vectors "
-            f"{', '.join(vectors)}; check the join without them."
-        )
+    refuse_vectors(subject.name, readout)
     return subject
 
 

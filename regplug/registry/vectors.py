@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from regplug.errors import SpecError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -17,6 +19,23 @@ def vector_widths(readout: Any) -> Mapping[str, int]:
     """
     widths: Mapping[str, int] = getattr(readout, "vector_widths", {})
     return widths
+
+
+def refuse_vectors(owner: str, readout: Any) -> None:
+    """Refuse a readout that needs vectors, where only tokens are at hand.
+
+    Args:
+        owner: The readout, for messages.
+        readout: The module.
+
+    Raises:
+        SpecError: It takes vectors.
+    """
+    if names := ", ".join(vector_widths(readout)):
+        raise SpecError(
+            f"{owner}: expected a readout of tokens alone, got one that takes the vectors {names} too; use the join "
+            "without them."
+        )
 
 
 def zero_vectors(readout: Any, registers: Tensor) -> dict[str, Any]:

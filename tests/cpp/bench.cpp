@@ -74,8 +74,13 @@ std::function<std::vector<at::Tensor>(const at::Tensor&)> raw(const regplug::Bun
       const at::Tensor mixing = at::softmax(w, 0).expand({x.size(0), 1, x.size(1)});
       return at::bmm(mixing, x).squeeze(1);
     };
+  } else if (strategy == "regplug:join") {  // the three parts of bench.py, joined by hand
+    readout = [w = weight("parts.registers.readout.compress.weight")](const at::Tensor& x) {
+      const at::Tensor registers = at::linear(x.narrow(1, 1, 4), w).flatten(1);
+      return at::cat({x.narrow(1, 0, 1).mean(1), registers, x.narrow(1, 5, x.size(1) - 5).mean(1)}, 1);
+    };
   } else {
-    throw regplug::Error("bench: expected pool or compress-concat, got " + strategy + ".");
+    throw regplug::Error("bench: expected pool, compress-concat or join, got " + strategy + ".");
   }
   if (!conditioner) return [readout](const at::Tensor& x) { return std::vector<at::Tensor>{readout(x)}; };
   const regplug::LayoutRecord layout = *bundle.manifest().layout;

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.commands import run_command
 from torch import Tensor, nn
 
 import regplug
@@ -276,3 +277,15 @@ def test_a_conditioner_refuses_what_its_readout_does_not_take(strategy, word):
     value: Any = torch.ones(3, 9, dtype=torch.bool) if word == "mask" else {}
     with pytest.raises(ShapeError, match=f"Conditioner: expected no {word}, as its readout takes none, got some"):
         conditioner(inputs_of(9)[0], **{word: value})
+
+
+@pytest.mark.parametrize("command", [["check"], ["bench", "--batch", "1"]])
+def test_commands_that_have_only_tokens_refuse_a_join_with_vectors(command):
+    parts = [{"name": "cls", "strategy": "mean", "stop": 1}, {"name": "state", "width": 5}]
+    sizes = ["--num-registers", "9", "--hidden-dim", "24"]
+    code, _, err = run_command(*command, "join", *sizes, "-O", f"parts={json.dumps(parts)}")
+    assert code != 0
+    assert (
+        "expected a readout of tokens alone, got one that takes the vectors state too; use the join without them."
+        in err
+    )

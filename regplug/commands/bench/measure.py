@@ -39,6 +39,7 @@ from regplug.registry.cond_dim import construct, probe_in_place
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.spec import ReadoutSpec
+from regplug.registry.vectors import refuse_vectors
 from regplug.torch_private import mark_dynamic_batch
 
 CONTEXTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -137,6 +138,7 @@ def _rows(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ours = spec.build().to(plan.device, torch_dtype(plan.dtype)).eval()
+        refuse_vectors(f"strategy {spec.entry.name!r}", ours)
         with torch.no_grad():
             for parameter in ours.parameters():  # equal initial weights would hide an other that ignores them
                 if parameter.is_floating_point():
