@@ -20,7 +20,7 @@ from regplug_digits.data import Digits, load
 from regplug_digits.model import DigitsViT
 from regplug_digits.train import fit_with_bar
 
-EPOCHS = 10
+EPOCHS = 15
 JOIN = regplug.join(registers=("compress-concat", {"compressed_dim": 24}), patches="mean")
 JOINS = {"compress-concat": JOIN, "pool": JOIN.swap(registers="pool")}
 
