@@ -34,9 +34,10 @@ lint: $(VENV)/tested-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# train on scikit-learn's digits, export, and run the bundle in C++
+# export what was trained on scikit-learn's digits, and run the bundles in C++; then train joins, and do the same
 demo: $(VENV)/installed
 	$(BIN)/python plugins/regplug-digits/demo/demo.py
+	$(BIN)/python plugins/regplug-digits/demo/join.py
 
 # times in C++, compared with raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
 bench: $(VENV)/tested-tools $(VENV)/installed

@@ -17,6 +17,7 @@ OPTIONS = {
     "select-concat": {"indices": [0, 2]},
     "per-register-compress-concat": {"compressed_dim": 96},
     "concat-linear": {"out_features": 384},
+    "sinusoidal": {"dim": 128},
     "join": {"parts": [{"name": "first", "strategy": "mean", "stop": 1}, {"name": "all", "strategy": "mean"}]},
 }
 DISTRIBUTIONS = {"regplug": "in the core", "regplug-zoo": "in the plugin regplug-zoo"}

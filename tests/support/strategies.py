@@ -49,6 +49,7 @@ EVERY = {
         4 * 2 * R * 3 + (6 * 2 + R) * D + 16 * 2 * D,
     ),
     "regplug-zoo:efficient-probing": ({"num_queries": 3, "d_out": 2}, 3 * D + 3 * R * 3 + 2 * R * 12),
+    "regplug-zoo:sinusoidal": ({"dim": 6}, R * D * 9),
 }
 BUILT_IN = sorted(name.partition(":")[2] for name in EVERY if name.startswith("regplug:"))
 

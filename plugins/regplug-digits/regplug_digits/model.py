@@ -18,6 +18,7 @@ from .plugin import READOUT, READOUT_OPTIONS
 PATCH = 2
 GRID = SIDE // PATCH
 NUM_PATCHES = GRID * GRID
+JOIN = "regplug:join"
 
 
 class RegisterGather(nn.Module):
@@ -73,12 +74,12 @@ class KernelMixer(nn.Module):
 class Block(nn.Module):
     """Registers gather and are read into a conditioning vector, by which the patches are mixed.
 
-    Patch tokens never attend to registers, and only the mixer changes them: the registers affect the class through the
-    kernel alone, and for a fixed conditioning vector the patches' path is linear.
+    A join reads patches too. Patch tokens never attend to registers, and only the mixer changes them: the registers
+    affect the class through the kernel alone, and for a fixed conditioning vector the patches' path is linear.
 
     Args:
         spec: The readout's spec.
-        layout: Where the registers sit.
+        layout: Which tokens the readout reads.
         num_heads: Heads of the registers' attention.
         kernel_features: Width of the kernel's sine layers.
         num_film_layers: Modulated sine layers of the kernel.
@@ -134,9 +135,10 @@ class DigitsViT(nn.Module):
     configuration.
 
     Args:
-        readout: A registered strategy, by name.
+        readout: A registered strategy, by name; or a join of ``registers`` and ``patches`` (``regplug.join``), which
+            reads all 16 + R tokens.
         readout_options: Its options; None for those of the shipped configuration (``compress-concat``) or
-            none (any other strategy).
+            none (any other strategy, and a join, whose parts have their own).
         num_registers: Registers per image, R.
         hidden_dim: Width of a token, D; a multiple of ``num_heads``.
         num_blocks: Blocks, each with its own readout and FiLM generator.
@@ -147,7 +149,9 @@ class DigitsViT(nn.Module):
     Attributes:
         cond_dim: Width of the conditioning vector in every block.
         layout: Where the registers sit.
-        options: The arguments, as plain JSON values.
+        read_layout: Which tokens every block's readout reads: the registers, or all of them for a join.
+        spec: The spec of every block's readout.
+        options: The arguments, as plain JSON values; a join is the strategy ``join`` and its parts.
 
     Raises:
         NameLookupError: The strategy is not registered.
@@ -156,11 +160,13 @@ class DigitsViT(nn.Module):
     Example:
         >>> DigitsViT("digits-gate")(torch.zeros(2, 8, 8)).shape
         torch.Size([2, 10])
+        >>> DigitsViT(regplug.join(registers="pool", patches="mean")).cond_dim
+        96
     """
 
     def __init__(
         self,
-        readout: str = READOUT,
+        readout: str | regplug.Join = READOUT,
         readout_options: Mapping[str, Any] | None = None,
         *,
         num_registers: int = 4,
@@ -171,10 +177,6 @@ class DigitsViT(nn.Module):
         num_film_layers: int = 2,
     ) -> None:
         super().__init__()
-        if readout_options is None:
-            readout_options = READOUT_OPTIONS if readout == READOUT else {}
-        spec = regplug.resolve(readout, num_registers=num_registers, hidden_dim=hidden_dim, **readout_options)
-        self.cond_dim = spec.cond_dim
         self.layout = regplug.TokenLayout(
             num_registers=num_registers,
             hidden_dim=hidden_dim,
@@ -182,9 +184,11 @@ class DigitsViT(nn.Module):
             normalized=True,
             groups=(regplug.TokenGroup("patches", 0, -num_registers),),
         )
+        self.spec, self.read_layout = _spec_of(readout, readout_options, self.layout)
+        self.cond_dim = self.spec.cond_dim
         self.options: dict[str, Any] = {
-            "readout": readout,
-            "readout_options": dict(readout_options),
+            "readout": JOIN if isinstance(readout, regplug.Join) else readout,
+            "readout_options": self.spec.as_dict()["options"],
             "num_registers": num_registers,
             "hidden_dim": hidden_dim,
             "num_blocks": num_blocks,
@@ -197,7 +201,7 @@ class DigitsViT(nn.Module):
         self.positions = nn.Parameter(0.5 * torch.randn(NUM_PATCHES, hidden_dim))
         self.registers = nn.Parameter(0.5 * torch.randn(num_registers, hidden_dim))
         self.blocks = nn.ModuleList(
-            Block(spec, self.layout, num_heads, kernel_features, num_film_layers) for _ in range(num_blocks)
+            Block(self.spec, self.read_layout, num_heads, kernel_features, num_film_layers) for _ in range(num_blocks)
         )
         self.norm = nn.RMSNorm(hidden_dim)
         self.head = nn.Linear(hidden_dim, NUM_CLASSES)
@@ -227,7 +231,7 @@ class DigitsViT(nn.Module):
     def last_tokens(self, images: Tensor) -> Tensor:
         """The token sequence that the last block's readout reads, ``[B, 16 + R, D]``.
 
-        ``layout_of`` says where the registers are; ``blocks[-1].readout`` and ``.film`` read them.
+        ``read_layout`` says which of them it reads; ``blocks[-1].readout`` and ``.film`` read them.
         """
         last: Block = self.blocks[-1]  # type: ignore[assignment]
         return last.read_tokens(self._before_last(images))
@@ -245,6 +249,26 @@ class DigitsViT(nn.Module):
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         return tokens
+
+
+def _spec_of(
+    readout: str | regplug.Join, options: Mapping[str, Any] | None, layout: regplug.TokenLayout
+) -> tuple[regplug.ReadoutSpec, regplug.TokenLayout]:
+    """The readout's spec, and the tokens that it reads."""
+    num_tokens = NUM_PATCHES + (layout.num_registers or 0)
+    if isinstance(readout, regplug.Join):
+        if options:
+            got = ", ".join(options)
+            raise regplug.SpecError(
+                f"backbone 'digits-vit': readout_options: expected each in its part of the join, got {got}."
+            )
+        return readout.resolve(layout, num_tokens), layout.for_group("tokens", num_tokens)
+    if options is None:
+        options = READOUT_OPTIONS if readout == READOUT else {}
+    if regplug.default_registry().readout_entry(readout).full_name == JOIN:
+        layout = layout.for_group("tokens", num_tokens)
+    spec = regplug.resolve(readout, num_registers=layout.num_registers, hidden_dim=layout.hidden_dim, **options)
+    return spec, layout
 
 
 class DigitsTokens(nn.Module):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -56,6 +57,38 @@ def test_conditioning_of_another_width_is_refused(shipped: DigitsViT) -> None:
     with pytest.raises(regplug.ShapeError) as caught:
         shipped(torch.zeros(2, 8, 8), torch.zeros(2, 36))
     assert str(caught.value) == "backbone 'digits-vit': expected conditioning [2, 48], got [2, 36]."
+
+
+JOIN = regplug.join(registers=("compress-concat", {"compressed_dim": 12}), patches="mean")
+
+
+def test_a_join_reads_registers_and_patches_and_its_options_build_it_again(parts: Parts) -> None:
+    model = DigitsViT(JOIN).eval()
+    assert (model.cond_dim, model.blocks[0].film.cond_dim) == (4 * 12 + 48, 96)
+    again = DigitsViT(**json.loads(json.dumps(model.options))).eval()
+    again.load_state_dict(model.state_dict())
+    images, last = parts[1].images[:5], model.blocks[-1]
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model(images))
+        tokens = model.last_tokens(images)
+        conditioning = last.readout(tokens)
+        torch.testing.assert_close(conditioning[:, 48:], tokens[:, :16].mean(1))
+        torch.testing.assert_close(model(images, conditioning), model(images))
+        pairs = regplug.Conditioner(model.read_layout, last.readout, last.film)(tokens)
+        torch.testing.assert_close(pairs[0][0], last.film(conditioning)[0][0])
+
+
+def test_the_width_of_the_generators_follows_a_swapped_part() -> None:
+    model = DigitsViT(JOIN.swap(registers="concat"))
+    assert [block.film.mlp[0].in_features for block in model.blocks] == [4 * 48 + 48] * 2
+
+
+def test_options_outside_the_parts_of_a_join_are_refused() -> None:
+    with pytest.raises(regplug.SpecError) as caught:
+        DigitsViT(JOIN, {"compressed_dim": 12})
+    assert str(caught.value) == (
+        "backbone 'digits-vit': readout_options: expected each in its part of the join, got compressed_dim."
+    )
 
 
 def test_with_the_conditioning_held_the_way_of_the_patches_is_linear(shipped: DigitsViT, parts: Parts) -> None:

@@ -159,4 +159,15 @@ def regplug_readouts() -> list[regplug.ReadoutEntry]:
                 'Psomas et al., 2025, "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency"'
             ),
         ),
+        regplug.ReadoutEntry(
+            "sinusoidal",
+            "regplug_zoo.times:SinusoidalEmbedding",
+            cond_dim="regplug_zoo.sizes:sinusoidal_width",
+            summary="sines and cosines of each number, for a join's time (time embedding)",
+            equation=(
+                "c = [e(x_11) || ... || e(x_RD)], e(t) = [sin(w_k t) || cos(w_k t)], "
+                "w_k = max_period^(-k / (dim / 2 - 1))"
+            ),
+            source="Vaswani et al., 2017 (arXiv:1706.03762); Ho et al., 2020 (arXiv:2006.11239)",
+        ),
     ]

@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, int]] = {
     "per-register-compress-concat": {"compressed_dim": 2},
     "concat-linear": {"out_features": 4},
     "abmil": {"attention_dim": 3},
+    "sinusoidal": {"dim": 4, "max_period": 7},
 }
 
 
@@ -99,6 +100,11 @@ def plain_abmil(readout: nn.Module, sample: Sample) -> list[float]:
     return [dot(weights, channel) for channel in channels(sample)]
 
 
+def plain_sinusoidal(readout: nn.Module, sample: Sample) -> list[float]:
+    numbers = [x for register in sample for x in register]
+    return [wave(w * x) for x in numbers for wave in (math.sin, math.cos) for w in (1.0, 1 / 7)]
+
+
 FORMULAS: dict[str, Callable[[nn.Module, Sample], list[float]]] = {
     "sum": plain_sum,
     "max": plain_max,
@@ -112,6 +118,7 @@ FORMULAS: dict[str, Callable[[nn.Module, Sample], list[float]]] = {
     "channel-pool": plain_channel_pool,
     "per-register-compress-concat": plain_per_register,
     "concat-linear": plain_concat_linear,
+    "sinusoidal": plain_sinusoidal,
     "abmil": plain_abmil,
 }
 every_formula = pytest.mark.parametrize("strategy", FORMULAS)

@@ -1,4 +1,4 @@
-"""What the plugin offers: seventeen strategies, named without importing torch, shipped like the core's own."""
+"""What the plugin offers: eighteen strategies, named without importing torch, shipped like the core's own."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ OFFERED = {
     "class-attention": ({"num_heads": 3}, D),
     "pma": ({"num_seeds": 3}, 3 * D),
     "efficient-probing": ({"num_queries": 6, "d_out": 2}, D // 2),
+    "sinusoidal": ({"dim": 4}, R * D * 4),
 }
-MODULES = ("attention", "concatenations", "moments", "positions", "queries", "weighted")
+MODULES = ("attention", "concatenations", "moments", "positions", "queries", "times", "weighted")
 
 
 def test_listing_imports_no_torch() -> None:
