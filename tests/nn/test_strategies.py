@@ -58,7 +58,7 @@ def test_it_does_what_every_readout_must(strategy):
     results = check_readout(spec_of(strategy), backends=["torchscript"], compiler="eager")
     # digits-gate has no flop_count
     skipped = {"flop-count"} if strategy.startswith("regplug-digits") else set()
-    if not spec_of(strategy).takes_mask:
+    if not spec_of(strategy).takes_mask or strategy == "regplug:join":  # a part of this join counts its tokens
         skipped |= {"mask-padding", "mask-gradient", "mask-empty-row", "mask-all-true", "any-count"}
     others = {(result.check, result.verdict) for result in results if result.verdict != "passed"}
     assert others == {(check, "not applicable") for check in skipped}, results
@@ -139,7 +139,8 @@ def test_gradients_reach_every_parameter_and_every_register_that_is_read(strateg
     output.backward(torch.randn_like(output))
     for name, parameter in readout.named_parameters():
         assert parameter.grad.abs().max() > 0, name
-    read = EVERY[strategy][0].get("indices", range(R))
+    one = {"regplug-zoo:first-token": [0], "regplug-zoo:last-token": [R - 1]}
+    read = one.get(strategy, EVERY[strategy][0].get("indices", range(R)))
     assert all(given.grad[:, index].abs().max() > 0 for index in read)
 
 
