@@ -139,9 +139,9 @@ def efficient_probing_width(num_registers: int | None, hidden_dim: int, num_quer
 
 
 def sinusoidal_width(num_registers: int, hidden_dim: int, dim: int, max_period: float = 10000.0) -> int:
-    """R * D * dim; ``dim`` is even and at least 4."""
+    """R * D * dim; ``dim`` is even."""
     check_sizes("SinusoidalEmbedding", num_registers=num_registers, hidden_dim=hidden_dim, dim=dim)
     check_positive("SinusoidalEmbedding", max_period=max_period)
-    if dim % 2 or dim < 4:
-        raise SpecError(f"SinusoidalEmbedding: dim: expected an even number, at least 4, got {dim}.")
+    if dim % 2:
+        raise SpecError(f"SinusoidalEmbedding: dim: expected an even number, got {dim}.")
     return num_registers * hidden_dim * dim

@@ -24,11 +24,11 @@ class SinusoidalEmbedding(nn.Module):
     Args:
         num_registers: Registers per sample, R >= 1; 1 for a vector of a join.
         hidden_dim: Width of a register token, D; 1 for a time.
-        dim: Width of each number's embedding, even and at least 4; ``cond_dim`` is R * D * dim.
+        dim: Width of each number's embedding, even; ``cond_dim`` is R * D * dim.
         max_period: The longest period is 2 pi times this.
 
     Raises:
-        SpecError: A size is not a positive integer, ``dim`` is odd or below 4, or ``max_period`` is not a positive,
+        SpecError: A size is not a positive integer, ``dim`` is odd, or ``max_period`` is not a positive,
             finite number.
 
     Example:
@@ -60,7 +60,7 @@ class SinusoidalEmbedding(nn.Module):
         check_registers(registers, "readout 'sinusoidal'", self.num_registers, self.hidden_dim)
         wide = registers.to(torch.promote_types(registers.dtype, torch.float32))
         half = self.dim // 2
-        exponents = torch.arange(half, dtype=wide.dtype, device=wide.device) / (half - 1)
+        exponents = torch.arange(half, dtype=wide.dtype, device=wide.device) / max(half - 1, 1)
         angles = wide.unsqueeze(-1) * torch.exp(-math.log(self.max_period) * exponents)
         answer = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
         # integers would lose the fraction
