@@ -173,7 +173,9 @@ def _besides(owner: str, spec: ReadoutSpec, module: nn.Module, mask: bool) -> Be
     joined = parts_of(spec)
     if mask and isinstance(module, ATTACHED):
         raise ExportError(f"{owner}: mask: expected a module that takes tokens, got one with its backbone.")
-    if mask and not (any(one.takes_mask for one in joined) if joined else spec.takes_mask):
+    if mask and joined and not any(one.takes_mask for one in joined):
+        raise ExportError(f"{owner}: mask: expected a part whose strategy takes one, got none.")
+    if mask and not joined and not spec.takes_mask:
         raise ExportError(f"{owner}: mask: expected a strategy that takes one, got {spec.strategy!r}.")
     if joined is None:
         return Besides(mask)

@@ -90,7 +90,12 @@ class Join:
             NameLookupError: A strategy is not installed.
         """
         parts = []
+        groups = [one.name for one in layout.groups]
         for name, width, strategy, options in self.parts:
+            if width and name in groups:
+                raise SpecError(
+                    f"join: part {name!r}: expected a strategy, as it is a group of the layout, got {width}."
+                )
             full_name = strategy and registry.readout_entry(strategy).full_name
             chosen = {"name": name, "strategy": full_name, "options": dict(options)}
             parts.append(chosen | ({"width": width} if width else _place(name, layout, num_tokens)))

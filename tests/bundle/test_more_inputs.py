@@ -264,7 +264,7 @@ def test_every_wrong_input_is_refused(joined):
     ("strategy", "message"),
     [
         ("pool", "strategy 'pool': mask: expected a strategy that takes one, got 'regplug:pool'."),
-        ("join", "strategy 'join': mask: expected a strategy that takes one, got 'regplug:join'."),
+        ("join", "strategy 'join': mask: expected a part whose strategy takes one, got none."),
     ],
 )
 def test_a_mask_for_a_strategy_that_takes_none_is_refused(tmp_path, strategy, message):

@@ -372,3 +372,8 @@ def test_a_join_is_resolved_for_a_layout_and_a_length(call, message):
 def test_a_part_that_only_short_sequences_have_is_refused() -> None:
     with pytest.raises(SpecError, match="part 'a': expected start before stop in every sequence, got start=-3, stop=5"):
         regplug.resolve("join", num_registers=None, hidden_dim=D, parts=(JoinPart("a", "mean", -3, 5),))
+
+
+def test_a_group_of_the_backbone_is_no_vector() -> None:
+    with pytest.raises(SpecError, match="join: part 'cls': expected a strategy, as it is a group of the layout, got 7"):
+        join(registers="pool", cls=7).resolve(LAYOUT)

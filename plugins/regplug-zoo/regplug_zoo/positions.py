@@ -220,7 +220,7 @@ class RegisterWeightedMean(nn.Module):
             ranks = mask.cumsum(dim=1) * mask
         wide = registers.to(torch.promote_types(registers.dtype, torch.float32))
         weights = ranks.to(wide.dtype) / ranks.sum(dim=1, keepdim=True).clamp(min=1)
-        answer = torch.bmm(weights.unsqueeze(1), wide).squeeze(1)
+        answer = (weights.unsqueeze(2) * wide).sum(dim=1)  # autocast would compute a matrix product in 16 bit
         # integers would lose the fraction
         return answer.to(registers.dtype) if registers.is_floating_point() else answer
 

@@ -138,10 +138,15 @@ def efficient_probing_width(num_registers: int | None, hidden_dim: int, num_quer
     return hidden_dim // d_out
 
 
+MIN_PERIOD = 1e-6  # the largest frequency is its inverse, which must be finite
+
+
 def sinusoidal_width(num_registers: int, hidden_dim: int, dim: int, max_period: float = 10000.0) -> int:
     """R * D * dim; ``dim`` is even."""
     check_sizes("SinusoidalEmbedding", num_registers=num_registers, hidden_dim=hidden_dim, dim=dim)
     check_positive("SinusoidalEmbedding", max_period=max_period)
+    if max_period < MIN_PERIOD:
+        raise SpecError(f"SinusoidalEmbedding: max_period: expected at least {MIN_PERIOD}, got {max_period}.")
     if dim % 2:
         raise SpecError(f"SinusoidalEmbedding: dim: expected an even number, got {dim}.")
     return num_registers * hidden_dim * dim

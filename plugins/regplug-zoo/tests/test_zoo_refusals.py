@@ -33,6 +33,7 @@ REFUSED = [
     ("pma", {"num_heads": 7}, "hidden_dim: expected a multiple of num_heads=7, got 24."),
     *(("efficient-probing", {"num_queries": n}, f"num_queries: {POSITIVE} {n}.") for n in (0, -1)),
     ("efficient-probing", {"num_queries": 4, "d_out": 0}, f"d_out: {POSITIVE} 0."),
+    ("sinusoidal", {"dim": 4, "max_period": 1e-40}, "max_period: expected at least 1e-06, got 1e-40."),
     *(("sinusoidal", {"dim": n}, f"dim: {POSITIVE} {n}.") for n in (0, -2)),
     *(("sinusoidal", {"dim": n}, f"dim: expected an even number, got {n}.") for n in (1, 7)),
     *(("sinusoidal", {"dim": 4, "max_period": p}, f"max_period: {FINITE} {p!r}.") for p in (0.0, -1.0, NAN, INF)),

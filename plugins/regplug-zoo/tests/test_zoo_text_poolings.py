@@ -97,3 +97,14 @@ def test_the_token_that_is_read_alone_gets_a_gradient(strategy: str) -> None:
     read = tokens.grad.sum(2).nonzero().tolist()
     first = [9 - count for count in LENGTHS]
     assert read == [[row, place if strategy == "first-token" else 8] for row, place in enumerate(first)]
+
+
+@pytest.mark.parametrize("strategy", ["mean-sqrt-len", "weighted-mean"])
+def test_autocast_does_not_make_an_average_coarser(strategy):
+    readout = regplug.create(strategy, num_registers=None, hidden_dim=5)
+    torch.manual_seed(0)
+    tokens, mask = torch.randn(2, 50, 5), torch.arange(50).expand(2, 50) < 40
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [readout(tokens), readout(tokens, mask)]
+    for got, wanted in zip(found, [readout(tokens), readout(tokens, mask)], strict=True):
+        torch.testing.assert_close(got, wanted)
