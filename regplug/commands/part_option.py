@@ -42,8 +42,8 @@ part_option = click.option(
     multiple=True,
     metavar="NAME=...",
     help="A part of a join, in place of STRATEGY: a group with its strategy and options, "
-    "registers=compress-concat,compressed_dim=96, or a vector with its width, state=7. Needs --backbone, and in a bundle "
-    "--with-backbone. Repeatable.",
+    "registers=compress-concat,compressed_dim=96, or a vector with its width, state=7. Needs --backbone, and in a "
+    "bundle --with-backbone. Repeatable.",
 )
 
 
