@@ -36,7 +36,7 @@ EVERY = {
     "regplug-zoo:first-token": ({}, 0),
     "regplug-zoo:last-token": ({}, 0),
     "regplug-zoo:mean-sqrt-len": ({}, R * D),
-    "regplug-zoo:weighted-mean": ({}, R),
+    "regplug-zoo:weighted-mean": ({}, 2 * R * D + R),
     "regplug-zoo:gem": ({}, (6 * R + 4) * D + 2),
     "regplug-zoo:channel-pool": ({}, 5 * R * D),
     "regplug-zoo:per-register-compress-concat": ({"compressed_dim": 6}, 0),
