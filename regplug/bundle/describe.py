@@ -20,7 +20,7 @@ from regplug.format.manifest import (
     Manifest,
     WeightsNote,
 )
-from regplug.nn.attach import ATTACHED, conditioner_of
+from regplug.nn.attached import ATTACHED, conditioner_of
 from regplug.nn.conditioner import Conditioner
 from regplug.nn.pairing import film_family
 from regplug.registry.distributions import UNKNOWN, installed

@@ -39,7 +39,7 @@ from regplug.format.manifest_rules import parse_manifest
 from regplug.format.safetensors_header import read_header
 from regplug.format.weights import save_tensors, state_of
 from regplug.format.write_bundle import write_folder
-from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of
+from regplug.nn.attached import ATTACHED, AttachedConditioner, AttachedReadout, conditioner_of
 from regplug.nn.conditioner import Conditioner
 from regplug.nn.readouts.join_parts import parts_of
 from regplug.nn.tokens import input_shape

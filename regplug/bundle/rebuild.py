@@ -16,7 +16,7 @@ from regplug.errors import BundleError, NameLookupError, SpecError
 from regplug.format.manifest import WEIGHTS, BackboneRecord, FiLMRecord, Manifest
 from regplug.format.strict_json import format_value, to_ascii
 from regplug.format.weights import check_state, load_state, types_of
-from regplug.nn.attach import ATTACHED, AttachedConditioner, AttachedReadout, BackboneSource
+from regplug.nn.attached import ATTACHED, AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.nn.backbone import build_backbone
 from regplug.nn.conditioner import BuiltReadout, Conditioner
 from regplug.nn.readouts.join_parts import parts_of

@@ -25,7 +25,7 @@ from regplug.format.weights import (
     types_of,
 )
 from regplug.format.wrong_path import check_weights_file
-from regplug.nn.attach import ATTACHED
+from regplug.nn.attached import ATTACHED
 from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
 from regplug.registry.dtypes import torch_dtype

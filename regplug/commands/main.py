@@ -6,28 +6,18 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from regplug.commands.lazy_group import LazyGroup
-from regplug.commands.part_option import chosen_join, part_option
 from regplug.commands.printing import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_PLUGIN,
     EXIT_USAGE,
     complain,
-    print_columns,
-    print_json,
     say,
-)
-from regplug.commands.shared_options import (
-    chosen_backbone,
-    chosen_sizes,
-    complete_strategy,
-    json_option,
-    size_options,
 )
 from regplug.commands.torch_guard import guard_torch
 from regplug.errors import (
@@ -43,21 +33,18 @@ from regplug.format.working_directory import GONE, is_gone
 from regplug.registry.streams import claim, end, own_stderr
 from regplug.registry.version import own_version
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from regplug.registry.entries import Entry
-
 HERE = Path(__file__).resolve().parents[1]
 COMMANDS_IN = {
     "audit": "regplug.commands.audit.command:audit_command",
     "bench": "regplug.commands.bench.command:bench_command",
     "cache": "regplug.commands.cache:cache_command",
     "check": "regplug.commands.check:check_command",
+    "cond-dim": "regplug.commands.cond_dim:cond_dim_command",
     "doctor": "regplug.commands.doctor.command:doctor_command",
     "export": "regplug.commands.export:export_command",
     "info": "regplug.commands.info.command:info_command",
     "import": "regplug.commands.import_checkpoint.command:import_command",
+    "list": "regplug.commands.list:list_command",
     "new": "regplug.commands.new.command:new_command",
     "sign": "regplug.commands.sign:sign_command",
     "verify": "regplug.commands.verify:verify_command",
@@ -172,118 +159,6 @@ def exit_code(error: RegplugError) -> int:
     if isinstance(error, PluginError):
         return EXIT_PLUGIN
     return EXIT_USAGE if isinstance(error, (NameLookupError, SpecError)) else EXIT_FAILED
-
-
-@group.command("list")
-@json_option
-def list_command(as_json: bool) -> None:
-    """List strategies, FiLM generators, backbones and backends.
-
-    Each with the package that provides it; then the plugins, and whether they load.
-    """
-    from regplug.registry.default import default_registry
-
-    registry = default_registry()
-    sections: dict[str, Sequence[Entry]] = {
-        "strategies": registry.readout_entries(),
-        "film_generators": registry.film_entries(),
-        "backbones": registry.backbone_entries(),
-        "export_backends": registry.export_backend_entries(),
-    }
-    if as_json:
-        print_json(
-            "list",
-            {
-                section: [
-                    {
-                        "name": entry.name,
-                        "full_name": entry.full_name,
-                        "distribution": entry.provenance.distribution if entry.provenance else None,
-                        "version": entry.provenance.version if entry.provenance else None,
-                        "summary": entry.summary,
-                    }
-                    for entry in entries
-                ]
-                for section, entries in sections.items()
-            }
-            | {
-                "plugins": [
-                    {
-                        "distribution": record.distribution,
-                        "version": record.version,
-                        "status": record.status,
-                        "error": record.error and message_of(record.error),
-                        "notes": list(record.notes),
-                    }
-                    for record in registry.plugins()
-                ]
-            },
-        )
-        return
-    for section, entries in sections.items():
-        rows = [
-            (entry.name, f"{entry.provenance.distribution} {entry.provenance.version}", entry.summary)
-            for entry in entries
-            if entry.provenance
-        ]
-        if rows:
-            print_columns((section.replace("_", " "), "from", ""), rows)
-            say()
-    found = [
-        (one.distribution, one.version, one.status, "; ".join([message_of(one.error)] if one.error else one.notes))
-        for one in registry.plugins()
-    ]
-    print_columns(("plugins", "version", "status", ""), found)
-
-
-PART_COLUMNS = ("part", "reads", "strategy", "cond_dim")
-
-
-@group.command("cond-dim")
-@click.argument("strategy", required=False, shell_complete=complete_strategy)
-@size_options
-@part_option
-@json_option
-def cond_dim_command(
-    strategy: str | None,
-    num_registers: int | str | None,
-    hidden_dim: int | None,
-    backbone: str | None,
-    options: Any,
-    model_option: Any,
-    parts: Any,
-    as_json: bool,
-) -> None:
-    """Print the width of the conditioning vector.
-
-    With --backbone, for each FiLM site; of a join, with the width of each part. Allocates no weights. Imports torch
-    only if the width must be measured, because the strategy does not state it; the built-in strategies do.
-    """
-    from dataclasses import asdict
-
-    from regplug.nn.readouts.join_parts import parts_of
-    from regplug.registry.default import default_registry
-    from regplug.registry.spec import specify_unmeasured
-
-    if parts:
-        choice = chosen_join(parts, strategy, backbone, options)
-        measured = chosen_backbone(str(backbone), model_option)[1]
-        spec, film_sites = choice.resolve(measured.layout), measured.film_sites
-    else:
-        chosen, given, sizes = chosen_sizes(strategy, num_registers, hidden_dim, backbone, options, model_option)
-        spec = specify_unmeasured(default_registry().readout_entry(chosen[0]), *chosen[1:], given)
-        film_sites = sizes.film_sites if sizes else ()
-    sites = [{**asdict(site), "cond_dim": spec.cond_dim} for site in film_sites]
-    lines = [(one.part.name, one.reads, one.strategy, one.width) for one in parts_of(spec) or ()]
-    if as_json:
-        named = [dict(zip(PART_COLUMNS, line, strict=True)) for line in lines]
-        print_json("cond-dim", {**spec.as_dict(), "film_sites": sites, **({"parts": named} if lines else {})})
-    elif sites and not lines:
-        print_columns(("site", "features", "layers", "cond_dim"), [tuple(site.values()) for site in sites])
-    elif lines:
-        print_columns(PART_COLUMNS, [*lines, ("sum", "", "", spec.cond_dim)])
-    else:
-        say(spec.cond_dim)
 
 
 @group.command("cmake-dir")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regplug.bundle.nonfinite import Run, fault_of, near_the_largest, with_infinity, with_nan
 from regplug.conformance.check import Check, DoesNotApplyError
-from regplug.conformance.programs import program_of
+from regplug.conformance.programs import run_of
 from regplug.conformance.subject import Subject
 from regplug.errors import ConformanceError, class_name, one_line
 
@@ -30,7 +30,7 @@ def _not_finite_of(backend: str) -> Callable[[Subject], None]:
         A runtime whose maximum skips NaN gives a number for a broken input, and the fault goes unnoticed. Other samples
         of the batch keep their answers.
         """
-        compare(f"program {backend!r}", program_of(subject, backend).run_flat, subject, with_nan, with_infinity)
+        compare(f"program {backend!r}", run_of(subject, backend), subject, with_nan, with_infinity)
 
     return not_finite
 
@@ -41,7 +41,7 @@ def _overflow_of(backend: str) -> Callable[[Subject], None]:
 
         Runtimes overflow in other places than eager; a float64 forward decides which of two answers is right.
         """
-        compare(f"program {backend!r}", program_of(subject, backend).run_flat, subject, near_the_largest)
+        compare(f"program {backend!r}", run_of(subject, backend), subject, near_the_largest)
 
     return overflow
 

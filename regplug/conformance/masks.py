@@ -149,7 +149,7 @@ def any_count(subject: Subject) -> None:
 
 
 def _masked(subject: Subject) -> Subject:
-    if not takes_mask(subject.fresh()):
+    if not takes_mask(subject.built()):
         raise DoesNotApplyError("it takes no mask.")
     if subject.spec.strategy == JOIN:
         raise DoesNotApplyError("padding moves its parts' tokens; check each part's strategy by itself.")

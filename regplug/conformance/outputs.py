@@ -29,14 +29,14 @@ def constructor(subject: Subject) -> None:
     ignores a misspelt one.
     """
     spec = subject.spec
-    first = subject.fresh()
+    first = subject.built()
     if isinstance(spec.readout_class, type) and not isinstance(first, spec.readout_class):
         raise ConformanceError(f"build: expected a {spec.readout_class.__name__}, got {type(first).__name__}.")
     stored = json.loads(json.dumps(spec.as_dict()))
     again = specify(spec.entry, stored["num_registers"], stored["hidden_dim"], stored["options"])
     if again.as_dict() != stored:  # only the width can differ: the options are those of the file
         raise ConformanceError(f"options from JSON: expected {stored}, got {again.as_dict()}.")
-    _check_same_state(replace(subject, spec=again).fresh(), first)
+    _check_same_state(replace(subject, spec=again).built(), first)
     _check_unknown_option(spec)
 
 

@@ -18,6 +18,7 @@ from regplug.bundle.program import LoadedProgram
 from regplug.bundle.wrong_inputs import wrong_inputs
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, registry_for
+from regplug.conformance.vector_inputs import join_in, of_registers, vectors_from
 from regplug.errors import ConformanceError, PluginError, ShapeError, class_name, one_line
 from regplug.format.manifest import Manifest
 from regplug.format.read_bundle import read_bundle
@@ -72,10 +73,10 @@ def threads(subject: Subject) -> None:
     run_in_threads("eager", readout, subject)
     for backend in subject.backends:
         try:
-            program = program_of(subject, backend)
+            run = run_of(subject, backend)
         except DoesNotApplyError:
             continue
-        run_in_threads(f"program {backend!r}", program, subject)
+        run_in_threads(f"program {backend!r}", lambda given, run=run: run(given)[0], subject)  # type: ignore[misc]
         return
 
 
@@ -125,8 +126,15 @@ def compare_data(loaded: nn.Module, readout: nn.Module, subject: Subject) -> Non
         raise ConformanceError(
             f"the bundle's data: expected a {type(readout).__name__}, got a {type(loaded).__name__}."
         )
-    with torch.no_grad():
-        close("the bundle's data", loaded(subject.registers(3)), readout(subject.registers(3)), tolerance=0)
+    wanted, got = (subject.answer(of_registers(one), subject.registers(3)) for one in (readout, loaded))
+    close("the bundle's data", got, wanted, tolerance=0)
+
+
+def run_of(subject: Subject, backend: str) -> Callable[[Tensor], Sequence[Tensor]]:
+    """How the backend's program is called with registers alone; as ``program_of``."""
+    program = program_of(subject, backend)
+    widths = {one.name: int(one.shape[1]) for one in program.manifest.more_inputs}
+    return lambda given: program.run_flat(given, *vectors_from(given, widths).values())
 
 
 def program_of(subject: Subject, backend: str) -> LoadedProgram:
@@ -181,7 +189,7 @@ def _check_backend(subject: Subject, backend: str) -> None:
 
 
 def _export_and_load(subject: Subject, backend: str) -> LoadedProgram:
-    readout, registry = subject.trained(), registry_for(subject.spec, subject.registry, backend)
+    readout, registry = join_in(subject.trained()), registry_for(subject.spec, subject.registry, backend)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         export(subject.spec, readout, bundle, backends=[backend], registry=registry)

@@ -8,6 +8,7 @@ import torch
 
 from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import TOLERANCES, Subject, close
+from regplug.conformance.vector_inputs import join_in
 from regplug.errors import ConformanceError, ShapeError, class_name, one_line
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64)
@@ -52,6 +53,7 @@ def refuses_dtype(subject: Subject) -> None:
     """
     readout = subject.trained()
     has_weights = any(parameter.is_floating_point() for parameter in readout.parameters())
+    converts = has_weights and join_in(readout) is readout  # vectors keep their dtype up to the join's end
     for given in DTYPES:
         if given == subject.dtype:
             continue
@@ -67,7 +69,7 @@ def refuses_dtype(subject: Subject) -> None:
             raise ConformanceError(
                 f"registers of {given}: expected an error or an answer of {wanted}, got {got.dtype}."
             )
-        tolerance = subject.tolerance if has_weights else max(subject.tolerance, TOLERANCES.get(given, 0.0))
+        tolerance = subject.tolerance if converts else max(subject.tolerance, TOLERANCES.get(given, 0.0))
         close(f"answer for registers of {given}", got.double(), truth.double(), tolerance)
 
 

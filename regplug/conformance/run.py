@@ -28,7 +28,6 @@ from regplug.registry.entries import NAME_PATTERN
 from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
-from regplug.registry.vectors import refuse_vectors
 
 ANY_BACKEND = "any"
 CHECK_OF_BACKEND = re.compile(rf"([^\[\]]+)\[{NAME_PATTERN.pattern}\]")  # program[onnx]
@@ -84,9 +83,7 @@ def subject_of(
         film, film_options = FILM, {**FILM_OPTIONS, **(film_options or {})}
     subject = Subject(spec, layout, film, dict(film_options or {}), tuple(backends), compiler, registry)
     # a readout that cannot be built is one error, not a failure of every check
-    readout = subject.fresh()
-    _refuse_lazy(subject.name, readout)
-    refuse_vectors(subject.name, readout)
+    _refuse_lazy(subject.name, subject.built())
     return subject
 
 

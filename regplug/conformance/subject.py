@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regplug.bundle.golden import largest_error
+from regplug.conformance.vector_inputs import of_registers
 from regplug.errors import ConformanceError
 from regplug.registry.names import OWN
 from regplug.registry.registry import Registry
@@ -88,11 +89,15 @@ class Subject:
         """How far two answers in the weights' dtype may differ, for ``close``."""
         return TOLERANCES.get(self.dtype, 1e-5)
 
-    def fresh(self, seed: int = SEED) -> nn.Module:
-        """A new readout in train mode, with initial weights of a fixed seed; global random numbers are not used up."""
+    def built(self, seed: int = SEED) -> nn.Module:
+        """What the spec builds, with initial weights of a fixed seed; global random numbers are not used up."""
         with seeded(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.spec.build()
+
+    def fresh(self, seed: int = SEED) -> nn.Module:
+        """A new readout of registers alone, in train mode: what is built, or a join that gets vectors made of them."""
+        return of_registers(self.built(seed))
 
     def trained(self, seed: int = SEED) -> nn.Module:
         """A new readout in eval mode, its weights moved away from their initial values, which may hide a fault."""

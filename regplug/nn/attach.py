@@ -1,181 +1,29 @@
 """A backbone with a readout attached: one module from the model's inputs to a conditioning vector or FiLM pairs."""
 
-# TorchScript compiles forward(), so its annotations are not postponed
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Optional
+from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.jit import is_scripting  # type: ignore[attr-defined]
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
 
 from regplug.errors import RegplugError, SpecError
+from regplug.nn.attached import Attached, AttachedConditioner, AttachedReadout, BackboneSource
 from regplug.nn.backbone import ask_description, build_backbone, inside, named_backbone, recognise, with_defaults
-from regplug.nn.conditioner import BuiltReadout, Conditioner, refuse
+from regplug.nn.conditioner import BuiltReadout, Conditioner
 from regplug.nn.film import KernelFiLMGenerator
 from regplug.nn.join import Join
 from regplug.nn.pairing import check_gives_pairs, pair
 from regplug.nn.readouts.join_parts import JOIN
-from regplug.nn.select import SelectRegisters
 from regplug.nn.shared_tensors import Origin, share_tensors
 from regplug.nn.tokens import layout_for_group, tokens_of
-from regplug.nn.wrappers import unwrapped
 from regplug.registry.default import default_registry
 from regplug.registry.entries import FILE_NAME, BackboneEntry
-from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
+from regplug.registry.layout import REGISTERS, TOKENS
 from regplug.registry.options import json_options
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
-from regplug.registry.spec import ReadoutSpec, specify
-from regplug.registry.vectors import vector_widths
-
-
-@dataclass(frozen=True)
-class BackboneSource:
-    """The backbone inside an attached module, so that a bundle can name it and build it again.
-
-    Args:
-        entry: The backbone, and the distribution that offers it.
-        model: Which of its models; None for its default.
-        options: The other arguments that it was built with, as JSON values.
-        normalized: Whether the final norm is applied to the tokens.
-    """
-
-    entry: BackboneEntry
-    model: str | None
-    options: Mapping[str, Any]
-    normalized: bool
-
-
-class Attached(nn.Module):
-    """The part that ``AttachedReadout`` and ``AttachedConditioner`` share.
-
-    Attributes:
-        frozen: Whether the backbone stays in eval mode when ``train`` is called.
-    """
-
-    def __init__(
-        self, tokens: nn.Module, layout: TokenLayout, spec: ReadoutSpec, source: BackboneSource | RegplugError
-    ) -> None:
-        super().__init__()
-        self.layout = layout
-        self.spec = spec
-        self.source = source
-        self.tokens = tokens
-        self.frozen = False
-        self.origin = Origin()
-
-    def train(self, mode: bool = True) -> "Attached":
-        """Set the mode of every part, as ``nn.Module`` does; a frozen backbone stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.tokens.eval()
-        return self
-
-    def freeze(self) -> None:
-        """Keep the backbone in eval mode from now on, and its weights unchanged: they get no gradients.
-
-        The weights are the model's own, so they get no gradients there either.
-        """
-        self.frozen = True
-        self.tokens.eval().requires_grad_(False)
-
-
-Vectors = Optional[dict[str, Tensor]]  # noqa: UP045  # TorchScript's spelling
-
-
-class AttachedReadout(Attached):
-    """Inputs of a model -> conditioning vector ``[B, cond_dim]``; ``attach`` makes it.
-
-    Keys are ``tokens.*``, which are the model's own weights and not copies, and ``readout.*``.
-
-    Args:
-        tokens: From the model's inputs to tokens ``[B, T, D]``.
-        layout: Where the registers sit in them.
-        readout: ``[B, R, D] -> [B, cond_dim]``.
-        spec: What the readout was built from.
-        source: What the backbone was built from, or the error that says why this is not known.
-    """
-
-    takes_vectors: Final[bool]
-
-    def __init__(
-        self,
-        tokens: nn.Module,
-        layout: TokenLayout,
-        readout: nn.Module,
-        spec: ReadoutSpec,
-        source: BackboneSource | RegplugError,
-    ) -> None:
-        super().__init__(tokens, layout, spec, source)
-        self.select = SelectRegisters(layout)
-        self.readout = readout
-        self.takes_vectors = bool(vector_widths(readout))
-
-    def forward(self, inputs: Tensor, vectors: Vectors = None) -> Tensor:
-        """The conditioning vector for ``inputs``, images ``[B, C, H, W]`` for most backbones.
-
-        Args:
-            inputs: What the model takes.
-            vectors: For each vector of a join its name and ``[B, width]``.
-
-        Raises:
-            ShapeError: The tokens are not what the layout says.
-            SpecError: Modules of the model were replaced after ``attach``.
-        """
-        if not is_scripting():
-            self.origin.check()
-        registers = self.select(self.tokens(inputs))
-        if self.takes_vectors:
-            conditioning: Tensor = self.readout(registers, None, vectors)
-        else:
-            refuse(vectors is not None, "vectors")
-            conditioning = self.readout(registers)
-        return conditioning
-
-
-class AttachedConditioner(Attached):
-    """Inputs of a model -> FiLM pairs, gamma first; ``attach`` makes it when a FiLM generator is given.
-
-    Keys are ``tokens.*``, which are the model's own weights and not copies, ``conditioner.readout.*`` and
-    ``conditioner.film.*``.
-
-    Args:
-        tokens: From the model's inputs to tokens ``[B, T, D]``.
-        conditioner: ``[B, T, D] -> [(gamma, beta), ...]``.
-        spec: What the readout was built from.
-        source: What the backbone was built from, or the error that says why this is not known.
-    """
-
-    def __init__(
-        self, tokens: nn.Module, conditioner: Conditioner, spec: ReadoutSpec, source: BackboneSource | RegplugError
-    ) -> None:
-        super().__init__(tokens, conditioner.layout, spec, source)
-        self.conditioner = conditioner
-
-    def forward(self, inputs: Tensor, vectors: Vectors = None) -> list[tuple[Tensor, Tensor]]:
-        """One ``(gamma, beta)`` per FiLM layer, each ``[B, width]``, for ``inputs``.
-
-        Args:
-            inputs: What the model takes.
-            vectors: For each vector of a join its name and ``[B, width]``.
-
-        Raises:
-            ShapeError: The tokens are not what the layout says.
-            SpecError: Modules of the model were replaced after ``attach``.
-        """
-        if not is_scripting():
-            self.origin.check()
-        pairs: list[tuple[Tensor, Tensor]] = self.conditioner(self.tokens(inputs), None, vectors)
-        return pairs
-
-
-ATTACHED = (AttachedReadout, AttachedConditioner)
-
-
-def conditioner_of(module: nn.Module) -> Conditioner | None:
-    """The conditioner that a module is, or that is attached to a backbone in it; None for a readout."""
-    module = unwrapped(module.conditioner) if isinstance(module, AttachedConditioner) else module
-    return module if isinstance(module, Conditioner) else None
+from regplug.registry.spec import specify
 
 
 def attach(

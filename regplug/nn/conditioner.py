@@ -1,20 +1,18 @@
 """Select registers, read them, generate FiLM pairs: one module from tokens to pairs."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
-from typing import Final, Optional
+from typing import Final
 
 from torch import Tensor, nn
 
-from regplug.errors import ShapeError, SpecError
+from regplug.errors import SpecError
 from regplug.nn.pairing import Convention, check_film_width, convention_of
-from regplug.nn.select import SelectRegisters
+from regplug.nn.token_reader import Mask, TokenReader, Vectors
 from regplug.nn.wrappers import unwrapped
 from regplug.registry.cond_dim import check_width, probe_in_place, stated_width
 from regplug.registry.layout import TokenLayout
-from regplug.registry.masks import takes_mask
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
-from regplug.registry.vectors import vector_widths
 
 
 class BuiltReadout:
@@ -29,7 +27,7 @@ class BuiltReadout:
         self.module = spec.build()
 
 
-class Conditioner(nn.Module):
+class Conditioner(TokenReader):
     """Tokens ``[B, T, D]`` -> FiLM pairs, gamma first: ``film(readout(select(tokens)))``.
 
     Its keys are ``readout.*`` and ``film.*``. The pairs are gamma first for every generator. Their form (``gamma`` or
@@ -59,8 +57,6 @@ class Conditioner(nn.Module):
     """
 
     shift_first: Final[bool]
-    takes_mask: Final[bool]
-    takes_vectors: Final[bool]
 
     def __init__(
         self,
@@ -85,20 +81,10 @@ class Conditioner(nn.Module):
         check_film_width(film, width, type(module).__name__, registry=registry)
         self.shift_first = stated.order == "shift-first"
         self.convention = Convention(stated.form, "gamma-first")
-        self.layout = layout
-        self.select = SelectRegisters(layout)
-        self.readout = module
+        self.set_readout(layout, module)
         self.film = film
-        plain = unwrapped(module)
-        self.takes_vectors = bool(vector_widths(plain))
-        self.takes_mask = takes_mask(plain)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        mask: Optional[Tensor] = None,  # noqa: UP045
-        vectors: Optional[dict[str, Tensor]] = None,  # noqa: UP045
-    ) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, tokens: Tensor, mask: Mask = None, vectors: Vectors = None) -> list[tuple[Tensor, Tensor]]:
         """One ``(gamma, beta)`` per FiLM layer, each ``[B, width]``.
 
         Args:
@@ -109,28 +95,10 @@ class Conditioner(nn.Module):
         Raises:
             ShapeError: The tokens are not what the layout says, or the readout takes no mask or no vectors.
         """
-        registers = self.select(tokens)
-        if self.takes_mask:
-            of_registers = None if mask is None else self.select.of_mask(mask, tokens)
-            if self.takes_vectors:
-                conditioning = self.readout(registers, of_registers, vectors)
-            else:
-                refuse(vectors is not None, "vectors")
-                conditioning = self.readout(registers, of_registers)
-        else:
-            refuse(mask is not None, "mask")
-            refuse(vectors is not None, "vectors")
-            conditioning = self.readout(registers)
-        pairs: list[tuple[Tensor, Tensor]] = self.film(conditioning)
+        pairs: list[tuple[Tensor, Tensor]] = self.film(self.read(tokens, mask, vectors))
         if self.shift_first:
             return [(gamma, beta) for beta, gamma in pairs]
         return pairs
-
-
-def refuse(given: bool, word: str) -> None:
-    """Refuse an input that the readout does not take."""
-    if given:
-        raise ShapeError(f"Conditioner: expected no {word}, as its readout takes none, got some.")
 
 
 def _built_width(readout: BuiltReadout, layout: TokenLayout) -> int:

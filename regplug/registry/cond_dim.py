@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.integers import check_positive_int
 from regplug.registry.untrusted_values import repr_of
-from regplug.registry.vectors import zero_vectors
+from regplug.registry.vectors import vector_widths, zero_vectors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,15 +112,26 @@ def stated_width(owner: str, module: nn.Module) -> int | None:
     return None if stated is None else check_positive_int(f"{owner}: out_dim", stated)
 
 
-def probe(owner: str, module: nn.Module, num_registers: int | None, hidden_dim: int, device: str) -> int:
+def probe(
+    owner: str,
+    module: nn.Module,
+    num_registers: int | None,
+    hidden_dim: int,
+    device: str,
+    vectors: Mapping[str, int] | None = None,
+) -> int:
     """Run a forward in eval mode on zeros ``[2, R, D]`` and return the width of what comes out.
 
-    With None for R, it runs for several R, which must agree.
+    With None for R, it runs for several R, which must agree. It gets zeros for the vectors too: those that it names, or
+    these names and widths.
     """
+    vectors = vector_widths(module) if vectors is None else vectors
     if num_registers is not None:
-        return _probe_once(owner, module, num_registers, hidden_dim, device)
+        return _probe_once(owner, module, num_registers, hidden_dim, device, vectors)
     least = getattr(module, "min_tokens", 1)
-    widths = {least + more: _probe_once(owner, module, least + more, hidden_dim, device) for more in MORE_TOKENS}
+    widths = {
+        least + more: _probe_once(owner, module, least + more, hidden_dim, device, vectors) for more in MORE_TOKENS
+    }
     if len(set(widths.values())) > 1:
         got = ", ".join(f"{width} for {count}" for count, width in widths.items())
         raise SpecError(
@@ -130,7 +141,9 @@ def probe(owner: str, module: nn.Module, num_registers: int | None, hidden_dim: 
     return widths[least]
 
 
-def _probe_once(owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str) -> int:
+def _probe_once(
+    owner: str, module: nn.Module, num_registers: int, hidden_dim: int, device: str, vectors: Mapping[str, int]
+) -> int:
     import torch
 
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
@@ -139,7 +152,7 @@ def _probe_once(owner: str, module: nn.Module, num_registers: int, hidden_dim: i
     module.eval()  # in training mode it would change the running statistics of a batch norm
     try:
         with torch.no_grad():
-            output = module(registers, **zero_vectors(module, registers))
+            output = module(registers, **zero_vectors(vectors, registers))
     finally:
         for child, mode in training.items():
             child.training = mode
@@ -153,7 +166,13 @@ def _probe_once(owner: str, module: nn.Module, num_registers: int, hidden_dim: i
     return int(output.shape[1])
 
 
-def probe_in_place(owner: str, module: nn.Module, num_registers: int | None, hidden_dim: int) -> int:
+def probe_in_place(
+    owner: str,
+    module: nn.Module,
+    num_registers: int | None,
+    hidden_dim: int,
+    vectors: Mapping[str, int] | None = None,
+) -> int:
     """``probe`` on the device of the module's tensors; on the default device, if it has none.
 
     Raises:
@@ -164,7 +183,7 @@ def probe_in_place(owner: str, module: nn.Module, num_registers: int | None, hid
     first = next(chain(module.parameters(), module.buffers()), None)
     device = str(torch.get_default_device() if first is None else first.device)
     try:
-        return probe(owner, module, num_registers, hidden_dim, device)
+        return probe(owner, module, num_registers, hidden_dim, device, vectors)
     except SpecError:
         raise
     except KeyboardInterrupt:

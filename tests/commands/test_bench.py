@@ -79,6 +79,16 @@ class Greedy(Pooling):
         super().__init__(num_registers)
 
 
+class Joined(nn.Module):
+    def forward(self, registers: torch.Tensor, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([registers.mean(1), vectors["state"]], 1)
+
+
+class JoinedInTheOtherOrder(nn.Module):
+    def forward(self, registers: torch.Tensor, vectors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([vectors["state"], registers.mean(1)], 1)
+
+
 class ForFive(Pooling):
     def __init__(self, hidden_dim):
         super().__init__(5)
@@ -182,6 +192,15 @@ def test_every_mode_measures_every_work_and_finds_equal_outputs(measure):
         for share in ("bandwidth_share", "gemm_share"):
             known = [one[side][share] is not None for side in ("ours", "other")]
             assert known == [one["work"] != "forward+backward"] * 2
+
+
+@pytest.mark.parametrize(("other", "is_equal"), [("Joined", True), ("JoinedInTheOtherOrder", False)])
+def test_a_join_is_measured_with_its_vectors_as_inputs(measure, other, is_equal):
+    parts = json.dumps([{"name": "tokens", "strategy": "mean"}, {"name": "state", "width": 24}])
+    modes = ["--mode", "eager", "--mode", "torchscript"]
+    rows = measure("join", "-O", f"parts={parts}", "--against", f"theirs:{other}", *SIZES, *modes, *FAST)["rows"]
+    assert len(rows) == 2 * len(PASSES) * len(PLACES)
+    assert all((one["difference"] < 1e-6) == is_equal for one in rows)
 
 
 def test_alone_the_other_modes_are_compared_with_eager(measure):

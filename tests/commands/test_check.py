@@ -34,6 +34,14 @@ class Unbuildable(nn.Module):
 WRONG = ["readouts_under_check:OneWrongNumber", "--size", "width=hidden_dim"]
 
 
+PARTS = [
+    {"name": "cls", "strategy": "mean", "stop": 1},
+    {"name": "patches", "strategy": "attention", "start": 1},
+    {"name": "state", "width": 31},
+    {"name": "time", "width": 1, "strategy": "sinusoidal", "options": {"dim": 8}},
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readouts")
@@ -56,6 +64,20 @@ def test_a_good_readout_has_a_row_for_every_check_and_all_pass(run):
     assert [row["check"] for row in found["checks"]] == [check.name for check in all_checks(["torchscript"])]
     assert {row["verdict"] for row in found["checks"]} == {"passed"}
     assert [*found["checks"][0]] == ["readout", "check", "verdict", "seconds", "detail", "ok"]
+
+
+@pytest.mark.parametrize("count", ["4", "any"])
+def test_a_join_is_checked_with_vectors_of_every_batch(run, count):
+    """Longer than the tokens, through a readout or not; the programs take them as inputs of their own."""
+    sizes = ["--num-registers", count, "--hidden-dim", "8", "-O", f"parts={json.dumps(PARTS)}"]
+    code, out, _ = run("join", *FAST, *sizes, "--json")
+    found = json.loads(out)
+    verdicts = {row["check"]: row["verdict"] for row in found["checks"]}
+    of_one_count = {"flop-count", "refuses-num-registers"} if count == "any" else set()
+    assert (code, found["ok"], found["cond_dim"]) == (0, True, 8 + 8 + 31 + 8)
+    skipped = {check for check, verdict in verdicts.items() if verdict == "not applicable"}
+    assert skipped == {"mask-padding", "mask-gradient", "mask-empty-row", "mask-all-true"} | of_one_count
+    assert verdicts["program[torchscript]"] == verdicts["threads"] == verdicts["batch-independence"] == "passed"
 
 
 def test_the_command_prints_the_traceback_of_a_failed_check_if_that_is_asked_for(run, monkeypatch):

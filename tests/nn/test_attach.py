@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 import regplug
-from regplug.nn.attach import AttachedConditioner, AttachedReadout
+from regplug.nn.attached import AttachedConditioner, AttachedReadout
 from regplug.nn.shared_tensors import Origin, share_tensors
 
 PAIRS = {"kernel_hidden_dim": 3, "num_film_layers": 2}

@@ -22,7 +22,7 @@ from regplug import (
     TokenLayout,
 )
 from regplug.commands.bench.backbone_share import conditioning_cost
-from regplug.nn.attach import AttachedConditioner, AttachedReadout
+from regplug.nn.attached import AttachedConditioner, AttachedReadout
 
 
 class Tiny(nn.Module):

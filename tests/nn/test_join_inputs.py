@@ -3,17 +3,19 @@
 import copy
 import json
 import pickle
+import re
 from typing import Any
 
 import pytest
 import torch
-from support.commands import run_command
 from torch import Tensor, nn
 
 import regplug
-from regplug import ShapeError, SpecError, TokenGroup, TokenLayout, join
+from regplug import ShapeError, SpecError, TokenGroup, TokenLayout, attach, join
+from regplug.nn.attached import AttachedConditioner
 from regplug.nn.readouts.join_parts import JoinPart, parts_of
 
+VIT, TINY = "timm:vit_small_patch14_reg4_dinov2", {"img_size": 28, "depth": 1}
 D = 24
 LAYOUT = TokenLayout(num_registers=4, hidden_dim=D, start=1, groups=(TokenGroup("cls", 0, 1), TokenGroup("patches", 5)))
 LAST = TokenLayout(num_registers=4, hidden_dim=D, start=-4, groups=(TokenGroup("patches", 0, -4),))
@@ -275,20 +277,33 @@ def test_a_conditioner_refuses_what_its_readout_does_not_take(strategy, word):
     spec = regplug.resolve(strategy, num_registers=4, hidden_dim=D)
     conditioner = regplug.Conditioner(LAYOUT, spec.build(), film_of(spec))
     value: Any = torch.ones(3, 9, dtype=torch.bool) if word == "mask" else {}
-    with pytest.raises(ShapeError, match=f"Conditioner: expected no {word}, as its readout takes none, got some"):
+    with pytest.raises(ShapeError, match=f"readout: expected no {word}, as it takes none, got some"):
         conditioner(inputs_of(9)[0], **{word: value})
 
 
-@pytest.mark.parametrize("command", [["check"], ["bench", "--batch", "1"]])
-def test_commands_that_have_only_tokens_refuse_a_join_with_vectors(command):
-    parts = [{"name": "cls", "strategy": "mean", "stop": 1}, {"name": "state", "width": 5}]
-    sizes = ["--num-registers", "9", "--hidden-dim", "24"]
-    code, _, err = run_command(*command, "join", *sizes, "-O", f"parts={json.dumps(parts)}")
-    assert code != 0
-    assert (
-        "expected a readout of tokens alone, got one that takes the vectors state too; use the join without them."
-        in err
-    )
+@pytest.mark.parametrize("film", [None, {"kernel_hidden_dim": 8, "num_film_layers": 2}])
+def test_an_attached_module_takes_a_mask_of_the_model_s_tokens(film):
+    """The patches of an object alone, for example, whatever else the image shows."""
+    images = torch.randn(2, 3, 28, 28)
+    attached = attach(VIT, "mean", group="patches", film_options=film, model_options=TINY).eval()
+    tokens = attached.tokens(images)
+    first = attached.layout.positions(tokens.shape[1])[0]
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    mask[0, first] = mask[1, first + 2 : first + 4] = True
+    wanted = torch.stack([tokens[0, first], tokens[1, first + 2 : first + 4].mean(0)])
+    if isinstance(attached, AttachedConditioner):
+        wanted = attached.conditioner.film(wanted)[0][0]
+    for run in (attached, torch.jit.script(attached)):
+        got = run(images, mask=mask)
+        torch.testing.assert_close(got[0][0] if isinstance(attached, AttachedConditioner) else got, wanted)
+    with pytest.raises(ShapeError, match=re.escape(f"expected mask {list(mask.shape)}, got [2, 3]")):
+        attached(images, mask=mask[:, :3])
+
+
+def test_an_attached_module_refuses_a_mask_that_its_readout_does_not_take():
+    attached = attach(VIT, "pool", model_options=TINY).eval()
+    with pytest.raises(ShapeError, match="readout: expected no mask, as it takes none, got some"):
+        attached(torch.randn(2, 3, 28, 28), mask=torch.ones(2, 4, dtype=torch.bool))
 
 
 # ---- orders and precisions

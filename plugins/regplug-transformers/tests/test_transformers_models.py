@@ -15,7 +15,7 @@ from support.commands import run_command
 from transformers_cases import Case
 
 import regplug
-from regplug.nn.attach import BackboneSource
+from regplug.nn.attached import BackboneSource
 from regplug.nn.backbone import measure_backbone, named_backbone
 from regplug_transformers.families import FAMILIES
 from regplug_transformers.models import build, describe

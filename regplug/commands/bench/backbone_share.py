@@ -13,7 +13,7 @@ from torch import nn
 from regplug.commands.bench.report import Spread
 from regplug.commands.bench.timing import interleaved, spread_of
 from regplug.errors import SpecError
-from regplug.nn.attach import AttachedConditioner, AttachedReadout
+from regplug.nn.attached import AttachedConditioner, AttachedReadout
 
 
 @dataclass(frozen=True)

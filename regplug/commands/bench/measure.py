@@ -39,7 +39,7 @@ from regplug.registry.cond_dim import construct, probe_in_place
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.spec import ReadoutSpec
-from regplug.registry.vectors import refuse_vectors
+from regplug.registry.vectors import vector_widths
 from regplug.torch_private import mark_dynamic_batch
 
 CONTEXTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -53,6 +53,8 @@ NEGLIGIBLE = 1e-2  # of the largest number of all tensors
 def build_other(label: str, build: Callable[..., Any], spec: ReadoutSpec) -> nn.Module:
     """The module to compare with, built from the spec's sizes and options that its constructor names.
 
+    Next to a join with vectors it is called as the join is, with ``vectors={name: [B, width]}``.
+
     Raises:
         SpecError: It refuses them, or does not read ``[B, R, D]``.
     """
@@ -60,7 +62,7 @@ def build_other(label: str, build: Callable[..., Any], spec: ReadoutSpec) -> nn.
     sizes = {"num_registers": spec.num_registers, "hidden_dim": spec.hidden_dim}
     options = {option: value for option, value in spec.options.items() if option in named}
     module = construct(label, build, bind(label, build, sizes, options))
-    probe_in_place(label, module, spec.num_registers, spec.hidden_dim)
+    probe_in_place(label, module, spec.num_registers, spec.hidden_dim, vector_widths(spec.build()))
     return module
 
 
@@ -138,7 +140,6 @@ def _rows(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ours = spec.build().to(plan.device, torch_dtype(plan.dtype)).eval()
-        refuse_vectors(f"strategy {spec.entry.name!r}", ours)
         with torch.no_grad():
             for parameter in ours.parameters():  # equal initial weights would hide an other that ignores them
                 if parameter.is_floating_point():
@@ -162,10 +163,14 @@ def _rows(
             row = Row(mode, work, place, _count(spec), batch, Side(), difference_note=unlike)
             with CONTEXTS[work]():
                 registers = _registers(spec, batch, place, plan, work == "forward+backward")
+                vectors = {
+                    name: randn([batch, width], registers.detach()) for name, width in vector_widths(ours).items()
+                }
                 if mode == "compile" and batch > 1:  # torch.compile specializes on one sample
-                    mark_dynamic_batch(registers)
+                    for given in (registers, *vectors.values()):
+                        mark_dynamic_batch(given)
                 with private_inductor_folder() if mode == "compile" else nullcontext():
-                    row = _measure(row, first, second, registers, plan.rounds)
+                    row = _measure(row, first, second, registers, vectors, plan.rounds)
             if work != "forward+backward":
                 row = replace(row, ours=first.with_shares(row.ours, copies[batch], gemm, spec.hidden_dim, batch))
                 if second is not None and row.other is not None:
@@ -174,7 +179,14 @@ def _rows(
             yield row
 
 
-def _measure(row: Row, first: Runner, second: Runner | None, registers: Tensor, rounds: int | None) -> Row:
+def _measure(
+    row: Row,
+    first: Runner,
+    second: Runner | None,
+    registers: Tensor,
+    vectors: Mapping[str, Tensor],
+    rounds: int | None,
+) -> Row:
     """Warm up, compare, and time one row."""
     runners = [first] if second is None else [first, second]
     backward = row.work == "forward+backward"
@@ -182,7 +194,7 @@ def _measure(row: Row, first: Runner, second: Runner | None, registers: Tensor, 
     outputs: list[list[Tensor]] = []
     for runner in runners:
         try:
-            outputs.append(runner.prepare(registers, backward))
+            outputs.append(runner.prepare(registers, vectors, backward))
             sides.append(Side())
         except Exception as error:  # a mode may raise anything; the other rows are still useful
             sides.append(Side(failed=f"{class_name(error)}: {one_line(error)}"))
@@ -234,8 +246,9 @@ def _count(spec: ReadoutSpec) -> int:
 
 
 def _bytes_moved(spec: ReadoutSpec, batch: int, plan: Plan) -> int:
-    """Registers read and output written, at least."""
-    numbers = batch * (_count(spec) * spec.hidden_dim + spec.cond_dim)
+    """Registers and vectors read, and output written, at least."""
+    vectors = sum(vector_widths(spec.build()).values())
+    numbers = batch * (_count(spec) * spec.hidden_dim + vectors + spec.cond_dim)
     return numbers * int(torch_dtype(plan.dtype).itemsize)
 
 

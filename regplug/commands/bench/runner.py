@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,7 +17,7 @@ WARM_UP_CALLS = 5  # TorchScript optimizes in its second and third
 
 
 class Runner:
-    """A module in one mode; ``prepare`` gives it the registers of one row, ``step`` is what is timed."""
+    """A module in one mode; ``prepare`` gives it the inputs of one row, ``step`` is what is timed."""
 
     def __init__(self, module: nn.Module, mode: str, frozen: bool) -> None:
         self.parameters = dict(sorted(module.named_parameters()))
@@ -27,19 +27,21 @@ class Runner:
         self.frozen = frozen
 
     @cached_property
-    def call(self) -> Callable[[Tensor], Tensor]:
+    def call(self) -> Callable[..., Tensor]:
         """The module, scripted or compiled if the mode says so."""
         module = deepcopy(self.module).requires_grad_(False) if self.frozen else self.module
         return _in_mode(module, self.mode)
 
-    def prepare(self, registers: Tensor, backward: bool) -> list[Tensor]:
+    def prepare(self, registers: Tensor, vectors: Mapping[str, Tensor], backward: bool) -> list[Tensor]:
         """Warm up, and give the tensors to compare: the output, and with backward every gradient."""
         self.registers = registers
-        output = self.call(registers)
+        self.forward = partial(self.call, registers, **({"vectors": vectors} if vectors else {}))
+        output = self.forward()
         view = output.untyped_storage().data_ptr() == registers.untyped_storage().data_ptr()
-        self.bytes_moved = 0 if view else registers.nbytes + output.nbytes
+        given = registers.nbytes + sum(one.nbytes for one in vectors.values())
+        self.bytes_moved = 0 if view else given + output.nbytes
         self.cotangent = randn(output.shape, output) if backward else None
-        self.step = self._forward_and_backward if backward else partial(self.call, registers)
+        self.step = self._forward_and_backward if backward else self.forward
         for _ in range(WARM_UP_CALLS):
             self.step()
         if not backward:
@@ -66,10 +68,10 @@ class Runner:
         self.registers.grad = None
         for parameter in self.parameters.values():
             parameter.grad = None
-        self.call(self.registers).backward(self.cotangent)
+        self.forward().backward(self.cotangent)
 
 
-def _in_mode(module: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
+def _in_mode(module: nn.Module, mode: str) -> Callable[..., Tensor]:
     if mode == "torchscript":
         with torchscript_without_warnings():
             return torch.jit.script(module)
