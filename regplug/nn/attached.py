@@ -91,7 +91,7 @@ class AttachedReadout(Attached, TokenReader):
         source: BackboneSource | RegplugError,
     ) -> None:
         super().__init__(tokens, layout, spec, source)
-        self.set_readout(layout, readout)
+        self._set_readout(layout, readout)
 
     def forward(self, inputs: Tensor, mask: Mask = None, vectors: Vectors = None) -> Tensor:
         """The conditioning vector for ``inputs``, images ``[B, C, H, W]`` for most backbones.
@@ -108,7 +108,7 @@ class AttachedReadout(Attached, TokenReader):
         """
         if not is_scripting():
             self.origin.check()
-        return self.read(self.tokens(inputs), mask, vectors)
+        return self._read(self.tokens(inputs), mask, vectors)
 
 
 class AttachedConditioner(Attached):

@@ -81,7 +81,7 @@ class Conditioner(TokenReader):
         check_film_width(film, width, type(module).__name__, registry=registry)
         self.shift_first = stated.order == "shift-first"
         self.convention = Convention(stated.form, "gamma-first")
-        self.set_readout(layout, module)
+        self._set_readout(layout, module)
         self.film = film
 
     def forward(self, tokens: Tensor, mask: Mask = None, vectors: Vectors = None) -> list[tuple[Tensor, Tensor]]:
@@ -95,7 +95,7 @@ class Conditioner(TokenReader):
         Raises:
             ShapeError: The tokens are not what the layout says, or the readout takes no mask or no vectors.
         """
-        pairs: list[tuple[Tensor, Tensor]] = self.film(self.read(tokens, mask, vectors))
+        pairs: list[tuple[Tensor, Tensor]] = self.film(self._read(tokens, mask, vectors))
         if self.shift_first:
             return [(gamma, beta) for beta, gamma in pairs]
         return pairs

@@ -24,7 +24,7 @@ class TokenReader(nn.Module):
     takes_mask: bool
     takes_vectors: bool
 
-    def set_readout(self, layout: TokenLayout, readout: nn.Module) -> None:
+    def _set_readout(self, layout: TokenLayout, readout: nn.Module) -> None:
         """Add the selection and the readout; its keys are ``readout.*``."""
         self.layout = layout
         self.select = SelectRegisters(layout)
@@ -33,7 +33,7 @@ class TokenReader(nn.Module):
         self.takes_mask = takes_mask(plain)
         self.takes_vectors = bool(vector_widths(plain))
 
-    def read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
+    def _read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
         """The conditioning vector ``[B, cond_dim]`` for tokens ``[B, T, D]``, with a mask ``[B, T]``."""
         registers = self.select(tokens)
         if self.takes_mask:
