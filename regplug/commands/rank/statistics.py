@@ -1,0 +1,213 @@
+"""Compares strategies by their scores on the same samples: simultaneous intervals, a winner or a tie.
+
+What an interval is for: the expected difference between two strategies' scores on new samples, when each is trained as
+here on as many samples. Scores of one sample are paired, over all seeds. The variance of a difference is
+
+    v = w * var_b(d_b) / n + pooled seed variance,    d_b = mean over seeds of (score of i - score of j) of sample b
+
+with w = 1, or 1 + 1 / (folds - 1) where there are fewer than ten training samples for each number of the wider vector:
+folds share training samples, which a variance over samples does not see (Bengio and Grandvalet, 2004; the factor is
+that of Nadeau and Bengio, 2003, for the part that samples explain). The seed variance, of splits, initial weights and
+order, is pooled over all pairs: a pair's own has too few degrees of freedom. All pairs' intervals hold at once, by the
+quantile of the largest |t| under a multiplier bootstrap (Chernozhukov et al., 2013). So a strategy wins only if it
+differs from every other one, as Hsu's comparisons with the best do it (1984).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from regplug.errors import SpecError
+
+LEVEL = 0.95
+DRAWS = 4000
+LEAST_SAMPLES = 30  # below, quantiles of sums are not those of normal numbers
+ENOUGH_SAMPLES = 10  # for training, for each number of a vector
+LEAST_DISCORDANT = 10  # samples that two strategies answer differently, for a variance to be trusted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The scores of two strategies compared: ``first`` minus ``second``.
+
+    Args:
+        first: Its place among the names.
+        second: Its place among the names.
+        difference: Of the mean scores.
+        low: The simultaneous interval's lower end.
+        high: The simultaneous interval's upper end.
+        standard_error: Of the difference.
+        discordant: Samples on which their scores differ.
+    """
+
+    first: int
+    second: int
+    difference: float
+    low: float
+    high: float
+    standard_error: float
+    discordant: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval does not hold zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All pairs compared, and what follows.
+
+    Args:
+        names: Of the strategies and references, in the order of the scores.
+        candidates: How many of them, from the first on, may win; the others are references.
+        means: The mean score of each.
+        pairs: Every pair, the first one being the earlier name.
+        critical: The factor of the standard error in an interval.
+        winner: The candidate that is better than every other candidate; None if no one is.
+        may_be_best: The candidates that no other candidate is better than.
+        largest_difference: The largest difference between candidates that the intervals still allow.
+    """
+
+    names: tuple[str, ...]
+    candidates: int
+    means: tuple[float, ...]
+    pairs: tuple[Difference, ...]
+    critical: float
+    winner: int | None
+    may_be_best: tuple[int, ...]
+    largest_difference: float
+
+    def of(self, first: int, second: int) -> Difference:
+        """The difference between two of them, in this order."""
+        low, high = sorted((first, second))
+        found = next(one for one in self.pairs if (one.first, one.second) == (low, high))
+        if low == first:
+            return found
+        return Difference(
+            first, second, -found.difference, -found.high, -found.low, found.standard_error, found.discordant
+        )
+
+
+def compare(
+    scores: Tensor,
+    names: Sequence[str],
+    widths: Sequence[int],
+    folds: int,
+    *,
+    candidates: int | None = None,
+    groups: Tensor | None = None,
+) -> Comparison:
+    """Compare strategies by their scores on the same samples.
+
+    Args:
+        scores: ``[S, n, K]``: the score of each of K strategies for each sample, out of fold, for each seed; more is
+            better. Means over samples are compared, so accuracy, a squared error or a log-likelihood will do, but not a
+            rank statistic as AUC.
+        names: K names.
+        widths: The width of each strategy's vector.
+        folds: How many folds each seed's samples were split into.
+        candidates: How many strategies may win, from the first on; all by default.
+        groups: ``[n]``: samples with one number are not independent, and count as one.
+
+    Raises:
+        SpecError: The scores have another shape or are not finite, or there are fewer than 30 samples or groups.
+    """
+    candidates = len(names) if candidates is None else candidates
+    scores = _checked(scores, names, widths)
+    if groups is not None:
+        scores = _summed(scores, groups)
+    seeds, count, _ = scores.shape
+    if count < LEAST_SAMPLES:
+        raise SpecError(f"scores: expected at least {LEAST_SAMPLES} independent samples, got {count}.")
+    places = list(combinations(range(len(names)), 2))
+    means = scores.mean((0, 1))
+    if not places:
+        return Comparison(tuple(names), candidates, (means.item(),), (), math.nan, 0, (0,), 0.0)
+    per_seed = torch.stack([scores[:, :, i] - scores[:, :, j] for i, j in places], 2)
+    paired = per_seed.mean(0)
+    discordant = (per_seed != 0).any(0).sum(0)
+    variance = _variance_of_samples(paired, discordant)
+    n_train = count * (folds - 1) / folds
+    inflation = torch.tensor([_inflation(n_train, max(widths[i], widths[j]), folds) for i, j in places])
+    of_seeds = per_seed.mean(1).var(0, correction=1).mean() / seeds if seeds > 1 else torch.zeros(())
+    errors = (inflation * variance / count + of_seeds).sqrt()
+    critical = _critical(paired, variance)
+    pairs = [
+        Difference(i, j, value, value - critical * error, value + critical * error, error, int(number))
+        for (i, j), value, error, number in zip(
+            places, paired.mean(0).tolist(), errors.tolist(), discordant.tolist(), strict=True
+        )
+    ]
+    return _concluded(tuple(names), candidates, tuple(means.tolist()), tuple(pairs), critical)
+
+
+def _checked(scores: Tensor, names: Sequence[str], widths: Sequence[int]) -> Tensor:
+    if scores.dim() != 3 or scores.shape[2] != len(names) or len(widths) != len(names):
+        raise SpecError(
+            f"scores: expected [seeds, samples, {len(names)}], one for each name and width, got {list(scores.shape)}."
+        )
+    scores = scores.double()
+    if not bool(scores.isfinite().all()):
+        raise SpecError("scores: expected finite numbers, got NaN or infinity.")
+    return scores
+
+
+def _summed(scores: Tensor, groups: Tensor) -> Tensor:
+    """Scores of groups, scaled so that their mean is the mean over samples."""
+    _, index = groups.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    sums = scores.new_zeros(scores.shape[0], count, scores.shape[2])
+    return sums.index_add_(1, index, scores) * (count / len(groups))
+
+
+def _inflation(n_train: float, width: int, folds: int) -> float:
+    return 1.0 if n_train >= ENOUGH_SAMPLES * width else 1 + 1 / (folds - 1)
+
+
+def _variance_of_samples(paired: Tensor, discordant: Tensor) -> Tensor:
+    """The variance of each pair's differences; of nearly identical answers, as if two more samples were discordant.
+
+    The two, one each way, are Agresti and Min's (2005): no difference seen in ten samples is not a variance of zero.
+    """
+    variance = paired.var(0, correction=1)
+    unit = paired.abs().amax(0).clamp(min=torch.finfo(paired.dtype).tiny)
+    return torch.where(
+        (discordant > 0) & (discordant < LEAST_DISCORDANT), variance + 2 * unit**2 / len(paired), variance
+    )
+
+
+def _critical(paired: Tensor, variance: Tensor) -> float:
+    """The quantile of the largest |t| of all pairs that differ at all."""
+    differs = variance > 0
+    if not bool(differs.any()):
+        return math.nan
+    centred = (paired - paired.mean(0))[:, differs] / variance[differs].sqrt()
+    generator = torch.Generator().manual_seed(0)
+    largest = []
+    for _ in range(DRAWS // 500):
+        drawn = torch.randn(500, len(centred), generator=generator, dtype=centred.dtype)
+        largest.append((drawn @ centred / math.sqrt(len(centred))).abs().amax(1))
+    return float(torch.cat(largest).quantile(LEVEL))
+
+
+def _concluded(
+    names: tuple[str, ...],
+    candidates: int,
+    means: tuple[float, ...],
+    pairs: tuple[Difference, ...],
+    critical: float,
+) -> Comparison:
+    among = [one for one in pairs if one.second < candidates]
+    beaten = {one.second if one.low > 0 else one.first for one in among if one.is_clear}
+    may_be_best = tuple(place for place in range(candidates) if place not in beaten)
+    best = may_be_best[0] if len(may_be_best) == 1 else None
+    wins = best is not None and all(one.is_clear for one in among if best in (one.first, one.second))
+    widest = max((max(abs(one.low), abs(one.high)) for one in among), default=0.0)
+    return Comparison(names, candidates, means, pairs, critical, best if wins else None, may_be_best, widest)
