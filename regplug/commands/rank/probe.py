@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ RATES = (1e-3, 5e-3, 2.5e-2)  # AdamW's learning rates to choose from
 EPOCHS = 30
 SEARCH_SHARE = 3  # a rate is chosen by a training of a third of the epochs
 LARGEST_BATCH, LEAST_BATCH = 256, 16
-LEAST_STEPS = 16  # in an epoch: a small data set gets smaller batches
+LEAST_STEPS = 16  # for an epoch: a small data set gets smaller batches, and more passes
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.1
 EVALUATION_BATCH = 1024
@@ -150,27 +152,34 @@ def _train(spec: ReadoutSpec, head: Head, data: Data, train: Tensor, seed: int, 
         probe = nn.ModuleList([readout, head.build(spec, data.outputs)]).train()
         center, scale = _scale_of(data, train)
         batch = min(LARGEST_BATCH, max(LEAST_BATCH, len(train) // LEAST_STEPS))
-        steps = max(1, len(train) // batch)
+        total = epochs * max(LEAST_STEPS, len(train) // batch)
         optimizer = torch.optim.AdamW(param_groups(probe, weight_decay=WEIGHT_DECAY), lr=rate, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, rate, total_steps=epochs * steps, pct_start=WARM_UP, cycle_momentum=False
-        )
-        for _ in range(epochs):
-            order = train[torch.randperm(len(train))]
-            for step in range(steps):  # the last, shorter batch is left out: its turn comes in another order
-                places = order[step * batch : (step + 1) * batch]
-                optimizer.zero_grad()
-                given = None if data.patches is None else data.patches[places]
-                predicted = probe[1](readout(data.registers[places]), given)
-                wanted = data.targets[places]
-                if center is None or scale is None:
-                    loss = F.cross_entropy(predicted, wanted)
-                else:
-                    loss = F.mse_loss(predicted, (wanted - center) / scale)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share_of_rate, total=total))
+        for places in islice(_batches(train, batch), total):
+            optimizer.zero_grad()
+            given = None if data.patches is None else data.patches[places]
+            predicted = probe[1](readout(data.registers[places]), given)
+            wanted = data.targets[places]
+            if center is None or scale is None:
+                loss = F.cross_entropy(predicted, wanted)
+            else:
+                loss = F.mse_loss(predicted, (wanted - center) / scale)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return Fitted(readout.eval(), probe[1].eval(), rate, center, scale)
+
+
+def _batches(train: Tensor, batch: int) -> Iterator[Tensor]:
+    """Batches without end, in a new order each time; the shorter one at the end of an order is left out."""
+    batch = min(batch, len(train))
+    while True:
+        yield from train[torch.randperm(len(train))].split(batch)[: len(train) // batch]
+
+
+def _share_of_rate(step: int, total: int) -> float:
+    """Up in a line, then down along a cosine."""
+    return min(1.0, (step + 1) / (WARM_UP * total)) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def _scale_of(data: Data, train: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -24,6 +24,7 @@ from regplug.commands.rank.workers import run_here, run_in_processes, usable_cor
 from regplug.errors import SpecError
 from regplug.registry.default import default_registry
 from regplug.registry.layout import REGISTERS
+from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 
@@ -118,13 +119,13 @@ class _Scores:
     def __init__(self, seeds: int, count: int) -> None:
         self.scores = torch.full((seeds, count), math.nan, dtype=torch.float64)
         self.controls: dict[str, Tensor] = {}
-        self.rates: list[float] = []
+        self.rates: dict[tuple[int, int], float] = {}
 
-    def add(self, seed: int, scored: Scored, places: Tensor) -> None:
-        self.scores[seed, places] = scored.scores
+    def add(self, task: Task, scored: Scored, places: Tensor) -> None:
+        self.scores[task.seed, places] = scored.scores
         for name, values in scored.controls.items():
-            self.controls.setdefault(name, torch.full_like(self.scores, math.nan))[seed, places] = values
-        self.rates.append(scored.rate)
+            self.controls.setdefault(name, torch.full_like(self.scores, math.nan))[task.seed, places] = values
+        self.rates[task.seed, task.fold] = scored.rate
 
 
 def _train_all(
@@ -146,7 +147,7 @@ def _train_all(
         if kept is None:
             waiting.append(task)
         else:
-            found[task.entrant.name].add(task.seed, *kept)
+            found[task.entrant.name].add(task, *kept)
     start, total = time.monotonic(), len(waiting)
     finished = 0
 
@@ -157,7 +158,7 @@ def _train_all(
             errors.setdefault(task.entrant.name, answer)
             return False
         results.write(keys[task], *answer)
-        found[task.entrant.name].add(task.seed, *answer)
+        found[task.entrant.name].add(task, *answer)
         left = (time.monotonic() - start) / finished * (total - finished)
         progress(f"{len(tasks) - total + finished} of {len(tasks)} trainings, about {_duration(left)} left")
         return True
@@ -174,8 +175,15 @@ def _train_all(
 
 def _is_shareable(entrant: Entrant, plan: Plan) -> bool:
     """Whether another process can import all that it needs."""
-    is_installed = entrant.spec is None or entrant.spec.entry.provenance is not None
-    return is_installed and plan.head.registry is None and (plan.head.film is None or isinstance(plan.head.film, str))
+    needed = [plan.head.film, entrant.spec.entry.build if entrant.spec else None]
+    return plan.head.registry is None and all(one is None or _is_importable(one) for one in needed)
+
+
+def _is_importable(reference: Reference) -> bool:
+    """Whether a class or function can be found by its name, in a module that is no script."""
+    if isinstance(reference, str):
+        return not reference.startswith("__main__")
+    return "<" not in getattr(reference, "__qualname__", "<") and reference.__module__ != "__main__"
 
 
 def _duration(seconds: float) -> str:
@@ -218,7 +226,7 @@ def _rows(
                 mean + half,
                 None if place == best else comparison.of(place, best),
                 {name: values.mean().item() for name, values in scores.controls.items()},
-                scores.rates if one.spec is not None else [],
+                [scores.rates[place] for place in sorted(scores.rates)] if one.spec is not None else [],
                 cost_of.get(one.name),
             )
         )
