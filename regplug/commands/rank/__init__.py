@@ -1,0 +1,1 @@
+"""`regplug rank`: which readout strategy is worth it on given data."""
