@@ -23,8 +23,9 @@ def decode(picture: Picture) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, and of half of its limit of pixels
-            image: Image = pillow.open(picture.open())
-            image.load()
+            image: Image
+            with pillow.open(picture.open()) as image:
+                image.load()
     except Exception as error:  # Pillow's decoders raise anything: SyntaxError, struct.error, ...
         raise SpecError(
             f"{picture.owner}: expected an image that Pillow reads, got {one_line(error)}; repair or remove it."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +61,8 @@ def make_targets(
     values = _array_of(owner, labels)
     _check_count(owner, len(values), folds, groups)
     _check_complete(owner, values)
+    if values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind != "f":
+        values = values[:, 0]
     if task is None:
         task = _task_of(owner, values)
     return _classes(owner, values, folds, names) if task == CLASSIFICATION else _numbers(owner, values)
@@ -121,7 +122,7 @@ def _check_count(owner: str, count: int, folds: int, groups: Tensor | None) -> N
     distinct = None if groups is None else len(groups.unique())
     if distinct is not None and distinct < folds:
         raise SpecError(
-            f"{owner}: groups: expected at least as many as folds ({folds}), got {distinct}; use fewer folds."
+            f"{owner}: groups: expected at least one for each of {folds} folds, got {distinct}; use fewer folds."
         )
 
 
@@ -203,9 +204,9 @@ def _numbers(owner: str, values: np.ndarray) -> Targets:
         column = int(constant.argmax())
         which = f"target {column}" if numbers.shape[1] > 1 else "the target"
         raise SpecError(
-            f"{owner}: labels: expected numbers that vary, got {numbers[0, column]:g} as {which} everywhere."
+            f"{owner}: labels: expected numbers that vary, got {which} = {numbers[0, column]:g} everywhere."
         )
     largest = float(np.abs(numbers).max())
-    if not math.isfinite(float(np.float32(largest))):
+    if largest > float(np.finfo(np.float32).max):
         raise SpecError(f"{owner}: labels: expected numbers that float32 holds, got {largest:g}.")
     return Targets(REGRESSION, torch.from_numpy(numbers.astype(np.float32)), None)
