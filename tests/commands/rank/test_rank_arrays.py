@@ -141,6 +141,7 @@ def test_columns_first_and_wrong_sizes_are_refused(tmp_path):
         open_source(path)
 
 
+@pytest.mark.slow
 def test_a_huge_compressed_array_is_read_without_holding_it(tmp_path):
     path = tmp_path / "t.npz"
     count, row = 600, (16, 8192)  # 315 MB of zeros, 0.3 MB in the file
