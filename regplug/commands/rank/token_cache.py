@@ -205,7 +205,7 @@ class TokenFolder:
             kept = len(self._matching(SHARD))
             todo = "free space there, or use --cache with another folder" if error.errno in FULL else "see --cache"
             raise ExportError(
-                f"cache {self.folder}: cannot be written: {error.strerror or error}; {kept} finished shards are kept; "
+                f"cache {self.folder}: cannot be written: {error.strerror or error}; shards finished and kept: {kept}; "
                 f"{todo}, and run the same command again."
             ) from error
 

@@ -365,7 +365,7 @@ def test_a_full_disk_is_reported_and_finished_shards_are_kept(folder, tmp_path, 
 
     monkeypatch.setattr(token_cache, "write_all", full)
     with pytest.raises(
-        ExportError, match=r"^cache .*tokens/.*: cannot be written: No space left on device; 2 finished "
+        ExportError, match=r"^cache .*tokens/.*: cannot be written: No space left on device; shards .* kept: 2; free"
     ):
         read(folder, tmp_path)
     assert len(shards(tmp_path)) == 2
@@ -375,9 +375,7 @@ def test_a_full_disk_is_reported_and_finished_shards_are_kept(folder, tmp_path, 
 
 def test_a_cache_that_cannot_be_made_is_reported(folder, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(
-        ExportError, match=r"cannot be written: Not a directory; 0 finished shards are kept; see --cache"
-    ):
+    with pytest.raises(ExportError, match=r"cannot be written: Not a directory; shards finished and kept: 0; see"):
         read(folder, tmp_path)
 
 
