@@ -85,7 +85,7 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	  torch-einops-utils  # what these import
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  cp tests/support/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
-	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyyaml huggingface_hub regex \
+	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyarrow pyyaml huggingface_hub regex \
 	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@
 

@@ -38,6 +38,7 @@ from regplug.registry.entries import FiLMEntry as FiLMEntry
 from regplug.registry.entries import FiLMSite as FiLMSite
 from regplug.registry.entries import ReadoutEntry as ReadoutEntry
 from regplug.registry.hookspecs import hookimpl as hookimpl
+from regplug.registry.image_preprocess import ImagePreprocess as ImagePreprocess
 from regplug.registry.layout import TokenGroup as TokenGroup
 from regplug.registry.layout import TokenLayout as TokenLayout
 from regplug.registry.registry import Registry as Registry

@@ -27,7 +27,8 @@ commands/main commands/lazy_group commands/shared_options commands/printing comm
 commands/check commands/list commands/cond_dim commands/part_option commands/export commands/verify commands/sign
 commands/audit/command commands/bench/command commands/bench/page commands/bench/report commands/doctor/command
 commands/doctor/metadata commands/import_checkpoint/command commands/info/command commands/new/command
-commands/new/scaffold
+commands/new/scaffold commands/rank/samples commands/rank/source commands/rank/data commands/rank/token_cache
+commands/rank/image_folder commands/rank/extras commands/rank/pictures
 """.split()  # noqa: SIM905
 
 

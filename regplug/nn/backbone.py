@@ -12,6 +12,7 @@ from regplug.registry.default import default_registry
 from regplug.registry.deprecation import current_options
 from regplug.registry.distributions import normalise
 from regplug.registry.entries import BackboneEntry, CheckpointSite, FiLMSite, ReadoutEntry
+from regplug.registry.image_preprocess import ImagePreprocess
 from regplug.registry.layout import TokenLayout
 from regplug.registry.options import bind, parameters_of
 from regplug.registry.references import Reference, load_reference, reference_of
@@ -202,6 +203,21 @@ def ask_description(entry: BackboneEntry, model: Any) -> tuple[str | None, dict[
         raise SpecError(f"backbone {entry.name!r}: expected a backbone that describes its models, got none.")
     name, options = _call(entry, "describe", entry.describe, model)
     return name, dict(options)
+
+
+def ask_preprocess(entry: BackboneEntry, model: Any) -> ImagePreprocess | None:
+    """How an image file becomes the model's input; None if the plugin does not say.
+
+    Raises:
+        RegplugError: The plugin refuses the model.
+        PluginError: The plugin fails in another way, or returns something of another type.
+    """
+    if entry.preprocess is None:
+        return None
+    found = _call(entry, "preprocess", entry.preprocess, model)
+    if not (found is None or isinstance(found, ImagePreprocess)):
+        raise PluginError(f"backbone {entry.name!r}: preprocess: expected ImagePreprocess, got {class_name(found)}.")
+    return found
 
 
 def ask_checkpoint_sites(entry: BackboneEntry, shapes: Mapping[str, tuple[int, ...]]) -> tuple[CheckpointSite, ...]:

@@ -215,6 +215,9 @@ class BackboneEntry(Entry):
             JSON values. None for a backbone that a bundle cannot hold.
         weights: Callable ``shapes -> sequence of CheckpointSite``, which finds readouts in a checkpoint by names and
             shapes; None if checkpoints hold no readouts.
+        preprocess: Callable ``model -> ImagePreprocess``, how an image file becomes the model's input, as published
+            with its weights; the model may be on the meta device. None, or a callable that gives None, if nothing is
+            known.
     """
 
     layout: Reference
@@ -226,13 +229,14 @@ class BackboneEntry(Entry):
     tokens: Reference | None = None
     describe: Reference | None = None
     weights: Reference | None = None
+    preprocess: Reference | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for word in ("layout", "film_sites", "tokens", "describe", "weights", "default"):
+        for word in ("layout", "film_sites", "tokens", "describe", "weights", "preprocess", "default"):
             self._make_exact(word)
         check_reference(self.label, "layout", self.layout)
-        for word in ("film_sites", "tokens", "describe", "weights"):
+        for word in ("film_sites", "tokens", "describe", "weights", "preprocess"):
             reference = getattr(self, word)
             if reference is not None:
                 check_reference(self.label, word, reference)

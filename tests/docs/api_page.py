@@ -39,6 +39,7 @@ CALLS = [
     ),
     ("BackboneEntry.describe", "`describe(model)`", "`(name or None, options)`, which `build` takes"),
     ("BackboneEntry.weights", "`weights(shapes)`, each tensor's shape by its name", "a sequence of `CheckpointSite`"),
+    ("BackboneEntry.preprocess", "`preprocess(model)`", "an `ImagePreprocess`, or None"),
     ("ExportBackendEntry.build", "`build(**settings)`", "an `ExportBackend`"),
 ]
 # in the order in which one meets them: a title, what to know, and names of the package or "module:name"
@@ -106,6 +107,7 @@ SECTIONS = [
             "FiLMSite",
             "BackboneEntry",
             "CheckpointSite",
+            "ImagePreprocess",
             "ExportBackendEntry",
             "registry.entries:Provenance",
         ],

@@ -34,6 +34,7 @@ def regplug_backbones() -> list[regplug.BackboneEntry]:
             film_sites="regplug_digits.model:film_sites",
             tokens="regplug_digits.model:DigitsTokens",
             describe="regplug_digits.model:describe",
+            preprocess="regplug_digits.preprocessing:preprocess",
             classes=("regplug_digits.model:DigitsViT",),
             readouts=("compress-concat", "pool", "mean", "concat", "digits-gate"),
             default=READOUT,

@@ -15,6 +15,7 @@ def regplug_backbones() -> list[regplug.BackboneEntry]:
             layout="regplug_timm.layouts:layout_of",
             tokens="regplug_timm.reading:tokens",
             describe="regplug_timm.models:describe",
+            preprocess="regplug_timm.preprocessing:preprocess",
             readouts=("pool", "compress-concat", "mean", "concat", "attention", "gated-abmil"),
             default="pool",
             classes=(

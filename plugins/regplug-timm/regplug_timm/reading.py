@@ -27,7 +27,7 @@ class TimmTokens(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.input_shape = _image_shape(model)
+        self.input_shape = image_shape(model)
 
     def forward(self, images: Tensor) -> Tensor:
         """The tokens of ``images``."""
@@ -93,7 +93,8 @@ def tokens(model: nn.Module, normalized: bool) -> nn.Module:
     return NaFlexTokens(kept) if hasattr(model, "embeds") else TimmTokens(kept)
 
 
-def _image_shape(model: nn.Module) -> tuple[int, int, int] | None:
+def image_shape(model: nn.Module) -> tuple[int, int, int] | None:
+    """``(C, H, W)`` of the images that a model with one size takes; None for several sizes."""
     size = getattr(model.patch_embed, "img_size", None)
     projection = getattr(model.patch_embed, "proj", None)
     if size is None or not isinstance(projection, nn.Conv2d):

@@ -17,6 +17,7 @@ def regplug_backbones() -> list[regplug.BackboneEntry]:
             layout="regplug_transformers.layouts:layout_of",
             tokens="regplug_transformers.reading:tokens",
             describe="regplug_transformers.models:describe",
+            preprocess="regplug_transformers.preprocessing:preprocess",
             readouts=("pool", "compress-concat", "mean", "concat", "attention", "gated-abmil"),
             default="pool",
             classes=CLASSES,

@@ -223,7 +223,7 @@ def _references(entries: Mapping[str, tuple[Entry, ...]]) -> Iterable[tuple[str,
             if isinstance(entry, ReadoutEntry) and entry.cond_dim is not None:
                 references.append(entry.cond_dim)
             if isinstance(entry, BackboneEntry):
-                more = (entry.layout, entry.film_sites, entry.tokens, entry.describe, entry.weights)
+                more = (entry.layout, entry.film_sites, entry.tokens, entry.describe, entry.weights, entry.preprocess)
                 references += [reference for reference in more if reference is not None]
             for reference in references:
                 if isinstance(reference, str):
