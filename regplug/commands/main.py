@@ -46,6 +46,7 @@ COMMANDS_IN = {
     "import": "regplug.commands.import_checkpoint.command:import_command",
     "list": "regplug.commands.list:list_command",
     "new": "regplug.commands.new.command:new_command",
+    "rank": "regplug.commands.rank.command:rank_command",
     "sign": "regplug.commands.sign:sign_command",
     "verify": "regplug.commands.verify:verify_command",
 }

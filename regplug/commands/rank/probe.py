@@ -18,7 +18,7 @@ from regplug.errors import SpecError
 from regplug.nn.weight_decay import param_groups
 from regplug.registry.spec import ReadoutSpec
 
-RATES = (1e-3, 5e-3, 2.5e-2)  # AdamW's learning rates to choose from
+RATES = (2e-3, 1e-2, 5e-2)  # AdamW's learning rates to choose from
 EPOCHS = 30
 SEARCH_SHARE = 3  # a rate is chosen by a training of a third of the epochs
 LARGEST_BATCH, LEAST_BATCH = 256, 16

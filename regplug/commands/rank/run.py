@@ -65,7 +65,7 @@ def rank_sources(
         for source, name in REFERENCES.items()
         if source in sources.tokens and plan.head.film is None
     ]
-    strategies = [Entrant(name, spec) for name, spec in zip(_names(specs), specs, strict=True)]
+    strategies = [Entrant(name, spec) for name, spec in zip(names_of(specs), specs, strict=True)]
     entrants = [*strategies, *references, Entrant(CONSTANT, None)]
     found, errors = _train_all(entrants, plan, sources, jobs, Results(results), progress)
     trained = [one for one in entrants if one.name in found]
@@ -94,7 +94,7 @@ def rank_sources(
     )
 
 
-def _names(specs: Sequence[ReadoutSpec]) -> list[str]:
+def names_of(specs: Sequence[ReadoutSpec]) -> list[str]:
     """Short names, with options where the same strategy comes twice."""
     plain = [spec.entry.name for spec in specs]
     twice = {name for name, count in Counter(plain).items() if count > 1}
@@ -248,14 +248,16 @@ def _notes(
 ) -> list[str]:
     notes = []
     if plan.seeds < 3:
-        notes.append(f"{plan.seeds} of at least 3 seeds: the variation between trainings is hardly in the intervals.")
+        notes.append("fewer than 3 seeds: the intervals know little of the variation between trainings.")
     for row in rows:
         largest = sum(rate == probe.RATES[-1] for rate in row.rates)
         if largest > EDGE_SHARE * len(row.rates) and len(probe.RATES) > 1:
             notes.append(
-                f"{row.name}: the largest learning rate was chosen in {largest} of {len(row.rates)} trainings; more "
-                "epochs may serve it better."
+                f"{row.name}: the largest learning rate was chosen in {largest} of {len(row.rates)} trainings; a larger "
+                "one might do better."
             )
     if comparison is not None and plan.head.film is None:
-        notes.append("with a linear head, other samples' registers score as chance: the vector is all it sees.")
+        notes.append(
+            "a linear head sees the vector alone, so with another sample's registers it can but score as chance."
+        )
     return notes
