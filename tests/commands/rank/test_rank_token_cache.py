@@ -69,7 +69,7 @@ def test_a_process_that_waits_for_another_one_says_so(kept, tmp_path):
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
         read_samples(None, tmp_path / "t.npz", progress=say)
-    assert steps[2:4] == ["waiting for another process, which reads the same data", "40 of 40 samples"]
+    assert steps[2:4] == ["waiting for another process, which reads the same data", "32 of 40 samples"]
 
 
 def test_a_damaged_folder_is_listed_and_deleted(kept, run):
