@@ -75,12 +75,16 @@ def test_the_core_depends_on_five_packages_and_no_other(wheel):
     assert any(line.startswith("safetensors[numpy]") for line in required)
 
 
-def test_what_signs_bundles_is_an_extra(wheel):
+@pytest.mark.parametrize(
+    ("extra", "packages"),
+    [("sign", {"model-signing", "pyopenssl"}), ("images", {"pillow"}), ("parquet", {"pyarrow"})],
+)
+def test_what_signs_bundles_and_what_reads_images_and_tables_are_extras(wheel, extra, packages):
     archive = zipfile.ZipFile(wheel)
     [metadata] = [name for name in archive.namelist() if name.endswith("METADATA")]
     required = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
-    extra = {re.match(r"[A-Za-z0-9-]+", line)[0] for line in required if "extra == 'sign'" in line.replace('"', "'")}
-    assert extra == {"model-signing", "pyopenssl"}
+    lines = [line for line in required if f"extra == '{extra}'" in line.replace('"', "'")]
+    assert {re.match(r"[A-Za-z0-9-]+", line)[0] for line in lines} == packages
 
 
 def test_these_tests_run_on_the_installed_package_not_on_the_sources():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from regplug.errors import SpecError, clip, one_line, shorten
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TABLES = ("labels.csv", "metadata.csv")  # the second one is the name that Hugging Face's imagefolder reads
 FILE_NAME = "file_name"
+INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is the name of a class
+NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", re.IGNORECASE)
 
 
 @dataclass
@@ -178,9 +181,7 @@ def _as_numbers(texts: list[str]) -> list[Any]:
     """The texts of a column as integers or floats if all of them are; an empty text is a missing label."""
     if "" in (one.strip() for one in texts):
         return [one.strip() or None for one in texts]
-    for kind in (int, float):
-        try:
+    for kind, pattern in ((int, INTEGER), (float, NUMBER)):
+        if all(pattern.fullmatch(one.strip()) for one in texts):
             return [kind(one) for one in texts]
-        except ValueError:
-            continue
     return texts

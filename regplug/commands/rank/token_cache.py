@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ SHARD = re.compile(r"shard-([0-9]{8})-([0-9a-f]{64})\.safetensors")
 WHOLE = re.compile(r"samples-([0-9a-f]{64})\.safetensors")
 MAX_ABOUT = 1 << 20  # bytes
 DAY_S = 86_400.0
+LOCK_POLL_S = 0.2
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -79,14 +80,14 @@ class TokenFolder:
         self.folder = folder
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder, and let one process use it while others wait.
+    def locked(self, say: Callable[[str], None] = lambda step: None) -> Iterator[None]:
+        """Make the folder, and let one process use it while others wait, and say so.
 
         Raises:
             ExportError: The folder cannot be made or is not this user's alone.
         """
         with self._reported():
-            descriptor = self._lock()
+            descriptor = self._lock(say)
         try:
             for path in stale(self.folder, WRITING):
                 delete(path)
@@ -94,13 +95,13 @@ class TokenFolder:
         finally:
             release(descriptor)
 
-    def _lock(self) -> int:
+    def _lock(self, say: Callable[[str], None]) -> int:
         while True:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_ours(self.folder)
             descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                _wait_for_lock(descriptor)
+                _wait_for_lock(descriptor, say)
                 if os.path.samestat(os.fstat(descriptor), (self.folder / LOCK).lstat()):
                     return descriptor
             except FileNotFoundError:  # the folder was deleted while this process waited
@@ -255,13 +256,17 @@ def prune(days: float) -> list[TokensEntry]:
     return gone
 
 
-def _wait_for_lock(descriptor: int) -> None:
+def _wait_for_lock(descriptor: int, say: Callable[[str], None]) -> None:
+    is_said = False
     while True:
         try:
             flock(descriptor)
             return
         except BlockingIOError:
-            time.sleep(0.2)
+            if not is_said:
+                say("waiting for another process, which reads the same data")
+            is_said = True
+            time.sleep(LOCK_POLL_S)
 
 
 def _digest(path: Path) -> str:

@@ -101,7 +101,7 @@ def read_samples(
     folder = TokenFolder(tokens_folder(cache) / key)
     about, file = _kept(folder)
     if file is None:
-        with folder.locked():
+        with folder.locked(say):
             about, file, more = _read_all(folder, source, network, place, facts, batch_size, say)
     else:
         more = {"cache_hit": True, "resumed_from": 0}

@@ -74,6 +74,25 @@ def test_a_single_other_column_has_the_labels_and_an_empty_one_is_missing(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["7", "-1", "0"], [7, -1, 0]),
+        (["7", "-1.5", "1e3"], [7.0, -1.5, 1000.0]),
+        (["007", "7", "1"], ["007", "7", "1"]),
+        (["1_000", "2", "3"], ["1_000", "2", "3"]),
+        (["yes", "2", "3"], ["yes", "2", "3"]),
+    ],
+)
+def test_the_texts_of_a_table_are_numbers_only_if_all_are_written_as_numbers(tmp_path, texts, labels):
+    rows = []
+    for number, text in enumerate(texts):
+        save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{text}")
+    (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *rows]))
+    assert open_source(tmp_path).labels == labels
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("name,label\n1.png,2\n", "expected 'file_name', got name, label"),

@@ -100,6 +100,15 @@ def test_labels_may_be_texts_and_missing_ones_are_seen(tmp_path):
     assert source.groups.tolist() == LABELS.to_pylist()
 
 
+@pytest.mark.parametrize(
+    "values", [[True, False] * 5, [0.5, 1.5] * 5, ["a", "b"] * 5, [[0.5, 1.0]] * 10, pa.array([1, 2] * 5, pa.int8())]
+)
+def test_labels_may_be_of_any_plain_type(tmp_path, values):
+    source = open_source(write(tmp_path / "t.parquet", tokens=lists("tensors"), label=pa.array(values)))
+    wanted = values.to_pylist() if isinstance(values, pa.Array) else values
+    assert list(source.labels) == wanted
+
+
 def test_class_names_of_hugging_face_are_used(tmp_path):
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}

@@ -57,6 +57,21 @@ def test_tokens_that_a_process_reads_now_are_not_deleted(kept, run):
     assert kept.exists()
 
 
+def test_a_process_that_waits_for_another_one_says_so(kept, tmp_path):
+    kept.unlink()
+    steps = []
+    with (kept.parent / ".lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def say(step):
+            steps.append(step)
+            if step.startswith("waiting"):
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+        read_samples(None, tmp_path / "t.npz", progress=say)
+    assert steps[2:4] == ["waiting for another process, which reads the same data", "32 of 40 samples"]
+
+
 def test_a_damaged_folder_is_listed_and_deleted(kept, run):
     (kept.parent / "about.json").write_text("{")
     assert run("cache")[1].splitlines()[1].startswith("damaged ")
