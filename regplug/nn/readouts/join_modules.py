@@ -95,7 +95,9 @@ class JoinedVector(nn.Module):
         vector = vectors[self.name]
         # one condition: each branch takes as long as a comparison
         if (
-            list(vector.shape) != [tokens.shape[0], self.width]
+            vector.dim() != 2
+            or vector.size(0) != tokens.size(0)
+            or vector.size(1) != self.width
             or not vector.is_floating_point()
             or vector.device != tokens.device
         ):

@@ -119,8 +119,13 @@ class TokenJoin(nn.Module):
             ShapeError: An input has another shape, a vector is missing or unknown, no part takes a mask, or a part that
                 takes none has padding.
         """
-        shape = registers.shape
-        if len(shape) != 3 or not self.min_tokens <= shape[1] <= self.max_tokens or shape[2] != self.hidden_dim:
+        # shape makes a list in TorchScript
+        if (
+            registers.dim() != 3
+            or registers.size(1) < self.min_tokens
+            or registers.size(1) > self.max_tokens
+            or registers.size(2) != self.hidden_dim
+        ):
             self.refuse_registers(registers)
         if not is_scripting():
             _check_kinds(mask, vectors)
