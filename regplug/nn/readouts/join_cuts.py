@@ -24,7 +24,8 @@ class Cuts(NamedTuple):
 
 
 def cuts_of(spans: Sequence[tuple[int, int | None]], num_tokens: int | None, min_tokens: int) -> Cuts | None:
-    """The cuts for groups of tokens; None if two groups have some of their tokens in common, but not all.
+    """The cuts for groups of tokens; None if two groups have some of their tokens in common, but not all,
+    or the order of their ends depends on T.
 
     Args:
         spans: For each group start and stop, as in ``tokens[:, start:stop]``.
@@ -39,7 +40,7 @@ def cuts_of(spans: Sequence[tuple[int, int | None]], num_tokens: int | None, min
     groups = [((start < 0, start), end if stop is None else (stop < 0, stop)) for start, stop in spans]
     edges: list[Edge] = [(False, 0)]
     for start, stop in sorted(set(groups)):
-        if start < edges[-1]:
+        if start < edges[-1] or stop <= start:
             return None
         edges += [stop] if start == edges[-1] else [start, stop]
     if edges[-1] != end:
