@@ -34,6 +34,7 @@ MODULES: dict[str, tuple[str, set[str]]] = {
     "format/strict_json": ("sm", {"to_ascii"}),
     "format/manifest": ("m", {"token_layout", "made_with", "to_bytes", "describe", "as_dict", "name", "needs"}),
     "format/manifest_rules": ("m", set()),
+    "format/more_inputs": ("m", set()),
 }
 # `X | None` in annotations, which are not evaluated; these modules have no other `|`
 ANNOTATIONS = re.compile(r"core/ReplaceBinaryOperator_BitOr_")
