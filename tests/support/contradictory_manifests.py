@@ -279,10 +279,12 @@ def of_any_count() -> Edits:
     for least in (None, 1, 3):
         said = "null" if least is None else least
         yield "join", {"input/min_tokens": least}, f"input.min_tokens: expected 2, got {said}"
-    for tokens, least in (([-3, -1], 3), ([0, -2], 3), ([1, -2], 4), ([0, 5], 5), ([3, 5], 5), ([6, None], 7)):
+    for tokens, least in (([-3, -1], 3), ([0, -2], 3), ([1, -1], 3), ([1, -2], 4), ([0, 5], 5), ([6, None], 7)):
         yield "join", {"parts/1/tokens": tokens}, f"input.min_tokens: expected {least}, got 2"
         edits = {"parts/1/tokens": tokens, "input/min_tokens": least} | golden_cases(("batch_1", 1, 8))
         yield "join", edits, None
+    mean, ends, state = BASES["join"]()["parts"]
+    yield "join", {"parts": [state, mean, ends | {"tokens": [-3, None]}], "input/min_tokens": 3}, None
     yield "join", {"golden/cases/0/length": 1}, "golden.cases.0.length: expected an integer >= 2, got 1"
 
 
