@@ -381,9 +381,10 @@ def test_a_join_with_a_mask_and_a_vector_is_within_the_tolerance_in_qemu(tmp_pat
         assert 0 < arm.cases[name].error <= arm.cases[name].tolerance
     monkeypatch.setattr("regplug.bundle.verify._check_compiled", lambda module, contents: [])
     checks = regplug.verify(tmp_path / "b", programs=True).checks
-    verdicts = [one.verdict for one in checks if one.program == "aotinductor armv8-a"]
-    assert verdicts == ["ok"] * 7 + ["refused"] * (len(verdicts) - 7)
-    assert len(verdicts) > 7 + 5  # more inputs are refused than those of a bundle without a mask and a vector
+    rows = {one.case: one.verdict for one in checks if one.program == "aotinductor armv8-a"}
+    assert [rows.pop(case) for case in arm.cases] == ["ok"] * 6
+    assert {"too few tokens", "mask: no token", "mask: wrong width", "state: wrong batch"} <= set(rows)
+    assert set(rows.values()) == {"refused"}
 
 
 @pytest.mark.compiler

@@ -26,6 +26,7 @@ READ = {  # of six tokens
     "three after the first": (layout(num_registers=3, start=1), {1, 2, 3}),
     "the first two": (layout(num_registers=2, start=0), {0, 1}),
     "the last three": (layout(num_registers=3, start=-3), {3, 4, 5}),
+    "the last": (layout(num_registers=1, start=-1), {5}),
     "three before the last": (layout(num_registers=3, start=-4), {2, 3, 4}),
     "those after two": (layout(num_registers=None, start=2), {2, 3, 4, 5}),
     "three places": (layout(num_registers=3, indices=(0, 2, 5), num_tokens=6), {0, 2, 5}),
@@ -94,6 +95,9 @@ def test_the_rules_of_a_bundle_are_those_of_its_manifest():
     assert (conditioner.layout.start, conditioner.parts) == (1, None)
     assert of("conditioner") is None
     assert of("join", more_inputs=BASES["join"]()["more_inputs"][1:]) is None
+    _, vector = BASES["join"]()["more_inputs"]
+    parts = [*BASES["join"]()["parts"][:2], BASES["join"]()["parts"][2] | {"name": "goal"}]
+    assert of("join", more_inputs=[vector | {"name": "goal"}], parts=parts) is None
     where = BASES["any_count"]()["layout"]
     assert of("join", layout=where).layout is None
 
@@ -103,9 +107,10 @@ def rows(count, length, first=0, rules=None):
 
 
 def test_drawn_masks_are_whole_padded_on_the_right_on_the_left_and_anywhere_in_turn():
+    for length in (2, 5, 6):
+        counts = [set(rows(400, length)[kind::4].sum(1).tolist()) for kind in range(4)]
+        assert counts == [{length}, *[set(range(1, length))] * 3]
     mask = rows(400, 5)
-    counts = [set(mask[kind::4].sum(1).tolist()) for kind in range(4)]
-    assert counts == [{5}, {1, 2, 3, 4}, {1, 2, 3, 4}, {1, 2, 3, 4}]
     falls, rises = mask[1::4].int().diff(), mask[2::4].int().diff()
     assert (falls <= 0).all()
     assert (rises >= 0).all()
