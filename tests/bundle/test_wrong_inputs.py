@@ -176,6 +176,16 @@ def test_mask_and_vectors_are_put_in_the_manifests_order(join):
     assert str(error.value) == "p: vectors: expected a tensor by each name, got list."
 
 
+def test_a_bundle_with_a_mask_alone_takes_two_inputs():
+    checks = InputChecks("p", manifest("any_count"))
+    tokens, mask, state = inputs()
+    assert len(checks.checked([tokens, mask])) == 2
+    for given, got in (([tokens], "tokens"), ([tokens, mask, state], "tokens, mask, another")):
+        with pytest.raises(regplug.ShapeError) as error:
+            checks.checked(given)
+        assert str(error.value) == f"p: expected inputs [tokens, mask], got [{got}]."
+
+
 def test_a_bundle_with_one_input_takes_nothing_more():
     checks = InputChecks("p", manifest("readout"))
     given = torch.ones(2, 4, 8)

@@ -279,7 +279,8 @@ def of_any_count() -> Edits:
     for least in (None, 1, 3):
         said = "null" if least is None else least
         yield "join", {"input/min_tokens": least}, f"input.min_tokens: expected 2, got {said}"
-    for tokens, least in (([-3, -1], 3), ([0, -2], 3), ([1, -1], 3), ([1, -2], 4), ([0, 5], 5), ([6, None], 7)):
+    negative = (([-3, -1], 3), ([0, -2], 3), ([1, -1], 3), ([1, -2], 4))
+    for tokens, least in (*negative, ([0, 5], 5), ([3, 5], 5), ([6, None], 7)):
         yield "join", {"parts/1/tokens": tokens}, f"input.min_tokens: expected {least}, got 2"
         edits = {"parts/1/tokens": tokens, "input/min_tokens": least} | golden_cases(("batch_1", 1, 8))
         yield "join", edits, None
