@@ -145,7 +145,11 @@ SIGNATURE = IOSignature(
     InputSpec("tokens", "float32", ("B", "T", 50), 0, 1),
     (),
     [4],
-    (MoreInput("mask", "bool", ("B", "T")), MoreInput("state", "float32", ("B", 500))),
+    (
+        MoreInput("mask", "bool", ("B", "T")),
+        MoreInput("state", "float32", ("B", 500)),
+        MoreInput("goal", "float32", ("B", 3)),
+    ),
     MaskRules(None, None),
 )
 
@@ -154,28 +158,29 @@ def drawn(case=0, batch=8, length=9, around=0, signature=SIGNATURE, seed=0):
     return draw_inputs(signature, case, batch, length, around, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("around", [0, 2])
+@pytest.mark.parametrize("around", [0, 3])
 def test_the_padding_of_each_sample_is_nan_or_infinity_and_nothing_else_is(around):
-    tokens, mask, state = drawn(around=around)
-    assert (tokens.shape, mask.shape, state.shape) == ((8, 9 + 2 * around, 50), (8, 9 + 2 * around), (8, 500))
-    used = slice(around, around + 9)
+    tokens, mask, state, goal = drawn(length=7, around=around)
+    assert (tokens.shape, mask.shape) == ((8, 7 + 2 * around, 50), (8, 7 + 2 * around))
+    assert (state.shape, goal.shape) == ((8, 500), (8, 3))
+    used = slice(around, around + 7)
     assert int(mask.sum()) == int(mask[:, used].sum())
     for row in range(8):
         padding = tokens[row, used][~mask[row, used]]
         assert bool((padding.isinf() if row % 2 else padding.isnan()).all())
         assert tokens[row, used][mask[row, used]].isfinite().all()
     assert tokens[:, :around].isfinite().all()
-    assert tokens[:, around + 9 :].isfinite().all()
+    assert tokens[:, around + 7 :].isfinite().all()
     assert (~mask[:, used]).any(1).tolist() == [False, True, True, True] * 2
 
 
 def test_numbers_are_normal_in_the_dtype_of_their_input_and_the_same_for_the_same_seed():
-    tokens, mask, state = drawn()
+    tokens, mask, state, goal = drawn()
     for numbers in (tokens[mask], state):
         assert numbers.dtype == torch.float32
         assert abs(float(numbers.mean())) < 0.1
         assert abs(float(numbers.std()) - 1) < 0.1
-    for one, same, other in zip(drawn(), (tokens, mask, state), drawn(seed=1), strict=True):
+    for one, same, other in zip(drawn(), (tokens, mask, state, goal), drawn(seed=1), strict=True):
         assert torch.equal(one.nan_to_num(), same.nan_to_num())
         assert not torch.equal(one, other)
 
@@ -187,6 +192,6 @@ def test_a_case_chooses_the_pattern_and_a_single_sample_has_padding_in_the_first
 
 def test_without_a_mask_all_numbers_are_finite():
     signature = IOSignature(SIGNATURE.input, (), [4], SIGNATURE.more_inputs[1:])
-    tokens, state = drawn(signature=signature, around=1)
+    tokens, state, _ = drawn(signature=signature, around=1)
     assert (tokens.shape, state.shape) == ((8, 11, 50), (8, 500))
     assert tokens.isfinite().all()
