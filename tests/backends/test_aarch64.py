@@ -531,7 +531,7 @@ def test_each_machine_takes_its_own_program_of_a_bundle_with_three(tmp_path):
 @pytest.mark.torture
 @pytest.mark.compiler
 def test_regplug_run_takes_a_mask_there_and_refuses_a_wrong_one(tmp_path):
-    export_join(tmp_path / "b", ["armv8-a", "x86-64-v3"])
+    arm, _ = export_join(tmp_path / "b", ["armv8-a", "x86-64-v3"]).manifest.programs
     program = regplug.load(tmp_path / "b", program="aotinductor")
     tokens, state = torch.randn(2, 9, 24), torch.randn(2, 5)
     mask = torch.arange(9) < torch.tensor([[9], [4]])
@@ -541,7 +541,8 @@ def test_regplug_run_takes_a_mask_there_and_refuses_a_wrong_one(tmp_path):
     command = [*QEMU, regplug_run(FOR_AARCH64), *places]
     save_file({"tokens": tokens, "mask": mask, "state": state}, places[1])
     subprocess.run(command, check=True)
-    torch.testing.assert_close(load_file(places[2])["conditioning"], wanted)
+    tolerance = arm.cases["batch_2"].tolerance
+    torch.testing.assert_close(load_file(places[2])["conditioning"], wanted, rtol=0, atol=tolerance)
     mask[1, 1:] = False
     save_file({"tokens": tokens, "mask": mask, "state": state}, places[1])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
