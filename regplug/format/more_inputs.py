@@ -8,7 +8,7 @@ from dataclasses import asdict
 from regplug.format.manifest import IMAGES, Manifest, PartRecord
 from regplug.format.strict_json import format_value, wrong
 from regplug.registry.layout import REGISTERS, TOKENS
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 MAX_PARTS = 64
 MAX_MORE_INPUTS = 65  # a mask and vectors, of which each is a part

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from regplug.errors import ShapeError
 from regplug.nn.readouts.masking import is_readable, name_of_dtype
-from regplug.registry.masks import takes_mask
+from regplug.registry.readout_inputs import takes_mask
 
 # TorchScript knows no | and no dict in annotations of methods
 Mask = Optional[Tensor]  # noqa: UP045
