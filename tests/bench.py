@@ -74,7 +74,9 @@ def bundles(folder: Path) -> dict[str, Path]:
             title = f"{name}, R={num_registers}"
             made[title] = export(spec, module, folder / title.replace(" ", "-"), isa)
     join = regplug.resolve("join", num_registers=TOKENS, hidden_dim=HIDDEN_DIM, parts=PARTS)
-    made[f"join of 3 groups, T={TOKENS}"] = export(join, join.build(), folder / "join")
+    for isa in (None, "x86-64-v4") if "avx512vl" in cpu_flags().present else (None,):
+        title = f"join of 3 groups, T={TOKENS}" + (f", {isa}" if isa else "")
+        made[title] = export(join, join.build(), folder / title.replace(" ", "-"), isa)
     return made
 
 
@@ -89,7 +91,14 @@ def run(*words: object) -> dict:
 def show_latency(found: dict[str, dict]) -> None:
     """Microseconds of one call, and how they compare with the raw operations."""
     table = Table(title=f"C++, one thread, D={HIDDEN_DIM}, c={COMPRESSED_DIM}: us per call (ratio to raw operations)")
-    ways = ["raw operations", "torch::jit::load", "TorchScriptBundle", "AOTInductorBundle", "without libtorch"]
+    ways = [
+        "raw operations",
+        "torch::jit::load",
+        "TorchScriptBundle",
+        "torch::inductor",
+        "AOTInductorBundle",
+        "without libtorch",
+    ]
     for column in ("module", "B", *ways):
         table.add_column(column, justify="left" if column == "module" else "right")
     for name, batches in found.items():

@@ -13,7 +13,7 @@ from regplug.errors import ShapeError
 from regplug.format.manifest import InputSpec, MoreInput, TensorSpec
 from regplug.format.safetensors_header import StoredTensor
 from regplug.registry.fork_locks import lock_over_forks
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 T = TypeVar("T")
 # held while a program is opened by torch's loaders or the dynamic linker: both share state without locks

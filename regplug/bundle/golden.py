@@ -20,7 +20,7 @@ from regplug.format.manifest import GOLDEN, IMAGES, Golden, GoldenCase, Manifest
 from regplug.format.strict_json import format_value, wrong
 from regplug.format.weights import dtype_name
 from regplug.registry.dtypes import torch_dtype
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 MAX_BYTES = 4_000_000
 MAX_IMAGE_BYTES = 256_000_000  # with a backbone, for the cases that every file has

@@ -10,7 +10,7 @@ from torch import Tensor
 from regplug.bundle.io_signature import IOSignature, sizes_of
 from regplug.format.manifest import TensorSpec
 from regplug.registry.dtypes import torch_dtype
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 BROKEN = (math.nan, math.inf)  # what padding holds: a program that reads it does not get away with it
 

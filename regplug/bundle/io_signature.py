@@ -17,7 +17,7 @@ from regplug.format.weights import dtype_name
 from regplug.nn.readouts.join_parts import PartWidth
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 FREE_LENGTHS = (2, 6, 0, 4, 1, 8)  # tokens more than the least, in the golden cases in turn
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from regplug.errors import ShapeError
 from regplug.format.manifest import Manifest, PartRecord
 from regplug.registry.layout import TokenLayout
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from regplug.errors import ShapeError
 from regplug.format.manifest import InputSpec, Manifest, TensorSpec
 from regplug.format.weights import dtype_name
 from regplug.registry.dtypes import DTYPES, torch_dtype
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 from regplug.torch_private import is_plain, without_subclass
 
 # looked up once: each call needs it

@@ -25,8 +25,8 @@ from regplug.registry.cond_dim import construct
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.entries import BackboneEntry, FiLMEntry, ReadoutEntry
 from regplug.registry.layout import TokenLayout
-from regplug.registry.masks import MASK
 from regplug.registry.options import bind
+from regplug.registry.readout_inputs import MASK
 from regplug.registry.references import load_reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec, specify

@@ -10,7 +10,7 @@ from torch import Tensor
 from regplug.bundle.io_signature import plain_inputs
 from regplug.format.manifest import IMAGES, InputSpec, Manifest
 from regplug.registry.dtypes import torch_dtype
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
 
 def wrong_inputs(manifest: Manifest) -> Iterator[tuple[str, list[Tensor]]]:

@@ -13,7 +13,7 @@ from regplug.conformance.check import Check, DoesNotApplyError
 from regplug.conformance.subject import Subject, close, seeded
 from regplug.errors import ConformanceError, SpecError, class_name, one_line
 from regplug.nn.readouts.join_parts import JOIN
-from regplug.registry.masks import takes_mask
+from regplug.registry.readout_inputs import takes_mask
 from regplug.registry.spec import specify
 from regplug.torch_private import torchscript_without_warnings
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regplug.registry.vectors import vector_widths
+from regplug.registry.readout_inputs import vector_widths
 
 
 def vectors_from(registers: Tensor, widths: dict[str, int]) -> dict[str, Tensor]:

@@ -8,22 +8,22 @@ from dataclasses import asdict
 from regplug.format.manifest import IMAGES, Manifest, PartRecord
 from regplug.format.strict_json import format_value, wrong
 from regplug.registry.layout import REGISTERS, TOKENS
-from regplug.registry.masks import MASK
+from regplug.registry.readout_inputs import MASK
 
-MAX_VECTORS = 64
 MAX_PARTS = 64
+MAX_MORE_INPUTS = 65  # a mask and vectors, of which each is a part
 TAKEN = (REGISTERS, TOKENS, IMAGES, MASK)  # a vector with such a name would be taken for another input
 
 
 def check_more_inputs(manifest: Manifest) -> None:
-    """Refuse further inputs that are neither the mask of the input's tokens nor vectors.
+    """Refuse further inputs that are neither the mask of the input's tokens nor vectors, after ``check_parts``.
 
     Raises:
         WrongValueError: A name, a dtype or a shape is another one.
     """
     names = [one.name for one in manifest.more_inputs]
-    if len(set(names)) != len(names) or len(names) > MAX_VECTORS + 1:
-        raise wrong("more_inputs", f"different names, at most {MAX_VECTORS + 1}", names)
+    if len(set(names)) != len(names):  # `check_parts` has refused more vectors than parts
+        raise wrong("more_inputs", f"different names, at most {MAX_MORE_INPUTS}", names)
     for index, one in enumerate(manifest.more_inputs):
         where = f"more_inputs.{index}"
         if one.name == MASK and index == 0 and manifest.backbone is None:
@@ -51,7 +51,7 @@ def check_parts(manifest: Manifest) -> None:
             raise wrong("parts", "a list, for the vectors", None)
         return
     names = [part.name for part in parts]
-    if not 0 < len(parts) <= MAX_PARTS or len(set(names)) != len(names):
+    if not parts or len(parts) > MAX_PARTS or len(set(names)) != len(names):
         raise wrong("parts", f"1 to {MAX_PARTS} parts with different names", names)
     if (total := sum(part.width for part in parts)) != manifest.cond_dim:
         raise wrong("parts", f"widths whose sum is {manifest.cond_dim}", total)
@@ -66,9 +66,11 @@ def least_tokens(parts: Sequence[PartRecord] | None) -> int:
     """The shortest sequence in which every part has all its tokens; one token without parts."""
     least = 1
     for part in parts or ():
-        start, stop = part.tokens or (0, None)
-        if start is None or start < 0:
-            least = max(least, -(start or 0))
+        if part.tokens is None:
+            continue
+        start, stop = part.tokens[0] or 0, part.tokens[1]  # `check_parts` has refused a start of null
+        if start < 0:
+            least = max(least, -start)
         elif stop is None or stop < 0:
             least = max(least, start + 1 - (stop or 0))
         else:
@@ -87,4 +89,4 @@ def _fits(part: PartRecord, num_tokens: int | None) -> bool:
         return False
     if num_tokens is None:
         return stop is None or start >= 0 > stop or (start < stop and (start < 0) == (stop < 0))
-    return len(range(num_tokens)[start:stop]) > 0
+    return bool(range(num_tokens)[start:stop])

@@ -9,8 +9,7 @@ from regplug.errors import ShapeError
 from regplug.nn.select import SelectRegisters
 from regplug.nn.wrappers import unwrapped
 from regplug.registry.layout import TokenLayout
-from regplug.registry.masks import takes_mask
-from regplug.registry.vectors import vector_widths
+from regplug.registry.readout_inputs import takes_mask, vector_widths
 
 # TorchScript knows no | and no dict in annotations of methods
 Mask = Optional[Tensor]  # noqa: UP045

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.integers import check_positive_int
+from regplug.registry.readout_inputs import vector_widths, zero_vectors
 from regplug.registry.untrusted_values import repr_of
-from regplug.registry.vectors import vector_widths, zero_vectors
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,8 +13,8 @@ from regplug.registry.cond_dim import calculate, check_stated, check_width, cons
 from regplug.registry.deprecation import current_options
 from regplug.registry.entries import ReadoutEntry
 from regplug.registry.integers import MAX_INTEGER, check_positive_int
-from regplug.registry.masks import takes_mask
 from regplug.registry.options import bind, check_any_count, stored_options
+from regplug.registry.readout_inputs import takes_mask
 from regplug.registry.references import Reference, load_reference
 from regplug.registry.stored_values import freeze, plain
 from regplug.registry.width_formula import WidthFormula, explain

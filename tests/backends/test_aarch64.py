@@ -47,6 +47,16 @@ def export(folder, spec=None, module=None, **settings):
     )
 
 
+LAYOUT = regplug.TokenLayout(**SIZES, start=1, groups=(regplug.TokenGroup("cls", 0, 1), regplug.TokenGroup("rest", 1)))
+
+
+def export_join(folder, isa):
+    """A readout on a class token, any number of other tokens, and a vector, with a mask."""
+    spec = regplug.join(cls="mean", rest="attention", state=5).resolve(LAYOUT)
+    settings = {"aotinductor": {"isa": isa}}
+    return regplug.export(spec, trained(spec), folder, backends=["aotinductor"], settings=settings, mask=True)
+
+
 def fake(folder, name, script):
     """A program of a few lines of shell, and the folder for PATH."""
     folder.mkdir(exist_ok=True)
@@ -362,6 +372,22 @@ def test_verify_runs_it_in_the_emulator_or_says_why_not(bundle, tmp_path, monkey
 
 
 @pytest.mark.compiler
+def test_a_join_with_a_mask_and_a_vector_is_within_the_tolerance_in_qemu(tmp_path, monkeypatch):
+    """Also with NaN and infinity in the padding, which the golden cases have; a wrong mask or vector is refused."""
+    done = export_join(tmp_path / "b", ["armv8-a"])
+    assert done.manifest.input_names == ("tokens", "mask", "state")
+    (arm,) = done.manifest.programs
+    for name in ("batch_1", "batch_7", "slice"):
+        assert 0 < arm.cases[name].error <= arm.cases[name].tolerance
+    monkeypatch.setattr("regplug.bundle.verify._check_compiled", lambda module, contents: [])
+    checks = regplug.verify(tmp_path / "b", programs=True).checks
+    rows = {one.case: one.verdict for one in checks if one.program == "aotinductor armv8-a"}
+    assert [rows.pop(case) for case in arm.cases] == ["ok"] * 6
+    assert {"too few tokens", "mask: no token", "mask: wrong width", "state: wrong batch"} <= set(rows)
+    assert set(rows.values()) == {"refused"}
+
+
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("script", "got"),
     [
@@ -500,3 +526,26 @@ def test_each_machine_takes_its_own_program_of_a_bundle_with_three(tmp_path):
     export(tmp_path / "c", spec, module, isa=["armv8-a"])
     done = subprocess.run([here, tmp_path / "c", *places[1:]], capture_output=True, text=True, check=False)
     assert "expected a CPU with asimd fp, got one without; export with --isa x86-64-v3." in done.stderr
+
+
+@pytest.mark.torture
+@pytest.mark.compiler
+def test_regplug_run_takes_a_mask_there_and_refuses_a_wrong_one(tmp_path):
+    arm, _ = export_join(tmp_path / "b", ["armv8-a", "x86-64-v3"]).manifest.programs
+    program = regplug.load(tmp_path / "b", program="aotinductor")
+    tokens, state = torch.randn(2, 9, 24), torch.randn(2, 5)
+    mask = torch.arange(9) < torch.tensor([[9], [4]])
+    wanted = program(tokens, mask=mask, vectors={"state": state})
+    tokens[1, 4:] = float("nan")
+    places = [tmp_path / "b", tmp_path / "in.safetensors", tmp_path / "out.safetensors"]
+    command = [*QEMU, regplug_run(FOR_AARCH64), *places]
+    save_file({"tokens": tokens, "mask": mask, "state": state}, places[1])
+    subprocess.run(command, check=True)
+    tolerance = arm.cases["batch_2"].tolerance
+    torch.testing.assert_close(load_file(places[2])["conditioning"], wanted, rtol=0, atol=tolerance)
+    mask[1, 1:] = False
+    save_file({"tokens": tokens, "mask": mask, "state": state}, places[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with pytest.raises(regplug.ShapeError) as error:
+        program(tokens, mask=mask, vectors={"state": state})
+    assert (done.returncode, done.stderr) == (1, f"error: {error.value}\n")

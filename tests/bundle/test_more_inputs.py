@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from support import joins
+from support.joins import FIVE, LAYOUT, WIDTH
 from support.strategies import EVERY
 
 import regplug
@@ -19,21 +21,8 @@ from regplug.format.manifest import InputSpec, MoreInput, PartRecord
 from regplug.format.read_bundle import read_bundle
 from regplug.format.safetensors_header import read_header
 
-D = 24
+D = WIDTH
 FREE = {"num_registers": None, "hidden_dim": D}
-LAYOUT = regplug.TokenLayout(
-    num_registers=4,
-    hidden_dim=D,
-    start=1,
-    groups=(regplug.TokenGroup("cls", 0, 1), regplug.TokenGroup("patches", 5)),
-)
-STATE_AND_TIME = regplug.join(
-    cls="mean",
-    registers=("compress-concat", {"compressed_dim": 6}),
-    patches="attention",
-    state=7,
-    time=(1, "gated-abmil", {"attention_dim": 3}),
-)
 OF_FOUR = {
     name: regplug.resolve(name, num_registers=4, hidden_dim=D, **options) for name, (options, *_) in EVERY.items()
 }
@@ -47,14 +36,9 @@ def exported(folder: Path, spec: regplug.ReadoutSpec, module: Any = None, **opti
     return folder / "b"
 
 
-def film_of(spec: regplug.ReadoutSpec) -> Any:
-    sizes = {"kernel_hidden_dim": 5, "num_film_layers": 2, "init_type": "small_random"}
-    return regplug.pair(spec, regplug.KernelFiLMGenerator, **sizes)
-
-
 def conditioner(choice: regplug.Join | str, layout: regplug.TokenLayout) -> tuple[regplug.ReadoutSpec, Any]:
     spec = choice.resolve(LAYOUT) if isinstance(choice, regplug.Join) else regplug.resolve(choice, **FREE)
-    return spec, regplug.Conditioner(layout, spec.build(), film_of(spec))
+    return joins.conditioner(spec, layout)
 
 
 def format_of(folder: Path) -> int:
@@ -70,7 +54,7 @@ def masked(tmp_path_factory):
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
     """A conditioner over a join of three groups and two vectors, with a mask."""
-    spec, module = conditioner(STATE_AND_TIME, LAYOUT.for_group("tokens"))
+    spec, module = conditioner(FIVE, LAYOUT.for_group("tokens"))
     return exported(tmp_path_factory.mktemp("joined"), spec, module, mask=True)
 
 
@@ -103,13 +87,13 @@ def test_programs_of_every_backend_agree_with_eager_on_masks_and_vectors(tmp_pat
     if kind == "readout":
         spec, module = regplug.resolve("attention", **FREE), None
     elif kind == "conditioner":
-        spec, module = conditioner(STATE_AND_TIME, LAYOUT.for_group("tokens"))
+        spec, module = conditioner(FIVE, LAYOUT.for_group("tokens"))
     elif kind == "several sizes":
         spec, module = conditioner("mean", regplug.TokenLayout(num_registers=None, hidden_dim=D, start=2))
     else:
         spec = regplug.resolve("attention", num_registers=4, hidden_dim=D)
         module = regplug.Conditioner(
-            regplug.TokenLayout(num_registers=4, hidden_dim=D, start=-4), spec.build(), film_of(spec)
+            regplug.TokenLayout(num_registers=4, hidden_dim=D, start=-4), spec.build(), joins.film_of(spec)
         )
     folder = exported(tmp_path, spec, module, backends=ALL, mask=True)
     verified = regplug.verify(folder, programs=True)

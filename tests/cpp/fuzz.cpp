@@ -6,9 +6,11 @@
 #include <regplug/detail/bytes.h>
 #include <regplug/error.h>
 #ifdef MANIFEST
+#include <regplug/detail/mask_rules.h>
 #include <regplug/detail/read_manifest.h>
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -16,6 +18,7 @@
 #include <iostream>
 #include <iterator>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -32,10 +35,45 @@ void hold_message(const std::string& message, const std::string& begin) {
 }
 
 #ifdef MANIFEST
+// Masks of the shortest sequence: none of its tokens is padding, or all are.
+void hold_masks(const regplug::Manifest& manifest) {
+  const std::int64_t length = manifest.min_tokens == 0 ? manifest.input.shape[1] : manifest.min_tokens;
+  if (!manifest.has_mask() || length > 4096) return;
+  std::vector<char> bytes(static_cast<std::size_t>(length), 1);
+  const std::int64_t sizes[] = {1, length};
+  const std::int64_t strides[] = {length, 1};
+  const regplug::detail::MaskBytes mask(bytes.data(), sizes, strides);
+  hold(regplug::detail::mask_fault(manifest, mask).empty(), "a mask of all tokens is accepted");
+  const bool reads_tokens =
+      manifest.parts.empty() || !std::all_of(manifest.parts.begin(), manifest.parts.end(),
+                                             [](const regplug::PartRecord& part) { return part.is_vector; });
+  std::fill(bytes.begin(), bytes.end(), '\0');
+  hold(regplug::detail::mask_fault(manifest, mask).empty() != reads_tokens, "a mask of no token is refused");
+}
+
+void hold_inputs(const regplug::Manifest& manifest) {
+  hold(manifest.input.shape.size() >= 2 && manifest.input.shape.size() <= 8, "an input has two to eight sizes");
+  hold(manifest.num_inputs() <= 66 && manifest.parts.size() <= 64, "there are not too many inputs and parts");
+  std::size_t vectors = manifest.has_mask() ? 1 : 0;
+  for (std::size_t i = vectors; i < manifest.more_inputs.size(); ++i) {
+    const std::vector<std::int64_t>& shape = manifest.more_inputs[i].shape;
+    hold(shape.size() == 2 && shape[1] >= 1, "a vector has a batch and a width");
+  }
+  std::int64_t width = 0;
+  for (const regplug::PartRecord& part : manifest.parts) {
+    width += part.width;
+    vectors += part.is_vector ? 1 : 0;
+    hold(!(part.is_vector && part.takes_mask), "a vector takes no mask");
+  }
+  hold(manifest.more_inputs.size() == vectors, "each vector is a part");
+  hold(manifest.parts.empty() || width == manifest.cond_dim, "the parts are the conditioning vector");
+  hold_masks(manifest);
+}
+
 void read(const std::string& text) {
   try {
     const regplug::Manifest manifest = regplug::detail::read_manifest(text, "file");
-    hold(manifest.input.shape.size() >= 2 && manifest.input.shape.size() <= 8, "an input has two to eight sizes");
+    hold_inputs(manifest);
     hold(!manifest.outputs.empty(), "there is an output");
     for (const regplug::TensorSpec& output : manifest.outputs) {
       hold(output.shape.size() == 2 && output.shape[1] >= 1, "an output has a batch and a width");

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.consumer import built, built_without_libtorch, check_golden, run
 from support.damage import PROGRAM, change_golden, repin
+from support.joins import FIVE, LAYOUT, WIDTH, conditioner
 from torch import nn
 
 import regplug
@@ -15,35 +16,12 @@ from regplug.format.weights import load_tensors, save_tensors
 pytestmark = pytest.mark.compiler
 
 BOTH = ["torchscript", "aotinductor"]
-WIDTH = 24
 ANY_COUNT = {"num_registers": None, "hidden_dim": WIDTH}
-LAYOUT = regplug.TokenLayout(
-    num_registers=4,
-    hidden_dim=WIDTH,
-    start=1,
-    groups=(regplug.TokenGroup("cls", 0, 1), regplug.TokenGroup("patches", 5)),
-)
-
-
-def film_of(spec):
-    sizes = {"kernel_hidden_dim": 5, "num_film_layers": 2, "init_type": "small_random"}
-    return regplug.pair(spec, regplug.KernelFiLMGenerator, **sizes)
-
-
-def conditioner(spec, layout):
-    return spec, regplug.Conditioner(layout, spec.build(), film_of(spec))
 
 
 def joined():
     """A conditioner on a class token, registers that take no mask, patches, and two vectors."""
-    join = regplug.join(
-        cls="mean",
-        registers=("compress-concat", {"compressed_dim": 6}),
-        patches="attention",
-        state=7,
-        time=(1, "gated-abmil", {"attention_dim": 3}),
-    )
-    return conditioner(join.resolve(LAYOUT), LAYOUT.for_group("tokens"))
+    return conditioner(FIVE.resolve(LAYOUT), LAYOUT.for_group("tokens"))
 
 
 def readout(strategy, **sizes):

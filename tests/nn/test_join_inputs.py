@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from support.joins import FIVE, LAYOUT, WIDTH, film_of
+from torch import Tensor
 
 import regplug
 from regplug import ShapeError, SpecError, TokenGroup, TokenLayout, attach, join
@@ -16,16 +17,8 @@ from regplug.nn.attached import AttachedConditioner
 from regplug.nn.readouts.join_parts import JoinPart, parts_of
 
 VIT, TINY = "timm:vit_small_patch14_reg4_dinov2", {"img_size": 28, "depth": 1}
-D = 24
-LAYOUT = TokenLayout(num_registers=4, hidden_dim=D, start=1, groups=(TokenGroup("cls", 0, 1), TokenGroup("patches", 5)))
+D = WIDTH
 LAST = TokenLayout(num_registers=4, hidden_dim=D, start=-4, groups=(TokenGroup("patches", 0, -4),))
-FIVE = join(
-    cls="mean",
-    registers=("compress-concat", {"compressed_dim": 6}),
-    patches="attention",
-    state=7,
-    time=(1, "gated-abmil", {"attention_dim": 3}),
-)
 
 
 def inputs_of(length: int, batch: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
@@ -232,10 +225,6 @@ def test_a_mask_that_no_part_takes_is_refused() -> None:
 
 
 # ---- in a conditioner, behind a backbone
-
-
-def film_of(spec: regplug.ReadoutSpec) -> nn.Module:
-    return regplug.pair(spec, regplug.KernelFiLMGenerator, kernel_hidden_dim=5, num_film_layers=2)
 
 
 def test_a_conditioner_passes_mask_and_vectors_on(five):

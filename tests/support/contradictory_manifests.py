@@ -279,10 +279,13 @@ def of_any_count() -> Edits:
     for least in (None, 1, 3):
         said = "null" if least is None else least
         yield "join", {"input/min_tokens": least}, f"input.min_tokens: expected 2, got {said}"
-    for tokens, least in (([-3, -1], 3), ([1, -1], 3), ([3, 5], 5), ([6, None], 7), ([2, -4], 7)):
+    negative = (([-3, -1], 3), ([0, -2], 3), ([1, -1], 3), ([1, -2], 4))
+    for tokens, least in (*negative, ([0, 5], 5), ([3, 5], 5), ([6, None], 7)):
         yield "join", {"parts/1/tokens": tokens}, f"input.min_tokens: expected {least}, got 2"
         edits = {"parts/1/tokens": tokens, "input/min_tokens": least} | golden_cases(("batch_1", 1, 8))
         yield "join", edits, None
+    mean, ends, state = BASES["join"]()["parts"]
+    yield "join", {"parts": [state, mean, ends | {"tokens": [-3, None]}], "input/min_tokens": 3}, None
     yield "join", {"golden/cases/0/length": 1}, "golden.cases.0.length: expected an integer >= 2, got 1"
 
 
@@ -312,6 +315,8 @@ def of_more_inputs() -> Edits:
     yield "join", {"more_inputs": [mask, mask, vector]}, twice
     yield "join", {"more_inputs": [vector, mask]}, 'more_inputs.1.name: expected a vector\'s name, got "mask"'
     yield "join", {"more_inputs": [vector]}, None
+    first = vector | {"name": "a"}  # before "mask" in the alphabet
+    yield "join", {"more_inputs": [first], "parts/2/name": "a"}, None
     yield (
         "images",
         {"bundle_format": 2, "more_inputs": [mask], "parts": None},
@@ -329,18 +334,26 @@ def of_join_parts() -> Edits:
     yield "join", {"parts/1/name": "mean"}, 'parts: expected 1 to 64 parts with different names, got ["mean","mean"'
     for width in (1, 4, 2**53 - 1):
         yield "join", {"parts/0/width": width}, f"parts: expected widths whose sum is 8, got {width + 5}"
+    for width in (255, 256, 257, 2**40):
+        wide = {"parts/0/width": width, "cond_dim": width + 5, "outputs/0/shape": ["B", width + 5]}
+        yield "join", wide, None
+    alone = {"parts": [BASES["join"]()["parts"][0] | {"width": 8}], "more_inputs/1": ..., "input/min_tokens": 1}
+    yield "join", alone, None
     for count in (64, 65):
         one = {"width": 1, "tokens": None, "takes_mask": False}
         vector = {"dtype": "float32", "shape": ["B", 2]}
         names = [f"v{number}" for number in range(count)]
-        many = {"parts": [{"name": name, **one} for name in names]}
-        many |= {"more_inputs": [{"name": name, **vector} for name in names], "input/min_tokens": 1}
+        inputs = [{"name": name, **vector} for name in names]
+        many = {"parts": [{"name": name, **one} for name in names], "more_inputs": inputs, "input/min_tokens": 1}
         many |= {"cond_dim": count, "outputs/0/shape": ["B", count]}
-        yield "join", many, None if count == 64 else "parts: expected 1 to 64 parts with different names, got ["
+        said = None if count == 64 else "parts: expected 1 to 64 parts with different names, got ["
+        yield "join", many, said
+        yield "join", many | {"more_inputs": [BASES["join"]()["more_inputs"][0], *inputs]}, said
     vectors = 'parts: expected ["state"] without tokens, got '
     yield "join", {"parts/0/tokens": None}, f'{vectors}["mean","state"]'
     yield "join", {"parts/2/tokens": [0, 1]}, f"{vectors}[]"
-    yield "join", {"parts/2/name": "other"}, f'{vectors}["other"]'
+    for name in ("other", "stated"):
+        yield "join", {"parts/2/name": name}, f'{vectors}["{name}"]'
     inside = ": expected tokens inside the sequence, got {"
     yield "join", {"parts/2/takes_mask": True}, f"parts.2{inside}"
     for tokens in ([], [0], [None, 1], [0, 1, 2], [1, 1], [2, 1], [-1, -2], [-1, -1], [0, 0], [-3, 5], [-1, 0]):

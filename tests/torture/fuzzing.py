@@ -1,5 +1,6 @@
-"""libFuzzer under ASan and UBSan: on both C++ readers, from the named cases, and on the runtime's functions."""
+"""libFuzzer under ASan and UBSan: on both C++ readers, on the runtime's functions, and on calls of a bundle."""
 
+import json
 import os
 import random
 import re
@@ -15,14 +16,17 @@ from support.cpp_build import compiled
 
 from torture import Figure
 
-RUNS = {"safetensors": 14_000_000, "manifest": 6_000_000, "shim": 300_000}  # each takes minutes
-LONGEST = {"safetensors": 512, "manifest": 3072, "shim": 512}
+RUNS = {"safetensors": 14_000_000, "manifest": 6_000_000, "shim": 300_000, "call": 500_000}  # each takes minutes
+LONGEST = {"safetensors": 512, "manifest": 3072, "shim": 512, "call": 256}
 WHAT = {
     "safetensors": "fuzzed inputs of the C++ reader of safetensors",
     "manifest": "fuzzed inputs of the C++ reader of manifest",
     "shim": "fuzzed lists of calls of the runtime's functions",
+    "call": "fuzzed calls of a bundle with a mask and vectors",
 }
 CASES = {"safetensors": malformed_files.cases, "manifest": malformed_manifests.cases}
+FROZEN = Path(__file__).resolve().parent.parent / "data"
+BUNDLE = {"FUZZ_BUNDLE": str(FROZEN / "format-2" / "conditioner")}
 SANITIZERS = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O2"]
 # that check costs a third of the speed, and finds nothing in code without references to locals
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
@@ -36,18 +40,33 @@ WORDS = {
     "manifest": [
         *('"bundle_format":1', '"layout":', '"indices":[', '"normalized":true', '"start":null', '"T"', '"gamma_0"'),
         *('"batch_1"', '"images"', '"tokens"', '"programs":[', '"regplug:pool"'),
+        *('"bundle_format":2', '"more_inputs":[', '"mask"', '"bool"', '["B","T"]', '"parts":[', '"takes_mask":true'),
+        *('"tokens":[0,null]', '"tokens":[-2,null]', '"tokens":null', '"num_registers":null', '"min_tokens":2'),
         *("9007199254740992", "1e400", "-0", "\\\\ud800"),
     ],
 }  # fmt: skip
 
 
+def frozen_manifests() -> list[bytes]:
+    """The manifest of each frozen bundle as its writer wrote it, in short: without its programs and without spaces."""
+    found = []
+    for path in sorted(FROZEN.glob("format-*/*/manifest.json")):
+        values = json.loads(path.read_bytes())
+        for program in values["programs"]:
+            del values["files"][program["file"]]
+        found.append(json.dumps(values | {"programs": []}, separators=(",", ":")).encode())
+    return found
+
+
 def seeds(target: str, folder: Path) -> Path:
-    """The named cases as files, except those longer than the fuzzer's inputs; for the runtime any bytes."""
+    """Named cases and frozen manifests as files, except those longer than the fuzzer's inputs; for calls any bytes."""
     folder.mkdir(parents=True)
-    if target == "shim":
-        found = [random.Random(number).randbytes(LONGEST[target]) for number in range(50)]
+    if target in CASES:
+        found = [data for data, _ in CASES[target]().values()]
+        found += frozen_manifests() if target == "manifest" else []
+        found = [data for data in found if len(data) <= LONGEST[target]]
     else:
-        found = [data for data, _ in CASES[target]().values() if len(data) <= LONGEST[target]]
+        found = [random.Random(number).randbytes(LONGEST[target]) for number in range(50)]
     for index, data in enumerate(found):
         (folder / f"{index:04}").write_bytes(data)
     return folder
@@ -62,11 +81,11 @@ def fuzzer(target: str) -> Path:
     compiler = shutil.which("clang++")
     if compiler is None:
         raise FileNotFoundError("clang++: expected clang with libFuzzer, got none; install clang, as Debian calls it.")
-    if target == "shim":
+    if target not in CASES:
         flags = [*SANITIZERS, "-fsanitize=fuzzer-no-link,address,undefined"]
         settings = {"CMAKE_C_COMPILER": "clang", "CMAKE_CXX_COMPILER": compiler, "CMAKE_BUILD_TYPE": "None"}
         settings |= {"CMAKE_CXX_FLAGS": " ".join(flags), "FUZZER": "ON"}
-        return built_with(settings, "fuzz_shim", CONSUMER / "runtime") / "fuzz_shim"
+        return built_with(settings, "fuzz_shim fuzz_call", CONSUMER / "runtime") / f"fuzz_{target}"
     flags = [*SANITIZERS, "-fsanitize=fuzzer,address,undefined", *(["-DMANIFEST"] if target == "manifest" else [])]
     return compiled("fuzz.cpp", *flags, compiler=compiler)
 
@@ -81,7 +100,7 @@ def start(target: str, program: Path, work: Path, runs: int, seed: int) -> subpr
         options["dict"] = work / "words"
         options["dict"].write_text("".join('"{}"\n'.format(word.replace('"', '\\"')) for word in WORDS[target]))
     command = [program, *(f"-{key}={value}" for key, value in options.items()), corpus]
-    environment = {**os.environ, **ENVIRONMENT, **(LITTLE_MEMORY if target == "shim" else {})}
+    environment = {**os.environ, **ENVIRONMENT, **BUNDLE, **({} if target in CASES else LITTLE_MEMORY)}
     with (work / "report").open("wb") as report:
         return subprocess.Popen(command, stdout=report, stderr=report, cwd=work, env=environment)
 

@@ -27,13 +27,15 @@ from torture.oracle import expect
 PACKAGE = Path(regplug.__file__).parent
 TESTS = Path(__file__).resolve().parent.parent
 # module: the kinds of named cases that judge it, and its functions that no case calls. Not format/limits: the limits of
-# files and folders judge no bytes, and tests/format/test_format_limits.py compares all of them with C++.
+# files and folders judge no bytes, and tests/format/test_format_limits.py compares all of them with C++. Not the checks
+# of a call's inputs, which need torch: see tests/bundle/test_mask_rules.py and test_wrong_inputs.py.
 MODULES: dict[str, tuple[str, set[str]]] = {
     "format/safetensors_header": ("s", set()),
     "registry/json_text": ("sm", set()),
     "format/strict_json": ("sm", {"to_ascii"}),
     "format/manifest": ("m", {"token_layout", "made_with", "to_bytes", "describe", "as_dict", "name", "needs"}),
     "format/manifest_rules": ("m", set()),
+    "format/more_inputs": ("m", set()),
 }
 # `X | None` in annotations, which are not evaluated; these modules have no other `|`
 ANNOTATIONS = re.compile(r"core/ReplaceBinaryOperator_BitOr_")

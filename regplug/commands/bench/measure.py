@@ -38,8 +38,8 @@ from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.cond_dim import construct, probe_in_place
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.options import bind, parameters_of
+from regplug.registry.readout_inputs import vector_widths
 from regplug.registry.spec import ReadoutSpec
-from regplug.registry.vectors import vector_widths
 from regplug.torch_private import mark_dynamic_batch
 
 CONTEXTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {

@@ -31,6 +31,7 @@ class RegisterMean(nn.Module):
     num_registers: Final[int | None]
     hidden_dim: Final[int]
     out_dim: Final[int]
+    _has_one: Final[bool]
 
     def __init__(self, num_registers: int | None, hidden_dim: int) -> None:
         out_dim = mean_width(num_registers, hidden_dim)
@@ -38,6 +39,7 @@ class RegisterMean(nn.Module):
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.out_dim = out_dim
+        self._has_one = num_registers == 1
 
     def flop_count(self, dim: int) -> int:
         """FLOPs for one sample of width ``dim``: R - 1 additions and one division per channel."""
@@ -51,6 +53,9 @@ class RegisterMean(nn.Module):
         """
         check_registers(registers, "readout 'mean'", self.num_registers, self.hidden_dim)
         if mask is None:
+            # the mean of one token is that token, as a view in a fifth of the time; integers have no mean in torch
+            if self._has_one and registers.is_floating_point():
+                return registers.squeeze(1)
             return registers.mean(dim=1)
         count = check_mask(mask, registers, "readout 'mean'")
         return masked_mean(zero_padding(registers, mask), mask, count)

@@ -15,13 +15,13 @@ def check_registers(registers: Tensor, owner: str, num_registers: int | None, hi
 
     With None for ``num_registers``, any number from 1 up is accepted.
     """
-    shape = registers.shape
+    # by dim and size: in TorchScript, shape makes a list, which takes longer than the comparisons
     if num_registers is None:
-        if len(shape) != 3 or shape[1] < 1 or shape[2] != hidden_dim:
+        if registers.dim() != 3 or registers.size(1) < 1 or registers.size(2) != hidden_dim:
             raise ShapeError(
                 f"{owner}: expected registers [B, N, {hidden_dim}] with N >= 1, got {list(registers.shape)}."
             )
-    elif len(shape) != 3 or shape[1] != num_registers or shape[2] != hidden_dim:
+    elif registers.dim() != 3 or registers.size(1) != num_registers or registers.size(2) != hidden_dim:
         raise ShapeError(
             f"{owner}: expected registers [B, {num_registers}, {hidden_dim}], got {list(registers.shape)}."
         )

@@ -90,9 +90,8 @@ class RegisterCompressConcat(nn.Module):
 
     def forward(self, registers: Tensor) -> Tensor:
         """Read ``registers`` ``[B, R, D]`` as ``[B, R * c]``; another shape is a ShapeError."""
-        shape = registers.shape
         # called only where it will refuse: the call itself takes 7 % at B = 1
-        if len(shape) != 3 or shape[1] != self.num_registers or shape[2] != self.hidden_dim:
+        if registers.dim() != 3 or registers.size(1) != self.num_registers or registers.size(2) != self.hidden_dim:
             check_registers(registers, "readout 'compress-concat'", self.num_registers, self.hidden_dim)
         if is_scripting():
             compressed: Tensor = self.compress(in_dtype_of(self.compress.weight, registers).contiguous())

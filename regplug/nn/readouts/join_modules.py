@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from regplug.errors import ShapeError
 from regplug.nn.readouts.masking import is_readable, name_of_dtype
-from regplug.registry.masks import takes_mask
+from regplug.registry.readout_inputs import takes_mask
 
 # TorchScript knows no | and no dict in annotations of methods
 Mask = Optional[Tensor]  # noqa: UP045
@@ -36,33 +36,39 @@ class JoinedReadout(nn.Module):
 
     first: Final[int]
     stop: Final[Optional[int]]  # noqa: UP045
+    place: Final[int]
     takes_mask: Final[bool]
 
-    def __init__(self, name: str, first: int, stop: int | None, readout: nn.Module) -> None:
+    def __init__(self, name: str, first: int, stop: int | None, place: int, readout: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.first = first
         self.stop = stop
+        self.place = place
         self.takes_mask = takes_mask(readout)
         self.readout = readout
 
-    def forward(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
-        """``[B, T, D]`` -> the readout's ``[B, width]``."""
-        own = tokens[:, self.first : self.stop]
-        if self.takes_mask:
-            found: Tensor = self.readout(own, None if mask is None else mask[:, self.first : self.stop])
+    def forward(self, pieces: list[Tensor], tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
+        """The readout's ``[B, width]``; its tokens are one of the pieces."""
+        own = pieces[self.place]
+        if mask is None:
+            found: Tensor = self.readout(own)
+        elif self.takes_mask:
+            found = self.readout(own, mask[:, self.first : self.stop])
         else:
-            found = self.readout(own)
-            if mask is not None:
-                found = without_padding(found, mask[:, self.first : self.stop], self.name)
+            found = without_padding(self.readout(own), mask[:, self.first : self.stop], self.name)
         return found
 
-    def read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
+    def read(self, pieces: list[Tensor], tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
         """As ``forward``, in eager mode: without nn.Module's slow lookup of the readout."""
         if mask is None:
-            found: Tensor = self._modules["readout"](tokens[:, self.first : self.stop])  # type: ignore[misc]
+            found: Tensor = self._modules["readout"](pieces[self.place])  # type: ignore[misc]
             return found
-        return self.forward(tokens, mask, vectors)
+        return self.forward(pieces, tokens, mask, vectors)
+
+    def cut(self, tokens: Tensor, pieces: list[Tensor]) -> None:
+        """Add its tokens to the pieces."""
+        pieces.append(tokens[:, self.first : self.stop])
 
 
 class JoinedVector(nn.Module):
@@ -79,7 +85,7 @@ class JoinedVector(nn.Module):
         self.has_readout = readout is not None
         self.readout = nn.Identity() if readout is None else readout
 
-    def forward(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
+    def forward(self, pieces: list[Tensor], tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
         """The vector's part, ``[B, ...]``; another shape or device, and integers, are a ShapeError.
 
         It keeps its own precision up to here: tokens may be coarser.
@@ -87,7 +93,29 @@ class JoinedVector(nn.Module):
         if vectors is None or self.name not in vectors:
             raise ShapeError(f"readout 'join': expected the vector '{self.name}' [B, {self.width}], got none.")
         vector = vectors[self.name]
-        if vector.dim() != 2 or vector.shape[0] != tokens.shape[0] or vector.shape[1] != self.width:
+        # one condition: each branch takes as long as a comparison
+        if (
+            vector.dim() != 2
+            or vector.size(0) != tokens.size(0)
+            or vector.size(1) != self.width
+            or not vector.is_floating_point()
+            or vector.device != tokens.device
+        ):
+            self.refuse(vector, tokens)
+        if self.has_readout:
+            vector = self.readout(vector.unsqueeze(1))
+        return vector
+
+    def read(self, pieces: list[Tensor], tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
+        """As ``forward``."""
+        return self.forward(pieces, tokens, mask, vectors)
+
+    def cut(self, tokens: Tensor, pieces: list[Tensor]) -> None:
+        """It has no tokens."""
+
+    def refuse(self, vector: Tensor, tokens: Tensor) -> None:
+        """Say what is wrong with a vector."""
+        if list(vector.shape) != [tokens.shape[0], self.width]:
             raise ShapeError(
                 f"readout 'join': expected {self.name} [{tokens.shape[0]}, {self.width}], got {list(vector.shape)}."
             )
@@ -95,12 +123,4 @@ class JoinedVector(nn.Module):
             raise ShapeError(
                 f"readout 'join': {self.name}: expected floating-point numbers, got dtype {name_of_dtype(vector)}."
             )
-        if vector.device != tokens.device:
-            raise ShapeError(f"readout 'join': {self.name}: expected device {tokens.device}, got {vector.device}.")
-        if self.has_readout:
-            vector = self.readout(vector.unsqueeze(1))
-        return vector
-
-    def read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
-        """As ``forward``."""
-        return self.forward(tokens, mask, vectors)
+        raise ShapeError(f"readout 'join': {self.name}: expected device {tokens.device}, got {vector.device}.")

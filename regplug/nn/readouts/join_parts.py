@@ -12,8 +12,8 @@ from regplug.nn.readouts.sizes import check_sizes
 from regplug.registry.default import default_registry
 from regplug.registry.entries import ReadoutEntry
 from regplug.registry.layout import GROUP_NAME, REGISTERS, TOKENS
-from regplug.registry.masks import MASK
 from regplug.registry.options import bind
+from regplug.registry.readout_inputs import MASK
 from regplug.registry.spec import ReadoutSpec, specify_unmeasured
 
 OWNER = "TokenJoin"

@@ -1,6 +1,7 @@
 """Several readouts of one token sequence, each of a group of its tokens, and vectors, concatenated."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Optional
 
@@ -10,6 +11,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.errors import ShapeError, SpecError
 from regplug.nn.readouts.checks import check_registers
+from regplug.nn.readouts.join_cuts import Cuts, cuts_of
 from regplug.nn.readouts.join_modules import JoinedReadout, JoinedVector, Mask, Vectors
 from regplug.nn.readouts.join_parts import OWNER, JoinPart, PlacedPart, place_parts
 from regplug.nn.readouts.masking import name_of_dtype
@@ -58,7 +60,11 @@ class TokenJoin(nn.Module):
     out_dim: Final[int]
     lead: Final[int]
     min_tokens: Final[int]
+    max_tokens: Final[int]
     takes_mask: Final[bool]
+    is_cut: Final[bool]
+    sizes: Final[list[int]]
+    rest: Final[Optional[int]]  # noqa: UP045
     vector_widths: dict[str, int]
     __jit_unused_properties__ = ("flop_count",)
 
@@ -67,17 +73,24 @@ class TokenJoin(nn.Module):
         super().__init__()
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
+        self.min_tokens = num_registers or max(map(_least, parts))
+        self.max_tokens = num_registers or sys.maxsize
+        found = place_parts(num_registers, parts)
+        spans = [(placed.first, _stop(placed)) for placed in found if placed.part.width is None]
+        cuts = cuts_of(spans, num_registers, self.min_tokens)
+        self.is_cut = cuts is not None
+        self.sizes, self.rest, places = cuts or Cuts([], None, list(range(len(spans))))
         built: dict[str, nn.Module] = {}
         width = 0
-        for placed in place_parts(num_registers, parts):
+        for placed in found:
             name = placed.part.name
             if hasattr(nn.ModuleDict, name) or name == "in_order":
                 raise SpecError(f"{OWNER}: part {name!r}: expected a name that nn.ModuleDict does not use itself.")
-            built[name], own_width = _build(placed, hidden_dim)
+            place = 0 if placed.part.width else places.pop(0)
+            built[name], own_width = _build(placed, hidden_dim, place)
             width += own_width
         self.parts = Parts(built)
         self.out_dim = width
-        self.min_tokens = num_registers or max(map(_least, parts))
         readouts = list(built.values())
         self.lead = _lead(readouts)
         self.takes_mask = any(isinstance(part, JoinedReadout) and part.takes_mask for part in readouts)
@@ -106,41 +119,69 @@ class TokenJoin(nn.Module):
             ShapeError: An input has another shape, a vector is missing or unknown, no part takes a mask, or a part that
                 takes none has padding.
         """
-        check_registers(registers, "readout 'join'", self.num_registers, self.hidden_dim)
+        # shape makes a list in TorchScript
+        if (
+            registers.dim() != 3
+            or registers.size(1) < self.min_tokens
+            or registers.size(1) > self.max_tokens
+            or registers.size(2) != self.hidden_dim
+        ):
+            self.refuse_registers(registers)
         if not is_scripting():
             _check_kinds(mask, vectors)
-        if registers.shape[1] < self.min_tokens:
-            raise ShapeError(
-                f"readout 'join': expected registers [B, N, {self.hidden_dim}] with N >= {self.min_tokens}, got "
-                f"{list(registers.shape)}."
-            )
         if mask is not None:
             self.check_mask(registers, mask)
         if vectors is not None and len(vectors) != len(self.vector_widths):
             self.refuse_names(vectors)
         if not is_scripting():
             return self._read(registers, mask, vectors)
+        pieces = self.cut(registers)
         lead = registers
         for index, part in enumerate(self.parts.values()):
             if index == self.lead:
-                lead = part(registers, mask, vectors)
+                lead = part(pieces, registers, mask, vectors)
         if registers.dtype != lead.dtype:
-            registers = registers.to(lead.dtype)
+            pieces = self.cut(registers.to(lead.dtype))
         read: list[Tensor] = []
         for index, part in enumerate(self.parts.values()):
-            one = lead if index == self.lead else part(registers, mask, vectors)
-            read.append(one if one.dtype == lead.dtype else in_dtype_of_tokens(one, lead))
-        return torch.cat(read, dim=1)
+            read.append(lead if index == self.lead else part(pieces, registers, mask, vectors))
+        joined = torch.cat(read, dim=1)
+        return joined if joined.dtype == lead.dtype else in_dtype_of_tokens(joined, lead)
 
     def _read(self, tokens: Tensor, mask: Mask, vectors: Vectors) -> Tensor:
         """As the scripted lines of ``forward``, without the calls of the parts' wrappers, a microsecond each."""
         parts: list[Any] = [*self._modules["parts"]._modules.values()]  # type: ignore[union-attr]
-        lead = parts[self.lead].read(tokens, mask, vectors)
-        if lead.dtype != tokens.dtype:
-            tokens = tokens.to(lead.dtype)
+        pieces = self.cut(tokens)
         first = parts[self.lead]
-        read = [lead if part is first else part.read(tokens, mask, vectors) for part in parts]
-        return torch.cat([one if one.dtype is lead.dtype else in_dtype_of_tokens(one, lead) for one in read], 1)
+        lead = first.read(pieces, tokens, mask, vectors)
+        if lead.dtype != tokens.dtype:
+            pieces = self.cut(tokens.to(lead.dtype))
+        read = [lead if part is first else part.read(pieces, tokens, mask, vectors) for part in parts]
+        joined = torch.cat(read, 1)
+        return joined if joined.dtype is lead.dtype else in_dtype_of_tokens(joined, lead)
+
+    def cut(self, tokens: Tensor) -> list[Tensor]:
+        """The tokens of each group, at its place in the list."""
+        if not self.is_cut:
+            pieces: list[Tensor] = []
+            for part in self.parts.values():
+                part.cut(tokens, pieces)  # type: ignore[operator]
+            return pieces
+        if len(self.sizes) == 1:
+            return [tokens]
+        if self.rest is None:
+            return tokens.split_with_sizes(self.sizes, 1)  # type: ignore[return-value]
+        sizes = list(self.sizes)
+        sizes[self.rest] += tokens.shape[1]
+        return tokens.split_with_sizes(sizes, 1)  # type: ignore[return-value]
+
+    def refuse_registers(self, registers: Tensor) -> None:
+        """Say which tokens are expected."""
+        check_registers(registers, "readout 'join'", self.num_registers, self.hidden_dim)
+        raise ShapeError(
+            f"readout 'join': expected registers [B, N, {self.hidden_dim}] with N >= {self.min_tokens}, got "
+            f"{list(registers.shape)}."
+        )
 
     def check_mask(self, registers: Tensor, mask: Tensor) -> None:
         """Refuse a mask if no part takes one, and one of another shape or dtype."""
@@ -157,14 +198,14 @@ class TokenJoin(nn.Module):
         raise ShapeError(f"readout 'join': expected the vectors [{wanted}], got [{got}].")
 
 
-def in_dtype_of_tokens(vector: Tensor, lead: Tensor) -> Tensor:
-    """A part's vector in the dtype of the leading part's; numbers are not rounded to integers."""
+def in_dtype_of_tokens(joined: Tensor, lead: Tensor) -> Tensor:
+    """Parts of several dtypes, joined, in the dtype of the leading part's; numbers are not rounded to integers."""
     if not lead.is_floating_point():
         raise ShapeError(
             f"readout 'join': expected tokens of a floating-point dtype next to other parts of one, got "
             f"{name_of_dtype(lead)}."
         )
-    return vector.to(lead.dtype)
+    return joined.to(lead.dtype)
 
 
 def _check_kinds(mask: object, vectors: object) -> None:
@@ -186,8 +227,8 @@ def _lead(parts: list[nn.Module]) -> int:
     return weighted[0] if weighted else next(i for i, part in enumerate(parts) if isinstance(part, JoinedReadout))
 
 
-def _build(placed: PlacedPart, hidden_dim: int) -> tuple[nn.Module, int]:
-    """A part's module, and its width."""
+def _build(placed: PlacedPart, hidden_dim: int, place: int) -> tuple[nn.Module, int]:
+    """A part's module, and its width; ``place`` is that of its tokens."""
     part = placed.part
     if part.width is not None:
         spec = _spec(placed, 1, part.width)
@@ -197,8 +238,11 @@ def _build(placed: PlacedPart, hidden_dim: int) -> tuple[nn.Module, int]:
     spec = _spec(placed, placed.count, hidden_dim)
     if spec is None:
         raise SpecError(f"{OWNER}: part {part.name!r}: expected a strategy, got none.")
-    stop = placed.first + placed.count if placed.count and placed.first >= 0 else part.stop
-    return JoinedReadout(part.name, placed.first, stop, spec.build()), spec.cond_dim
+    return JoinedReadout(part.name, placed.first, _stop(placed), place, spec.build()), spec.cond_dim
+
+
+def _stop(placed: PlacedPart) -> int | None:
+    return placed.first + placed.count if placed.count and placed.first >= 0 else placed.part.stop
 
 
 def _spec(placed: PlacedPart, count: int | None, width: int) -> ReadoutSpec | None:

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "functions.h"
+#include "fuzz_input.h"
 #include "regplug/dtype.h"
 #include "tensor.h"
 
@@ -28,48 +29,18 @@ namespace {
 namespace runtime = regplug::runtime;
 using Code = AOTITorchError;
 using Handle = AtenTensorHandle;
-using Numbers = std::vector<std::int64_t>;
-__extension__ using Wide = __int128;
+using fuzz::hold;
+using fuzz::kLargest;
+using fuzz::Numbers;
+using fuzz::Wide;
 
-constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max();
+constexpr unsigned kSeldom = 24;
 constexpr std::int64_t kMaxBytes = 1 << 14;  // of a tensor that is made here
 constexpr std::int64_t kMaxWork = 1 << 16;   // sizes may be huge where strides are 0
 constexpr std::int64_t kMany = 1LL << 41;
-constexpr std::int64_t kExtremes[] = {
-    -1, -2, std::numeric_limits<std::int64_t>::min(), kLargest, kLargest - 1, 1LL << 62, 1LL << 61, 1LL << 60,
-    (1LL << 60) - 1, 1LL << 59, 1LL << 40, 1LL << 32, (1LL << 31) - 1, 1LL << 31, 65, 1024};
 
 volatile char last_read;
 std::map<std::string, std::array<std::int64_t, 2>> outcomes;  // by function and code
-
-void hold(bool holds, const char* what) {
-  if (holds) return;
-  std::cerr << "does not hold: " << what << "\n";
-  std::abort();
-}
-
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : next_(data), end_(data + size) {}
-
-  bool empty() const { return next_ == end_; }
-  std::uint8_t byte() { return empty() ? 0 : *next_++; }
-  bool one_in(unsigned many) { return byte() % many == many - 1; }  // 0, which ends every input, is never drawn
-  std::int64_t upto(std::int64_t most) { return byte() % (most + 1); }
-  std::int64_t any() {
-    if (!one_in(4)) return kExtremes[byte() % std::size(kExtremes)];
-    std::uint64_t number = 0;
-    for (int i = 0; i < 8; ++i) number = number << 8 | byte();
-    return static_cast<std::int64_t>(number);
-  }
-  // Most times the number itself.
-  std::int64_t perhaps(std::int64_t number) { return one_in(24) ? any() : number; }
-  std::int32_t perhaps_32(std::int32_t number) { return one_in(24) ? static_cast<std::int32_t>(any()) : number; }
-
- private:
-  const std::uint8_t* next_;
-  const std::uint8_t* end_;
-};
 
 struct Delete {
   void operator()(Handle handle) const { hold(runtime::aoti_torch_delete_tensor_object(handle) == 0, "it is deleted"); }
@@ -110,7 +81,7 @@ Wide product(const Numbers& sizes) {
 
 class Calls {
  public:
-  explicit Calls(Input input) : input_(input) {}
+  explicit Calls(fuzz::Input input) : input_(input) {}
 
   void run() {
     for (int i = 0; i < 24 && !input_.empty(); ++i) {
@@ -439,7 +410,7 @@ class Calls {
     judge("convolution", code, {made});
   }
 
-  Input input_;
+  fuzz::Input input_;
   std::int32_t dtype_ = 1;
   std::vector<std::unique_ptr<void, void (*)(void*)>> blocks_;
   std::vector<std::unique_ptr<AtenTensorOpaque, Delete>> kept_;  // destroyed before their blocks
@@ -453,13 +424,13 @@ int main(int, char** argv) {
   for (std::int64_t i = std::strtoll(argv[2], nullptr, 10); i-- > 0;) {
     std::vector<std::uint8_t> bytes(512);
     for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(draw());
-    Calls(Input(bytes.data(), bytes.size())).run();
+    Calls({bytes.data(), bytes.size(), kSeldom}).run();
   }
   for (const auto& [function, codes] : outcomes) std::cout << function << " " << codes[1] << " " << codes[0] << "\n";
 }
 #else
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  Calls(Input(data, size)).run();
+  Calls({data, size, kSeldom}).run();
   return 0;
 }
 #endif

@@ -1,12 +1,28 @@
-"""Which vectors a readout takes besides its tokens: those that its attribute ``vector_widths`` names."""
+"""What a readout takes besides its tokens: a mask, if ``forward`` has a parameter of that name, and vectors."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MASK = "mask"
+
+
+def takes_mask(readout: Any) -> bool:
+    """Whether a readout, or its class, has ``forward(registers, mask=None)``; then it reads any number of tokens.
+
+    Args:
+        readout: The module or its class.
+    """
+    forward = getattr(readout, "forward", None)
+    try:
+        return forward is not None and MASK in inspect.signature(forward).parameters
+    except (TypeError, ValueError):  # a scripted or built-in forward has no signature
+        return False
 
 
 def vector_widths(readout: Any) -> Mapping[str, int]:
