@@ -6,8 +6,8 @@ from regplug.bundle.sign import sign as sign
 from regplug.bundle.verify import verify as verify
 from regplug.commands.audit.network import audit_network as audit_network
 from regplug.commands.rank.api import rank as rank
-from regplug.commands.rank.samples import Samples as Samples
-from regplug.commands.rank.tokens import read_samples as read_samples
+from regplug.commands.rank.reading.samples import Samples as Samples
+from regplug.commands.rank.reading.tokens import read_samples as read_samples
 from regplug.errors import BundleError as BundleError
 from regplug.errors import ConformanceError as ConformanceError
 from regplug.errors import ExportError as ExportError

@@ -20,15 +20,16 @@ HEAVY = {"torch", "numpy", "safetensors", "rich"}
 LIGHT_FOLDERS = {"registry", "format"}
 LIGHT = """
 backends/__init__ backends/cache backends/cpu backends/python_child backends/child_process backends/compiler
-backends/program_folder bundle/__init__ bundle/sign
-conformance/__init__ conformance/check conformance/junit conformance/lookup conformance/compare_layout
-conformance/pytest_plugin nn/__init__ nn/join nn/readouts/__init__ nn/readouts/sizes nn/readouts/join_parts
-commands/main commands/lazy_group commands/shared_options commands/printing commands/torch_guard commands/cache
-commands/check commands/list commands/cond_dim commands/part_option commands/export commands/verify commands/sign
-commands/audit/command commands/bench/command commands/bench/page commands/bench/report commands/doctor/command
-commands/doctor/metadata commands/import_checkpoint/command commands/info/command commands/new/command
-commands/new/scaffold commands/rank/samples commands/rank/source commands/rank/data commands/rank/token_cache
-commands/rank/image_folder commands/rank/extras commands/rank/pictures
+backends/program_folder bundle/__init__ bundle/sign conformance/__init__ conformance/check conformance/junit
+conformance/lookup conformance/compare_layout conformance/pytest_plugin nn/__init__ nn/join nn/readouts/__init__
+nn/readouts/sizes nn/readouts/join_parts commands/main commands/lazy_group commands/shared_options commands/printing
+commands/torch_guard commands/cache commands/check commands/list commands/cond_dim commands/part_option
+commands/export commands/verify commands/sign commands/audit/command commands/bench/command commands/bench/page
+commands/bench/report commands/doctor/command commands/doctor/metadata commands/import_checkpoint/command
+commands/info/command commands/new/command commands/new/scaffold commands/rank/reading/samples
+commands/rank/reading/source commands/rank/reading/data commands/rank/reading/token_cache
+commands/rank/reading/image_folder commands/rank/reading/extras commands/rank/reading/pictures commands/rank/command
+commands/html
 """.split()  # noqa: SIM905
 
 

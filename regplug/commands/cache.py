@@ -25,7 +25,7 @@ def cache_command(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     from regplug.backends.cache import cache_folder, entries
-    from regplug.commands.rank import token_cache
+    from regplug.commands.rank.reading import token_cache
 
     found = entries()
     tokens = token_cache.entries()
@@ -62,7 +62,7 @@ def cache_command(context: click.Context, as_json: bool) -> None:
 def prune_command(days: float, as_json: bool) -> None:
     """Delete entries that were not used for some days, and damaged ones; `--days 0` deletes all."""
     from regplug.backends.cache import prune
-    from regplug.commands.rank import token_cache
+    from regplug.commands.rank.reading import token_cache
 
     gone = [(one.path.name, one.size) for one in prune(days)]
     gone += [(one.path.name, one.size) for one in token_cache.prune(days)]

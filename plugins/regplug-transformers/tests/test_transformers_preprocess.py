@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import regplug
-from regplug.commands.rank.preprocess import apply_preprocess
+from regplug.commands.rank.reading.preprocess import apply_preprocess
 from regplug.nn.backbone import ask_preprocess, build_backbone
 from regplug_transformers.families import FAMILIES
 

@@ -14,8 +14,8 @@ from regplug.commands.rank.entrants import Entrant, Plan, Sources, digest_of, fi
 from regplug.commands.rank.heads import Head
 from regplug.commands.rank.probe import EPOCHS
 from regplug.commands.rank.ranking import Ranking
+from regplug.commands.rank.reading.samples import Samples
 from regplug.commands.rank.run import names_of, rank_sources
-from regplug.commands.rank.samples import Samples
 from regplug.errors import NameLookupError, SpecError
 from regplug.registry.cache_folder import cache_folder
 from regplug.registry.default import default_registry

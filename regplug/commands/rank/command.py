@@ -152,8 +152,8 @@ def rank_command(
         check_place(absolute(output), force)
     from regplug.commands.rank.api import rank
     from regplug.commands.rank.page import write_page
+    from regplug.commands.rank.reading.tokens import read_samples
     from regplug.commands.rank.table import cells, failures, heads, origin
-    from regplug.commands.rank.tokens import read_samples
 
     with progress(f"ranking {backbone or data}") as step:
         samples = read_samples(

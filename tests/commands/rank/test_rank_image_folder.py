@@ -10,8 +10,8 @@ from PIL import Image
 from support.picture_backbone import write_images
 
 from regplug import SpecError
-from regplug.commands.rank.data import open_source
-from regplug.commands.rank.pictures import decode
+from regplug.commands.rank.reading.data import open_source
+from regplug.commands.rank.reading.pictures import decode
 
 
 def save(path, colour=(1, 2, 3), mode="RGB"):

@@ -15,8 +15,8 @@ from PIL import Image
 
 import regplug
 from regplug import SpecError
-from regplug.commands.rank.data import open_source
-from regplug.commands.rank.pictures import decode
+from regplug.commands.rank.reading.data import open_source
+from regplug.commands.rank.reading.pictures import decode
 
 N = 10
 TOKENS = np.random.default_rng(0).random((N, 3, 4), dtype=np.float32)
@@ -162,7 +162,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 def test_without_pyarrow_one_line_says_how_to_install_it(tmp_path, run_python):
     path = write(tmp_path / "t.parquet", tokens=lists("tensors"), label=LABELS)
     done = run_python(
-        "import sys; sys.modules['pyarrow'] = None\nfrom regplug.commands.rank.data import open_source\n"
+        "import sys; sys.modules['pyarrow'] = None\nfrom regplug.commands.rank.reading.data import open_source\n"
         f"try: open_source({str(path)!r})\nexcept Exception as error: print(error)",
         [Path(regplug.__file__).parents[1]],
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regplug import SpecError
-from regplug.commands.rank.targets import CLASSIFICATION, REGRESSION, group_numbers, make_targets
+from regplug.commands.rank.reading.targets import CLASSIFICATION, REGRESSION, group_numbers, make_targets
 
 N = 40
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from regplug import ExportError
-from regplug.commands.rank import token_cache
-from regplug.commands.rank.tokens import read_samples
+from regplug.commands.rank.reading import token_cache
+from regplug.commands.rank.reading.tokens import read_samples
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +104,8 @@ def test_without_pillow_one_line_says_how_to_install_it(tmp_path, run_python):
     (tmp_path / "a" / "1.png").write_bytes(b"")
     root = Path(token_cache.__file__).parents[3]
     done = run_python(
-        "import sys; sys.modules['PIL'] = None\nfrom regplug.commands.rank.data import open_source\n"
-        "from regplug.commands.rank.pictures import decode\n"
+        "import sys; sys.modules['PIL'] = None\nfrom regplug.commands.rank.reading.data import open_source\n"
+        "from regplug.commands.rank.reading.pictures import decode\n"
         f"(batch,) = open_source({str(tmp_path)!r}).batches(0, 1)\n"
         "try: decode(batch[0])\nexcept Exception as error: print(error)",
         [root],

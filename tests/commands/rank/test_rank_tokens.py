@@ -20,11 +20,11 @@ from support.plugins import installed_with
 
 import regplug
 from regplug import ExportError, SpecError
-from regplug.commands.rank import token_cache, tokens
-from regplug.commands.rank.data import open_source
-from regplug.commands.rank.pictures import decode
-from regplug.commands.rank.preprocess import apply_preprocess
-from regplug.commands.rank.tokens import read_samples
+from regplug.commands.rank.reading import token_cache, tokens
+from regplug.commands.rank.reading.data import open_source
+from regplug.commands.rank.reading.pictures import decode
+from regplug.commands.rank.reading.preprocess import apply_preprocess
+from regplug.commands.rank.reading.tokens import read_samples
 
 N = 36
 
@@ -307,7 +307,7 @@ def test_a_run_that_died_between_joining_and_its_last_line_goes_on_there(folder,
 KILLED = """
 import sys, time
 from support.picture_backbone import registry
-from regplug.commands.rank import tokens, token_cache
+from regplug.commands.rank.reading import tokens, token_cache
 tokens.SHARD = 8
 add = token_cache.TokenFolder.add_shard
 def slow(self, number, parts):
@@ -474,7 +474,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
 import re, sys, threading, time
 from pathlib import Path
 import regplug
-from regplug.commands.rank.tokens import read_samples
+from regplug.commands.rank.reading.tokens import read_samples
 most = 0
 def watch():
     global most

@@ -12,7 +12,7 @@ from torch import nn
 
 from regplug.commands.import_checkpoint.candidates import list_names
 from regplug.commands.import_checkpoint.checkpoint import open_checkpoint
-from regplug.commands.rank.source import digest_of_files
+from regplug.commands.rank.reading.source import digest_of_files
 from regplug.errors import SpecError
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from regplug.commands.rank.source import PICTURES, Picture, chosen_name, owner_of, stamp_of_files
+from regplug.commands.rank.reading.source import PICTURES, Picture, chosen_name, owner_of, stamp_of_files
 from regplug.errors import SpecError, clip, one_line, shorten
 
 # torchvision.datasets.folder.IMG_EXTENSIONS

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regplug.commands.rank.extras import import_extra
-from regplug.commands.rank.source import (
+from regplug.commands.rank.reading.extras import import_extra
+from regplug.commands.rank.reading.source import (
     LABEL_NAMES,
     PICTURES,
     REGISTERS,

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from regplug.commands.rank.data import open_source
-from regplug.commands.rank.network import Network, choose_network
-from regplug.commands.rank.parts import Parts, parts_of
-from regplug.commands.rank.samples import Samples
-from regplug.commands.rank.source import IMAGES, PICTURES, REGISTERS, TOKENS, Source, owner_of
-from regplug.commands.rank.targets import group_numbers, make_targets
-from regplug.commands.rank.token_cache import TokenFolder, key_of, tokens_folder
-from regplug.commands.rank.token_file import count_duplicates, count_samples, mapped
+from regplug.commands.rank.reading.data import open_source
+from regplug.commands.rank.reading.network import Network, choose_network
+from regplug.commands.rank.reading.parts import Parts, parts_of
+from regplug.commands.rank.reading.samples import Samples
+from regplug.commands.rank.reading.source import IMAGES, PICTURES, REGISTERS, TOKENS, Source, owner_of
+from regplug.commands.rank.reading.targets import group_numbers, make_targets
+from regplug.commands.rank.reading.token_cache import TokenFolder, key_of, tokens_folder
+from regplug.commands.rank.reading.token_file import count_duplicates, count_samples, mapped
 from regplug.errors import SpecError
 from regplug.registry.layout import TokenLayout
 from regplug.registry.registry import Registry

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from regplug.commands.rank.source import (
+from regplug.commands.rank.reading.source import (
     IMAGES,
     LABEL_NAMES,
     PARTS,

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import safe_open
 from torch import Tensor
 
-from regplug.commands.rank.source import REGISTERS
+from regplug.commands.rank.reading.source import REGISTERS
 
 ALIGNMENT = 64  # bytes of the header's end, so that the tensors' data are aligned
 ROWS = 4096  # samples that are in memory at a time

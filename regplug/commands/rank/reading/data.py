@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from regplug.commands.rank.source import Source, owner_of
+from regplug.commands.rank.reading.source import Source, owner_of
 from regplug.errors import SpecError
 
 
@@ -25,10 +25,10 @@ def open_source(path: str | os.PathLike[str], labels: str | None = None, groups:
     if place.is_dir():
         files = sorted(one for one in place.glob("*.parquet") if not one.name.startswith("."))
         if files:
-            from regplug.commands.rank.parquet import ParquetFiles
+            from regplug.commands.rank.reading.parquet import ParquetFiles
 
             return ParquetFiles(place, files, labels, groups)
-        from regplug.commands.rank.image_folder import open_image_folder
+        from regplug.commands.rank.reading.image_folder import open_image_folder
 
         return open_image_folder(place, labels, groups)
     if not place.exists():
@@ -37,15 +37,15 @@ def open_source(path: str | os.PathLike[str], labels: str | None = None, groups:
         raise SpecError(f"{owner}: expected a file or a folder, got something else.")
     kind = place.suffix.lower()
     if kind == ".npz":
-        from regplug.commands.rank.npz import NpzFile
+        from regplug.commands.rank.reading.npz import NpzFile
 
         return NpzFile(place, labels, groups)
     if kind == ".safetensors":
-        from regplug.commands.rank.arrays import SafetensorsFile
+        from regplug.commands.rank.reading.arrays import SafetensorsFile
 
         return SafetensorsFile(place, labels, groups)
     if kind == ".parquet":
-        from regplug.commands.rank.parquet import ParquetFiles
+        from regplug.commands.rank.reading.parquet import ParquetFiles
 
         return ParquetFiles(place, [place], labels, groups)
     raise SpecError(

@@ -16,8 +16,8 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from regplug.commands.rank.arrays import check_floats, plan_arrays
-from regplug.commands.rank.source import digest_of_files, owner_of
+from regplug.commands.rank.reading.arrays import check_floats, plan_arrays
+from regplug.commands.rank.reading.source import digest_of_files, owner_of
 from regplug.errors import SpecError, one_line
 
 MAX_LABEL_BYTES = 1 << 30

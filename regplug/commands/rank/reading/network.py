@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regplug.commands.rank.model_weights import digest_of_model, digest_of_weights_file, load_weights
-from regplug.commands.rank.preprocess import Pipeline, own_pipeline, published_pipeline
-from regplug.commands.rank.source import stamp_of_files
+from regplug.commands.rank.reading.model_weights import digest_of_model, digest_of_weights_file, load_weights
+from regplug.commands.rank.reading.preprocess import Pipeline, own_pipeline, published_pipeline
+from regplug.commands.rank.reading.source import stamp_of_files
 from regplug.errors import RegplugError, SpecError, class_name, is_out_of_memory, one_line
 from regplug.nn.backbone import (
     ask_layout,

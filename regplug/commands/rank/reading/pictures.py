@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from regplug.commands.rank.extras import import_extra
-from regplug.commands.rank.source import Picture
+from regplug.commands.rank.reading.extras import import_extra
+from regplug.commands.rank.reading.source import Picture
 from regplug.errors import SpecError, one_line
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regplug.commands.rank.network import BuiltNetwork
-from regplug.commands.rank.pictures import decode
-from regplug.commands.rank.source import PARTS, REGISTERS, Batch, Picture, Source, owner_of
+from regplug.commands.rank.reading.network import BuiltNetwork
+from regplug.commands.rank.reading.pictures import decode
+from regplug.commands.rank.reading.source import PARTS, REGISTERS, Batch, Picture, Source, owner_of
 from regplug.errors import SpecError
 from regplug.nn.select import SelectRegisters
 from regplug.registry.layout import TokenLayout

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regplug.commands.rank.source import CHUNK
+from regplug.commands.rank.reading.source import CHUNK
 from regplug.errors import ExportError
 from regplug.format.durable import sync_folder, write_all, write_fully
 from regplug.format.temporary import delete, flock, locked_file, release, stale
@@ -168,7 +168,7 @@ class TokenFolder:
         Raises:
             ExportError: The disk is full, or the system refuses; the finished shards are kept.
         """
-        from regplug.commands.rank.token_file import joined
+        from regplug.commands.rank.reading.token_file import joined
 
         digest = hashlib.sha256()
         with self._reported():
