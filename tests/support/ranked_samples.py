@@ -11,7 +11,7 @@ from regplug.commands.rank.entrants import Plan, Sources, digest_of
 from regplug.commands.rank.heads import Head
 from regplug.commands.rank.run import rank_sources
 
-R, D, CLASSES = 4, 8, 3
+R, D, CLASSES = 6, 8, 3
 FAST = Plan(Head(), seeds=2, folds=3, epochs=6)
 
 

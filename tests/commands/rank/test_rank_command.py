@@ -224,6 +224,6 @@ def test_python_ranks_tensors(tmp_path):
     options = {"seeds": 2, "folds": 3, "epochs": 6, "jobs": 1, "cache": tmp_path}
     found = regplug.rank(samples, ["mean", ("select-concat", {"indices": [2]})], **options)
     assert found.winner == "select-concat"
-    with pytest.raises(regplug.SpecError, match=r"strategy 'mean': expected a spec of R=4, D=8, got num_registers=5"):
+    with pytest.raises(regplug.SpecError, match=r"strategy 'mean': expected a spec of R=6, D=8, got num_registers=5"):
         regplug.rank(samples, [regplug.resolve("mean", num_registers=5, hidden_dim=8)], **options)
     assert torch.equal(made.tokens["registers"], sources(300).tokens["registers"])

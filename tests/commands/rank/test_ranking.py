@@ -135,7 +135,7 @@ class NotANumber(nn.Module):
     ("build", "why"),
     [
         (Raising, "RuntimeError: not today second line ("),
-        (NotANumber, "SpecError: strategy 'own': expected a finite loss, got none at 0.001, 0.005, 0.025."),
+        (NotANumber, "SpecError: strategy 'own': expected a finite loss, got none at 0.002, 0.01, 0.05."),
     ],
 )
 def test_a_strategy_that_fails_is_a_row_and_the_others_go_on(build, why):
