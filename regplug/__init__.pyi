@@ -8,6 +8,9 @@ from regplug.commands.audit.network import audit_network as audit_network
 from regplug.commands.rank.api import rank as rank
 from regplug.commands.rank.reading.samples import Samples as Samples
 from regplug.commands.rank.reading.tokens import read_samples as read_samples
+from regplug.commands.rank.statistics import Comparison as Comparison
+from regplug.commands.rank.statistics import Difference as Difference
+from regplug.commands.rank.statistics import compare_scores as compare_scores
 from regplug.errors import BundleError as BundleError
 from regplug.errors import ConformanceError as ConformanceError
 from regplug.errors import ExportError as ExportError

@@ -97,23 +97,7 @@ class Ranking:
             return "No information found: no strategy predicts better than a constant."
         if found.candidates == 1:
             return f"{found.names[0]} predicts better than a constant; there is no other strategy to compare it with."
-        if self.winner is not None:
-            least = min(found.of(found.winner, other).low for other in range(found.candidates) if other != found.winner)  # type: ignore[arg-type]
-            return f"{self.winner} is better than every other strategy, by at least {self.in_units(least)}."
-        return f"{self._tie()} {self._bound(found)}"
-
-    def _tie(self) -> str:
-        names = self.may_be_best
-        if self.comparison is not None and len(names) == self.comparison.candidates:
-            return "No difference between the strategies was found."
-        return f"No winner: {', '.join(names)} cannot be told apart."
-
-    def _bound(self, found: Comparison) -> str:
-        among = [one for one in found.pairs if {one.first, one.second} <= set(found.may_be_best)]
-        widest = max((max(abs(one.low), abs(one.high)) for one in among), default=math.nan)
-        if self.margin is not None and widest <= self.margin:
-            return f"They are equal within {self.in_units(self.margin)}."
-        return f"Differences of up to {self.in_units(widest)} remain possible."
+        return found.sentence(self.in_units, self.margin)
 
     def in_units(self, difference: float) -> str:
         """A difference of scores as a reader says it: points for accuracy."""

@@ -19,7 +19,7 @@ from regplug.commands.rank.entrants import CONSTANT, Entrant, Plan, Sources, Tas
 from regplug.commands.rank.probe import Scored
 from regplug.commands.rank.ranking import REFERENCE, STRATEGY, RankedRow, Ranking
 from regplug.commands.rank.results import Results
-from regplug.commands.rank.statistics import LEVEL, Comparison, compare
+from regplug.commands.rank.statistics import LEVEL, Comparison, compare_scores
 from regplug.commands.rank.workers import run_here, run_in_processes, usable_cores
 from regplug.errors import SpecError
 from regplug.registry.default import default_registry
@@ -74,7 +74,7 @@ def rank_sources(
     if candidates:
         scores = torch.stack([found[one.name].scores for one in trained], 2)
         names, widths = [one.name for one in trained], [one.width for one in trained]
-        comparison = compare(scores, names, widths, plan.folds, candidates=candidates, groups=sources.groups)
+        comparison = compare_scores(scores, names, widths, plan.folds, candidates=candidates, groups=sources.groups)
     progress("costs")
     costs = costs_of(
         [one.spec for one in strategies if one.name in found and one.spec], runtimes, registry or default_registry()

@@ -16,7 +16,7 @@ differs from every other one, as Hsu's comparisons with the best do it (1984).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -84,6 +84,27 @@ class Comparison:
     may_be_best: tuple[int, ...]
     largest_difference: float
 
+    def sentence(self, in_units: Callable[[float], str], margin: float | None = None) -> str:
+        """Who won, or who cannot be told apart, and by how much they may still differ.
+
+        Args:
+            in_units: A difference as text.
+            margin: A difference that does not matter.
+        """
+        if self.winner is not None:
+            others = (place for place in range(self.candidates) if place != self.winner)
+            least = min((self.of(self.winner, other).low for other in others), default=0.0)
+            return f"{self.names[self.winner]} is better than every other strategy, by at least {in_units(least)}."
+        if len(self.may_be_best) == self.candidates:
+            tie = "No difference between the strategies was found."
+        else:
+            tie = f"No winner: {', '.join(self.names[place] for place in self.may_be_best)} cannot be told apart."
+        tied = [one for one in self.pairs if {one.first, one.second} <= set(self.may_be_best)]
+        widest = max((max(abs(one.low), abs(one.high)) for one in tied), default=math.nan)
+        if margin is not None and widest <= margin:
+            return f"{tie} They are equal within {in_units(margin)}."
+        return f"{tie} Differences of up to {in_units(widest)} remain possible."
+
     def of(self, first: int, second: int) -> Difference:
         """The difference between two of them, in this order."""
         low, high = sorted((first, second))
@@ -95,7 +116,7 @@ class Comparison:
         )
 
 
-def compare(
+def compare_scores(
     scores: Tensor,
     names: Sequence[str],
     widths: Sequence[int],

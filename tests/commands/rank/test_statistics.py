@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from regplug.commands.rank.statistics import compare
+from regplug.commands.rank.statistics import compare_scores
 from regplug.errors import SpecError
 
 FOLDS, RUNS = 5, 200
@@ -38,12 +38,12 @@ def outcomes(truth, method):
 
 
 def ours(scores):
-    return compare(scores, NAMES, [16] * 5, FOLDS)
+    return compare_scores(scores, NAMES, [16] * 5, FOLDS)
 
 
 def with_seeds_as_samples(scores):
     """Wrong: a sample's scores under three seeds are not three samples."""
-    return compare(scores.reshape(1, -1, scores.shape[2]), NAMES, [16] * 5, FOLDS)
+    return compare_scores(scores.reshape(1, -1, scores.shape[2]), NAMES, [16] * 5, FOLDS)
 
 
 def share(values):
@@ -89,7 +89,7 @@ def test_a_difference_read_in_the_other_order_is_its_negative():
 
 def test_a_reference_takes_part_in_the_intervals_but_cannot_win():
     scores = drawn(ONE_BEST, 0).flip(2)
-    found = compare(scores, NAMES, [16] * 5, FOLDS, candidates=4)
+    found = compare_scores(scores, NAMES, [16] * 5, FOLDS, candidates=4)
     assert (found.winner, found.may_be_best) == (None, (3,)) or 4 not in found.may_be_best
     assert found.of(4, 0).low > 0
 
@@ -108,7 +108,7 @@ def test_nine_samples_of_difference_are_no_certainty():
     scores[..., 1] = scores[..., 0]
     wrong = (scores[0, :, 0] == 0).nonzero()[:1, 0]
     scores[:, wrong, 0] = 1
-    found = compare(scores, ["a", "b"], [16] * 2, FOLDS)
+    found = compare_scores(scores, ["a", "b"], [16] * 2, FOLDS)
     assert found.pairs[0].discordant == 1
     assert found.winner is None
 
@@ -117,7 +117,7 @@ def test_copies_of_samples_in_one_group_add_nothing():
     scores = drawn(TWO_BEST, 0)
     copies = scores.repeat_interleave(4, 1)
     groups = torch.arange(scores.shape[1]).repeat_interleave(4)
-    alone, grouped = ours(scores), compare(copies, NAMES, [16] * 5, FOLDS, groups=groups)
+    alone, grouped = ours(scores), compare_scores(copies, NAMES, [16] * 5, FOLDS, groups=groups)
     as_if_new = ours(copies)
     for one, other, false in zip(alone.pairs, grouped.pairs, as_if_new.pairs, strict=True):
         assert other.difference == pytest.approx(one.difference)
@@ -127,7 +127,7 @@ def test_copies_of_samples_in_one_group_add_nothing():
 
 def test_vectors_as_wide_as_there_are_samples_have_wider_intervals():
     scores = drawn(ALIKE, 0)
-    narrow, wide = ours(scores), compare(scores, NAMES, [16, 16, 16, 16, 400], FOLDS)
+    narrow, wide = ours(scores), compare_scores(scores, NAMES, [16, 16, 16, 16, 400], FOLDS)
     for one, other in zip(narrow.pairs, wide.pairs, strict=True):
         widened = other.high - other.low > 1.01 * (one.high - one.low)
         assert widened == (4 in (one.first, one.second))
@@ -146,4 +146,4 @@ def test_vectors_as_wide_as_there_are_samples_have_wider_intervals():
 )
 def test_scores_that_cannot_be_compared_are_refused(scores, message):
     with pytest.raises(SpecError, match=message):
-        compare(scores, ["a", "b"], [4, 4], FOLDS)
+        compare_scores(scores, ["a", "b"], [4, 4], FOLDS)
