@@ -57,7 +57,8 @@ def failures(ranking: Ranking) -> list[str]:
 def origin(ranking: Ranking) -> str:
     """Where the samples come from, and how strategies were trained, in one line."""
     facts, plan = ranking.facts, ranking.plan
-    named = [f"{name} {facts[name]}" for name in ("backbone", "model", "data", "samples") if facts.get(name) is not None]
+    known = ("backbone", "model", "data", "samples")
+    named = [f"{name} {facts[name]}" for name in known if facts.get(name) is not None]
     if facts.get("weights") is not None:
         named.insert(1, f"weights {facts['weights'][:12]}")  # "random", or the beginning of a digest
     return ", ".join([*named, f"{plan['head']} head", f"{plan['seeds']} seeds of {plan['folds']} folds"])
