@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regplug.commands.rank import probe
 from regplug.commands.rank.costs import costs_of
 from regplug.commands.rank.entrants import CONSTANT, Entrant, Plan, Sources, Task, key_of
+from regplug.commands.rank.notes import notes_on
 from regplug.commands.rank.probe import Scored
 from regplug.commands.rank.ranking import REFERENCE, STRATEGY, RankedRow, Ranking
 from regplug.commands.rank.results import Results
@@ -29,7 +29,6 @@ from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 
 REFERENCES = {"cls": "class token", "patches": "mean of patches"}
-EDGE_SHARE = 0.5  # of the folds: more trainings that chose the grid's end than this are worth a note
 
 
 def rank_sources(
@@ -90,7 +89,7 @@ def rank_sources(
         comparison=comparison,
         informative=comparison is not None and _is_informative(comparison),
         margin=margin,
-        notes=_notes(plan, rows, comparison, is_classes, sources.outputs),
+        notes=notes_on(plan, rows, comparison, facts),
     )
 
 
@@ -241,23 +240,3 @@ def _half_width(scores: Tensor) -> float:
     if seeds > 1:
         variance = variance + scores.mean(1).var(correction=1) / seeds
     return statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(variance.item())
-
-
-def _notes(
-    plan: Plan, rows: Sequence[RankedRow], comparison: Comparison | None, is_classes: bool, outputs: int
-) -> list[str]:
-    notes = []
-    if plan.seeds < 3:
-        notes.append("fewer than 3 seeds: the intervals know little of the variation between trainings.")
-    for row in rows:
-        largest = sum(rate == probe.RATES[-1] for rate in row.rates)
-        if largest > EDGE_SHARE * len(row.rates) and len(probe.RATES) > 1:
-            notes.append(
-                f"{row.name}: the largest learning rate was chosen in {largest} of {len(row.rates)} trainings; a "
-                "larger one might do better."
-            )
-    if comparison is not None and plan.head.film is None:
-        notes.append(
-            "a linear head sees the vector alone, so with another sample's registers it can but score as chance."
-        )
-    return notes

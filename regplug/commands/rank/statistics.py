@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -73,6 +73,7 @@ class Comparison:
         winner: The candidate that is better than every other candidate; None if no one is.
         may_be_best: The candidates that no other candidate is better than.
         largest_difference: The largest difference between candidates that the intervals still allow.
+        widened: Those whose vectors are so wide for the samples that their intervals are wider.
     """
 
     names: tuple[str, ...]
@@ -83,6 +84,7 @@ class Comparison:
     winner: int | None
     may_be_best: tuple[int, ...]
     largest_difference: float
+    widened: tuple[int, ...] = ()
 
     def sentence(self, in_units: Callable[[float], str], margin: float | None = None) -> str:
         """Who won, or who cannot be told apart, and by how much they may still differ.
@@ -166,7 +168,8 @@ def compare_scores(
             places, paired.mean(0).tolist(), errors.tolist(), discordant.tolist(), strict=True
         )
     ]
-    return _concluded(tuple(names), candidates, tuple(means.tolist()), tuple(pairs), critical)
+    wide = tuple(place for place, width in enumerate(widths) if _inflation(n_train, width, folds) > 1)
+    return replace(_concluded(tuple(names), candidates, tuple(means.tolist()), tuple(pairs), critical), widened=wide)
 
 
 def _checked(scores: Tensor, names: Sequence[str], widths: Sequence[int]) -> Tensor:

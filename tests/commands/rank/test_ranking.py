@@ -209,3 +209,14 @@ def test_a_class_of_this_process_alone_is_trained_here():
     found = ranked([*specs("mean"), spec_of(Local)], sources(300), jobs=2)
     assert found.winner == "own"
     assert math.isfinite(found.rows[0].score)
+
+
+def test_notes_say_what_makes_a_ranking_doubtful():
+    facts = {"weights": "random", "duplicates": 3}
+    notes = "\n".join(ranked(specs("mean", "concat"), facts=facts).notes)
+    assert "the backbone has random weights" in notes
+    assert "3 samples are copies of others" in notes
+    assert "fewer than 3 seeds" in notes
+    assert "few samples for the width of concat" in notes
+    quiet = ranked(specs("mean"), sources(300), plan=Plan(Head(), seeds=3, folds=3, epochs=6), facts={}).notes
+    assert not any("seeds" in note or "random" in note or "copies" in note or "width" in note for note in quiet)
