@@ -32,9 +32,8 @@ def notes_on(
         row.name for row in rows if sum(rate == probe.RATES[-1] for rate in row.rates) > EDGE_SHARE * len(row.rates)
     ]
     if at_edge:
-        notes.append(
-            f"the largest learning rate was chosen mostly, a larger one might do better: {', '.join(at_edge)}."
-        )
+        names = ", ".join(at_edge)
+        notes.append(f"the largest learning rate was chosen mostly, a larger one might do better: {names}.")
     if comparison is not None and plan.head.film is None:
         notes.append("a linear head sees the vector alone: with another sample's registers it scores as chance.")
     return notes

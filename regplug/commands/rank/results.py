@@ -55,7 +55,8 @@ class Results:
         try:
             write_files({self.folder / f"{key}.safetensors": save(tensors)}, force=True)
         except ExportError as error:
+            reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
             raise SpecError(
-                f"cache {self.folder}: {error} What was trained before is kept; make room, or choose another folder "
-                "(--cache), and run the same again."
+                f"cache {self.folder}: cannot be written: {reason}. What was trained is kept; make room, or choose another "
+                "folder (--cache), and run the same again."
             ) from error

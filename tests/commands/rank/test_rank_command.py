@@ -189,6 +189,21 @@ def test_a_ranking_that_is_ended_goes_on_where_it_was(tmp_path, file, with_signa
     assert len([*(tmp_path / "cache" / "rank").glob("*.safetensors")]) == 45
 
 
+def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(tmp_path, file):
+    """A limit on the size of files stands for it: tokens and the first strategy's scores are there already."""
+    start(tmp_path, file, "--strategies", "concat", *FAST).communicate(timeout=120)
+    kept = {*(tmp_path / "cache" / "rank").iterdir()}
+    command = python_command("regplug", "rank", "--data", str(file), "--cache", str(tmp_path / "cache"), *TWO, *FAST)
+    limited = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "cannot be written: File too large" in line
+    assert line.endswith("make room, or choose another folder (--cache), and run the same again.")
+    assert kept <= {*(tmp_path / "cache" / "rank").iterdir()}
+    assert not [path for path in (tmp_path / "cache" / "rank").iterdir() if path.name.startswith(".")]
+
+
 DYING = """
 import os, torch
 from torch import nn
