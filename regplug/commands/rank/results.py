@@ -57,6 +57,6 @@ class Results:
         except ExportError as error:
             reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
             raise SpecError(
-                f"cache {self.folder}: cannot be written: {reason}. What was trained is kept; make room, or choose another "
-                "folder (--cache), and run the same again."
+                f"cache {self.folder}: cannot be written: {reason}. What was trained is kept; make room, or choose "
+                "another folder (--cache), and run the same again."
             ) from error
