@@ -1,0 +1,94 @@
+"""Findings about readouts: which tokens they read, and which they use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regplug.commands.audit.forward import is_registered
+from regplug.commands.effect.findings import INFO, MAYBE, SURE, Finding, finding
+from regplug.commands.effect.observe import Observation, Reading
+from regplug.commands.effect.outputs import varies
+from regplug.commands.effect.subject import Subject
+from regplug.errors import RegplugError
+from regplug.registry.layout import TokenLayout
+
+
+def constant_tokens(reading: Reading, batch: int) -> list[int]:
+    """The tokens that are the same for all samples, by number."""
+    if reading.tokens is None:
+        return []
+    return [r for r in range(reading.tokens.shape[1]) if not varies(reading.tokens[:, r], batch)]
+
+
+def misplaced_tokens(reading: Reading, layout: TokenLayout | None) -> list[int] | None:
+    """The tokens that are no registers, by number; None if that is not known."""
+    if layout is None or reading.positions is None or reading.tokens is None:
+        return None
+    if layout.num_registers is None or reading.tokens.shape[1] != layout.num_registers:
+        return None
+    try:
+        declared = set(layout.positions(reading.length))
+    except RegplugError:  # a sequence that is too short for the layout
+        return None
+    return [number for number, places in enumerate(reading.positions) if declared.isdisjoint(places)]
+
+
+def is_before_mixing(reading: Reading, layout: TokenLayout | None, batch: int) -> bool:
+    """Whether it reads the right tokens, and these are the same for all samples, as learned tokens are at first."""
+    count = 0 if reading.tokens is None else reading.tokens.shape[1]
+    return misplaced_tokens(reading, layout) == [] and len(constant_tokens(reading, batch)) == count > 0
+
+
+def judge_readout(
+    path: str, subject: Subject, seen: Observation, layout: TokenLayout | None, grade: str
+) -> list[Finding]:
+    """The findings about one readout.
+
+    Args:
+        path: Its path.
+        subject: The network and its inputs.
+        seen: What a forward pass showed.
+        layout: Where the registers sit, if that is known.
+        grade: Of findings that depend on the inputs.
+    """
+    reading = seen.readings.get(path)
+    if reading is None or reading.tokens is None:
+        return []
+    constant, wrong = constant_tokens(reading, subject.batch), misplaced_tokens(reading, layout)
+    places = [] if reading.positions is None else [one[0] for one in reading.positions]
+    if wrong:
+        padding = [number for number in wrong if number in constant]
+        kind = "reads-padding" if padding else "reads-wrong-tokens"
+        return [finding(kind, SURE, path, len(wrong), detail=f"at {places} of {reading.length} tokens")]
+    if wrong == [] and len(constant) == reading.tokens.shape[1]:
+        return [finding("before-mixing", INFO, path, 0.0)]
+    found = []
+    if constant and wrong is None:
+        detail = "its layout is not known: they may be registers that no layer has mixed with the input yet"
+        found.append(finding("reads-padding", MAYBE, path, len(constant), detail=detail))
+    elif reading.output is not None and not varies(reading.output, subject.batch):
+        found.append(finding("constant-conditioning", grade, path, 0.0, detail="the readout's output; its tokens vary"))
+    used = registers_used(path, subject, reading.tokens)
+    if used is not None and len(used) < reading.tokens.shape[1] and not constant:
+        by_design = is_registered(subject.paths[path])
+        missing = reading.tokens.shape[1] - len(used)
+        found.append(finding("registers-ignored", INFO if by_design else MAYBE, path, missing))
+    return found
+
+
+def registers_used(path: str, subject: Subject, tokens: Tensor) -> tuple[int, ...] | None:
+    """The registers to which a readout's output reacts, by number; None if its gradient cannot be computed."""
+    given = tokens.detach().clone().requires_grad_(True)
+    generator = torch.Generator().manual_seed(subject.seed)
+    try:
+        with torch.enable_grad():
+            output = subject.paths[path](given)
+            direction = torch.randn(output.shape, generator=generator).to(output)
+            (slope,) = torch.autograd.grad(output, given, direction, allow_unused=True)
+    except Exception:  # a readout may take more than tokens, or have no gradient
+        return None
+    if slope is None:
+        return None
+    strength = slope.double().norm(dim=2).amax(dim=0)
+    return tuple((strength > 0).nonzero().flatten().tolist())
