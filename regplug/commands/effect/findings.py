@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SURE, MAYBE, INFO = "sure", "maybe", "info"
+ANY = "any"  # what --fail-on calls all kinds that are sure
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,10 @@ KINDS: Mapping[str, Kind] = {
         "the output is partly random; all numbers here are under one seed",
         "no action",
     ),
-    "not-measured": Kind("", "it could not be measured", "see the notes"),
 }
+
+# kinds that are never a defect
+INFO_KINDS = ("partly-undone", "at-start", "not-varied", "before-mixing", "stochastic")
 
 
 def finding(kind: str, grade: str, module: str, number: float, *, detail: str = "") -> Finding:

@@ -69,8 +69,10 @@ def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
     site, seen, batch = case.numbers.sites[path], case.seen, case.subject.batch
     modulations = seen.of(path)
     found = [*_wiring(path, case, modulations)]
-    left = {scales: [case.left[m.number] for m in modulations if m.scales is scales and m.number in case.left]
-            for scales in (True, False)}
+    left = {
+        scales: [case.left[m.number] for m in modulations if m.scales is scales and m.number in case.left]
+        for scales in (True, False)
+    }
     site = replace(
         site,
         gamma_transmission=min(left[True], default=None),
@@ -116,9 +118,7 @@ def _constant(path: str, case: Case) -> tuple[str, list[Finding]]:
     return "constant", [finding("constant-conditioning", case.grade, path, 0.0)]
 
 
-def _constant_pairs(
-    path: str, case: Case, constant: Sequence[Modulation], count: int
-) -> tuple[str, list[Finding]]:
+def _constant_pairs(path: str, case: Case, constant: Sequence[Modulation], count: int) -> tuple[str, list[Finding]]:
     """Gammas or betas that are the same for all samples, although the conditioning varies."""
     part = case.subject.paths.get(path)
     if case.trained:
@@ -199,11 +199,17 @@ def _swapped(path: str, case: Case, modulations: Sequence[Modulation]) -> Findin
     known = [one for one in modulations if one.output is not None]
     if family is not None and family.gives_pairs and known:
         first_scales = family.order == "gamma-first"
-        wrong = [one for one in known if one.output is not None and ((one.output % 2 == 0) == first_scales) != one.scales]
+        wrong = [
+            one for one in known if one.output is not None and ((one.output % 2 == 0) == first_scales) != one.scales
+        ]
         return finding("swapped-pair", SURE, path, len(wrong) / 2) if wrong else None
     site = case.numbers.sites[path]
     if site.gamma is None or site.beta is None or not all(is_vector(one.vector) for one in modulations):
         return None
     gammas = all(abs(float(one.vector.double().mean())) < NEAR for one in modulations if one.scales)
     betas = all(abs(float(one.vector.double().mean()) - 1) < NEAR for one in modulations if not one.scales)
-    return finding("swapped-pair", MAYBE, path, len(modulations) / 2, detail="judged by their means") if gammas and betas else None
+    return (
+        finding("swapped-pair", MAYBE, path, len(modulations) / 2, detail="judged by their means")
+        if gammas and betas
+        else None
+    )

@@ -152,7 +152,9 @@ def measure(subject: Subject, seen: Observation) -> Measurements:
             label,
             tuple(dict.fromkeys(one.where for one in modulations)),
             tuple(sources.names()) if sources else (),
-            **numbers,
+            numbers.get("swap"),
+            numbers.get("mean"),
+            numbers.get("zero"),
             gamma=statistics([one.vector for one in modulations if one.scales], subject.batch),
             beta=statistics([one.vector for one in modulations if not one.scales], subject.batch),
         )
@@ -166,7 +168,9 @@ def measure(subject: Subject, seen: Observation) -> Measurements:
         reading = seen.readings.get(path)
         reads = tuple(one[0] for one in reading.positions) if reading and reading.positions else None
         label = type(subject.paths[path]).__name__
-        found.readouts[path] = ReadoutEffect(path, label, **numbers, reads=reads)
+        found.readouts[path] = ReadoutEffect(
+            path, label, numbers["swap"], numbers["mean"], numbers["zero"], reads=reads
+        )
     return found
 
 
@@ -214,8 +218,10 @@ def transmissions(subject: Subject, seen: Observation, found: Measurements) -> d
         except Exception as error:  # as above
             found.notes.append(f"{one.where}: transmission: not measured: {one_line(error)}")
             continue
-        if mode.result is None or mode.result.shape != one.result.shape or len(mode.norms.calls) != len(
-            base.norms.calls
+        if (
+            mode.result is None
+            or mode.result.shape != one.result.shape
+            or len(mode.norms.calls) != len(base.norms.calls)
         ):
             continue
         change = relative(one.result, mode.result)

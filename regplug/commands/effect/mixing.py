@@ -49,9 +49,7 @@ def judge_mixing(subject: Subject, seen: Observation, baseline: Outputs) -> list
         before, after = seen.conditioning[path], arrived[path]
         if len(before) != len(after) or not any(varies(one, subject.batch) for one in before):
             continue
-        reached = set().union(
-            *(_rows_of(one, other, subject.batch) for one, other in zip(before, after, strict=True))
-        )
+        reached = set().union(*(_rows_of(one, other, subject.batch) for one, other in zip(before, after, strict=True)))
         if reached - {0}:
             found.append(finding("batch-mixed", SURE, path, len(reached - {0}), detail="on the way to it"))
             continue

@@ -144,10 +144,9 @@ class _Watch:
         self.layout = layout
         self._pending: list[Modulation] = []
         self._sequences: list[Tensor] = []
-        self._pieces: dict[int, tuple[Tensor, str, int, int]] = {}  # holds the tensors: no id is used again
+        self._pieces: dict[int, tuple[Tensor, str]] = {}  # holds the tensors: no id is used again
         self._used: set[int] = set()
         self._outputs: dict[str, list[Tensor]] = {}
-        self._cuts = 0
 
     # ---- calls of torch
 
@@ -162,13 +161,12 @@ class _Watch:
             return
         origin = flow.origin(operands[0])
         if name in CUTS and origin is not None and origin.generators and is_vector(operands[0]):
-            self._cuts += 1
             for generator in sorted(origin.generators)[:1]:
-                for one in made:
-                    self._pieces[id(one)] = one, self._film_of(generator), self._cuts, len(made)
-        if name in BOUNDED and origin is not None and is_vector(operands[0]) and made:
-            if operands[0].is_floating_point() and (origin.readouts or origin.inputs):
-                self.found.saturated[flow.stack[-1]] = _share_at_bound(name, operands[0], made[0])
+                film = self._film_of(generator)
+                self._pieces |= {id(piece): (piece, film) for piece in made}
+        is_number = operands[0].is_floating_point() and is_vector(operands[0])
+        if name in BOUNDED and is_number and made and origin is not None and (origin.readouts or origin.inputs):
+            self.found.saturated[flow.stack[-1]] = _share_at_bound(name, operands[0], made[0])
         if self.layout is not None:
             self._sequences += [one for one in made if one.dim() == 3]
 
@@ -198,7 +196,7 @@ class _Watch:
     def unused(self) -> dict[str, tuple[int, int]]:
         """Pieces that no call took: of each FiLM site how many, of how many."""
         lost: dict[str, tuple[int, int]] = {}
-        for key, (_, film, _, _) in self._pieces.items():
+        for key, (_, film) in self._pieces.items():
             missing, total = lost.get(film, (0, 0))
             lost[film] = missing + (key not in self._used), total + 1
         return {film: numbers for film, numbers in lost.items() if numbers[0]}

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from regplug.commands.effect.findings import INFO, SURE, Finding
+from regplug.commands.effect.findings import ANY, INFO, SURE, Finding
 from regplug.commands.effect.measure import ReadoutEffect, SiteEffect, Statistics
 from regplug.commands.printing import print_columns, say
-
-ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ class EffectReport:
 
     def failing(self, kinds: Sequence[str]) -> tuple[Finding, ...]:
         """The findings of these kinds, whatever their grade; ``"any"`` is all that are sure."""
-        return tuple(
-            one for one in self.findings if one.kind in kinds or (ANY in kinds and one.grade == SURE)
-        )
+        return tuple(one for one in self.findings if one.kind in kinds or (ANY in kinds and one.grade == SURE))
 
     def as_json(self, fail_on: Sequence[str] = ()) -> dict[str, Any]:
         """The report as JSON values: the format ``regplug.effect/1``."""
@@ -72,8 +68,9 @@ def print_report(report: EffectReport) -> None:
         say("no FiLM site found: see `regplug audit` for what counts as one")
     if report.readouts:
         say()
-        heads = ("readout", "class", "swap", "mean", "zero", "reads tokens")
-        print_columns(heads, [_readout_row(one) for one in report.readouts])
+        print_columns(
+            ("readout", "class", "swap", "mean", "zero", "reads tokens"), [_readout_row(one) for one in report.readouts]
+        )
     if report.findings:
         say()
         alike: dict[tuple[str, str], list[Finding]] = {}

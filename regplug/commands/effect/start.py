@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,8 +147,12 @@ def after_steps(subject: Subject, steps: int = STEPS) -> Subject | None:
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.grad is not None:
-                    parameter -= STEP_SIZE * parameter.grad.sign()
+                    parameter.add_(parameter.grad.sign(), alpha=-STEP_SIZE)
     return moved
+
+
+def _note(ran: set[str], path: str, *_: object) -> None:
+    ran.add(path)
 
 
 def gradients(
@@ -187,7 +192,7 @@ def gradients(
         return changed
 
     handles = [
-        part.register_forward_hook(lambda _, __, ___, path=path: ran.add(path))  # type: ignore[misc]
+        part.register_forward_hook(partial(_note, ran, path))
         for path, part in subject.paths.items()
         if not isinstance(part, torch.jit.ScriptModule)
     ]

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Subject:
     ) -> None:
         self.module, self.args, self.kwargs = module, args, dict(kwargs)
         self.batch, self.seed = batch, seed
-        self.paths = {path: part for path, part in module.named_modules()}
+        self.paths = dict(module.named_modules())
         self.buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
 
     def run(
@@ -111,7 +112,7 @@ class Subject:
             for path, change in (after or {}).items():
                 stack.enter_context(_after(self.paths[path], change))
             for path in seen:
-                stack.enter_context(_after(self.paths[path], lambda output, path=path: _keep(seen[path], output)))
+                stack.enter_context(_after(self.paths[path], partial(_keep, seen[path])))
             stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
@@ -123,8 +124,9 @@ class Subject:
             self.module(*args, **kwargs)
         with torch.no_grad():
             for name, tensor in self.module.named_buffers():
-                if name in self.buffers and tensor.shape == self.buffers[name].shape:
-                    tensor.copy_(self.buffers[name])
+                kept = self.buffers.get(name)  # written only if it changed: autograd counts writes
+                if kept is not None and tensor.shape == kept.shape and not torch.equal(tensor, kept):
+                    tensor.copy_(kept)
         return seen
 
     def swapped_inputs(self, change: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
