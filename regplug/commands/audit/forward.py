@@ -159,7 +159,7 @@ class _Walk:
         # nn.Flatten and the like are steps of a readout that a forward writes out
         is_plain = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
         around_film = any(is_inside(film, path) for film in self._declared)
-        return (reads and not is_plain and not around_film) or is_registered(module)
+        return (reads and not is_plain and not around_film) or _is_registered(module)
 
     def _arrive(self, film: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Record the conditioning; a generator that would refuse it gets the width that it wants."""
@@ -217,7 +217,6 @@ def _reason(error: BaseException) -> str:
     return text
 
 
-def is_registered(module: nn.Module) -> bool:
-    """Whether its class is that of a readout that an installed plugin offers."""
+def _is_registered(module: nn.Module) -> bool:
     names = {reference_of(base) for base in type(module).__mro__}
     return any(reference_of(entry.build) in names for entry in default_registry().readout_entries())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
-from regplug.commands.audit.forward import is_registered
 from regplug.commands.effect.findings import INFO, MAYBE, SURE, Finding, finding
 from regplug.commands.effect.observe import Observation, Reading
 from regplug.commands.effect.outputs import varies
@@ -71,19 +72,35 @@ def judge_readout(
         found.append(finding("constant-conditioning", grade, path, 0.0, detail="the readout's output; its tokens vary"))
     used = registers_used(path, subject, reading.tokens)
     if used is not None and len(used) < reading.tokens.shape[1] and not constant:
-        by_design = is_registered(subject.paths[path])
+        other = registers_used(path, subject, reading.tokens, is_redrawn=True)
+        by_design = other == used  # with other weights too: it selects
         missing = reading.tokens.shape[1] - len(used)
         found.append(finding("registers-ignored", INFO if by_design else MAYBE, path, missing))
     return found
 
 
-def registers_used(path: str, subject: Subject, tokens: Tensor) -> tuple[int, ...] | None:
-    """The registers to which a readout's output reacts, by number; None if its gradient cannot be computed."""
+def registers_used(
+    path: str, subject: Subject, tokens: Tensor, is_redrawn: bool = False
+) -> tuple[int, ...] | None:
+    """The registers to which a readout's output reacts, by number; None if its gradient cannot be computed.
+
+    Args:
+        path: The readout's path.
+        subject: The network.
+        tokens: What it reads.
+        is_redrawn: Whether to give it small random weights first, in a copy.
+    """
     given = tokens.detach().clone().requires_grad_(True)
     generator = torch.Generator().manual_seed(subject.seed)
     try:
+        readout = subject.paths[path]
+        if is_redrawn:
+            readout = copy.deepcopy(readout)
+            with torch.no_grad():
+                for parameter in readout.parameters():
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         with torch.enable_grad():
-            output = subject.paths[path](given)
+            output = readout(given)
             direction = torch.randn(output.shape, generator=generator).to(output)
             (slope,) = torch.autograd.grad(output, given, direction, allow_unused=True)
     except Exception:  # a readout may take more than tokens, or have no gradient
