@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from support.policy_unet import ResidualBlock
-from support.small_dit import DiT, DiTBlock, modulate
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from support.policy_unet import ResidualBlock
+from support.small_dit import DiT, DiTBlock, modulate
 
 HYENA_KERNEL = "sequence_mixer.inner_mixer.mixer.global_conv.kernel"
 # what a defect does to a network, in place
@@ -85,8 +86,9 @@ class NoWayAround(nn.Module):
 def wipe_policy(network: Any) -> None:
     for layer in last_layers(network, "policy-unet"):
         fill(0, layer.weight, layer.bias)
-    for block in network.unet.middle:
-        block.around = NoWayAround()
+    for part in network.modules():
+        if isinstance(part, ResidualBlock):
+            part.around = NoWayAround()
 
 
 def wipe_dit(network: DiT) -> None:
@@ -111,8 +113,11 @@ def double_zero(network: Any, name: str) -> None:
 
 
 def ignore_conditioning(network: Any, name: str) -> None:
-    """The generator's input is multiplied by 0, as by a guidance weight that is left at 0."""
-    film(network, name).register_forward_pre_hook(lambda _, given: (given[0] * 0,))
+    """The generator's first layers get 0 times their input, as with a guidance weight that is left at 0."""
+    found = film(network, name)
+    first = {"policy-unet": lambda: found.layers, "dit": lambda: [found[0]]}.get(name, lambda: [found.mlp[0]])
+    for layer in first():
+        layer.register_forward_pre_hook(lambda _, given: (given[0] * 0,))
 
 
 def zero_last_layer(network: Any, name: str) -> None:
@@ -121,13 +126,12 @@ def zero_last_layer(network: Any, name: str) -> None:
 
 
 def constant_vector(network: Any, name: str) -> None:
-    """The readout's vector is that of zeros, as with an observation that is never filled in."""
+    """The readout's vector is always the same, as with an observation that is never filled in."""
     if name == "dit":
         network.step_embedding.register_forward_hook(lambda _, __, output: output * 0)
         network.class_embedding.register_forward_pre_hook(lambda _, given: (given[0] * 0,))
     else:
-        readout(network, name).register_forward_pre_hook(lambda _, given: (torch.zeros_like(given[0]),))
-        readout(network, name).register_forward_hook(lambda _, __, output: output + 0.1)
+        readout(network, name).register_forward_hook(lambda _, __, output: output * 0 + 0.1)
 
 
 class FirstBatch:
@@ -174,7 +178,7 @@ class OverPlaces(nn.Module):
 
 def normalise_behind(network: Any, name: str) -> None:
     if name == "digits":
-        kernel(network, name).out = nn.Sequential(OverPlaces(), kernel(network, name).out)
+        kernel(network, name).layers[1] = nn.Sequential(OverPlaces(), kernel(network, name).layers[1])
     elif name == "nvsubquadratic":
         kernel(network, name).out_linear = nn.Sequential(OverPlaces(), kernel(network, name).out_linear)
     elif name == "policy-unet":

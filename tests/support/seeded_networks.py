@@ -8,10 +8,6 @@ from typing import Any
 
 import torch
 from nvsubquadratic.lazy_config import instantiate
-from support.plugins import installed_with
-from support.policy_unet import ENTRY, NAME, ConditionalUNet
-from support.readouts import moved
-from support.small_dit import DiT, dit_inputs
 from torch import Tensor, nn
 
 import regplug
@@ -19,6 +15,10 @@ from regplug_digits import load_pretrained
 from regplug_digits.data import load
 from regplug_digits.model import DigitsViT
 from regplug_nvsubquadratic.shipped import Configuration, network_config
+from support.plugins import installed_with
+from support.policy_unet import ENTRY, NAME, ConditionalUNet
+from support.readouts import moved
+from support.small_dit import DiT, dit_inputs
 
 BATCH = 16
 R, D, TOKENS, PADDING = 4, 24, 17, 6

@@ -35,10 +35,23 @@ def misplaced_tokens(reading: Reading, layout: TokenLayout | None) -> list[int] 
     return [number for number, places in enumerate(reading.positions) if declared.isdisjoint(places)]
 
 
+def _is_padding(position: int, length: int, layout: TokenLayout) -> bool:
+    """Whether a position is in none of a layout's groups; False if it names none."""
+    known = {place for group in layout.groups for place in layout.for_group(group.name, length).positions(length)}
+    return bool(known) and position not in known
+
+
 def is_before_mixing(reading: Reading, layout: TokenLayout | None, batch: int) -> bool:
     """Whether it reads the right tokens, and these are the same for all samples, as learned tokens are at first."""
     count = 0 if reading.tokens is None else reading.tokens.shape[1]
     return misplaced_tokens(reading, layout) == [] and len(constant_tokens(reading, batch)) == count > 0
+
+
+def is_constant_vector(reading: Reading, batch: int) -> bool:
+    """Whether its output is the same for all samples, although its tokens vary."""
+    if reading.output is None or reading.tokens is None or constant_tokens(reading, batch):
+        return False
+    return not varies(reading.output, batch)
 
 
 def judge_readout(
@@ -59,7 +72,7 @@ def judge_readout(
     constant, wrong = constant_tokens(reading, subject.batch), misplaced_tokens(reading, layout)
     places = [] if reading.positions is None else [one[0] for one in reading.positions]
     if wrong:
-        padding = [number for number in wrong if number in constant]
+        padding = [n for n in wrong if n in constant or (layout and _is_padding(places[n], reading.length, layout))]
         kind = "reads-padding" if padding else "reads-wrong-tokens"
         return [finding(kind, SURE, path, len(wrong), detail=f"at {places} of {reading.length} tokens")]
     if wrong == [] and len(constant) == reading.tokens.shape[1]:
@@ -68,10 +81,10 @@ def judge_readout(
     if constant and wrong is None:
         detail = "its layout is not known: they may be registers that no layer has mixed with the input yet"
         found.append(finding("reads-padding", MAYBE, path, len(constant), detail=detail))
-    elif reading.output is not None and not varies(reading.output, subject.batch):
+    elif is_constant_vector(reading, subject.batch):
         found.append(finding("constant-conditioning", grade, path, 0.0, detail="the readout's output; its tokens vary"))
     used = registers_used(path, subject, reading.tokens)
-    if used is not None and len(used) < reading.tokens.shape[1] and not constant:
+    if used and len(used) < reading.tokens.shape[1] and not constant:
         other = registers_used(path, subject, reading.tokens, is_redrawn=True)
         by_design = other == used  # with other weights too: it selects
         missing = reading.tokens.shape[1] - len(used)
@@ -79,9 +92,7 @@ def judge_readout(
     return found
 
 
-def registers_used(
-    path: str, subject: Subject, tokens: Tensor, is_redrawn: bool = False
-) -> tuple[int, ...] | None:
+def registers_used(path: str, subject: Subject, tokens: Tensor, is_redrawn: bool = False) -> tuple[int, ...] | None:
     """The registers to which a readout's output reacts, by number; None if its gradient cannot be computed.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 
 from regplug.commands.audit.tensor_trees import is_vector
 from regplug.commands.effect.findings import INFO, MAYBE, SURE, Finding, finding
-from regplug.commands.effect.judge_readouts import is_before_mixing, misplaced_tokens
+from regplug.commands.effect.judge_readouts import is_before_mixing, is_constant_vector, misplaced_tokens
 from regplug.commands.effect.measure import Measurements, SiteEffect, around
 from regplug.commands.effect.observe import Modulation, Observation, observe
 from regplug.commands.effect.outputs import varies
@@ -113,8 +113,8 @@ def _constant(path: str, case: Case) -> tuple[str, list[Finding]]:
     readings = [case.seen.readings[one] for one in (sources.readouts if sources else ()) if one in case.seen.readings]
     if readings and all(is_before_mixing(one, case.layout, case.subject.batch) for one in readings):
         return "before-mixing", []  # the finding is the readout's
-    if any(misplaced_tokens(one, case.layout) for one in readings):
-        return "constant", []
+    if any(misplaced_tokens(one, case.layout) or is_constant_vector(one, case.subject.batch) for one in readings):
+        return "constant", []  # as before
     return "constant", [finding("constant-conditioning", case.grade, path, 0.0)]
 
 

@@ -38,8 +38,15 @@ def judge_mixing(subject: Subject, seen: Observation, baseline: Outputs) -> list
         return []
     change = with_first_replaced(subject.batch)
     inputs = subject.swapped_inputs(change)
-    held = {path: _put(seen.conditioning[path], seen.plan.conditioning.get(path, ())) for path in films}
-    still = subject.run(inputs=inputs, before=held)
+
+    def held(without: str = "") -> dict[str, Callable[[Any], Any]]:
+        return {
+            path: _put(seen.conditioning[path], seen.plan.conditioning.get(path, ()))
+            for path in films
+            if path != without
+        }
+
+    still = subject.run(inputs=inputs, before=held())
     if changed_rows(baseline[""], still[""], subject.batch) - {0}:
         return []  # the network itself mixes samples, whatever they are conditioned on
     found: list[Finding] = []
@@ -53,7 +60,7 @@ def judge_mixing(subject: Subject, seen: Observation, baseline: Outputs) -> list
         if reached - {0}:
             found.append(finding("batch-mixed", SURE, path, len(reached - {0}), detail="on the way to it"))
             continue
-        own = subject.run(before={path: of_arguments(seen.plan.conditioning.get(path, ()), change)})
+        own = subject.run(before={**held(path), path: of_arguments(seen.plan.conditioning.get(path, ()), change)})
         others = changed_rows(baseline[""], own[""], subject.batch) - {0}
         if others:
             found.append(finding("batch-mixed", SURE, path, len(others), detail="in it or behind it"))

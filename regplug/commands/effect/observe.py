@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,13 +147,16 @@ class _Watch:
         self._pieces: dict[int, tuple[Tensor, str]] = {}  # holds the tensors: no id is used again
         self._used: set[int] = set()
         self._outputs: dict[str, list[Tensor]] = {}
+        self._is_looking = False
 
     # ---- calls of torch
 
     def called(self, name: str, operands: Sequence[Tensor], result: object, flow: Flow) -> None:
         made = list(tensors_in(result))
+        if self._is_looking or not made:  # not a call of the network's, or only a size
+            return
         for one in self._pending:
-            one.result = made[0].detach().clone() if made else None
+            one.result = made[0].detach().clone()
         self.found.modulations += self._pending
         self._pending = []
         self._used |= {id(one) for one in operands if id(one) in self._pieces}
@@ -165,7 +168,7 @@ class _Watch:
                 film = self._film_of(generator)
                 self._pieces |= {id(piece): (piece, film) for piece in made}
         is_number = operands[0].is_floating_point() and is_vector(operands[0])
-        if name in BOUNDED and is_number and made and origin is not None and (origin.readouts or origin.inputs):
+        if name in BOUNDED and is_number and origin is not None and (origin.readouts or origin.inputs):
             self.found.saturated[flow.stack[-1]] = _share_at_bound(name, operands[0], made[0])
         if self.layout is not None:
             self._sequences += [one for one in made if one.dim() == 3]
@@ -204,7 +207,7 @@ class _Watch:
     # ---- modules
 
     def enter_readout(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def look(args: Any, kwargs: Any) -> None:
             tokens = next((one for one in tensors_in((args, kwargs)) if one.dim() == 3), None)
             reading = self.found.readings.setdefault(path, Reading())
             if tokens is not None and reading.tokens is None:
@@ -212,29 +215,41 @@ class _Watch:
                 if self.layout is not None:
                     reading.positions, reading.length = self._positions(tokens)
 
-        return hook
+        return self._hook(look)
 
     def leave_readout(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def look(args: Any, output: Any) -> None:
             reading = self.found.readings.setdefault(path, Reading())
             vectors = [one for one in tensors_in(output) if one.is_floating_point()]
             if vectors and reading.output is None:
                 reading.output = vectors[0].detach().clone()
 
-        return hook
+        return self._hook(look)
 
     def enter_film(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def look(args: Any, kwargs: Any) -> None:
             tensors = list(tensors_in((args, kwargs)))
             chosen = [i for i in self.found.plan.conditioning.get(path, ()) if i < len(tensors)]
             kept = self.found.conditioning.setdefault(path, [])
             kept += [tensors[index].detach().clone() for index in chosen]
 
-        return hook
+        return self._hook(look)
 
     def leave_film(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def look(args: Any, output: Any) -> None:
             self._outputs[path] = [one.detach().clone() for one in tensors_in(output)]
+
+        return self._hook(look)
+
+    def _hook(self, look: Callable[[Any, Any], None]) -> Callable[..., None]:
+        """A hook during which calls of torch are not the network's."""
+
+        def hook(module: nn.Module, first: Any, second: Any) -> None:
+            self._is_looking = True
+            try:
+                look(first, second)
+            finally:
+                self._is_looking = False
 
         return hook
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -55,7 +56,7 @@ def varies(tensor: Tensor, batch: int) -> bool:
 def effect_between(before: Sequence[Tensor], after: Sequence[Tensor], batch: int) -> float | None:
     """The mean change of a sample's output, relative to the spread of outputs; the largest of several outputs.
 
-    None if the outputs are others in number or in shape.
+    None if the outputs are others in number or in shape, or are not finite.
     """
     return _largest(before, after, batch, attrgetter("spread"))
 
@@ -75,6 +76,8 @@ def _largest(
         scale = scale_of(one, batch)
         far = float((rows(one, batch) - rows(other, batch)).norm(dim=1).mean())
         measure = measure_of(scale)
+        if not math.isfinite(far + measure):
+            return None
         if measure > 32 * scale.eps * scale.size:
             found = max(found, far / measure)
         elif far > 32 * scale.eps * scale.size:  # the output is the same for all samples, and changes now

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from regplug.commands.audit.inputs import Inputs
+from regplug.commands.audit.origins import is_inside
 from regplug.commands.audit.tensor_trees import tensors_in
 from regplug.commands.effect.findings import INFO, MAYBE, SURE, Finding, finding
 from regplug.commands.effect.inputs import drawn_inputs, given_inputs, sizes_of
@@ -149,8 +150,11 @@ def _report(
 
 def _without_consequences(found: Sequence[Finding], seen: Observation) -> list[Finding]:
     """The findings, without those that another one explains, the worst first."""
-    stale = {one.module for one in found if one.kind in ("stale-conditioning", "batch-mixed", "features-wiped")}
-    kept = [one for one in found if not (one.kind in ("no-effect", "at-start") and one.module in stale)]
+    causes = ("stale-conditioning", "batch-mixed", "features-wiped", "saturated", "never-loaded")
+    explained = {(kind, one.module) for one in found if one.kind in causes for kind in ("no-effect", "at-start")}
+    bounded = [one.module for one in found if one.kind == "saturated"]
+    explained |= {("constant-pairs", path) for path in seen.plan.films for where in bounded if is_inside(where, path)}
+    kept = [one for one in found if (one.kind, one.module) not in explained]
     order = {SURE: 0, MAYBE: 1, INFO: 2}
     return sorted(dict.fromkeys(kept), key=lambda one: order[one.grade])
 
