@@ -68,24 +68,22 @@ class Norms:
 
 
 class Replaced(TorchFunctionMode):
-    """Changes one tensor of one call that scales or shifts, found by its number; records that call and all norms.
+    """Changes one tensor of each of some calls that scale or shift; records the last such call and all norms.
 
     Args:
         module: The network; norms of classes outside torch are watched as modules.
-        number: Which of the calls, as ``Flow`` counts them; 0 for none.
-        place: Which of its tensors.
+        places: The calls by their number, as ``Flow`` counts them, each with which of its tensors to change.
         change: What is done to it.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        number: int = 0,
-        place: int = 0,
+        places: Mapping[int, int],
         change: Callable[[Tensor], Tensor] = swapped,
     ) -> None:
         super().__init__()
-        self.module, self.number, self.place, self.change = module, number, place, change
+        self.module, self.places, self.change = module, places, change
         self.calls = 0
         self.result: Tensor | None = None
         self.norms = Norms()
@@ -111,9 +109,9 @@ class Replaced(TorchFunctionMode):
         is_it = False
         if name in MODULATES:
             self.calls += 1
-            is_it = self.calls == self.number
+            is_it = self.calls in self.places
         if is_it:
-            args, kwargs = of_arguments([self.place], self.change)((args, kwargs))
+            args, kwargs = of_arguments([self.places[self.calls]], self.change)((args, kwargs))
         result = func(*args, **kwargs)
         if is_it:
             made = next(tensors_in(result), None)

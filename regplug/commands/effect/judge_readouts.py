@@ -41,10 +41,16 @@ def _is_padding(position: int, length: int, layout: TokenLayout) -> bool:
     return bool(known) and position not in known
 
 
-def is_before_mixing(reading: Reading, layout: TokenLayout | None, batch: int) -> bool:
-    """Whether it reads the right tokens, and these are the same for all samples, as learned tokens are at first."""
-    count = 0 if reading.tokens is None else reading.tokens.shape[1]
-    return misplaced_tokens(reading, layout) == [] and len(constant_tokens(reading, batch)) == count > 0
+def is_zero(reading: Reading, trained: bool | None) -> bool:
+    """Whether it reads zeros in a trained network, as padding is; learned tokens may be zero at their start."""
+    return bool(trained) and reading.tokens is not None and not bool(reading.tokens.any())
+
+
+def is_before_mixing(reading: Reading, layout: TokenLayout | None, batch: int, trained: bool | None) -> bool:
+    """Whether its tokens are the same for all samples, as learned tokens are at first, and not known to be others."""
+    if reading.tokens is None or misplaced_tokens(reading, layout) or is_zero(reading, trained):
+        return False
+    return len(constant_tokens(reading, batch)) == reading.tokens.shape[1] > 0
 
 
 def is_constant_vector(reading: Reading, batch: int) -> bool:
@@ -55,7 +61,7 @@ def is_constant_vector(reading: Reading, batch: int) -> bool:
 
 
 def judge_readout(
-    path: str, subject: Subject, seen: Observation, layout: TokenLayout | None, grade: str
+    path: str, subject: Subject, seen: Observation, layout: TokenLayout | None, trained: bool | None, grade: str
 ) -> list[Finding]:
     """The findings about one readout.
 
@@ -64,6 +70,7 @@ def judge_readout(
         subject: The network and its inputs.
         seen: What a forward pass showed.
         layout: Where the registers sit, if that is known.
+        trained: Whether the network is trained.
         grade: Of findings that depend on the inputs.
     """
     reading = seen.readings.get(path)
@@ -75,12 +82,12 @@ def judge_readout(
         padding = [n for n in wrong if n in constant or (layout and _is_padding(places[n], reading.length, layout))]
         kind = "reads-padding" if padding else "reads-wrong-tokens"
         return [finding(kind, SURE, path, len(wrong), detail=f"at {places} of {reading.length} tokens")]
-    if wrong == [] and len(constant) == reading.tokens.shape[1]:
-        return [finding("before-mixing", INFO, path, 0.0)]
+    if len(constant) == reading.tokens.shape[1] and (wrong == [] or not is_zero(reading, trained)):
+        detail = "" if wrong == [] else "if they are registers: the layout is not known"
+        return [finding("before-mixing", INFO, path, 0.0, detail=detail)]
     found = []
     if constant and wrong is None:
-        detail = "its layout is not known: they may be registers that no layer has mixed with the input yet"
-        found.append(finding("reads-padding", MAYBE, path, len(constant), detail=detail))
+        found.append(finding("reads-padding", MAYBE, path, len(constant), detail="the layout is not known"))
     elif is_constant_vector(reading, subject.batch):
         found.append(finding("constant-conditioning", grade, path, 0.0, detail="the readout's output; its tokens vary"))
     used = registers_used(path, subject, reading.tokens)

@@ -98,7 +98,7 @@ def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
     if site.swap is None:
         return site, found
     if site.swap <= max(4 * case.numbers.noise, 1e-6):
-        if any(one.kind == "undone-by-norm" for one in norms) or found:
+        if any(one.kind == "undone-by-norm" for one in norms):
             return replace(site, state="unused"), found
         state, more = _without_effect(path, case, site)
         return replace(site, state=state), [*found, *more]
@@ -107,13 +107,13 @@ def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
 
 def _constant(path: str, case: Case) -> tuple[str, list[Finding]]:
     """Conditioning that is the same for all samples."""
-    sources = case.seen.plan.sources.get(path)
+    sources, batch = case.seen.plan.sources.get(path), case.subject.batch
     if sources and sources.inputs and not sources.readouts and sources.inputs <= case.constant_inputs:
         return "not-varied", [finding("not-varied", INFO, path, 0.0)]
     readings = [case.seen.readings[one] for one in (sources.readouts if sources else ()) if one in case.seen.readings]
-    if readings and all(is_before_mixing(one, case.layout, case.subject.batch) for one in readings):
+    if readings and all(is_before_mixing(one, case.layout, batch, case.trained) for one in readings):
         return "before-mixing", []  # the finding is the readout's
-    if any(misplaced_tokens(one, case.layout) or is_constant_vector(one, case.subject.batch) for one in readings):
+    if any(misplaced_tokens(one, case.layout) or is_constant_vector(one, batch) for one in readings):
         return "constant", []  # as before
     return "constant", [finding("constant-conditioning", case.grade, path, 0.0)]
 

@@ -56,7 +56,7 @@ def judge_gradients(
     subject: Subject, seen: Observation, numbers: Measurements
 ) -> tuple[dict[str, float | None], list[Finding]]:
     """Each site's gradient, relative to the spread of outputs, and findings ``conditioning-detached``."""
-    films = {path: seen.plan.conditioning.get(path, ()) for path in seen.plan.films if path in subject.paths}
+    films = {path: seen.plan.conditioning.get(path, ()) for path in seen.plan.films if subject.hooked(path)}
     try:
         norms, linked, orphans = gradients(subject, films)
     except Exception as error:  # an operation without a gradient, or a network that runs under inference mode

@@ -142,10 +142,13 @@ def measure(subject: Subject, seen: Observation) -> Measurements:
     for path, label in seen.plan.films.items():
         modulations = seen.of(path)
         numbers: dict[str, float | None] = {}
-        if path in subject.paths and path in seen.trace.called:
-            for name, change in INTERVENTIONS.items():
+        for name, change in INTERVENTIONS.items():
+            if subject.hooked(path) is not None and path in seen.trace.called:
                 before = {path: of_arguments(seen.plan.conditioning.get(path, ()), change)}
                 numbers[name] = _tried(found, subject, path, name, before=before)
+            elif modulations and name != "zero":  # of a weight without a module: the pairs are swapped instead
+                mode = Replaced(subject.module, {one.number: one.place for one in modulations}, change)
+                numbers[name] = _tried(found, subject, path, name, mode=mode)
         sources = seen.plan.sources.get(path)
         found.sites[path] = SiteEffect(
             path,
@@ -159,7 +162,7 @@ def measure(subject: Subject, seen: Observation) -> Measurements:
             beta=statistics([one.vector for one in modulations if not one.scales], subject.batch),
         )
     for path in seen.plan.readouts:
-        if path not in subject.paths:
+        if subject.hooked(path) is None:
             continue  # registers that a forward reads without a module
         numbers = {
             name: _tried(found, subject, path, name, after={path: of_output(change)})
@@ -205,13 +208,13 @@ def statistics(vectors: Sequence[Tensor], batch: int) -> Statistics | None:
 
 def transmissions(subject: Subject, seen: Observation, found: Measurements) -> dict[int, float]:
     """For each modulation by its number: the share of a change of its vector that the next norm leaves."""
-    base = Replaced(subject.module)
+    base = Replaced(subject.module, {})
     subject.run(mode=base)
     left: dict[int, float] = {}
     for one in seen.modulations:
         if one.result is None or not varies(one.vector, subject.batch):
             continue
-        mode = Replaced(subject.module, one.number, one.place, swapped)
+        mode = Replaced(subject.module, {one.number: one.place}, swapped)
         outer = around([one.where], subject)[:1] or [""]
         try:
             outputs = subject.run(outer, mode=mode)

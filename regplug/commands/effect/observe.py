@@ -116,15 +116,14 @@ def observe(
     watch = _Watch(plan, layout)
     handles: list[Any] = []
     for path in plan.readouts:
-        part = subject.paths.get(path)
-        if part is not None and not isinstance(part, torch.jit.ScriptModule):
+        if (part := subject.hooked(path)) is not None:
             handles.append(part.register_forward_pre_hook(watch.enter_readout(path), with_kwargs=True))
             handles.append(part.register_forward_hook(watch.leave_readout(path)))
     for path in plan.films:
-        part = subject.paths.get(path)
-        if part is not None and not isinstance(part, torch.jit.ScriptModule):
+        if (part := subject.hooked(path)) is not None:
             handles.append(part.register_forward_pre_hook(watch.enter_film(path), with_kwargs=True))
             handles.append(part.register_forward_hook(watch.leave_film(path)))
+    handles.append(subject.module.register_forward_hook(watch.leave_network))
     try:
         trace = run(plan, watch)
     finally:
@@ -159,7 +158,7 @@ class _Watch:
             one.result = made[0].detach().clone()
         self.found.modulations += self._pending
         self._pending = []
-        self._used |= {id(one) for one in operands if id(one) in self._pieces}
+        self._used |= {id(one) for one in operands}
         if not operands:
             return
         origin = flow.origin(operands[0])
@@ -240,6 +239,10 @@ class _Watch:
             self._outputs[path] = [one.detach().clone() for one in tensors_in(output)]
 
         return self._hook(look)
+
+    def leave_network(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Pieces that the network returns are used."""
+        self._used |= {id(one) for one in tensors_in(output)}
 
     def _hook(self, look: Callable[[Any, Any], None]) -> Callable[..., None]:
         """A hook during which calls of torch are not the network's."""

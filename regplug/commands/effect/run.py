@@ -127,7 +127,7 @@ def _report(
         found += more
     readouts = []
     for path, one in numbers.readouts.items():
-        found += judge_readout(path, subject, seen, layout, grade)
+        found += judge_readout(path, subject, seen, layout, state, grade)
         tokens = seen.readings[path].tokens if path in seen.readings else None
         used = None if tokens is None else registers_used(path, subject, tokens)
         readouts.append(replace(one, reacts_to=used))

@@ -129,6 +129,11 @@ class Subject:
                     tensor.copy_(kept)
         return seen
 
+    def hooked(self, path: str) -> nn.Module | None:
+        """The module at a path; None if there is none, or one that takes no hooks."""
+        part = self.paths.get(path)
+        return None if isinstance(part, torch.jit.ScriptModule) else part
+
     def swapped_inputs(self, change: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs, with the tensors that have one row for each sample changed."""
 
