@@ -5,6 +5,7 @@ from regplug.bundle.load import load as load
 from regplug.bundle.sign import sign as sign
 from regplug.bundle.verify import verify as verify
 from regplug.commands.audit.network import audit_network as audit_network
+from regplug.commands.effect.report import EffectReport as EffectReport
 from regplug.commands.effect.run import effect as effect
 from regplug.errors import BundleError as BundleError
 from regplug.errors import ConformanceError as ConformanceError

@@ -26,7 +26,8 @@ conformance/pytest_plugin nn/__init__ nn/join nn/readouts/__init__ nn/readouts/s
 commands/main commands/lazy_group commands/shared_options commands/printing commands/torch_guard commands/cache
 commands/check commands/list commands/cond_dim commands/part_option commands/export commands/verify commands/sign
 commands/audit/command commands/bench/command commands/bench/page commands/bench/report commands/doctor/command
-commands/doctor/metadata commands/effect/findings commands/effect/options commands/import_checkpoint/command commands/info/command commands/new/command
+commands/doctor/metadata commands/effect/findings commands/effect/options commands/import_checkpoint/command
+commands/info/command commands/new/command
 commands/new/scaffold
 """.split()  # noqa: SIM905
 

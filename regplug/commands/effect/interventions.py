@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from regplug.commands.audit.tensor_trees import map_tensors, tensors_in
 NORMS = {"layer_norm", "rms_norm", "instance_norm", "group_norm", "batch_norm", "normalize"}
 
 
-def swapped(tensor: Tensor) -> Tensor:
-    """Each sample gets the row of another sample, half a batch away: neighbours may be alike."""
-    return tensor.roll(max(1, tensor.shape[0] // 2), 0) if tensor.dim() else tensor
+def swapped(batch: int, tensor: Tensor) -> Tensor:
+    """Each sample gets the row of another sample, half a batch away: neighbours may be alike.
+
+    If there are several rows for a sample, it is the next row: their order is not known.
+    """
+    return tensor.roll(batch // 2 if tensor.shape[0] == batch else 1, 0) if tensor.dim() else tensor
 
 
 def averaged(tensor: Tensor) -> Tensor:
@@ -34,7 +38,9 @@ def zeroed(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor) if tensor.is_floating_point() else tensor
 
 
-INTERVENTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"swap": swapped, "mean": averaged, "zero": zeroed}
+def interventions(batch: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is done to the conditioning of this many samples, by name."""
+    return {"swap": partial(swapped, batch), "mean": averaged, "zero": zeroed}
 
 
 def of_arguments(indices: Sequence[int], change: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -80,7 +86,7 @@ class Replaced(TorchFunctionMode):
         self,
         module: nn.Module,
         places: Mapping[int, int],
-        change: Callable[[Tensor], Tensor] = swapped,
+        change: Callable[[Tensor], Tensor] = lambda one: one,
     ) -> None:
         super().__init__()
         self.module, self.places, self.change = module, places, change

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 
 from regplug.commands.audit.tensor_trees import is_vector
 from regplug.commands.effect.findings import INFO, MAYBE, SURE, Finding, finding
+from regplug.commands.effect.interventions import of_arguments, swapped
 from regplug.commands.effect.judge_readouts import is_before_mixing, is_constant_vector, misplaced_tokens
-from regplug.commands.effect.measure import Measurements, SiteEffect, around
+from regplug.commands.effect.measure import Measurements, SiteEffect
 from regplug.commands.effect.observe import Modulation, Observation, observe
-from regplug.commands.effect.outputs import varies
+from regplug.commands.effect.outputs import effect_between, varies
 from regplug.commands.effect.start import STEPS, after_steps, zero_layers
 from regplug.commands.effect.subject import Subject
+from regplug.commands.effect.wiped import wiped_grade
 from regplug.errors import one_line
 from regplug.nn.pairing import film_family
 from regplug.registry.layout import TokenLayout
@@ -49,19 +52,16 @@ class Case:
     constant_inputs: frozenset[str]
     trained: bool | None
     grade: str
-    _later: list[tuple[Subject, Observation] | None] = field(default_factory=list)
 
-    def after_training(self) -> tuple[Subject, Observation] | None:
+    @cached_property
+    def later(self) -> tuple[Subject, Observation] | None:
         """The network after a few training steps, and its forward pass; None if it cannot be trained."""
-        if not self._later:
-            try:
-                moved = after_steps(self.subject)
-                seen = None if moved is None else observe(moved, self.sizes, None, self.seen.plan)
-            except Exception as error:  # a network may refuse to be trained in eval mode
-                self.numbers.notes.append(f"training steps: not measured: {one_line(error)}")
-                moved = seen = None
-            self._later.append(None if moved is None or seen is None else (moved, seen))
-        return self._later[0]
+        try:
+            moved = after_steps(self.subject)
+            return None if moved is None else (moved, observe(moved, self.sizes, None, self.seen.plan))
+        except Exception as error:  # a network may refuse to be trained in eval mode
+            self.numbers.notes.append(f"training steps: not measured: {one_line(error)}")
+            return None
 
 
 def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
@@ -129,41 +129,34 @@ def _constant_pairs(path: str, case: Case, constant: Sequence[Modulation], count
             return "constant", [finding("zero-last-layer", grade, path, len(zero), detail=", ".join(zero) or path)]
         share = len(constant) / count
         return "constant", [finding("constant-pairs", case.grade, path, share)]
-    later = case.after_training()
-    if later is None:
+    if case.later is None:
         return "at-start", [finding("at-start", INFO, path, STEPS, detail="not confirmed by training steps")]
-    moved, seen = later
+    moved, seen = case.later
     stuck = [one for one in seen.of(path) if not varies(one.vector, moved.batch)]
     if stuck:
-        return "unused", [finding("double-zero", SURE, path, len(stuck), detail=f"of {count}")]
+        return "unused", [
+            finding("double-zero", MAYBE if case.trained is None else SURE, path, len(stuck), detail=f"of {count}")
+        ]
     return "at-start", [finding("at-start", INFO, path, STEPS)]
 
 
 def _without_effect(path: str, case: Case, site: SiteEffect) -> tuple[str, list[Finding]]:
     """Pairs that vary, without effect on the output."""
-    if not case.trained:
-        from regplug.commands.effect.interventions import of_arguments, swapped
-        from regplug.commands.effect.outputs import effect_between
-
-        later = case.after_training()
-        if later is not None:
-            moved, _ = later
-            change = {path: of_arguments(case.seen.plan.conditioning.get(path, ()), swapped)}
-            after = effect_between(moved.run()[""], moved.run(before=change)[""], moved.batch)
-            if after is not None and after > 1e-6:
-                return "at-start", [finding("at-start", INFO, path, STEPS)]
+    if not case.trained and case.later is not None and case.subject.hooked(path) is not None:
+        moved, _ = case.later
+        swap = partial(swapped, moved.batch)
+        change = {path: of_arguments(case.seen.plan.conditioning.get(path, ()), swap)}
+        after = effect_between(moved.run()[""], moved.run(before=change)[""], moved.batch)
+        if after is not None and after > 1e-6:
+            return "at-start", [finding("at-start", INFO, path, STEPS)]
     return "unused", [finding("no-effect", case.grade, path, site.swap or 0.0)]
 
 
 def _wiped(modulations: Sequence[Modulation], case: Case) -> Finding | None:
-    """A gamma of 0 with no way around it: every module around it gives the same for all samples."""
-    for one in modulations:
-        if not one.scales or bool((one.vector != 0).any()):
-            continue
-        outer = around([one.where], case.subject)
-        outputs = [out for path in outer or [""] for out in case.numbers.baseline.get(path, ())]
-        if outputs and not any(varies(out, case.subject.batch) for out in outputs):
-            return finding("features-wiped", SURE if outer else MAYBE, one.film, 0.0)
+    """A gamma of 0, behind which nothing depends on the input."""
+    for where in dict.fromkeys(one.where for one in modulations if one.scales and not bool(one.vector.any())):
+        if grade := wiped_grade(case.subject, where):
+            return finding("features-wiped", grade, modulations[0].film, 0.0)
     return None
 
 

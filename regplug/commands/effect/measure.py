@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from regplug.commands.effect.interventions import INTERVENTIONS, Replaced, of_arguments, of_output, swapped
+from regplug.commands.effect.interventions import Replaced, interventions, of_arguments, of_output, swapped
 from regplug.commands.effect.observe import Modulation, Observation
 from regplug.commands.effect.outputs import change_between, effect_between, relative, rows, varies
 from regplug.commands.effect.subject import Outputs, Subject
@@ -139,10 +140,13 @@ def measure(subject: Subject, seen: Observation) -> Measurements:
     noise = effect_between(baseline[""], subject.run()[""], subject.batch)
     other = effect_between(baseline[""], subject.run(seed=subject.seed + 1)[""], subject.batch)
     found = Measurements(baseline, noise or 0.0, (other or 0.0) > 10 * (noise or 0.0) + 1e-6)
+    changes = interventions(subject.batch)
+    if not baseline[""]:
+        found.notes.append("effects: not measured: the network returns no floating-point tensor")
     for path, label in seen.plan.films.items():
         modulations = seen.of(path)
         numbers: dict[str, float | None] = {}
-        for name, change in INTERVENTIONS.items():
+        for name, change in changes.items():
             if subject.hooked(path) is not None and path in seen.trace.called:
                 before = {path: of_arguments(seen.plan.conditioning.get(path, ()), change)}
                 numbers[name] = _tried(found, subject, path, name, before=before)
@@ -166,7 +170,7 @@ def measure(subject: Subject, seen: Observation) -> Measurements:
             continue  # registers that a forward reads without a module
         numbers = {
             name: _tried(found, subject, path, name, after={path: of_output(change)})
-            for name, change in INTERVENTIONS.items()
+            for name, change in changes.items()
         }
         reading = seen.readings.get(path)
         reads = tuple(one[0] for one in reading.positions) if reading and reading.positions else None
@@ -214,8 +218,8 @@ def transmissions(subject: Subject, seen: Observation, found: Measurements) -> d
     for one in seen.modulations:
         if one.result is None or not varies(one.vector, subject.batch):
             continue
-        mode = Replaced(subject.module, {one.number: one.place}, swapped)
-        outer = around([one.where], subject)[:1] or [""]
+        mode = Replaced(subject.module, {one.number: one.place}, partial(swapped, subject.batch))
+        outer = [path for path in around([one.where], subject) if found.baseline.get(path)][:1] or [""]
         try:
             outputs = subject.run(outer, mode=mode)
         except Exception as error:  # as above

@@ -56,7 +56,7 @@ def varies(tensor: Tensor, batch: int) -> bool:
 def effect_between(before: Sequence[Tensor], after: Sequence[Tensor], batch: int) -> float | None:
     """The mean change of a sample's output, relative to the spread of outputs; the largest of several outputs.
 
-    None if the outputs are others in number or in shape, or are not finite.
+    None if there are none, or if they are others in number or in shape, or not finite.
     """
     return _largest(before, after, batch, attrgetter("spread"))
 
@@ -69,7 +69,7 @@ def change_between(before: Sequence[Tensor], after: Sequence[Tensor], batch: int
 def _largest(
     before: Sequence[Tensor], after: Sequence[Tensor], batch: int, measure_of: Callable[[Scale], float]
 ) -> float | None:
-    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+    if not before or len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
         return None
     found = 0.0
     for one, other in zip(before, after, strict=True):

@@ -56,7 +56,7 @@ def kept_random_state() -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []):
             yield
     finally:
         random.setstate(python)
@@ -152,7 +152,8 @@ def _seed(seed: int) -> None:
 
 
 def _keep(seen: list[Tensor], output: object) -> None:
-    seen += [one if one.requires_grad else one.clone() for one in tensors_in(output) if one.is_floating_point()]
+    numbers = [torch.view_as_real(one) if one.is_complex() else one for one in tensors_in(output)]
+    seen += [one if one.requires_grad else one.clone() for one in numbers if one.is_floating_point()]
 
 
 @contextmanager
