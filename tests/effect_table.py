@@ -50,7 +50,10 @@ def table() -> Iterator[str]:
         yield f"| `{kind}` | {' | '.join(verdict(kind, name) for name in ARCHITECTURES)} |"
     for state in ("start", "trained"):
         for is_drawn in (False, True):
-            counts = [str(len(unharmed(name, state, is_drawn).defects)) for name in ARCHITECTURES]
+            counts = [
+                str(len(unharmed(name, state, is_drawn).defects)) if one.is_tried or not is_drawn else NOT_APPLICABLE
+                for name, one in ARCHITECTURES.items()
+            ]
             inputs = "drawn" if is_drawn else "given"
             yield f"| unharmed, {state}, {inputs} inputs: findings | {' | '.join(counts)} |"
 

@@ -27,8 +27,7 @@ commands/main commands/lazy_group commands/shared_options commands/printing comm
 commands/check commands/list commands/cond_dim commands/part_option commands/export commands/verify commands/sign
 commands/audit/command commands/bench/command commands/bench/page commands/bench/report commands/doctor/command
 commands/doctor/metadata commands/effect/findings commands/effect/options commands/import_checkpoint/command
-commands/info/command commands/new/command
-commands/new/scaffold
+commands/info/command commands/new/command commands/new/scaffold
 """.split()  # noqa: SIM905
 
 

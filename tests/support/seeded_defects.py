@@ -26,6 +26,8 @@ def film(network: Any, name: str) -> Any:
         return network.blocks[1].film
     if name == "nvsubquadratic":
         return kernel(network, name).film_generator
+    if name == "diffusers-dit":
+        return network.transformer_blocks[1].norm1
     return network.conditioner.film if name == "policy-unet" else network.blocks[1].adaLN_modulation
 
 
@@ -35,7 +37,9 @@ def kernel(network: Any, name: str) -> Any:
 
 
 def readout(network: Any, name: str) -> Any:
-    """The readout; DiT's embedding of steps."""
+    """The readout; DiT's embedding of steps, and that of diffusers' DiT of steps and classes."""
+    if name == "diffusers-dit":
+        return film(network, name).emb
     if name == "digits":
         return network.blocks[1].readout
     if name == "nvsubquadratic":
@@ -48,6 +52,8 @@ def last_layers(network: Any, name: str) -> list[nn.Linear]:
     found = film(network, name)
     if name == "policy-unet":
         return list(found.layers)
+    if name == "diffusers-dit":
+        return [found.linear]
     return [found[1] if name == "dit" else found.mlp[2]]
 
 
@@ -63,6 +69,7 @@ def each(change: Callable[[Any, str], None], *names: str) -> dict[str, Harm]:
 
 
 EVERY = ("digits", "nvsubquadratic", "policy-unet", "dit")
+WITH_DIFFUSERS = (*EVERY, "diffusers-dit")
 WITH_READOUT = ("digits", "nvsubquadratic", "policy-unet")
 
 
@@ -115,7 +122,11 @@ def double_zero(network: Any, name: str) -> None:
 def ignore_conditioning(network: Any, name: str) -> None:
     """The generator's first layers get 0 times their input, as with a guidance weight that is left at 0."""
     found = film(network, name)
-    first = {"policy-unet": lambda: found.layers, "dit": lambda: [found[0]]}.get(name, lambda: [found.mlp[0]])
+    first = {
+        "policy-unet": lambda: found.layers,
+        "dit": lambda: [found[0]],
+        "diffusers-dit": lambda: [found.silu],
+    }.get(name, lambda: [found.mlp[0]])
     for layer in first():
         layer.register_forward_pre_hook(lambda _, given: (given[0] * 0,))
 
@@ -184,9 +195,13 @@ def normalise_behind(network: Any, name: str) -> None:
     elif name == "policy-unet":
         block = network.unet.middle[0]
         block.second = nn.Sequential(nn.InstanceNorm1d(block.second[0].in_channels), *block.second)
-    else:
+    elif name == "dit":
         block = network.blocks[1]
         block.attn = nn.Sequential(OverPlaces(), block.attn)
+    else:
+        network.transformer_blocks[1].attn1.register_forward_pre_hook(
+            lambda _, given: (OverPlaces()(given[0]), *given[1:])
+        )
 
 
 def reset_generator(network: Any, name: str) -> None:
@@ -255,6 +270,8 @@ def saturate(network: Any, name: str) -> None:
         found.layers[4] = nn.Sequential(found.layers[4], TooLarge())
     elif name == "dit":
         found.append(TooLarge())
+    elif name == "diffusers-dit":
+        found.linear = nn.Sequential(found.linear, TooLarge())
     else:
         found.mlp[2] = nn.Sequential(found.mlp[2], TooLarge())
 
@@ -274,9 +291,12 @@ def disconnect(network: Any, name: str) -> None:
         for part in network.modules():
             if isinstance(part, ResidualBlock):
                 part.second[-1] = nn.Threshold(1e9, 0.0)
-    else:
+    elif name == "dit":
         block = network.blocks[1]
         fill(0, block.attn.out.weight, block.attn.out.bias, block.mlp[2].weight, block.mlp[2].bias)
+    else:
+        block = network.transformer_blocks[1]
+        fill(0, *block.attn1.to_out[0].parameters(), *block.ff.net[2].parameters())
 
 
 def overflow(network: Any, name: str) -> None:
@@ -288,8 +308,8 @@ def overflow(network: Any, name: str) -> None:
 DEFECTS: Mapping[str, Mapping[str, Harm]] = {
     "features-wiped": {"policy-unet": wipe_policy, "dit": wipe_dit},
     "double-zero": each(double_zero, *EVERY),
-    "constant-pairs": each(ignore_conditioning, *EVERY),
-    "zero-last-layer": each(zero_last_layer, *EVERY),
+    "constant-pairs": each(ignore_conditioning, *WITH_DIFFUSERS),
+    "zero-last-layer": each(zero_last_layer, *WITH_DIFFUSERS),
     "constant-conditioning": each(constant_vector, *EVERY),
     "stale-conditioning": each(cached_vector, *EVERY),
     "reads-padding": {
@@ -298,16 +318,16 @@ DEFECTS: Mapping[str, Mapping[str, Harm]] = {
     },
     "reads-wrong-tokens": each(lambda network, name: shift_reading(network, name, -1), *WITH_READOUT),
     "conditioning-detached": each(detach, *EVERY),
-    "undone-by-norm": each(normalise_behind, *EVERY),
+    "undone-by-norm": each(normalise_behind, *WITH_DIFFUSERS),
     "never-loaded": each(reset_generator, *WITH_READOUT),
     "swapped-pair": each(lambda network, name: turn(network, name, exchanged), "digits", "nvsubquadratic"),
     "pairs-unused": {
         **each(lambda network, name: turn(network, name, first_for_all), *WITH_READOUT),
         "dit": share_pairs_of_dit,
     },
-    "saturated": each(saturate, *EVERY),
-    "batch-mixed": each(mix_samples, *EVERY),
-    "no-effect": each(disconnect, *EVERY),
-    "not-finite": each(overflow, *EVERY),
+    "saturated": each(saturate, *WITH_DIFFUSERS),
+    "batch-mixed": each(mix_samples, *WITH_DIFFUSERS),
+    "no-effect": each(disconnect, *WITH_DIFFUSERS),
+    "not-finite": each(overflow, *WITH_DIFFUSERS),
 }
 AT_START = ("features-wiped", "double-zero")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DiTTransformer2DModel
 from nvsubquadratic.lazy_config import instantiate
 from torch import Tensor, nn
 
@@ -61,12 +62,14 @@ class Architecture:
         trained: Builds it trained, or moved from its start as training moves it.
         inputs: One batch.
         layout: Where its registers sit, if its plugin does not say so.
+        is_tried: Whether inputs that fit are found by trying.
     """
 
     start: Callable[[], nn.Module]
     trained: Callable[[], nn.Module]
     inputs: Callable[[], Any]
     layout: regplug.TokenLayout | None = None
+    is_tried: bool = True
 
 
 def _seeded(build: Callable[[], nn.Module], scale: float = 0.0) -> Callable[[], nn.Module]:
@@ -83,6 +86,17 @@ def _hyena() -> nn.Module:
     return network
 
 
+def _diffusers() -> nn.Module:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 2, "num_layers": 2, "sample_size": 4}
+    network: nn.Module = DiTTransformer2DModel(**sizes, patch_size=2, num_embeds_ada_norm=10, norm_num_groups=2)
+    return network
+
+
+def _latents() -> dict[str, Tensor]:
+    numbers = torch.randn(BATCH, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    return {"hidden_states": numbers, "timestep": torch.arange(BATCH), "class_labels": torch.arange(BATCH) % 10}
+
+
 def _images() -> dict[str, Tensor]:
     return {"input": torch.randn(BATCH, 64, 64, 3, generator=torch.Generator().manual_seed(1))}
 
@@ -92,4 +106,5 @@ ARCHITECTURES = {
     "nvsubquadratic": Architecture(_seeded(_hyena), _seeded(_hyena, 0.1), _images),
     "policy-unet": Architecture(_seeded(PolicyNet), _seeded(PolicyNet, 0.1), policy_inputs, LAYOUT),
     "dit": Architecture(_seeded(DiT), _seeded(DiT, 0.1), dit_inputs),
+    "diffusers-dit": Architecture(_seeded(_diffusers), _seeded(_diffusers, 0.1), _latents, is_tried=False),
 }
