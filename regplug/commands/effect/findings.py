@@ -110,7 +110,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "never-loaded": Kind(
         "numbers still at their start",
-        "these weights still have their start values in a network that is trained: a checkpoint did not fill them",
+        "weights have their start values in a trained network: no checkpoint filled them, or nothing trained them",
         "load with strict=True and compare the names of the missing keys",
     ),
     "swapped-pair": Kind(

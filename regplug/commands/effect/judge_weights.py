@@ -39,7 +39,7 @@ def judge_loading(
             continue
         if layers := layers_at_start(part):
             names = ", ".join(name or type(part).__name__ for name, _ in layers)
-            found.append(finding("never-loaded", SURE, path, sum(size for _, size in layers), detail=names))
+            found.append(finding("never-loaded", MAYBE, path, sum(size for _, size in layers), detail=names))
         elif fresh is not None and (same := same_as_fresh(network, fresh, [path])):
             all_of_it = sum(one.numel() for one in part.parameters() if one.requires_grad)
             grade = MAYBE if sum(same.values()) == all_of_it else INFO

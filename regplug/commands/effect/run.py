@@ -56,7 +56,8 @@ def effect(
             when None; then findings that depend on data are at most "maybe".
         batch: The number of samples to draw.
         layout: Where the registers sit in the sequence that readouts read; as a plugin knows it when None.
-        trained: Whether the network is trained; judged by its weights when None.
+        trained: Whether the network is trained; judged by its weights when None. True is not believed of a network
+            whose layers are at their start.
         missing: Names of tensors that its checkpoint did not have, as ``load_state_dict`` returns them.
         shapes: Gives the shapes of inputs to draw; found by trying when None.
         seed: Of drawn inputs, and of every forward pass.
@@ -109,7 +110,8 @@ def _report(
             f"{seen.trace.error}; give others by inputs= (--inputs FILE)."
         )
     paths = [*seen.plan.films, *seen.plan.readouts]
-    state = trained if trained is not None else looks_trained(subject.module, paths)
+    looks = looks_trained(subject.module, paths)
+    state = looks if trained is None else None if trained and looks is False else trained
     step("interventions")
     numbers = measure(subject, seen)
     left = transmissions(subject, seen, numbers)

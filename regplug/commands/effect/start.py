@@ -15,6 +15,7 @@ from regplug.commands.audit.tensor_trees import map_tensors, tensors_in
 from regplug.commands.effect.subject import Subject
 
 MIN_NUMBERS = 256  # fewer numbers of a uniform distribution do not tell whether it is one
+CLEARLY = 0.1  # a layer that training has left alone for most of its steps moves less
 STEPS = 6  # a path behind two layers that start at zero gets its first gradient in the third step
 STEP_SIZE = 1e-3
 CRITICAL_KS = 1.63  # the Kolmogorov-Smirnov test's at 1 %, for large samples
@@ -22,16 +23,20 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def is_default_uniform(weight: Tensor) -> bool:
+def is_default_uniform(weight: Tensor, slack: float = 1e-6) -> bool:
     """Whether a weight still has the values that torch draws for linear layers and convolutions.
 
     They are uniform in ``+-1/sqrt(fan_in)``; training moves some beyond, or changes the distribution.
+
+    Args:
+        weight: The weight.
+        slack: How far beyond they may be, relative to the bound.
     """
     if weight.dim() < 2 or weight.numel() < MIN_NUMBERS:
         return False
     bound = 1 / math.sqrt(weight[0].numel())
     numbers = weight.detach().double().flatten().sort().values / bound
-    if float(numbers.abs().max()) > 1 + 1e-6 or float(numbers.abs().max()) < 0.95:
+    if float(numbers.abs().max()) > 1 + slack or float(numbers.abs().max()) < 0.95:
         return False
     count = numbers.numel()
     steps = torch.arange(1, count + 1, dtype=torch.float64, device=numbers.device) / count
@@ -40,7 +45,7 @@ def is_default_uniform(weight: Tensor) -> bool:
 
 
 def looks_trained(network: nn.Module, without: Sequence[str] = ()) -> bool | None:
-    """Whether most layers have left their start; None if no layer tells.
+    """Whether most layers have clearly left their start, as after hundreds of steps; None if no layer tells.
 
     Args:
         network: The network.
@@ -62,14 +67,14 @@ def _has_moved(part: nn.Module) -> bool | None:
     if not isinstance(weight, nn.Parameter):
         return None
     if isinstance(part, NORM_LAYERS) or weight.dim() == 1:
-        return not is_constant(weight)
+        return bool((weight - weight.flatten()[0].round()).abs().max() > CLEARLY)
     if not isinstance(part, (nn.Linear, *CONVOLUTIONS)) or is_constant(weight):
         return None
     of_fan_in = weight.transpose(0, 1) if "Transpose" in type(part).__name__ else weight
-    if is_default_uniform(of_fan_in):
+    if is_default_uniform(of_fan_in, CLEARLY):
         return False
-    if isinstance(bias, nn.Parameter) and bias.numel() > 1:
-        return not is_constant(bias) if weight.numel() >= MIN_NUMBERS else None
+    if isinstance(bias, nn.Parameter) and bias.numel() > 1 and weight.numel() >= MIN_NUMBERS:
+        return bool(bias.abs().max() > CLEARLY / 2)  # a bias that starts at 0, next to a weight drawn in another way
     return None
 
 
