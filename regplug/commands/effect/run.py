@@ -24,7 +24,7 @@ from regplug.commands.effect.outputs import scale_of, varies
 from regplug.commands.effect.report import EffectReport
 from regplug.commands.effect.start import looks_trained
 from regplug.commands.effect.subject import Subject, copied, kept_random_state
-from regplug.errors import RegplugError, SpecError
+from regplug.errors import RegplugError, SpecError, clip, one_line
 from regplug.nn.backbone import ask_description, ask_layout, build_backbone, recognise
 from regplug.registry.integers import is_int
 from regplug.registry.layout import TokenLayout
@@ -103,12 +103,14 @@ def _report(
     step: Callable[[str], None],
 ) -> EffectReport:
     step("following")
+    name = type(subject.module).__name__
+    try:
+        subject.run()
+    except (Exception, SystemExit) as error:  # a forward may raise anything
+        raise _refused(name, one_line(error)) from error
     seen = observe(subject, sizes, layout)
     if seen.trace.error is not None:
-        raise SpecError(
-            f"effect: {type(subject.module).__name__}: expected inputs that its forward takes, got: "
-            f"{seen.trace.error}; give others by inputs= (--inputs FILE)."
-        )
+        raise _refused(name, seen.trace.error)
     paths = [*seen.plan.films, *seen.plan.readouts]
     looks = looks_trained(subject.module, paths)
     state = looks if trained is None else None if trained and looks is False else trained
@@ -138,7 +140,7 @@ def _report(
     if numbers.is_stochastic:
         found.append(finding("stochastic", INFO, "", 1.0))
     return EffectReport(
-        type(subject.module).__name__,
+        name,
         "drawn" if is_drawn else "given",
         subject.batch,
         numbers.noise,
@@ -147,6 +149,13 @@ def _report(
         tuple(sites),
         tuple(_without_consequences(found, seen)),
         tuple(numbers.notes),
+    )
+
+
+def _refused(name: str, reason: str) -> SpecError:
+    return SpecError(
+        f"effect: {name}: expected inputs that its forward takes, got: {clip(reason, 200)}; give others by inputs= "
+        "(--inputs FILE)."
     )
 
 
