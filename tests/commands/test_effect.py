@@ -512,6 +512,12 @@ BAD = {
     "two samples": (made, inputs(2), {}, r"at least 4, first in every tensor, got \[2\]"),
     "other counts": (made, {**inputs(), "state": torch.ones(8, 4)}, {}, r"got \[8, 16\]"),
     "NaN": (made, {**inputs(), "state": torch.full((B, 4), float("nan"))}, {}, r"finite numbers, got NaN or infinity"),
+    "all the same": (
+        made,
+        {"x": torch.ones(B, PLACES, 8), "state": torch.ones(B, 4)},
+        {},
+        "expected samples that differ",
+    ),
     "another width": (made, {**inputs(), "state": torch.ones(B, 5)}, {}, "expected inputs that its forward takes"),
     "another name": (made, {"x": inputs()["x"], "mood": inputs()["state"]}, {}, "inputs that its forward takes"),
     "few drawn": (made, None, {"batch": 2}, "expected at least 4 samples, got 2"),

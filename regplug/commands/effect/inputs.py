@@ -16,6 +16,7 @@ from regplug.commands.audit.forward import follow
 from regplug.commands.audit.inputs import BATCH, Inputs, describe_parameters, find_inputs
 from regplug.commands.audit.tensor_trees import map_tensors, tensors_in
 from regplug.commands.audit.trace import Network, Plan
+from regplug.commands.effect.outputs import varies
 from regplug.errors import SpecError, class_name, one_line
 from regplug.nn.backbone import ask_tokens, recognise
 
@@ -47,6 +48,8 @@ def given_inputs(network: nn.Module, inputs: Any) -> tuple[Arguments, int]:
     bad = next((one for one in tensors if one.is_floating_point() and not bool(torch.isfinite(one).all())), None)
     if bad is not None:
         raise SpecError(f"effect: inputs: expected finite numbers, got NaN or infinity in a {list(bad.shape)}.")
+    if not any(varies(one, max(sizes)) for one in tensors):
+        raise SpecError("effect: inputs: expected samples that differ, got the same sample in every row.")
     device = _device(network)
     moved = map_tensors(lambda one: one.detach().to(device), (args, kwargs))
     return moved, sizes.pop()
