@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import effect_table
 import pytest
 import torch
@@ -95,3 +97,20 @@ def test_defects_at_the_start_are_seeded_in_networks_at_their_start():
     for kind in AT_START:
         for name in DEFECTS[kind]:
             assert effect_table.measured(kind, name).state == "at-start"
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence-effect.md"
+
+
+def test_the_page_has_the_table_and_every_kind():
+    text = PAGE.read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    [heads] = [row for row in rows if row == ["kind", *ARCHITECTURES]]
+    shown = {row[0]: row[1:] for row in rows[rows.index(heads) + 1 :]}
+    for kind, some in DEFECTS.items():
+        assert shown[kind] == ["found" if name in some else "-" for name in ARCHITECTURES], kind
+    unharmed = {head: cells for head, cells in shown.items() if head.startswith("unharmed")}
+    assert len(unharmed) == 4
+    assert {cell for cells in unharmed.values() for cell in cells} == {"0", "-"}
+    described = [row for row in rows if len(row) == 3 and row[0] in KINDS]
+    assert sorted(row[0] for row in described) == sorted(KINDS)
