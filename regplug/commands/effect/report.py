@@ -48,8 +48,8 @@ class EffectReport:
         return tuple(one for one in self.findings if one.grade != INFO)
 
     def failing(self, kinds: Sequence[str]) -> tuple[Finding, ...]:
-        """The findings of these kinds, whatever their grade; ``"any"`` is all that are sure."""
-        return tuple(one for one in self.findings if one.kind in kinds or (ANY in kinds and one.grade == SURE))
+        """The findings of these kinds, of the grades "sure" and "maybe"; ``"any"`` is all that are sure."""
+        return tuple(one for one in self.defects if one.kind in kinds or (ANY in kinds and one.grade == SURE))
 
     def as_json(self, fail_on: Sequence[str] = ()) -> dict[str, Any]:
         """The report as JSON values: the format ``regplug.effect/1``."""

@@ -51,7 +51,7 @@ def effect(
     they are. Numbers are relative to the spread of outputs over the batch.
 
     Args:
-        network: The network; it needs all its weights, and memory for two copies.
+        network: The network; it needs all its weights, and memory for two copies and all tensors of one forward.
         inputs: One batch: a tensor, a tuple of the forward's arguments, or a mapping of them by name. Drawn at random
             when None; then findings that depend on data are at most "maybe".
         batch: The number of samples to draw.
