@@ -5,6 +5,8 @@ from regplug.bundle.load import load as load
 from regplug.bundle.sign import sign as sign
 from regplug.bundle.verify import verify as verify
 from regplug.commands.audit.network import audit_network as audit_network
+from regplug.commands.effect.report import EffectReport as EffectReport
+from regplug.commands.effect.run import effect as effect
 from regplug.commands.rank.api import rank as rank
 from regplug.commands.rank.reading.samples import Samples as Samples
 from regplug.commands.rank.reading.tokens import read_samples as read_samples

@@ -175,6 +175,18 @@ SECTIONS = [
         ],
     ),
     (
+        "Evidence",
+        "How to read the numbers, and every kind of finding: [evidence-effect.md](evidence-effect.md).",
+        [
+            "effect",
+            "EffectReport",
+            "commands.effect.measure:SiteEffect",
+            "commands.effect.measure:ReadoutEffect",
+            "commands.effect.measure:Statistics",
+            "commands.effect.findings:Finding",
+        ],
+    ),
+    (
         "Exceptions",
         "Every message reads `<object>: expected <what>, got <value>`, then what is known or what to do.",
         [

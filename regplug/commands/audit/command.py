@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from regplug.commands.effect.options import EffectOptions, effect_options
 from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say
 from regplug.commands.shared_options import KeyValue, chosen_backbone, complete_backbone, json_option
 from regplug.errors import NameLookupError, RegplugError
@@ -51,6 +52,7 @@ MAX_REFUSALS = 4
     help="A FiLM input whose width need not follow, and why. Repeatable.",
 )
 @click.option("--allow-unknown", is_flag=True, help="Accept FiLM inputs of unknown width, and networks without any.")
+@effect_options
 @json_option
 def audit_command(
     what: str,
@@ -62,6 +64,7 @@ def audit_command(
     expect: tuple[str, ...],
     allow_unknown: bool,
     as_json: bool,
+    **of_effect: Any,
 ) -> None:
     """Find FiLM widths that do not follow a network's sizes.
 
@@ -70,6 +73,10 @@ def audit_command(
     nothing and takes no memory. At each FiLM input it compares the width of the conditioning with the width that the
     layer takes. Exit code 1 if a width is wrong or unknown, if there is no FiLM input, or if --expect names one that
     follows.
+
+    With --effect it runs the network on the CPU instead, on given or drawn inputs, and measures how much of the output
+    depends on the conditioning. WHAT may then also be a function that returns a trained network. Exit code 1 only on
+    findings of the kinds in --fail-on.
     """
     given = dict(options)
     sizes = {
@@ -78,7 +85,19 @@ def audit_command(
         "compressed_dim": given.pop("compressed_dim", None),
     }
     expected = _expectations(expect)
+    asked = EffectOptions(**of_effect)
+    asked.check(widths_only={"--expect": expect, "--allow-unknown": allow_unknown})
     from regplug.commands.audit.inputs import parse_inputs
+
+    if asked.effect:
+        from regplug.commands.effect.from_command import run_effect
+
+        shapes = parse_inputs(inputs, partial(import_named_by_user, "--input"))
+        owner, build, own, _ = _target(what)
+        if sizes["compressed_dim"] is not None:  # an option of the constructor as any other
+            given["compressed_dim"] = sizes.pop("compressed_dim")
+        run_effect(what, owner, build, sizes, given, dict(size), bool(own), shapes, asked, as_json)
+        return
     from regplug.commands.audit.network import audit_network
 
     made = parse_inputs(inputs, partial(import_named_by_user, "--input"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -23,6 +23,18 @@ MODULATES = MULTIPLIES | {"add", "add_", "__add__", "__radd__", "__iadd__", "sub
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
 
+class Watcher(Protocol):
+    """Gets the tensors that a ``Flow`` sees, with their values."""
+
+    def called(self, name: str, operands: Sequence[Tensor], result: object, flow: Flow) -> None:
+        """A torch function of this name was called with tensors that come from the network's inputs."""
+
+    def modulated(
+        self, name: str, vector: Tensor, origin: Origin, features: Tensor, operands: Sequence[Tensor], flow: Flow
+    ) -> None:
+        """Features are being scaled or shifted by a vector."""
+
+
 class Flow(TorchFunctionMode):
     """Records for each tensor what it was computed from, while a forward pass runs.
 
@@ -34,12 +46,20 @@ class Flow(TorchFunctionMode):
         num_registers: R.
         hidden_dim: D.
         whole: Slices that took all of a conditioning vector at the network's own sizes.
+        watch: Gets the tensors of each call.
     """
 
     def __init__(
-        self, network: nn.Module, num_registers: int, hidden_dim: int, whole: frozenset[tuple[str, int]] = frozenset()
+        self,
+        network: nn.Module,
+        num_registers: int,
+        hidden_dim: int,
+        whole: frozenset[tuple[str, int]] = frozenset(),
+        watch: Watcher | None = None,
     ) -> None:
         super().__init__()
+        self.watch = watch
+        self.scaling_calls = 0  # calls that may scale or shift, so that another forward finds the same ones by number
         self.network = network
         self.num_registers, self.hidden_dim = num_registers, hidden_dim
         self.stack: list[str] = [""]  # paths of the modules that are running
@@ -83,6 +103,7 @@ class Flow(TorchFunctionMode):
         args, kwargs = on_one_device(args), on_one_device(kwargs or {})
         operands = list(tensors_in((args, kwargs)))
         live = [one for one in operands if id(one) in self._origins]
+        self.scaling_calls += getattr(func, "__name__", "") in MODULATES
         self.pieces.use(live)
         if not live:
             result = func(*args, **kwargs)
@@ -113,6 +134,8 @@ class Flow(TorchFunctionMode):
         else:
             self._compute(name, operands, live, result)
         self.parts.record(name, args, kwargs, live, result)
+        if self.watch is not None:
+            self.watch.called(name, operands, result, self)
         return result
 
     # ---- weights
@@ -200,6 +223,8 @@ class Flow(TorchFunctionMode):
                 if features is vector or isinstance(features, nn.Parameter) or features.numel() <= 1:
                     continue
                 if self._is_modulation(name, vector, origin, features, result):
+                    if self.watch is not None:
+                        self.watch.modulated(name, vector, origin, features, operands, self)
                     found = True
                     self.applications |= {Application(one, self.stack[-1]) for one in origin.generators}
         return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
-from regplug.commands.audit.dataflow import Flow
+from regplug.commands.audit.dataflow import Flow, Watcher
 from regplug.commands.audit.origins import Origin, Taken, is_inside
 from regplug.commands.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
 from regplug.commands.audit.trace import Arrival, Network, Plan, Sources, Trace
@@ -28,9 +28,15 @@ VALUES = re.compile(r"\bmeta tensors?\b|\bregister_meta\b|meta device")  # how t
 NO_SIZE = -1  # for a size that the network does not have: no tensor has it
 
 
-def follow(network: Network, plan: Plan) -> Trace:
-    """Run one forward pass in eval mode, and record what reaches the plan's FiLM inputs. Never raises."""
-    walk = _Walk(network, plan)
+def follow(network: Network, plan: Plan, watch: Watcher | None = None) -> Trace:
+    """Run one forward pass in eval mode, and record what reaches the plan's FiLM inputs. Never raises.
+
+    Args:
+        network: The network and its inputs.
+        plan: What is followed.
+        watch: Gets the tensors of each call, with their values if the network is not on the meta device.
+    """
+    walk = _Walk(network, plan, watch)
     handles: list[Any] = []
     scripted: dict[int, str] = {}
     for path, module in network.module.named_modules():
@@ -67,10 +73,10 @@ def follow(network: Network, plan: Plan) -> Trace:
 class _Walk:
     """The hooks of one forward pass."""
 
-    def __init__(self, network: Network, plan: Plan) -> None:
+    def __init__(self, network: Network, plan: Plan, watch: Watcher | None = None) -> None:
         self.network, self.plan = network, plan
         self.registers = network.sizes.get("num_registers", NO_SIZE), network.sizes.get("hidden_dim", NO_SIZE)
-        self.flow = Flow(network.module, *self.registers, whole=plan.whole)
+        self.flow = Flow(network.module, *self.registers, whole=plan.whole, watch=watch)
         self.trace = Trace()
         self._learning = not plan.conditioning
         self._inputs: dict[str, list[Tensor]] = {}
