@@ -15,7 +15,8 @@ from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 
-PATCHES = "patches"
+# added to variances: registers may differ by little from sample to sample, but by more than float32 rounds
+EPS = 1e-10
 
 
 class LinearHead(nn.Module):
@@ -30,7 +31,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.norm = nn.BatchNorm1d(width, EPS, affine=False)
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, conditioning: Tensor, patches: Tensor | None) -> Tensor:
@@ -56,7 +57,7 @@ class FiLMHead(nn.Module):
         convention = convention_of(generator, registry=registry)
         self.adds_one = convention.form == "1+gamma"
         self.shift_first = convention.order == "shift-first"
-        self.norm = nn.BatchNorm1d(hidden_dim, affine=False)
+        self.norm = nn.BatchNorm1d(hidden_dim, EPS, affine=False)
         self.generator = generator
         with torch.no_grad():
             widths = [first.shape[1] for first, _ in generator(torch.zeros(2, cond_dim))]

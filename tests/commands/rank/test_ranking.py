@@ -220,3 +220,20 @@ def test_notes_say_what_makes_a_ranking_doubtful():
     assert "few samples for the width of concat" in notes
     quiet = ranked(specs("mean"), sources(300), plan=Plan(Head(), seeds=3, folds=3, epochs=6), facts={}).notes
     assert not any("seeds" in note or "random" in note or "copies" in note or "width" in note for note in quiet)
+
+
+def test_copies_of_one_register_are_no_advantage():
+    """All strategies see the same, so a difference would come from the training."""
+    made = sources(300)
+    copied = made.tokens["registers"][:, 2:3].expand(-1, R, -1).contiguous()
+    found = ranked(specs("mean", "concat"), Sources({"registers": copied}, made.targets, CLASSES, None, "copies"))
+    assert found.winner is None
+    assert abs(found.rows[0].score - found.rows[1].score) < 0.02
+
+
+def test_registers_that_hardly_differ_are_read_as_well():
+    """A network with random weights gives registers that differ by a ten-thousandth from sample to sample."""
+    made = sources(300)
+    close = 1 + 2e-4 * made.tokens["registers"]
+    [row, *_] = ranked(specs("concat"), Sources({"registers": close}, made.targets, CLASSES, None, "close")).rows
+    assert row.score > 0.9
