@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import random
 from typing import Any
@@ -542,3 +543,9 @@ def test_inputs_that_cannot_be_found_by_trying_are_asked_for():
 
     with pytest.raises(SpecError, match=r"expected inputs that fit forward\(table\), got none by trying"):
         regplug.effect(Odd())
+
+
+def test_the_example_in_the_documentation_is_right():
+    [example] = doctest.DocTestFinder(recurse=False).find(regplug.effect, globs={"effect": regplug.effect})
+    assert example.examples
+    assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
