@@ -1,4 +1,4 @@
-"""Defects of conditioning, each as a small change of a real network; every one has been seen in public code."""
+"""Defects of conditioning, each as a small change of a real network."""
 
 from __future__ import annotations
 
