@@ -99,7 +99,7 @@ def test_defects_at_the_start_are_seeded_in_networks_at_their_start():
             assert effect_table.measured(kind, name).state == "at-start"
 
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence-effect.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "effect.md"
 
 
 def test_the_page_has_the_table_and_every_kind():

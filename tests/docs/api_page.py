@@ -176,7 +176,7 @@ SECTIONS = [
     ),
     (
         "Evidence",
-        "How to read the numbers, and every kind of finding: [evidence-effect.md](evidence-effect.md).",
+        "How to read the numbers, and every kind of finding: [effect.md](effect.md).",
         [
             "effect",
             "EffectReport",

@@ -96,9 +96,9 @@ def test_a_tie_says_how_large_a_difference_may_still_be():
 def test_a_film_head_reads_patches_and_is_modulated():
     """The patches say one of two groups of classes, and the registers which class of it: only both say it."""
     generator = torch.Generator().manual_seed(0)
-    classes = torch.randint(0, 4, (400,), generator=generator)
-    registers = torch.randn(400, R, D, generator=generator)
-    patches = torch.randn(400, 1, D, generator=generator)
+    classes = torch.randint(0, 4, (800,), generator=generator)
+    registers = torch.randn(800, R, D, generator=generator)
+    patches = torch.randn(800, 1, D, generator=generator)
     registers[:, 0, 0] += 4 * (classes % 2)
     patches[:, 0, 0] += 4 * (classes // 2)
     tokens = {"registers": registers, "patches": patches}
