@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,13 @@ def pytest_collection_finish() -> None:
     """Exempt the collected tests from garbage collection, each of which would look at all of their objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """As ``tmp_path``, however long TMPDIR is: programs compare whole messages, and a long path would clip them."""
+    with tempfile.TemporaryDirectory(prefix="regplug-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -94,8 +94,8 @@ def refusal(program, inputs):
     return str(error.value)
 
 
-def test_the_unit_tests_of_the_reader_and_of_a_calls_checks_pass(programs, tmp_path):
-    assert run(programs / "regplug_more_inputs", tmp_path) == (0, "")
+def test_the_unit_tests_of_the_reader_and_of_a_calls_checks_pass(programs, short_path):
+    assert run(programs / "regplug_more_inputs", short_path) == (0, "")
 
 
 def check_messages(report, folder, backend):

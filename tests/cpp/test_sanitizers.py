@@ -73,8 +73,8 @@ def test_golden_cases_and_rejected_inputs_have_no_memory_error(checked, bundles,
 
 
 @pytest.mark.parametrize("name", ["units", "more_inputs"])
-def test_the_unit_tests_have_no_memory_error(checked, tmp_path, name):
-    code, out = run(checked / f"regplug_{name}", tmp_path)
+def test_the_unit_tests_have_no_memory_error(checked, short_path, name):
+    code, out = run(checked / f"regplug_{name}", short_path)
     assert code == 0, out
 
 

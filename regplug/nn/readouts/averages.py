@@ -42,9 +42,9 @@ class RegisterMean(nn.Module):
         self._has_one = num_registers == 1
 
     def flop_count(self, dim: int) -> int:
-        """FLOPs for one sample of width ``dim``: R - 1 additions and one division per channel."""
+        """FLOPs for one sample of width ``dim``: R - 1 additions and one division per channel; none for R = 1."""
         num = fixed_count("RegisterMean", self.num_registers)
-        return num * dim
+        return num * dim if num > 1 else 0
 
     def forward(self, registers: Tensor, mask: Tensor | None = None) -> Tensor:
         """Average ``registers`` ``[B, R, D]`` to ``[B, D]``; another shape is a ShapeError.

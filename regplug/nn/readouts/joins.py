@@ -1,7 +1,6 @@
 """Several readouts of one token sequence, each of a group of its tokens, and vectors, concatenated."""
 
 # TorchScript reads Final[...] only when annotations are not postponed
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Optional
 
@@ -60,7 +59,6 @@ class TokenJoin(nn.Module):
     out_dim: Final[int]
     lead: Final[int]
     min_tokens: Final[int]
-    max_tokens: Final[int]
     takes_mask: Final[bool]
     is_cut: Final[bool]
     sizes: Final[list[int]]
@@ -74,7 +72,6 @@ class TokenJoin(nn.Module):
         self.num_registers = num_registers
         self.hidden_dim = hidden_dim
         self.min_tokens = num_registers or max(map(_least, parts))
-        self.max_tokens = num_registers or sys.maxsize
         found = place_parts(num_registers, parts)
         spans = [(placed.first, _stop(placed)) for placed in found if placed.part.width is None]
         cuts = cuts_of(spans, num_registers, self.min_tokens)
@@ -123,7 +120,7 @@ class TokenJoin(nn.Module):
         if (
             registers.dim() != 3
             or registers.size(1) < self.min_tokens
-            or registers.size(1) > self.max_tokens
+            or (self.num_registers is not None and registers.size(1) > self.min_tokens)
             or registers.size(2) != self.hidden_dim
         ):
             self.refuse_registers(registers)
