@@ -26,7 +26,7 @@ from regplug.commands.rank.heads import Head
 from regplug.commands.rank.run import rank_sources
 
 COUNT, CLASSES, R, D = 240, 4, 4, 16
-PLAN = Plan(Head(), seeds=3, folds=3, epochs=10)
+PLAN = Plan(Head(), seeds=2, folds=3, epochs=4)
 
 
 @dataclass(frozen=True)
