@@ -18,7 +18,7 @@ HEADS = ("backend", "holds", "strategy", "R", "D", "settings", "torch", "kB", "l
 @json_option
 @click.pass_context
 def cache_command(context: click.Context, as_json: bool) -> None:
-    """List the compiled programs in the cache, and the tokens that rank read.
+    """List the compiled programs in the cache, and the tokens and scores of rank.
 
     Programs hold no weights, so that exporting a retrained readout needs no compiler.
     """
@@ -26,9 +26,11 @@ def cache_command(context: click.Context, as_json: bool) -> None:
         return
     from regplug.backends.cache import cache_folder, entries
     from regplug.commands.rank.reading import token_cache
+    from regplug.commands.rank.score_files import score_files
 
     found = entries()
     tokens = token_cache.entries()
+    scores = [path.stat().st_size for path in score_files()]
     if as_json:
         listed = [
             {"file": one.path.name, "bytes": one.size, "last_used": one.last_used, "is": one.description}
@@ -44,14 +46,16 @@ def cache_command(context: click.Context, as_json: bool) -> None:
             }
             for one in tokens
         ]
-        print_json("cache", {"folder": str(cache_folder()), "entries": listed, "tokens": kept})
+        print_json("cache", {"folder": str(cache_folder()), "entries": listed, "tokens": kept, "scores": len(scores)})
         return
     if found:
         print_columns(HEADS, [_row(one.description, one.size, one.last_used) for one in found])
     if tokens:
         print_columns(TOKEN_HEADS, [_token_row(one.about, one.whole, one.size, one.last_used) for one in tokens])
-    total = sum(one.size for one in found) + sum(one.size for one in tokens)
-    say(f"{len(found) + len(tokens)} entries, {_kilobytes(total)} kB in {cache_folder()}")
+    if scores:
+        say(f"scores of {len(scores)} trainings, {_kilobytes(sum(scores))} kB")
+    total = sum(one.size for one in found) + sum(one.size for one in tokens) + sum(scores)
+    say(f"{len(found) + len(tokens) + len(scores)} entries, {_kilobytes(total)} kB in {cache_folder()}")
 
 
 @cache_command.command("prune")
@@ -63,9 +67,11 @@ def prune_command(days: float, as_json: bool) -> None:
     """Delete entries that were not used for some days, and damaged ones; `--days 0` deletes all."""
     from regplug.backends.cache import prune
     from regplug.commands.rank.reading import token_cache
+    from regplug.commands.rank.score_files import prune_scores
 
     gone = [(one.path.name, one.size) for one in prune(days)]
     gone += [(one.path.name, one.size) for one in token_cache.prune(days)]
+    gone += prune_scores(days)
     freed = sum(size for _, size in gone)
     if as_json:
         print_json("cache-prune", {"deleted": [name for name, _ in gone], "bytes": freed})

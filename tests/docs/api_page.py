@@ -176,8 +176,17 @@ SECTIONS = [
     ),
     (
         "Evidence",
-        "How to read the numbers, and every kind of finding: [effect.md](effect.md).",
+        "How to read the numbers: [evidence.md](evidence.md), and [effect.md](effect.md) with every kind of finding.",
         [
+            "rank",
+            "read_samples",
+            "Samples",
+            "commands.rank.ranking:Ranking",
+            "commands.rank.ranking:RankedRow",
+            "commands.rank.costs:Cost",
+            "compare_scores",
+            "Comparison",
+            "Difference",
             "effect",
             "EffectReport",
             "commands.effect.measure:SiteEffect",

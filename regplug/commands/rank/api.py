@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from regplug.bundle.export import export
@@ -16,8 +15,8 @@ from regplug.commands.rank.probe import EPOCHS
 from regplug.commands.rank.ranking import Ranking
 from regplug.commands.rank.reading.samples import Samples
 from regplug.commands.rank.run import names_of, rank_sources
+from regplug.commands.rank.score_files import scores_folder
 from regplug.errors import NameLookupError, SpecError
-from regplug.registry.cache_folder import cache_folder
 from regplug.registry.default import default_registry
 from regplug.registry.integers import is_positive_int
 from regplug.registry.references import Reference
@@ -27,7 +26,6 @@ from regplug.registry.spec import ReadoutSpec
 Strategy: TypeAlias = "str | tuple[str, Mapping[str, Any]] | ReadoutSpec"
 # what is ranked if the user names nothing: one of each kind, those that are installed
 DEFAULT = ("mean", "max", "mean-std", "pool", "concat", "gated-abmil", "simpool", "attention")
-FOLDER = "rank"  # in the cache folder
 
 
 def rank(
@@ -101,7 +99,7 @@ def rank(
         runtimes=tuple(dict.fromkeys(runtimes)),
         margin=margin,
         jobs=jobs,
-        results=(cache_folder() if cache is None else Path(cache)) / FOLDER,
+        results=scores_folder(cache),
         registry=own,
         progress=progress,
     )

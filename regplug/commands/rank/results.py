@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -31,15 +33,13 @@ class Results:
         if self.folder is None:
             return None
         try:
-            tensors = load(read_regular(self.folder / f"{key}.safetensors", LARGEST))
+            path = self.folder / f"{key}.safetensors"
+            tensors = load(read_regular(path, LARGEST))
+            os.utime(path)  # used now, for `regplug cache prune`
             controls = {name[len(CONTROL) :]: one for name, one in tensors.items() if name.startswith(CONTROL)}
             return Scored(tensors["scores"], controls, tensors["rate"].item()), tensors["places"]
-        except (OSError, KeyError, ValueError, RuntimeError):
+        except (OSError, KeyError, ValueError, SafetensorError):
             return None
-        except Exception as error:  # safetensors' own class of errors is no RuntimeError
-            if type(error).__name__ == "SafetensorError":
-                return None
-            raise
 
     def write(self, key: str, scored: Scored, places: Tensor) -> None:
         """Keep the scores of the samples in these places.

@@ -173,26 +173,26 @@ LONG = [*TWO, "--seeds", "3", "--folds", "5", "--epochs", "60"]
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
 def test_a_ranking_that_is_ended_goes_on_where_it_was(tmp_path, file, with_signal):
     process = start(tmp_path, file, *LONG, "--jobs", "2")
-    wait_for_results(tmp_path / "cache" / "rank", 5)
+    wait_for_results(tmp_path / "cache" / "scores", 5)
     process.send_signal(with_signal)
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0
     if with_signal == signal.SIGINT:
         assert err.splitlines()[-1] == "interrupted"
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "rank").glob("*.safetensors")}
+    kept = {path: path.stat().st_ino for path in (tmp_path / "cache" / "scores").glob("*.safetensors")}
     assert 5 <= len(kept) < 45
     again = start(tmp_path, file, *LONG, "--jobs", "1", "--json")
     out, err = again.communicate(timeout=300)
     assert (again.returncode, err) == (0, "")
     assert json.loads(out)["winner"] == "concat"
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert len([*(tmp_path / "cache" / "rank").glob("*.safetensors")]) == 45
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert len([*(tmp_path / "cache" / "scores").glob("*.safetensors")]) == 45
 
 
 def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(tmp_path, file):
     """A limit on the size of files stands for it: tokens and the first strategy's scores are there already."""
     start(tmp_path, file, "--strategies", "concat", *FAST).communicate(timeout=120)
-    kept = {*(tmp_path / "cache" / "rank").iterdir()}
+    kept = {*(tmp_path / "cache" / "scores").iterdir()}
     command = python_command("regplug", "rank", "--data", str(file), "--cache", str(tmp_path / "cache"), *TWO, *FAST)
     limited = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *command]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=120)
@@ -200,8 +200,8 @@ def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(tmp_path, file):
     [line] = done.stderr.splitlines()
     assert "cannot be written: File too large" in line
     assert line.endswith("make room, or choose another folder (--cache), and run the same again.")
-    assert kept <= {*(tmp_path / "cache" / "rank").iterdir()}
-    assert not [path for path in (tmp_path / "cache" / "rank").iterdir() if path.name.startswith(".")]
+    assert kept <= {*(tmp_path / "cache" / "scores").iterdir()}
+    assert not [path for path in (tmp_path / "cache" / "scores").iterdir() if path.name.startswith(".")]
 
 
 DYING = """
@@ -242,3 +242,14 @@ def test_python_ranks_tensors(tmp_path):
     with pytest.raises(regplug.SpecError, match=r"strategy 'mean': expected a spec of R=6, D=8, got num_registers=5"):
         regplug.rank(samples, [regplug.resolve("mean", num_registers=5, hidden_dim=8)], **options)
     assert torch.equal(made.tokens["registers"], sources(300).tokens["registers"])
+
+
+def test_the_cache_command_counts_and_deletes_scores(rank, tmp_path, monkeypatch):
+    rank(*TWO)
+    monkeypatch.setenv("REGPLUG_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").chmod(0o700)
+    assert "scores of 18 trainings, " in run_command("cache")[1]
+    assert json.loads(run_command("cache", "--json")[1])["scores"] == 18
+    assert "deleted 0 entries" in run_command("cache", "prune")[1]
+    assert json.loads(run_command("cache", "prune", "--days", "0", "--json")[1])["bytes"] > 0
+    assert not [*(tmp_path / "cache" / "scores").iterdir()]

@@ -174,12 +174,12 @@ def test_the_same_strategy_twice_is_refused_and_with_other_options_named_by_them
 
 def test_kept_results_are_used_again_and_damaged_ones_made_again(tmp_path):
     first = ranked(specs("mean", "concat"), results=tmp_path).as_dict()
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    kept = {path: path.stat().st_ino for path in tmp_path.iterdir()}
     assert len(kept) == 5 * FAST.seeds * FAST.folds
     damaged, *_ = kept
     damaged.write_bytes(b"not safetensors")
     assert ranked(specs("mean", "concat"), results=tmp_path).as_dict() == first
-    assert {path for path in kept if path.stat().st_mtime_ns != kept[path]} == {damaged}
+    assert {path for path in kept if path.stat().st_ino != kept[path]} == {damaged}
 
 
 @pytest.mark.parametrize("change", ["epochs", "seeds", "samples", "options"])
