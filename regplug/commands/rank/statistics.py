@@ -19,11 +19,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from regplug.errors import SpecError
+from regplug.registry.integers import is_positive_int
 
 LEVEL = 0.95
 DRAWS = 4000
@@ -93,6 +95,8 @@ class Comparison:
             in_units: A difference as text.
             margin: A difference that does not matter.
         """
+        if self.candidates == 1:
+            return f"{self.names[0]} has no other strategy to be compared with."
         if self.winner is not None:
             others = (place for place in range(self.candidates) if place != self.winner)
             least = min((self.of(self.winner, other).low for other in others), default=0.0)
@@ -143,25 +147,26 @@ def compare_scores(
         SpecError: The scores have another shape or are not finite, or there are fewer than 30 samples or groups.
     """
     candidates = len(names) if candidates is None else candidates
-    scores = _checked(scores, names, widths)
+    scores = _checked(scores, names, widths, folds, candidates, groups)
     if groups is not None:
         scores = _summed(scores, groups)
     seeds, count, _ = scores.shape
     if count < LEAST_SAMPLES:
-        raise SpecError(f"scores: expected at least {LEAST_SAMPLES} independent samples, got {count}.")
+        word = "samples" if groups is None else "groups"
+        raise SpecError(f"scores: expected at least {LEAST_SAMPLES} independent {word}, got {count}.")
     places = list(combinations(range(len(names)), 2))
     means = scores.mean((0, 1))
     if not places:
-        return Comparison(tuple(names), candidates, (means.item(),), (), math.nan, 0, (0,), 0.0)
+        return Comparison(tuple(names), candidates, (means.item(),), (), math.nan, None, (0,), 0.0)
     per_seed = torch.stack([scores[:, :, i] - scores[:, :, j] for i, j in places], 2)
     paired = per_seed.mean(0)
     discordant = (per_seed != 0).any(0).sum(0)
-    variance = _variance_of_samples(paired, discordant)
+    variance = _variance_of_samples(paired, discordant, scores)
     n_train = count * (folds - 1) / folds
     inflation = torch.tensor([_inflation(n_train, max(widths[i], widths[j]), folds) for i, j in places])
     of_seeds = per_seed.mean(1).var(0, correction=1).mean() / seeds if seeds > 1 else torch.zeros(())
     errors = (inflation * variance / count + of_seeds).sqrt()
-    critical = _critical(paired, variance)
+    critical = _critical(paired)
     pairs = [
         Difference(i, j, value, value - critical * error, value + critical * error, error, int(number))
         for (i, j), value, error, number in zip(
@@ -172,11 +177,24 @@ def compare_scores(
     return replace(_concluded(tuple(names), candidates, tuple(means.tolist()), tuple(pairs), critical), widened=wide)
 
 
-def _checked(scores: Tensor, names: Sequence[str], widths: Sequence[int]) -> Tensor:
-    if scores.dim() != 3 or scores.shape[2] != len(names) or len(widths) != len(names):
+def _checked(
+    scores: Tensor, names: Sequence[str], widths: Sequence[int], folds: int, candidates: int, groups: Tensor | None
+) -> Tensor:
+    if not isinstance(scores, Tensor):
+        raise SpecError(f"scores: expected a tensor, got {type(scores).__name__}; use torch.from_numpy.")
+    if scores.dim() != 3 or scores.shape[2] != len(names) or len(widths) != len(names) or scores.numel() == 0:
         raise SpecError(
             f"scores: expected [seeds, samples, {len(names)}], one for each name and width, got {list(scores.shape)}."
         )
+    if len(set(names)) < len(names):
+        raise SpecError(f"names: expected different ones, got {', '.join(names)}.")
+    if not is_positive_int(folds) or folds < 2:
+        raise SpecError(f"folds: expected an integer of at least 2, got {folds!r}.")
+    if not is_positive_int(candidates) or candidates > len(names):
+        raise SpecError(f"candidates: expected 1 to {len(names)}, got {candidates!r}.")
+    if groups is not None and not (isinstance(groups, Tensor) and groups.shape == scores.shape[1:2]):
+        got = list(groups.shape) if isinstance(groups, Tensor) else type(groups).__name__
+        raise SpecError(f"groups: expected a tensor [{scores.shape[1]}], a number for each sample, got {got}.")
     scores = scores.double()
     if not bool(scores.isfinite().all()):
         raise SpecError("scores: expected finite numbers, got NaN or infinity.")
@@ -195,30 +213,35 @@ def _inflation(n_train: float, width: int, folds: int) -> float:
     return 1.0 if n_train >= ENOUGH_SAMPLES * width else 1 + 1 / (folds - 1)
 
 
-def _variance_of_samples(paired: Tensor, discordant: Tensor) -> Tensor:
+def _variance_of_samples(paired: Tensor, discordant: Tensor, scores: Tensor) -> Tensor:
     """The variance of each pair's differences; of nearly identical answers, as if two more samples were discordant.
 
-    The two, one each way, are Agresti and Min's (2005): no difference seen in ten samples is not a variance of zero.
+    The two, one each way, are Agresti and Min's (2005): no difference seen in some samples is not a variance of zero.
+    Where scores are right or wrong, that holds for answers without any difference too.
     """
     variance = paired.var(0, correction=1)
-    unit = paired.abs().amax(0).clamp(min=torch.finfo(paired.dtype).tiny)
-    return torch.where(
-        (discordant > 0) & (discordant < LEAST_DISCORDANT), variance + 2 * unit**2 / len(paired), variance
-    )
+    lowest, highest = scores.min(), scores.max()
+    is_binary = bool(((scores == lowest) | (scores == highest)).all())
+    step = highest - lowest if bool(highest > lowest) else torch.ones_like(lowest)
+    unit = step.expand_as(variance) if is_binary else paired.abs().amax(0)
+    few = (discordant < LEAST_DISCORDANT) & ((discordant > 0) | is_binary)
+    return torch.where(few, variance + 2 * unit**2 / len(paired), variance)
 
 
-def _critical(paired: Tensor, variance: Tensor) -> float:
-    """The quantile of the largest |t| of all pairs that differ at all."""
-    differs = variance > 0
+def _critical(paired: Tensor) -> float:
+    """The quantile of the largest |t| of all pairs that differ at all; at least that of one normal number."""
+    least = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    deviation = paired.std(0, correction=1)
+    differs = deviation > 0
     if not bool(differs.any()):
-        return math.nan
-    centred = (paired - paired.mean(0))[:, differs] / variance[differs].sqrt()
+        return least
+    centred = (paired - paired.mean(0))[:, differs] / deviation[differs]
     generator = torch.Generator().manual_seed(0)
     largest = []
     for _ in range(DRAWS // 500):
         drawn = torch.randn(500, len(centred), generator=generator, dtype=centred.dtype)
         largest.append((drawn @ centred / math.sqrt(len(centred))).abs().amax(1))
-    return float(torch.cat(largest).quantile(LEVEL))
+    return max(least, float(torch.cat(largest).quantile(LEVEL)))
 
 
 def _concluded(

@@ -147,3 +147,45 @@ def test_vectors_as_wide_as_there_are_samples_have_wider_intervals():
 def test_scores_that_cannot_be_compared_are_refused(scores, message):
     with pytest.raises(SpecError, match=message):
         compare_scores(scores, ["a", "b"], [4, 4], FOLDS)
+
+
+def test_two_perfect_strategies_may_still_differ():
+    """240 right answers do not show that no other will ever be wrong."""
+    found = compare_scores(torch.ones(3, 240, 2), ["a", "b"], [4, 4], FOLDS)
+    assert found.winner is None
+    assert 0.005 < found.largest_difference < 0.05
+    assert "nan" not in found.sentence(str)
+
+
+def test_four_samples_of_difference_are_no_winner():
+    """McNemar's exact test gives p = 0.125."""
+    scores = torch.ones(1, 100, 2)
+    scores[0, :4, 1] = 0
+    assert compare_scores(scores, ["a", "b"], [4, 4], FOLDS).winner is None
+
+
+GOOD = torch.zeros(2, 50, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((GOOD.numpy(), ["a", "b"], [4, 4], 5), {}, "scores: expected a tensor, got ndarray; use torch.from_numpy"),
+        ((GOOD[:0], ["a", "b"], [4, 4], 5), {}, r"scores: expected \[seeds, samples, 2\]"),
+        ((GOOD, ["a", "a"], [4, 4], 5), {}, "names: expected different ones, got a, a"),
+        ((GOOD, ["a", "b"], [4, 4], 1), {}, "folds: expected an integer of at least 2, got 1"),
+        ((GOOD, ["a", "b"], [4, 4], 5), {"candidates": 3}, "candidates: expected 1 to 2, got 3"),
+        ((GOOD, ["a", "b"], [4, 4], 5), {"candidates": 0}, "candidates: expected 1 to 2, got 0"),
+        ((GOOD, ["a", "b"], [4, 4], 5), {"groups": torch.zeros(9)}, r"groups: expected a tensor \[50\], .* got \[9\]"),
+        ((GOOD, ["a", "b"], [4, 4], 5), {"groups": torch.arange(50) // 2}, "at least 30 independent groups, got 25"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, options, message):
+    with pytest.raises(SpecError, match=message):
+        compare_scores(*arguments, **options)
+
+
+def test_one_strategy_has_nothing_to_be_compared_with():
+    found = compare_scores(GOOD[..., :1], ["a"], [4], FOLDS)
+    assert found.winner is None
+    assert found.sentence(str) == "a has no other strategy to be compared with."
