@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from regplug.bundle.export import export
+from regplug.commands.rank.checked_samples import checked_samples
 from regplug.commands.rank.costs import RUNTIMES
 from regplug.commands.rank.entrants import Entrant, Plan, Sources, digest_of, fit_on_all
 from regplug.commands.rank.heads import Head
@@ -86,6 +87,7 @@ def rank(
         raise SpecError(f"rank: margin: expected a positive number, got {margin!r}.")
     if wrong := [one for one in runtimes if one not in RUNTIMES]:
         raise SpecError(f"rank: runtimes: expected some of {', '.join(RUNTIMES)}, got {wrong[0]!r}.")
+    samples = checked_samples(samples, folds)
     own = default_registry() if registry is None else registry
     specs = _specs(samples, strategies, own)
     head = Head(film, film_options, registry)
@@ -146,5 +148,7 @@ def _sources(samples: Samples, head: Head) -> Sources:
         raise SpecError("rank: film: expected samples with a mean of patches, which a FiLM head modulates, got none.")
     tokens = {"registers": samples.registers, **{name: one.unsqueeze(1) for name, one in samples.references.items()}}
     outputs = samples.targets.shape[1] if samples.classes is None else len(samples.classes)
-    digest = digest_of(tokens, samples.targets, samples.groups)
-    return Sources(tokens, samples.targets, outputs, samples.groups, digest)
+    targets = samples.targets
+    if samples.classes is None:  # scores do not depend on scale and origin, but float32 would on a large origin
+        targets = ((targets - targets.mean(0)) / targets.std(0)).float()
+    return Sources(tokens, targets, outputs, samples.groups, digest_of(tokens, targets, samples.groups))

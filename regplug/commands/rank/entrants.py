@@ -14,9 +14,11 @@ from torch import Tensor
 from regplug.commands.rank import probe
 from regplug.commands.rank.heads import Head
 from regplug.commands.rank.probe import Data, Fitted, Scored
+from regplug.commands.rank.source_code import code_of
 from regplug.commands.rank.splits import folds_of
 from regplug.registry.layout import REGISTERS
 from regplug.registry.spec import ReadoutSpec
+from regplug.registry.version import own_version
 
 CONSTANT = "constant"
 
@@ -115,14 +117,21 @@ def digest_of(tokens: Mapping[str, Tensor], targets: Tensor, groups: Tensor | No
     return found.hexdigest()
 
 
-def key_of(task: Task, plan: Plan, sources: Sources) -> str:
-    """A digest of all that decides a task's result."""
-    spec, provenance = task.entrant.spec, task.entrant.spec and task.entrant.spec.entry.provenance
+def key_of(task: Task, plan: Plan, sources: Sources) -> str | None:
+    """A digest of all that decides a task's result; None if that is not known, as for a class inside a function."""
+    spec = task.entrant.spec
+    code = [code_of(f"strategy {spec.entry.name!r}", spec.entry.build)] if spec is not None else []
+    code += [code_of("FiLM generator", plan.head.code)] if plan.head.code is not None else []
+    if None in code:
+        return None
+    provenance = spec and spec.entry.provenance
     what = {
         "samples": sources.digest,
         "source": task.entrant.source,
         "spec": spec and spec.as_dict(),
         "version": provenance and provenance.version,
+        "code": code,
+        "regplug": own_version(),
         "plan": plan.as_dict(),
         "seed": task.seed,
         "fold": task.fold,

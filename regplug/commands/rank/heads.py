@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regplug.errors import SpecError
-from regplug.nn.pairing import check_gives_pairs, convention_of, pair
+from regplug.nn.pairing import check_gives_pairs, convention_of, named_film, pair
 from regplug.registry.default import default_registry
 from regplug.registry.references import Reference
 from regplug.registry.registry import Registry
@@ -97,6 +97,14 @@ class Head:
         self.registry = registry
         if film is not None:
             check_gives_pairs(film, registry or default_registry())
+
+    @property
+    def code(self) -> Reference | None:
+        """The generator's class, or where it is; None for a linear head."""
+        if not isinstance(self.film, str):
+            return self.film
+        family = named_film(self.film, self.registry)
+        return self.film if family is None else family.build
 
     def build(self, spec: ReadoutSpec, outputs: int) -> nn.Module:
         """A head for the spec's vectors."""

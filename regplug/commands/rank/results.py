@@ -28,9 +28,9 @@ class Results:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def read(self, key: str) -> tuple[Scored, Tensor] | None:
-        """What ``write`` kept under this key; None if there is nothing, or it is damaged."""
-        if self.folder is None:
+    def read(self, key: str | None) -> tuple[Scored, Tensor] | None:
+        """What ``write`` kept under this key; None if there is nothing, or it is damaged. No key keeps nothing."""
+        if self.folder is None or key is None:
             return None
         try:
             path = self.folder / f"{key}.safetensors"
@@ -41,13 +41,13 @@ class Results:
         except (OSError, KeyError, ValueError, SafetensorError):
             return None
 
-    def write(self, key: str, scored: Scored, places: Tensor) -> None:
+    def write(self, key: str | None, scored: Scored, places: Tensor) -> None:
         """Keep the scores of the samples in these places.
 
         Raises:
             SpecError: The folder cannot be written into.
         """
-        if self.folder is None:
+        if self.folder is None or key is None:
             return
         controls = {f"{CONTROL}{name}": one for name, one in scored.controls.items()}
         rate = scored.scores.new_tensor([scored.rate])

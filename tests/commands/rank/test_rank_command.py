@@ -235,7 +235,7 @@ def test_a_strategy_that_ends_its_process_is_a_row_and_the_others_go_on(tmp_path
 
 def test_python_ranks_tensors(tmp_path):
     made = sources(300)
-    samples = regplug.Samples(made.tokens["registers"], {}, made.targets, ("a", "b", "c"), None, {})
+    samples = regplug.Samples(made.tokens["registers"], made.targets, ("a", "b", "c"))
     options = {"seeds": 2, "folds": 3, "epochs": 6, "jobs": 1, "cache": tmp_path}
     found = regplug.rank(samples, ["mean", ("select-concat", {"indices": [2]})], **options)
     assert found.winner == "select-concat"

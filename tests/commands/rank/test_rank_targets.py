@@ -48,7 +48,7 @@ def test_integer_labels_get_the_names_that_the_data_have():
 def test_floats_are_numbers_to_predict_and_may_be_several():
     found = of([0.5 * number for number in range(N)])
     assert (found.task, found.values.shape, found.classes) == (REGRESSION, (N, 1), None)
-    assert found.values.dtype == torch.float32
+    assert found.values.dtype == torch.float64
     assert of(np.random.default_rng(0).random((N, 3))).values.shape == (N, 3)
 
 
@@ -84,7 +84,7 @@ def test_the_task_may_be_chosen():
         ([[1.0], [1.0, 2.0]] * 20, {}, "expected K numbers for each sample, got rows of"),
         (["a", 1] * 20, {}, "expected all to be texts, or all numbers, got 1"),
         ([1 + 2j, 2] * 20, {}, "expected texts, integers or floats, got complex128"),
-        ([0.0, 1e300] * 20, {}, "expected numbers that float32 holds, got 1e"),
+        ([0.0, 1e300] * 20, {}, "expected numbers within float32's range, got 1e"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused_in_one_line(labels, options, said):

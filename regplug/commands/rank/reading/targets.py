@@ -25,7 +25,7 @@ class Targets:
 
     Args:
         task: ``"classification"`` or ``"regression"``.
-        values: ``[n]`` int64, an index of ``classes``; or ``[n, K]`` float32.
+        values: ``[n]`` int64, an index of ``classes``; or ``[n, K]`` float64.
         classes: The names of the classes in order; None for regression.
     """
 
@@ -208,5 +208,5 @@ def _numbers(owner: str, values: np.ndarray) -> Targets:
         )
     largest = float(np.abs(numbers).max())
     if largest > float(np.finfo(np.float32).max):
-        raise SpecError(f"{owner}: labels: expected numbers that float32 holds, got {largest:g}.")
-    return Targets(REGRESSION, torch.from_numpy(numbers.astype(np.float32)), None)
+        raise SpecError(f"{owner}: labels: expected numbers within float32's range, got {largest:g}.")
+    return Targets(REGRESSION, torch.from_numpy(numbers), None)

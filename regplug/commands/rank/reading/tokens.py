@@ -82,6 +82,8 @@ def read_samples(
     grouped = None if source.groups is None else group_numbers(owner, source.groups, len(source))
     targets = make_targets(owner, source.labels, task, folds, source.names, grouped)
     network = None
+    if backbone is None and (weights is not None or model_options or preprocess is not None):
+        raise SpecError(f"{owner}: expected a backbone with its options, weights or preprocessing, got none.")
     if backbone is not None:
         network = choose_network(
             backbone,
@@ -109,7 +111,7 @@ def read_samples(
     # of this run where the same data were moved or named otherwise
     facts = {**about, **facts, **source.facts, **more, "task": targets.task, "file": str(file)}
     references = {name: part for name, part in parts.items() if name != REGISTERS}
-    return Samples(parts[REGISTERS], references, targets.values, targets.classes, grouped, facts)
+    return Samples(parts[REGISTERS], targets.values, targets.classes, references, grouped, facts)
 
 
 _NO_NETWORK: dict[str, Any] = {
