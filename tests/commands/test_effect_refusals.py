@@ -106,6 +106,13 @@ BAD = {
     "another name": (made, {"x": inputs()["x"], "mood": inputs()["state"]}, {}, "inputs that its forward takes"),
     "few drawn": (made, None, {"batch": 2}, "expected at least 4 samples, got 2"),
     "text for a number": (made, None, {"batch": "many"}, "expected a number of samples, got 'many'"),
+    "text for trained": (made, inputs(), {"trained": "yes"}, "trained: expected True, False or None, got 'yes'"),
+    "text for a layout": (made, inputs(), {"layout": "x"}, "layout: expected a TokenLayout or None, got 'x'"),
+    "text for a list": (made, inputs(), {"missing": "film.weight"}, "missing: expected a list of names of tensors"),
+    "number for a list": (made, inputs(), {"missing": 3}, "missing: expected a list of names of tensors"),
+    "no name": (made, inputs(), {"missing": [3]}, "missing: expected a list of names of tensors"),
+    "no such tensor": (made, inputs(), {"missing": ["zzz"]}, "missing: expected names of the network's tensors, got"),
+    "text for a seed": (made, inputs(), {"seed": "x"}, "seed: expected an integer, got 'x'"),
 }
 
 

@@ -76,7 +76,7 @@ def audit_command(
 
     With --effect it runs the network on the CPU instead, on given or drawn inputs, and measures how much of the output
     depends on the conditioning. WHAT may then also be a function that returns a trained network. Exit code 1 only on
-    findings of the kinds in --fail-on.
+    findings of the kinds in --fail-on, or, with that option, if no FiLM site is found.
     """
     given = dict(options)
     sizes = {

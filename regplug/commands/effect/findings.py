@@ -170,6 +170,9 @@ KINDS: Mapping[str, Kind] = {
     ),
 }
 
+# kinds that do not depend on inputs: they may be sure on drawn ones
+BY_WEIGHTS = ("never-loaded", "zero-last-layer")
+
 # kinds that are never a defect
 INFO_KINDS = ("partly-undone", "at-start", "not-varied", "before-mixing", "stochastic")
 

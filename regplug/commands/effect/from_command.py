@@ -14,7 +14,7 @@ from torch import nn
 from regplug.commands.audit.inputs import Inputs
 from regplug.commands.effect.inputs import read_inputs
 from regplug.commands.effect.options import EffectOptions
-from regplug.commands.effect.report import print_report
+from regplug.commands.effect.report import NOTHING, print_report
 from regplug.commands.effect.run import DEFAULT_BATCH, effect
 from regplug.commands.printing import EXIT_FAILED, print_json, progress, say
 from regplug.errors import SpecError, class_name, closest, one_line
@@ -69,14 +69,16 @@ def run_effect(
             shapes=shapes,
             step=step,
         )
-    failing = report.failing(asked.fail_on)
+    failing, is_empty = report.failing(asked.fail_on), bool(asked.fail_on) and not report.sites
     if as_json:
         print_json("effect", {**report.as_json(asked.fail_on), "network": what})
     else:
         print_report(report)
         if failing:
             say("failed: " + ", ".join(dict.fromkeys(f"{one.kind} ({one.module})" for one in failing)))
-    if failing:
+        if is_empty:
+            say(f"failed: {NOTHING}")
+    if failing or is_empty:
         click.get_current_context().exit(EXIT_FAILED)
 
 

@@ -91,6 +91,7 @@ class Replaced(TorchFunctionMode):
         super().__init__()
         self.module, self.places, self.change = module, places, change
         self.calls = 0
+        self.is_paused = False  # while it is, calls are not the network's
         self.result: Tensor | None = None
         self.norms = Norms()
         self._hooks = ExitStack()
@@ -111,6 +112,8 @@ class Replaced(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if self.is_paused:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         is_it = False
         if name in MODULATES:

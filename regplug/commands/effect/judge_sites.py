@@ -53,6 +53,11 @@ class Case:
     trained: bool | None
     grade: str
 
+    @property
+    def threshold(self) -> float:
+        """Effects up to this count as none."""
+        return max(4 * self.numbers.noise, 1e-6)
+
     @cached_property
     def later(self) -> tuple[Subject, Observation] | None:
         """The network after a few training steps, and its forward pass; None if it cannot be trained."""
@@ -66,6 +71,13 @@ class Case:
 
 def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
     """The site with its state, and the findings about it."""
+    site, found = _judged(path, case)
+    if site.state == "unused" and site.swap is not None and site.swap > case.threshold:
+        site = replace(site, state="used")
+    return site, found
+
+
+def _judged(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
     site, seen, batch = case.numbers.sites[path], case.seen, case.subject.batch
     modulations = seen.of(path)
     found = [*_wiring(path, case, modulations)]
@@ -87,9 +99,9 @@ def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
     if conditioning and not any(varies(one, batch) for one in conditioning):
         state, more = _constant(path, case)
         return replace(site, state=state), [*found, *more]
-    if wiped := _wiped(modulations, case):
+    if wiped := _wiped(path, case):
         return replace(site, state="unused"), [*found, wiped]
-    constant = [one for one in modulations if not varies(one.vector, batch)]
+    constant = _constant_in_all_calls(path, seen, batch)
     if constant:
         state, more = _constant_pairs(path, case, constant, len(modulations))
         if more or len(constant) == len(modulations):
@@ -97,12 +109,17 @@ def judge_site(path: str, case: Case) -> tuple[SiteEffect, list[Finding]]:
     found += (norms := _norms(path, case, modulations))
     if site.swap is None:
         return site, found
-    if site.swap <= max(4 * case.numbers.noise, 1e-6):
+    if site.swap <= case.threshold:
         if any(one.kind == "undone-by-norm" for one in norms):
             return replace(site, state="unused"), found
         state, more = _without_effect(path, case, site)
         return replace(site, state=state), [*found, *more]
     return replace(site, state="at-start" if constant else "used"), found
+
+
+def _constant_in_all_calls(path: str, seen: Observation, batch: int) -> list[Modulation]:
+    """The gammas and betas that are the same for all samples in every call of the site."""
+    return seen.in_all_calls(path, lambda one: not varies(one.vector, batch))
 
 
 def _constant(path: str, case: Case) -> tuple[str, list[Finding]]:
@@ -132,7 +149,7 @@ def _constant_pairs(path: str, case: Case, constant: Sequence[Modulation], count
     if case.later is None:
         return "at-start", [finding("at-start", INFO, path, STEPS, detail="not confirmed by training steps")]
     moved, seen = case.later
-    stuck = [one for one in seen.of(path) if not varies(one.vector, moved.batch)]
+    stuck = _constant_in_all_calls(path, seen, moved.batch)
     if stuck:
         return "unused", [
             finding("double-zero", MAYBE if case.trained is None else SURE, path, len(stuck), detail=f"of {count}")
@@ -152,11 +169,12 @@ def _without_effect(path: str, case: Case, site: SiteEffect) -> tuple[str, list[
     return "unused", [finding("no-effect", case.grade, path, site.swap or 0.0)]
 
 
-def _wiped(modulations: Sequence[Modulation], case: Case) -> Finding | None:
+def _wiped(path: str, case: Case) -> Finding | None:
     """A gamma of 0, behind which nothing depends on the input."""
-    for where in dict.fromkeys(one.where for one in modulations if one.scales and not bool(one.vector.any())):
-        if grade := wiped_grade(case.subject, where):
-            return finding("features-wiped", grade, modulations[0].film, 0.0)
+    zero = case.seen.in_all_calls(path, lambda one: one.scales and not bool(one.vector.any()))
+    for where in dict.fromkeys(one.where for one in zero):
+        if grade := wiped_grade(case.subject, where, case.seen.modulations):
+            return finding("features-wiped", grade, path, 0.0)
     return None
 
 

@@ -92,6 +92,18 @@ class Observation:
         """The modulations of one FiLM site."""
         return [one for one in self.modulations if one.film == film]
 
+    def in_all_calls(self, film: str, holds: Callable[[Modulation], bool]) -> list[Modulation]:
+        """The modulations of one FiLM site for which something holds in every call of the site.
+
+        A site that is called several times, as with guidance, may get no conditioning in some of its calls.
+        """
+        modulations, width = self.of(film), max(1, len(self.plan.conditioning.get(film, ())))
+        calls = max(1, len(self.conditioning.get(film, ())) // width)
+        of_call = len(modulations) // calls if modulations and len(modulations) % calls == 0 else 1
+        keys = [(index % of_call, one.scales) for index, one in enumerate(modulations)]
+        others = {key for key, one in zip(keys, modulations, strict=True) if not holds(one)}
+        return [one for key, one in zip(keys, modulations, strict=True) if key not in others]
+
 
 def observe(
     subject: Subject, sizes: Mapping[str, int], layout: TokenLayout | None, plan: Plan | None = None

@@ -11,6 +11,8 @@ from regplug.commands.effect.findings import ANY, INFO, SURE, Finding
 from regplug.commands.effect.measure import ReadoutEffect, SiteEffect, Statistics
 from regplug.commands.printing import print_columns, say
 
+NOTHING = "nothing was measured: no FiLM site found"
+
 
 @dataclass(frozen=True)
 class EffectReport:
@@ -52,9 +54,12 @@ class EffectReport:
         return tuple(one for one in self.defects if one.kind in kinds or (ANY in kinds and one.grade == SURE))
 
     def as_json(self, fail_on: Sequence[str] = ()) -> dict[str, Any]:
-        """The report as JSON values: the format ``regplug.effect/1``."""
+        """The report as JSON values: the format ``regplug.effect/1``. It is not ok either if nothing was measured."""
         failed = list(dict.fromkeys(one.kind for one in self.failing(fail_on)))
-        values: dict[str, Any] = _finite({**asdict(self), "failed_on": failed, "ok": not failed})
+        is_empty = bool(fail_on) and not self.sites
+        notes = [*self.notes, NOTHING] if is_empty else self.notes
+        is_ok = not failed and not is_empty
+        values: dict[str, Any] = _finite({**asdict(self), "notes": notes, "failed_on": failed, "ok": is_ok})
         return values
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from regplug.commands.audit.inputs import Inputs
 from regplug.commands.audit.origins import is_inside
 from regplug.commands.audit.tensor_trees import tensors_in
-from regplug.commands.effect.findings import INFO, MAYBE, SURE, Finding, finding
+from regplug.commands.effect.findings import BY_WEIGHTS, INFO, MAYBE, SURE, Finding, finding
 from regplug.commands.effect.inputs import drawn_inputs, given_inputs, sizes_of
 from regplug.commands.effect.judge_readouts import judge_readout, registers_used
 from regplug.commands.effect.judge_sites import Case, judge_site
@@ -21,12 +21,12 @@ from regplug.commands.effect.measure import measure, transmissions
 from regplug.commands.effect.mixing import judge_mixing
 from regplug.commands.effect.observe import Observation, observe
 from regplug.commands.effect.outputs import scale_of, varies
+from regplug.commands.effect.refusals import check_names, check_options
 from regplug.commands.effect.report import EffectReport
 from regplug.commands.effect.start import looks_trained
 from regplug.commands.effect.subject import Subject, copied, kept_random_state
 from regplug.errors import RegplugError, SpecError, clip, one_line
 from regplug.nn.backbone import ask_description, ask_layout, build_backbone, recognise
-from regplug.registry.integers import is_int
 from regplug.registry.layout import TokenLayout
 
 DEFAULT_BATCH = 16
@@ -53,7 +53,7 @@ def effect(
     Args:
         network: The network; it needs all its weights, and memory for two copies and all tensors of one forward.
         inputs: One batch: a tensor, a tuple of the forward's arguments, or a mapping of them by name. Drawn at random
-            when None; then findings that depend on data are at most "maybe".
+            when None; then no finding but those about weights alone is "sure".
         batch: The number of samples to draw.
         layout: Where the registers sit in the sequence that readouts read; as a plugin knows it when None.
         trained: Whether the network is trained; judged by its weights when None. True is not believed of a network
@@ -67,7 +67,7 @@ def effect(
         The report: sites, readouts, and findings.
 
     Raises:
-        SpecError: The network cannot be copied or run, or the inputs do not fit.
+        SpecError: The network cannot be copied or run, or the inputs or another argument do not fit.
 
     Example:
         >>> from regplug_digits import load_pretrained
@@ -75,11 +75,11 @@ def effect(
         >>> [site.state for site in report.sites], report.defects
         (['used', 'used'], ())
     """
-    if not is_int(batch):
-        raise SpecError(f"effect: batch: expected a number of samples, got {batch!r}.")
+    check_options(batch, layout, trained, missing, seed)
     step("copying")
     with kept_random_state():
         module = copied(network)
+        check_names(missing, network, module)
         known, fresh = _of_backbone(module)
         layout = layout if layout is not None else known
         sizes = _sizes(module, layout)
@@ -139,6 +139,8 @@ def _report(
     found += judge_loading(subject.module, paths, missing, fresh() if state else None, state)
     if numbers.is_stochastic:
         found.append(finding("stochastic", INFO, "", 1.0))
+    if is_drawn:
+        found = [one if one.kind in BY_WEIGHTS or one.grade != SURE else replace(one, grade=MAYBE) for one in found]
     return EffectReport(
         name,
         "drawn" if is_drawn else "given",
