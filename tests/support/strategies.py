@@ -26,7 +26,7 @@ EVERY = {
                 JoinPart("rest", "compress-concat", 1, options={"compressed_dim": 6}),
             )
         },
-        D,
+        0,
     ),
     "regplug-digits:digits-gate": ({}, 0),
     "regplug-zoo:sum": ({}, (R - 1) * D),

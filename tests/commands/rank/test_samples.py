@@ -102,13 +102,21 @@ def test_scores_of_a_class_made_by_a_function_are_not_kept(tmp_path):
     assert scores[1] < 0.8
 
 
+OWN_READOUT = """
+from torch import nn
+
+class Own(nn.Module):
+    def forward(self, registers):
+        return registers[:, 0]
+"""
+
+
 def test_the_scores_of_an_edited_file_are_not_taken(tmp_path, monkeypatch):
     file = tmp_path / "own_readout.py"
-    lines = "from torch import nn\nclass Own(nn.Module):\n    def forward(self, registers):\n        return registers[:, 0]\n"
-    file.write_text(lines)
+    file.write_text(OWN_READOUT)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = source_code.code_of("own", "own_readout:Own")
-    file.write_text(lines.replace("0]", "1]"))
+    file.write_text(OWN_READOUT.replace("0]", "1]"))
     source_code._digest_of.cache_clear()
     assert before is not None
     assert source_code.code_of("own", "own_readout:Own") != before
