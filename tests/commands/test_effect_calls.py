@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from support.small_film import made
-from support.small_guided import Guided, InlineAdaLN, Vectors, fitted, vectors
+from support.small_guided import Cached, Guided, InlineAdaLN, Vectors, fitted, vectors
 from torch import Tensor, nn
 
 import regplug
+from regplug.commands.effect.subject import Subject
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,3 +94,24 @@ def test_gates_of_zero_without_a_way_around_are_wiped_whatever_the_last_layer_is
     assert {one.module for one in report.of("features-wiped")} == {"ada.0", "ada.1"}
     nn.init.normal_(network.head.weight)
     assert len(regplug.effect(network, vectors(16)).of("features-wiped")) == 2
+
+
+# ---- vectors that a module keeps
+
+
+def test_a_vector_that_a_module_keeps_from_its_first_batch_is_stale():
+    report = regplug.effect(made(Cached), vectors(16))
+    assert [site.module for site in report.sites] == ["film"]
+    assert [one.grade for one in report.of("stale-conditioning")] == ["sure"]
+
+
+def test_attributes_of_modules_start_anew_and_those_of_the_network_stay():
+    network = made(Cached)
+    network.seen, network.count = [1], 0
+    subject = Subject(network, (), vectors(16), 16)
+    subject.run()
+    network.seen.append(2)
+    network.count += 1
+    subject.forget()
+    assert (network.seen, network.count, hasattr(network, "kept")) == ([1], 0, False)
+    assert len(subject.run()[""]) == 1

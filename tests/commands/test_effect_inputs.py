@@ -73,3 +73,9 @@ def test_a_network_without_film_fails_if_a_finding_would(fail_on):
     values = regplug.effect(nn.Linear(3, 2)).as_json([fail_on])
     assert (values["ok"], values["failed_on"], values["notes"]) == (False, [], [NOTHING])
     assert regplug.effect(nn.Linear(3, 2)).as_json()["ok"] is True
+
+
+def test_missing_names_of_a_wrapped_network_are_known_with_and_without_its_prefix():
+    wrapped = nn.DataParallel(made())
+    for name in ("film.weight", "module.film.weight"):
+        assert [one.grade for one in regplug.effect(wrapped, inputs(), missing=[name]).of("never-loaded")] == ["sure"]

@@ -111,7 +111,12 @@ BAD = {
     "text for a list": (made, inputs(), {"missing": "film.weight"}, "missing: expected a list of names of tensors"),
     "number for a list": (made, inputs(), {"missing": 3}, "missing: expected a list of names of tensors"),
     "no name": (made, inputs(), {"missing": [3]}, "missing: expected a list of names of tensors"),
-    "no such tensor": (made, inputs(), {"missing": ["zzz"]}, "missing: expected names of the network's tensors, got"),
+    "no such tensor": (
+        made,
+        inputs(),
+        {"missing": ["zzz"]},
+        r"network's tensors, got 'zzz'; known: body.bias, body.weight,",
+    ),
     "text for a seed": (made, inputs(), {"seed": "x"}, "seed: expected an integer, got 'x'"),
 }
 

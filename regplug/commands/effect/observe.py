@@ -119,6 +119,7 @@ def observe(
     network = Network(subject.module, sizes, subject.args, subject.kwargs)
 
     def run(plan: Plan, watch: _Watch | None = None) -> Trace:
+        subject.forget()  # a vector that a module keeps comes from nowhere in a later forward
         torch.manual_seed(subject.seed)
         return follow(network, plan, watch)
 

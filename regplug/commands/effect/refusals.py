@@ -44,7 +44,7 @@ def check_names(missing: Sequence[str], *networks: nn.Module) -> None:
     Raises:
         SpecError: One is unknown.
     """
-    known = [name for one in networks for name in one.state_dict()] if missing else []
+    known = list(dict.fromkeys(name for one in networks for name in one.state_dict())) if missing else []
     unknown = next((name for name in missing if name not in known), None)
     if unknown is not None:
         raise SpecError(

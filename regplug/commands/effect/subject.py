@@ -23,6 +23,7 @@ from regplug.torch_private import as_written
 # path of a module -> what to do with its arguments, or with its output
 Changes = Mapping[str, Callable[[Any], Any]]
 Outputs = dict[str, list[Tensor]]
+OF_TORCH = frozenset(vars(nn.Module()))  # attributes that every module has
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -81,6 +82,9 @@ class Subject:
         self.module, self.args, self.kwargs = module, args, dict(kwargs)
         self.batch, self.seed = batch, seed
         self.paths = dict(module.named_modules())
+        self._attributes = [
+            (part, _own(part)) for part in self.paths.values() if not isinstance(part, torch.jit.ScriptModule)
+        ]
         self.buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
 
     def run(
@@ -129,6 +133,14 @@ class Subject:
                     tensor.copy_(kept)
         return seen
 
+    def forget(self) -> None:
+        """Give modules the attributes that they had before the first forward pass: tensors kept since are gone."""
+        for part, before in self._attributes:
+            own = part.__dict__
+            for name in [one for one in own if one not in before and one not in OF_TORCH]:
+                del own[name]
+            own.update({name: copy.copy(one) if type(one) in (dict, list) else one for name, one in before.items()})
+
     def hooked(self, path: str) -> nn.Module | None:
         """The module at a path; None if there is none, or one that takes no hooks."""
         part = self.paths.get(path)
@@ -142,6 +154,12 @@ class Subject:
 
         args, kwargs = map_tensors(of_samples, (self.args, self.kwargs))
         return args, kwargs
+
+
+def _own(part: nn.Module) -> dict[str, Any]:
+    """A module's attributes, without torch's: its parameters, modules and hooks."""
+    attributes = {name: one for name, one in vars(part).items() if name not in OF_TORCH}
+    return {name: copy.copy(one) if type(one) in (dict, list) else one for name, one in attributes.items()}
 
 
 def _seed(seed: int) -> None:
