@@ -55,7 +55,7 @@ class Results:
         try:
             write_files({self.folder / f"{key}.safetensors": save(tensors)}, force=True)
         except ExportError as error:
-            reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
+            reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error).rstrip(".")
             raise SpecError(
                 f"cache {self.folder}: cannot be written: {reason}. What was trained is kept; make room, or choose "
                 "another folder (--cache), and run the same again."

@@ -79,8 +79,8 @@ def rank_sources(
         [one.spec for one in strategies if one.name in found and one.spec], runtimes, registry or default_registry()
     )
     cost_of = dict(zip([one.name for one in strategies if one.name in found], costs, strict=True))
-    rows = _rows(entrants, strategies, found, errors, comparison, cost_of)
     is_classes = not sources.targets.is_floating_point()
+    rows = _rows(entrants, strategies, found, errors, comparison, cost_of, is_classes)
     return Ranking(
         facts=facts,
         metric="accuracy" if is_classes else "R2",
@@ -202,6 +202,7 @@ def _rows(
     errors: Mapping[str, str],
     comparison: Comparison | None,
     cost_of: Mapping[str, Any],
+    is_share: bool,
 ) -> list[RankedRow]:
     rows = []
     for one in entrants:
@@ -221,8 +222,8 @@ def _rows(
                 kind,
                 spec,
                 mean,
-                mean - half,
-                mean + half,
+                max(mean - half, 0.0) if is_share else mean - half,
+                min(mean + half, 1.0) if is_share else mean + half,
                 None if place == best else comparison.of(place, best),
                 {name: values.mean().item() for name, values in scores.controls.items()},
                 [scores.rates[place] for place in sorted(scores.rates)] if one.spec is not None else [],

@@ -61,7 +61,9 @@ def origin(ranking: Ranking) -> str:
     named = [f"{name} {facts[name]}" for name in known if facts.get(name) is not None]
     if facts.get("weights") is not None:
         named.insert(1, f"weights {facts['weights'][:12]}")  # "random", or the beginning of a digest
-    return ", ".join([*named, f"{plan['head']} head", f"{plan['seeds']} seeds of {plan['folds']} folds"])
+    return ", ".join(
+        [*named, f"{plan['head']} head", f"{plan['seeds']} seed{'s' * (plan['seeds'] > 1)} of {plan['folds']} folds"]
+    )
 
 
 def _controls(ranking: Ranking) -> Sequence[str]:
@@ -73,7 +75,9 @@ def _runtimes(ranking: Ranking) -> Sequence[str]:
 
 
 def _signed(ranking: Ranking, difference: float) -> str:
-    return f"{100 * difference:+.1f}" if ranking.metric == "accuracy" else f"{difference:+.3f}"
+    if ranking.metric == "accuracy":
+        return f"{round(100 * difference, 1) + 0.0:+.1f}"  # no -0.0
+    return f"{round(difference, 3) + 0.0:+.3f}"
 
 
 def _time(time: Spread | str | None) -> str:
