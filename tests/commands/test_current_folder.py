@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import regplug
@@ -96,6 +97,11 @@ COMMANDS = {
         0,
     ),
     "audit": (["audit", "regplug.nn.film:KernelFiLMGenerator"], None),
+    "rank": (
+        ["rank", "--data", "SAMPLES", "--strategies", "mean,pool", "--seeds", "1", "--folds", "2", "--epochs", "1"]
+        + ["--runtime", "eager", "--jobs", "2", "--cache", "OUT"],
+        0,
+    ),
     "doctor": (["doctor"], None),
     "cache": (["cache"], 0),
     "import": (["import", "BUNDLE/weights.safetensors", "--backbone", "digits", "-o", "OUT"], None),
@@ -117,7 +123,10 @@ HEAVY = [f"regplug-{name}" for name in ("digits", "nvsubquadratic", "onnx", "tim
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in COMMANDS])
 def test_a_command_runs_no_file_of_the_folder_it_is_called_in(run, bundle, tmp_path, name):
     words, code = COMMANDS[name]
-    words = [word.replace("BUNDLE", str(bundle)).replace("OUT", str(tmp_path / "out")) for word in words]
+    places = {"BUNDLE": bundle, "OUT": tmp_path / "out", "SAMPLES": tmp_path / "samples.npz"}
+    np.savez(places["SAMPLES"], registers=np.random.default_rng(0).random((40, 3, 4)), labels=np.arange(40) % 2)
+    for word, place in places.items():
+        words = [one.replace(word, str(place)) for one in words]
     done, ran = run("regplug", *words, **({"REGPLUG_DISABLE": ",".join(HEAVY)} if name == "doctor" else {}))
     assert ran == []
     assert done.returncode == code or code is None, done.stderr
