@@ -68,6 +68,7 @@ def test_a_file_here_is_run_where_the_folder_is_on_the_path(run):
     assert "random" in ran
 
 
+RANK = "rank --strategies mean,pool --seeds 1 --folds 2 --epochs 1 --runtime eager".split()
 COMMANDS = {
     "list": (["list"], 0),
     "version": (["--version"], 0),
@@ -97,11 +98,7 @@ COMMANDS = {
         0,
     ),
     "audit": (["audit", "regplug.nn.film:KernelFiLMGenerator"], None),
-    "rank": (
-        ["rank", "--data", "SAMPLES", "--strategies", "mean,pool", "--seeds", "1", "--folds", "2", "--epochs", "1"]
-        + ["--runtime", "eager", "--jobs", "2", "--cache", "OUT"],
-        0,
-    ),
+    "rank": ([*RANK, "--data", "SAMPLES", "--cache", "OUT", "--jobs", "2"], 0),
     "doctor": (["doctor"], None),
     "cache": (["cache"], 0),
     "import": (["import", "BUNDLE/weights.safetensors", "--backbone", "digits", "-o", "OUT"], None),
