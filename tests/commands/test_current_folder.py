@@ -68,7 +68,7 @@ def test_a_file_here_is_run_where_the_folder_is_on_the_path(run):
     assert "random" in ran
 
 
-RANK = "rank --strategies mean,pool --seeds 1 --folds 2 --epochs 1 --runtime eager".split()
+RANK = ["rank", "--strategies", "mean,pool", "--seeds", "1", "--folds", "2", "--epochs", "1", "--runtime", "eager"]
 COMMANDS = {
     "list": (["list"], 0),
     "version": (["--version"], 0),
