@@ -1,6 +1,6 @@
 """Does `regplug rank` find the truth? Data sets where it is known, ranked many times; prints a table.
 
-    python tests/recovery.py                 200 data sets of each kind: about half an hour on two cores
+    python tests/recovery.py                 200 data sets of each kind
     python tests/recovery.py --runs 20 order
 
 A data set has 240 samples of 4 classes, R=4 and D=16. The expected difference of two strategies, which their interval
