@@ -86,7 +86,7 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  cp tests/support/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyarrow pyyaml huggingface_hub regex \
-	  tokenizers tqdm requests httpx importlib_metadata filelock
+	  tokenizers tqdm requests httpx importlib_metadata filelock 'ray[data]==2.60.0'
 	touch $@
 
 # Debian packages, if a command fails: strace, which fails system calls and kills processes at them; clang, for

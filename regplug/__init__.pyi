@@ -13,6 +13,7 @@ from regplug.commands.rank.reading.tokens import read_samples as read_samples
 from regplug.commands.rank.statistics import Comparison as Comparison
 from regplug.commands.rank.statistics import Difference as Difference
 from regplug.commands.rank.statistics import compare_scores as compare_scores
+from regplug.commands.run.mapper import BundleMapper as BundleMapper
 from regplug.errors import BundleError as BundleError
 from regplug.errors import ConformanceError as ConformanceError
 from regplug.errors import ExportError as ExportError
@@ -21,6 +22,7 @@ from regplug.errors import PluginError as PluginError
 from regplug.errors import RegplugError as RegplugError
 from regplug.errors import ShapeError as ShapeError
 from regplug.errors import SpecError as SpecError
+from regplug.format.read_bundle import read_bundle as read_bundle
 from regplug.nn.attach import attach as attach
 from regplug.nn.backbone import layout_of as layout_of
 from regplug.nn.backbone import measure_backbone as measure_backbone

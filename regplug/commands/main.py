@@ -47,6 +47,7 @@ COMMANDS_IN = {
     "list": "regplug.commands.list:list_command",
     "new": "regplug.commands.new.command:new_command",
     "rank": "regplug.commands.rank.command:rank_command",
+    "run": "regplug.commands.run.command:run_command",
     "sign": "regplug.commands.sign:sign_command",
     "verify": "regplug.commands.verify:verify_command",
 }

@@ -59,7 +59,7 @@ def write_all(descriptor: int, data: bytes) -> None:
     _sync(descriptor)
 
 
-def write_fully(descriptor: int, data: bytes) -> None:
+def write_fully(descriptor: int, data: bytes | memoryview) -> None:
     """Write all bytes to an open file."""
     rest = memoryview(data)
     while rest:

@@ -62,7 +62,7 @@ def read_header(owner: str, data: bytes | bytearray) -> tuple[Tensors, Metadata]
     Raises:
         BundleError: It breaks a rule; of several, the first in the order of ``docs/bundle.md``.
     """
-    return _checked(owner, len(data), lambda begin, end: data[begin:end])
+    return read_header_with(owner, len(data), lambda begin, end: data[begin:end])
 
 
 def read_file_header(owner: str, path: str) -> tuple[Tensors, Metadata]:
@@ -72,7 +72,7 @@ def read_file_header(owner: str, path: str) -> tuple[Tensors, Metadata]:
         BundleError: It cannot be read, or breaks a rule.
     """
     with opened_file(owner, path) as descriptor:
-        return _checked(owner, os.fstat(descriptor).st_size, _reader(owner, descriptor))
+        return read_header_with(owner, os.fstat(descriptor).st_size, _reader(owner, descriptor))
 
 
 def read_file(owner: str, path: str) -> bytearray:
@@ -83,7 +83,7 @@ def read_file(owner: str, path: str) -> bytearray:
     """
     with opened_file(owner, path) as descriptor:
         size = os.fstat(descriptor).st_size
-        _checked(owner, size, _reader(owner, descriptor))
+        read_header_with(owner, size, _reader(owner, descriptor))
         data = read_array(owner, descriptor, size)
     read_header(owner, data)  # it may have changed since the first check
     return data
@@ -99,7 +99,12 @@ def _reader(owner: str, descriptor: int) -> Read:
     return read
 
 
-def _checked(owner: str, size: int, read: Read) -> tuple[Tensors, Metadata]:
+def read_header_with(owner: str, size: int, read: Read) -> tuple[Tensors, Metadata]:
+    """As ``read_header``, for ``size`` bytes that ``read`` gives; of the tensors only booleans are read.
+
+    Raises:
+        BundleError: The file breaks a rule.
+    """
     try:
         return _read_header(size, read)
     except _Malformed as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import regplug
 from regplug.backends.python_child import python_code, python_command
@@ -99,6 +101,7 @@ COMMANDS = {
     ),
     "audit": (["audit", "regplug.nn.film:KernelFiLMGenerator"], None),
     "rank": ([*RANK, "--data", "SAMPLES", "--cache", "OUT", "--jobs", "2"], 0),
+    "run": (["run", "BUNDLE", "REGISTERS", "-o", "OUT", "--workers", "1"], 0),
     "doctor": (["doctor"], None),
     "cache": (["cache"], 0),
     "import": (["import", "BUNDLE/weights.safetensors", "--backbone", "digits", "-o", "OUT"], None),
@@ -121,6 +124,8 @@ HEAVY = [f"regplug-{name}" for name in ("digits", "nvsubquadratic", "onnx", "tim
 def test_a_command_runs_no_file_of_the_folder_it_is_called_in(run, bundle, tmp_path, name):
     words, code = COMMANDS[name]
     places = {"BUNDLE": bundle, "OUT": tmp_path / "out", "SAMPLES": tmp_path / "samples.npz"}
+    places["REGISTERS"] = tmp_path / "registers.safetensors"
+    save_file({"registers": torch.zeros(4, 3, 7)}, places["REGISTERS"])
     np.savez(places["SAMPLES"], registers=np.random.default_rng(0).random((40, 3, 4)), labels=np.arange(40) % 2)
     for word, place in places.items():
         words = [one.replace(word, str(place)) for one in words]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regplug.commands.rank.reading.extras import import_extra
+from regplug.commands.extras import import_extra
 from regplug.commands.rank.reading.source import (
     LABEL_NAMES,
     PICTURES,

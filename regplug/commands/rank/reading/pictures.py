@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from regplug.commands.rank.reading.extras import import_extra
+from regplug.commands.extras import import_extra
 from regplug.commands.rank.reading.source import Picture
 from regplug.errors import SpecError, one_line
 

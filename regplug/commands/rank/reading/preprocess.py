@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from regplug.commands.rank.reading.extras import import_extra
+from regplug.commands.extras import import_extra
 from regplug.errors import SpecError, class_name, one_line
 from regplug.registry.image_preprocess import ImagePreprocess
 from regplug.registry.references import import_named_by_user, reference_of

@@ -1,0 +1,1 @@
+"""``regplug run`` and ``regplug.BundleMapper``: a bundle over files of tokens."""

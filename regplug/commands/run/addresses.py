@@ -1,0 +1,175 @@
+"""From what the user names, paths, folders, patterns and fsspec addresses, to a list of files. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from regplug.commands.extras import import_extra
+from regplug.errors import SpecError, class_name, one_line, shorten
+
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".safetensors": "safetensors",
+}
+MAGIC = "*?["
+REMOTE = ("://", "::")  # fsspec's protocols, and its chains
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file to read.
+
+    Args:
+        address: An absolute path, or an address for fsspec.
+        name: Its path below the folder or pattern that named it, without suffix: where its results go.
+        kind: ``parquet``, ``arrow`` or ``safetensors``.
+        size: Bytes.
+        stamp: Another one after the file was changed.
+    """
+
+    address: str
+    name: str
+    kind: str
+    size: int
+    stamp: str
+
+    @property
+    def owner(self) -> str:
+        """The file in messages."""
+        return f"input {self.address}"
+
+
+def find_files(inputs: Sequence[str]) -> list[InputFile]:
+    """The files that paths, folders, patterns and addresses name, in their order; those of a pattern sorted.
+
+    Raises:
+        SpecError: There is none for an input, one has an unknown suffix, or two would have results of one name.
+    """
+    found = [file for one in inputs for file in (_remote(one) if is_remote(one) else _local(one))]
+    found = list(dict.fromkeys(found))
+    for name, count in Counter(file.name for file in found).items():
+        if count > 1:
+            same = [file.address for file in found if file.name == name]
+            raise SpecError(
+                f"inputs: expected files with different names, got {shorten(same)}, whose results would have one name; "
+                "name the folder above them instead."
+            )
+    return found
+
+
+def is_remote(address: str) -> bool:
+    """Whether fsspec reads an address, and not the file system."""
+    return any(one in address for one in REMOTE)
+
+
+def _local(given: str) -> list[InputFile]:
+    path = Path(given).absolute()
+    if path.is_dir():
+        root, paths = path, [one for one in path.rglob("*") if one.suffix in SUFFIXES and not _is_hidden(one, path)]
+    elif path.exists() or not any(one in given for one in MAGIC):
+        root, paths = path.parent, [path]
+    else:
+        root = Path(*_until_magic(path.parts))
+        paths = [one for one in root.glob(str(path.relative_to(root))) if one.is_file()]
+    if not paths:
+        raise SpecError(f"input {given}: expected files ending in {', '.join(SUFFIXES)}, got none.")
+    return [_local_file(one, root) for one in sorted(paths)]
+
+
+def _until_magic(parts: Sequence[str]) -> Sequence[str]:
+    first = next(index for index, part in enumerate(parts) if any(one in part for one in MAGIC))
+    return parts[:first]
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _local_file(path: Path, root: Path) -> InputFile:
+    kind = _kind(str(path))
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SpecError(f"input {path}: expected a file, got {error.strerror}.") from error
+    name = path.relative_to(root).with_suffix("").as_posix()
+    return InputFile(str(path), name, kind, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+
+
+def _remote(given: str) -> list[InputFile]:
+    with errors_of(f"input {given}"):
+        system, pattern = import_extra("run", "fsspec.core").url_to_fs(given)
+        if system.isdir(pattern):
+            root = pattern
+            paths = [one for one in system.find(pattern) if PurePosixPath(one).suffix in SUFFIXES]
+        elif any(one in pattern for one in MAGIC):
+            root = "/".join(_until_magic(pattern.split("/")))
+            paths = system.glob(pattern)
+        else:
+            root, paths = str(PurePosixPath(pattern).parent), [pattern]
+        if not paths:
+            raise SpecError(f"input {given}: expected files ending in {', '.join(SUFFIXES)}, got none.")
+        return [_remote_file(given, system, pattern, one, root) for one in sorted(paths)]
+
+
+def _remote_file(given: str, system: Any, pattern: str, path: str, root: str) -> InputFile:
+    # of a chain as zip://*.parquet::s3://bucket/all.zip, the first link has the path
+    first, *rest = given.split("::")
+    protocol, slashes, _ = first.partition("://")
+    link = f"{protocol}://{path}" if slashes else path
+    address = given if path == pattern else "::".join([link, *rest])
+    below = PurePosixPath(path)
+    name = below.relative_to(root) if root not in ("", ".") else below
+    facts = system.info(path)
+    size = int(facts.get("size") or 0)
+    stamp = next(
+        (str(facts[key]) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "CRC") if key in facts), ""
+    )
+    return InputFile(address, name.with_suffix("").as_posix().lstrip("/"), _kind(path), size, f"{size} {stamp}")
+
+
+def _kind(path: str) -> str:
+    suffix = PurePosixPath(path).suffix
+    if suffix not in SUFFIXES:
+        raise SpecError(f"input {path}: expected a file ending in {', '.join(SUFFIXES)}, got {suffix or 'no ending'}.")
+    return SUFFIXES[suffix]
+
+
+@contextmanager
+def errors_of(owner: str) -> Any:
+    """Give what a file system or pyarrow raises as one error.
+
+    Raises:
+        SpecError: Anything in the block failed; the message names the owner.
+    """
+    try:
+        yield
+    except SpecError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # file systems of fsspec raise anything
+        raise SpecError(f"{owner}: {class_name(error)}: {one_line(error)}") from error
+
+
+@lru_cache(8)  # some file systems, as that of an archive, are closed with the last reference
+def _system_of(address: str) -> Any:
+    return import_extra("run", "fsspec.core").url_to_fs(address)
+
+
+def open_file(file: InputFile) -> Any:
+    """A file for pyarrow, and for ``read`` and ``seek``."""
+    if is_remote(file.address):
+        system, path = _system_of(file.address)
+        return system.open(path, "rb")
+    return import_extra("run", "pyarrow").OSFile(os.fspath(file.address), "rb")

@@ -1,0 +1,27 @@
+"""Tensors as Arrow columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regplug.commands.extras import import_extra
+
+
+def plain(values: Tensor) -> Tensor:
+    """Values of a dtype that NumPy and Arrow have: bfloat16 becomes float32, which is exact."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).contiguous()
+
+
+def arrow_column(values: Tensor) -> Any:
+    """``[n]`` as numbers, ``[n, width]`` as lists of a fixed size, and more axes as tensors of a fixed shape."""
+    arrow = import_extra("run", "pyarrow")
+    flat = arrow.array(plain(values).numpy().reshape(-1))
+    if values.ndim == 1:
+        return flat
+    lists = arrow.FixedSizeListArray.from_arrays(flat, values[:1].numel() if len(values) else values.shape[1])
+    if values.ndim == 2:
+        return lists
+    return arrow.ExtensionArray.from_storage(arrow.fixed_shape_tensor(flat.type, values.shape[1:]), lists)

@@ -1,0 +1,59 @@
+"""Arrow IPC: files, where a piece is a record batch, and streams, which are one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from regplug.commands.extras import import_extra
+from regplug.commands.run.addresses import InputFile, errors_of, is_remote, open_file
+from regplug.commands.run.shard import Piece
+
+FILE_START = b"ARROW1"
+
+
+class ArrowShard:
+    """A ``Shard``. A local file is mapped into memory.
+
+    Raises:
+        SpecError: It is neither an Arrow IPC file nor a stream.
+    """
+
+    def __init__(self, file: InputFile) -> None:
+        self._owner = file.owner
+        arrow = import_extra("run", "pyarrow")
+        with errors_of(self._owner):
+            self._stream = open_file(file) if is_remote(file.address) else arrow.memory_map(file.address, "rb")
+            is_file = self._stream.read(len(FILE_START)) == FILE_START
+            self._stream.seek(0)
+            self._size = file.size
+            open_it = arrow.ipc.open_file if is_file else arrow.ipc.open_stream
+            self._reader = open_it(self._stream)
+            self._is_file = is_file
+            self.names: Sequence[str] = self._reader.schema.names
+
+    def pieces(self) -> Sequence[Piece]:
+        """A piece for each record batch of a file; one for a stream, which is read to count its rows."""
+        with errors_of(self._owner):
+            if not self._is_file:
+                return [Piece(sum(one.num_rows for one in self._reader), self._size)]
+            batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+            return [Piece(one.num_rows, one.nbytes) for one in batches]
+
+    def batches(self, pieces: range, names: Sequence[str], size: int) -> Iterator[Mapping[str, Any]]:
+        """The rows of some record batches, in batches."""
+        with errors_of(self._owner):
+            found = (self._reader.get_batch(number) for number in pieces) if self._is_file else self._reader
+            for batch in found:
+                for start in range(0, batch.num_rows, size):
+                    part = batch.slice(start, size)
+                    yield {name: part.column(name) for name in names}
+
+    def empty(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """The columns without rows."""
+        table = self._reader.schema.empty_table()
+        return {name: table.column(name).combine_chunks() for name in names}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()

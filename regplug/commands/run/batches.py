@@ -1,0 +1,52 @@
+"""Batches of data pipelines: mappings of arrays or tensors, Arrow tables and record batches, pandas data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from regplug.commands.run.arrow_columns import arrow_column, plain
+from regplug.errors import SpecError, class_name
+
+
+def columns_of(batch: Any) -> Mapping[str, Any]:
+    """The columns of a batch by name.
+
+    Raises:
+        SpecError: It is no batch of a known kind.
+    """
+    if isinstance(batch, Mapping):
+        return batch
+    if _is_arrow(batch):
+        return {name: batch.column(name) for name in batch.schema.names}
+    if _is_pandas(batch):
+        return {str(name): batch[name].to_numpy() for name in batch.columns}
+    raise SpecError(
+        "batch: expected a mapping of arrays or tensors, an Arrow table or record batch, or a pandas data frame, "
+        f"got {class_name(batch)}."
+    )
+
+
+def add_columns(batch: Any, outputs: Mapping[str, Tensor]) -> Any:
+    """A new batch of the same kind, with outputs as further columns; a column of the same name is replaced."""
+    if isinstance(batch, Mapping):
+        as_tensors = any(isinstance(one, Tensor) for one in batch.values())
+        return {**batch, **(outputs if as_tensors else {name: plain(one).numpy() for name, one in outputs.items()})}
+    if _is_pandas(batch):
+        return batch.assign(**{name: list(plain(one).numpy()) for name, one in outputs.items()})
+    for name, one in outputs.items():
+        if name in batch.schema.names:
+            batch = batch.set_column(batch.schema.names.index(name), name, arrow_column(one))
+        else:
+            batch = batch.append_column(name, arrow_column(one))
+    return batch
+
+
+def _is_arrow(batch: Any) -> bool:
+    return hasattr(batch, "schema") and hasattr(batch, "column")
+
+
+def _is_pandas(batch: Any) -> bool:
+    return hasattr(batch, "columns") and hasattr(batch, "assign")

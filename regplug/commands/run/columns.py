@@ -1,0 +1,146 @@
+"""From a column of data, an Arrow array, an array or a tensor, to a bundle's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from regplug.commands.extras import import_extra
+from regplug.errors import SpecError, one_line
+from regplug.format.manifest import TensorSpec
+from regplug.registry.dtypes import torch_dtype
+
+
+def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool) -> Tensor:
+    """A column as the input that a spec describes, without a copy where that is possible.
+
+    Args:
+        owner: The column, for messages.
+        column: An Arrow array of lists, tensors or bytes of one size; a NumPy array, also of arrays; or a tensor.
+        spec: The input. Rows may be flat, ``[n, R * D]`` for ``[B, R, D]``.
+        cast: Whether values may be rounded to the spec's dtype.
+
+    Raises:
+        SpecError: It has another shape or dtype, or rows without a value.
+    """
+    dtype = torch_dtype(spec.dtype)
+    if isinstance(column, Tensor):
+        values = column
+    elif hasattr(column, "__arrow_c_array__") or hasattr(column, "__arrow_c_stream__"):
+        values = from_arrow(owner, column, dtype)
+    else:
+        values = _from_numpy(owner, column)
+    return _cast(owner, _shaped(owner, values, spec), dtype, cast)
+
+
+def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """The numbers of an Arrow array, without a copy: ``[n]``, or ``[n, ...]`` of lists of equal lengths.
+
+    Args:
+        owner: The column, for messages.
+        column: The array; chunks are joined.
+        dtype: What rows of bytes are.
+
+    Raises:
+        SpecError: It holds something else, or rows without a value.
+    """
+    arrow = import_extra("run", "pyarrow")
+    if isinstance(column, arrow.ChunkedArray):
+        column = column.combine_chunks()
+    count, sizes, values = len(column), [], column
+    if isinstance(values, arrow.ExtensionArray):
+        if isinstance(values, arrow.FixedShapeTensorArray):
+            sizes = list(values.type.shape)
+            order = list(values.type.permutation or sorted(range(len(sizes))))
+            if order != sorted(order):
+                raise SpecError(f"{owner}: expected tensors in the order of their axes, got {column.type}.")
+        values = values.storage
+    types = arrow.types
+    _check_nulls(owner, values)
+    if types.is_fixed_size_binary(values.type):
+        width = values.type.byte_width
+        if width % dtype.itemsize:
+            raise SpecError(f"{owner}: expected bytes of {dtype}, got {width} bytes a row.")
+        data = values.buffers()[1][values.offset * width : (values.offset + count) * width]
+        numbers = from_dlpack(arrow.Array.from_buffers(arrow.uint8(), len(data), [None, data]))
+        return numbers.view(dtype).reshape(count, width // dtype.itemsize)
+    shape = [count]
+    while types.is_fixed_size_list(values.type) or types.is_list(values.type) or types.is_large_list(values.type):
+        if not types.is_fixed_size_list(values.type):
+            _check_even(owner, values)
+        rows, values = len(values), values.flatten()
+        _check_nulls(owner, values)
+        shape.append(len(values) // rows if rows else 0)
+    shape = [count, *sizes] if sizes else shape
+    if types.is_boolean(values.type):
+        return torch.from_numpy(values.to_numpy(zero_copy_only=False)).reshape(shape)
+    if not (types.is_floating(values.type) or types.is_integer(values.type)):
+        raise SpecError(f"{owner}: expected lists of numbers, or bytes of a fixed number, got {column.type}.")
+    return from_dlpack(values).reshape(shape) if count else torch.empty(shape)
+
+
+def _check_nulls(owner: str, values: Any) -> None:
+    if values.null_count:
+        first = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise SpecError(f"{owner}: expected a value in every row, got null (the first at {first}).")
+
+
+def _check_even(owner: str, values: Any) -> None:
+    lengths = import_extra("run", "pyarrow.compute").list_value_length(values).to_numpy(zero_copy_only=False)
+    if len(lengths) and (lengths != lengths[0]).any():
+        wrong = int((lengths != lengths[0]).argmax())
+        raise SpecError(
+            f"{owner}: expected {lengths[0]} values in every list, as in the first, "
+            f"got {lengths[wrong]} in number {wrong}."
+        )
+
+
+def _from_numpy(owner: str, column: Any) -> Tensor:
+    try:
+        array = np.asarray(column)
+        if array.dtype == object:
+            array = np.stack([np.asarray(one) for one in array]) if len(array) else np.empty(0, np.float32)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"{owner}: expected numbers of one shape in every row, got others: {one_line(error)}"
+        ) from error
+
+
+def _shaped(owner: str, values: Tensor, spec: TensorSpec) -> Tensor:
+    sizes: Sequence[int | str] = spec.shape[1:]
+    count = values.shape[0] if values.ndim else 0
+    if values.ndim == 2 and len(sizes) > 1:  # flat rows
+        known = prod(size for size in sizes if isinstance(size, int))
+        width, free = values.shape[1], any(isinstance(size, str) for size in sizes)
+        if (width == known) if not free else (known and width % known == 0):
+            shape = [width // known if isinstance(size, str) else size for size in sizes]
+            return values.reshape(count, *shape)
+    if values.ndim != len(spec.shape) or any(
+        isinstance(want, int) and want != got for want, got in zip(sizes, values.shape[1:], strict=True)
+    ):
+        if count == 0 and values.numel() == 0:
+            return values.reshape(0, *(1 if isinstance(size, str) else size for size in sizes))
+        wanted = ", ".join(["n", *map(str, sizes)])
+        raise SpecError(f"{owner}: expected [{wanted}], got [{', '.join(['n', *map(str, values.shape[1:])])}].")
+    return values
+
+
+def _cast(owner: str, values: Tensor, dtype: torch.dtype, cast: bool) -> Tensor:
+    if values.dtype == dtype:
+        return values
+    both_float = values.is_floating_point() and dtype.is_floating_point
+    if not (cast and both_float) and not (both_float and torch.promote_types(values.dtype, dtype) == dtype):
+        hint = "; allow rounding with --cast" if both_float else ""
+        raise SpecError(f"{owner}: expected {_name(dtype)}, got {_name(values.dtype)}{hint}.")
+    return values.to(dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

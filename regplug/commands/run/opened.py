@@ -1,0 +1,115 @@
+"""Bundles that are open in this process, and their runs on columns of data."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regplug.backends.interface import call_flat
+from regplug.bundle.contents import BundleContents
+from regplug.bundle.load import load_module, load_program
+from regplug.commands.run.columns import as_input
+from regplug.commands.run.images import images_of, is_encoded
+from regplug.commands.run.reading import Reading
+from regplug.errors import RegplugError, SpecError, class_name, one_line
+from regplug.format.manifest import IMAGES, Manifest, TensorSpec
+from regplug.format.read_bundle import BundleFiles
+from regplug.nn.select import SelectRegisters
+from regplug.registry.default import default_registry
+from regplug.registry.readout_inputs import MASK
+
+Run = Callable[..., list[Tensor]]  # flat outputs for the inputs in the manifest's order
+
+_OPENED: dict[tuple[str, str | None], Run] = {}
+_LOCK = threading.Lock()
+
+
+def opened(files: BundleFiles, program: str | None) -> Run:
+    """The module, or a program, of a bundle: opened once in a process, and kept."""
+    key = (files.digest, program)
+    with _LOCK:
+        if key not in _OPENED:
+            _OPENED[key] = _open(files, program)
+        return _OPENED[key]
+
+
+def run_columns(
+    run: Run, manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int
+) -> dict[str, Tensor]:
+    """The outputs by name.
+
+    Args:
+        run: What ``opened`` returned.
+        manifest: The bundle's manifest.
+        reading: How columns become inputs.
+        columns: At least the inputs' columns.
+        first: The row of the first sample, for messages.
+
+    Raises:
+        SpecError: A column is no such input, a value is NaN or infinite, or the module fails.
+    """
+    inputs = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
+    names = [one.name for one in manifest.outputs]
+    with torch.inference_mode():
+        if MASK not in manifest.input_names:  # with a mask, padding may hold anything
+            for spec, given in zip(manifest.inputs, inputs, strict=True):
+                check_finite(f"column {reading.columns[spec.name]!r}", given, first)
+        outputs = run(*inputs)
+        for name, output in zip(names, outputs, strict=True):
+            check_finite(f"output {name!r}", output, first)
+    return dict(zip(names, outputs, strict=True))
+
+
+def check_finite(owner: str, values: Tensor, first: int) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        owner: The tensor, for messages.
+        values: ``[n, ...]``.
+        first: The row of the first sample, for messages.
+
+    Raises:
+        SpecError: There is one; the message has its row.
+    """
+    if not values.is_floating_point() or bool(torch.isfinite(values.sum(dtype=torch.float32))):
+        return  # NaN and infinity stay in a sum, which is faster than a comparison of each value
+    wrong = ~torch.isfinite(values)
+    if bool(wrong.any()):  # else the sum was too large
+        row = int(wrong.flatten(1).any(1).nonzero()[0])
+        got = values[row][wrong[row]][0].item()
+        raise SpecError(f"{owner}: row {first + row}: expected finite numbers, got {got}.")
+
+
+def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int) -> Tensor:
+    name = reading.columns[spec.name]
+    owner, column = f"column {name!r}", columns[name]
+    if spec.name == IMAGES and is_encoded(column):
+        return images_of(owner, column, manifest, reading.preprocess, first)
+    if reading.layout is None or spec is not manifest.input:
+        return as_input(owner, column, spec, reading.cast)
+    layout = reading.layout
+    tokens = TensorSpec(spec.name, spec.dtype, ("B", layout.num_tokens or "T", layout.hidden_dim))
+    registers: Tensor = SelectRegisters(layout)(as_input(owner, column, tokens, reading.cast))
+    return as_input(f"{owner}: its registers", registers, spec, reading.cast)
+
+
+def _open(files: BundleFiles, program: str | None) -> Run:
+    contents = BundleContents(files)
+    if program is not None:
+        return load_program(contents, program, default_registry()).run_flat
+    module = load_module(contents, default_registry())
+    names, owner = files.manifest.input_names, f"strategy {files.manifest.strategy!r}"
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        try:
+            return call_flat(module, names, inputs)
+        except RegplugError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise SpecError(f"{owner}: {class_name(error)}: {one_line(error)}") from error
+
+    return run

@@ -1,0 +1,187 @@
+"""Processes that work through a queue of tasks. One that dies takes neither the others nor this process with it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pkgutil
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+from regplug.backends.python_child import python_code
+
+# not multiprocessing.Process: it imports the user's script again, which then starts all over
+CHILD = "from regplug.commands.worker_processes import serve; serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
+SAID, ANSWERED = "said", "answered"
+
+TaskT = TypeVar("TaskT")
+Say = Callable[[Any], None]
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Died:
+    """What came instead of an answer: the worker ended, by a signal if the code is negative."""
+
+    code: int
+
+    def __str__(self) -> str:
+        ending = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+        return f"its process ended with {ending}, without an answer"
+
+
+class Team(Generic[TaskT]):
+    """Threads, each with a worker process.
+
+    Args:
+        tasks: What to do.
+        worker: ``MODULE:FUNCTION``; a worker calls it once with ``start``, and what it returns with each task and a
+            function that reports progress. It must not raise: whatever it returns is the answer.
+        start: The function's argument; it is pickled, as tasks and answers are.
+        answered: Called with a task and its answer, or ``Died``; one call at a time. False: no more tasks.
+        said: Called with what a worker reports; one call at a time.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[TaskT],
+        worker: str,
+        start: Any,
+        answered: Callable[[TaskT, Any], bool],
+        said: Callable[[Any], None] = lambda report: None,
+    ) -> None:
+        self._waiting: queue.SimpleQueue[TaskT] = queue.SimpleQueue()
+        for task in tasks:
+            self._waiting.put(task)
+        self._command = worker
+        self._start = pickle.dumps(start)
+        self._answered, self._said = answered, said
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._processes: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, jobs: int) -> None:
+        """Do all tasks in ``jobs`` processes; an exception of ``answered`` is raised here."""
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.1)  # without a limit, an interrupt would wait
+        finally:
+            self._end()
+        if self._failure is not None:
+            raise self._failure
+
+    def again(self, task: TaskT) -> None:
+        """Put a task back; for ``answered``."""
+        self._waiting.put(task)
+
+    def _work(self) -> None:
+        worker = None
+        try:
+            while not self._stopped:
+                try:
+                    task = self._waiting.get_nowait()
+                except queue.Empty:
+                    return
+                worker = worker or self._new_worker()
+                answer = self._answer_of(worker, task)
+                if isinstance(answer, Died):
+                    worker = None
+                with self._lock:
+                    if not self._stopped and not self._answered(task, answer):
+                        self._stopped = True
+        except BaseException as error:  # raised again by the thread that waits
+            self._failure = self._failure or error
+            self._stopped = True
+        finally:
+            if worker is not None:
+                worker.close()
+
+    def _answer_of(self, worker: _Worker, task: TaskT) -> Any:
+        try:
+            worker.send(task)
+            while True:
+                kind, value = worker.receive()
+                if kind == ANSWERED:
+                    return value
+                with self._lock:
+                    self._said(value)
+        except (EOFError, OSError):
+            return Died(worker.process.wait())
+
+    def _new_worker(self) -> _Worker:
+        with self._lock:
+            worker = _Worker(self._command, self._start)
+            self._processes.add(worker.process)
+        return worker
+
+    def _end(self) -> None:
+        self._stopped = True
+        with self._lock:
+            for process in self._processes:
+                process.kill()
+        for process in self._processes:
+            process.wait()
+
+
+class _Worker:
+    """A process and the pipe to it. It ends when this process does, even in the middle of a task."""
+
+    def __init__(self, command: str, start: bytes) -> None:
+        self._pipe, theirs = Pipe()
+        life, self._life = os.pipe()  # nothing is written: the worker sees when our end is closed
+        with theirs:
+            code = python_code(CHILD, command, str(theirs.fileno()), str(life))
+            self.process = subprocess.Popen(code, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), life])
+        os.close(life)
+        self._pipe.send_bytes(start)
+
+    def send(self, value: Any) -> None:
+        self._pipe.send_bytes(pickle.dumps(value))  # Connection.send would share torch's tensors by descriptors
+
+    def receive(self) -> Any:
+        return pickle.loads(self._pipe.recv_bytes())
+
+    def close(self) -> None:
+        """Let the worker end, and wait for it."""
+        self._pipe.close()
+        self.process.wait()
+        os.close(self._life)
+
+
+def serve(command: str, descriptor: int, life: int) -> None:
+    """The worker: gets what its function is called with, then tasks, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    threading.Thread(target=_end_with_parent, args=(life,), daemon=True).start()
+    with Connection(descriptor) as pipe:
+        try:
+            answer = pkgutil.resolve_name(command)(pickle.loads(pipe.recv_bytes()))
+            while True:
+                task = pickle.loads(pipe.recv_bytes())
+                pipe.send_bytes(pickle.dumps((ANSWERED, answer(task, lambda report: _say(pipe, report)))))
+        except (EOFError, BrokenPipeError):
+            return
+
+
+def _say(pipe: Connection, report: Any) -> None:
+    pipe.send_bytes(pickle.dumps((SAID, report)))
+
+
+def _end_with_parent(life: int) -> None:
+    os.read(life, 1)  # ends when the parent does
+    os._exit(1)
