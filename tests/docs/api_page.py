@@ -196,6 +196,11 @@ SECTIONS = [
         ],
     ),
     (
+        "Many samples",
+        "Files, faults and other pipelines: [run.md](run.md).",
+        ["BundleMapper", "read_bundle", "format.read_bundle:BundleFiles"],
+    ),
+    (
         "Exceptions",
         "Every message reads `<object>: expected <what>, got <value>`, then what is known or what to do.",
         [

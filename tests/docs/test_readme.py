@@ -36,6 +36,7 @@ PAGES = [
     pytest.param("docs/readouts.md", None, 7, marks=SLOW),
     pytest.param("docs/evidence.md", None, 1, marks=SLOW),
     pytest.param("docs/effect.md", None, 1, marks=SLOW),
+    pytest.param("docs/run.md", None, 5, marks=SLOW),
     pytest.param("docs/backbones.md", None, 19, marks=COMPILER),
     pytest.param("docs/training.md", None, 10, marks=SLOW),
 ]

@@ -39,6 +39,33 @@ def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool) -> Tensor:
     return _cast(owner, _shaped(owner, values, spec), dtype, cast)
 
 
+def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool) -> tuple[Tensor, Tensor]:
+    """Lists of different lengths as the input ``[n, T, D]``, padded with zeros, and its mask ``[n, T]``.
+
+    Args:
+        owner: The column, for messages.
+        column: An Arrow array of lists of lists of D numbers.
+        spec: The input, ``[B, T, D]``.
+        cast: As for ``as_input``.
+
+    Raises:
+        SpecError: It is no such array, or has rows without a value.
+    """
+    arrow = import_extra("run", "pyarrow")
+    column = column.combine_chunks() if isinstance(column, arrow.ChunkedArray) else column
+    types = arrow.types
+    if not (isinstance(column, arrow.Array) and (types.is_list(column.type) or types.is_large_list(column.type))):
+        raise SpecError(f"{owner}: expected lists of tokens, or a column 'mask' too, got neither.")
+    _check_nulls(owner, column)
+    lengths = import_extra("run", "pyarrow.compute").list_value_length(column).to_numpy(zero_copy_only=False)
+    token = TensorSpec(spec.name, spec.dtype, ("B", spec.shape[-1]))
+    tokens = as_input(owner, column.flatten(), token, cast)
+    mask = torch.arange(int(lengths.max(initial=1))) < torch.tensor(lengths)[:, None]
+    padded = tokens.new_zeros(*mask.shape, tokens.shape[-1])
+    padded[mask] = tokens
+    return padded, mask
+
+
 def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8) -> Tensor:
     """The numbers of an Arrow array, without a copy: ``[n]``, or ``[n, ...]`` of lists of equal lengths.
 

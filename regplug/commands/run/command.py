@@ -161,14 +161,16 @@ def _report(outcome: Outcome, output: Path, seconds: float, as_json: bool) -> No
     for name, reason in outcome.failed.items():
         complain(f"failed {name}: {reason}")
     speed = f", {outcome.rows / seconds:,.0f} rows/s" if outcome.rows else ""
-    say(f"wrote {outcome.rows:,} rows in {outcome.written:,} files to {output} in {seconds:.1f} s{speed}")
-    for count, text in (
-        (outcome.skipped, "were done before"),
-        (len(outcome.failed), "failed"),
-        (outcome.left, "were not begun, because one failed; --on-error skip goes on"),
-    ):
-        if count:
-            say(f"{count:,} {text}")
+    counts = {
+        "written": outcome.written,
+        "done before": outcome.skipped,
+        "failed": len(outcome.failed),
+        "not begun": outcome.left,
+    }
+    files = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    say(f"wrote {outcome.rows:,} rows to {output} in {seconds:.1f} s{speed}; files: {files or 'none'}")
+    if outcome.left:
+        say("the others were not begun because one failed; --on-error skip goes on.")
 
 
 def _report_status(folder: Path, as_json: bool) -> None:

@@ -54,6 +54,8 @@ def images_of(owner: str, column: Any, manifest: Manifest, preprocess: str | Non
             raise SpecError(f"{owner}: row {row}: expected an encoded image, got none.")
         name = f"{owner}: row {row}"
         image = pipeline(decode(Picture(name, partial(io.BytesIO, data))), name)
+        if len(sizes) == 2 and len(image) == 1:  # grey images of a network whose images have no channel
+            image = image[0]
         if list(image.shape) != sizes:
             raise SpecError(f"{name}: expected an input {sizes}, got {list(image.shape)} from the preprocessing.")
         found.append(image)

@@ -11,6 +11,7 @@ from regplug.errors import SpecError, closest, shorten
 from regplug.format.manifest import IMAGES
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
+from regplug.registry.readout_inputs import MASK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,12 +104,15 @@ class BundleMapper:
         return run_columns(opened(self._bundle(), self.program), self.manifest, reading, columns, first)
 
     def input_columns(self, names: Sequence[str]) -> dict[str, str]:
-        """Which of some columns is which input.
+        """Which of some columns is which input; without a mask's, lists of tokens say which are padding.
 
         Raises:
             SpecError: There is none for an input.
         """
-        return {one: self._column(one, names) for one in self.manifest.input_names}
+        wanted = self.manifest.input_names
+        if self._columns.get(MASK, MASK) not in names and self.manifest.input.min_tokens is not None:
+            wanted = tuple(one for one in wanted if one != MASK)  # of lists of tokens, it is their lengths
+        return {one: self._column(one, names) for one in wanted}
 
     def choices(self) -> dict[str, Any]:
         """How columns become inputs, as JSON values."""

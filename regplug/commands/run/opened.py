@@ -12,7 +12,7 @@ from torch import Tensor
 from regplug.backends.interface import call_flat
 from regplug.bundle.contents import BundleContents
 from regplug.bundle.load import load_module, load_program
-from regplug.commands.run.columns import as_input
+from regplug.commands.run.columns import as_input, as_padded
 from regplug.commands.run.images import images_of, is_encoded
 from regplug.commands.run.reading import Reading
 from regplug.errors import RegplugError, SpecError, class_name, one_line
@@ -52,7 +52,7 @@ def run_columns(
     Raises:
         SpecError: A column is no such input, a value is NaN or infinite, or the module fails.
     """
-    inputs = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
+    inputs = _inputs(manifest, reading, columns, first)
     names = [one.name for one in manifest.outputs]
     with torch.inference_mode():
         if MASK not in manifest.input_names:  # with a mask, padding may hold anything
@@ -82,6 +82,15 @@ def check_finite(owner: str, values: Tensor, first: int) -> None:
         row = int(wrong.flatten(1).any(1).nonzero()[0])
         got = values[row][wrong[row]][0].item()
         raise SpecError(f"{owner}: row {first + row}: expected finite numbers, got {got}.")
+
+
+def _inputs(manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int) -> list[Tensor]:
+    if MASK in manifest.input_names and MASK not in reading.columns:
+        name = reading.columns[manifest.input.name]
+        tokens, mask = as_padded(f"column {name!r}", columns[name], manifest.input, reading.cast)
+        others = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs[2:]]
+        return [tokens, mask, *others]
+    return [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
 
 
 def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int) -> Tensor:

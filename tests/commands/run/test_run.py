@@ -50,7 +50,8 @@ def test_the_results_of_every_kind_of_file_are_the_modules_in_the_order_of_its_r
     for name, write in WRITERS.items():
         write(tmp_path / "in" / name, rows)
     out = run(bundle, tmp_path / "in", "-o", tmp_path / "out", "--carry", "id", "--batch", 64)
-    assert f"wrote {250 * len(WRITERS):,} rows in {len(WRITERS)} files" in out
+    assert f"wrote {250 * len(WRITERS):,} rows to" in out
+    assert f"; files: {len(WRITERS)} written\n" in out
     for name in WRITERS:
         got = read_results(tmp_path / "out" / f"{Path(name).stem}.arrow")
         np.testing.assert_allclose(got["conditioning"], wanted(module, rows), atol=1e-6)
