@@ -34,10 +34,12 @@ lint: $(VENV)/tested-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# export what was trained on scikit-learn's digits, and run the bundles in C++; then train joins, and do the same
-demo: $(VENV)/installed
+# export what was trained on scikit-learn's digits, and run the bundles in C++; then train joins, and do the same;
+# then all digits' registers to conditioning vectors, by `regplug run` and on Ray
+demo: $(VENV)/installed $(VENV)/run-tools
 	$(BIN)/python plugins/regplug-digits/demo/demo.py
 	$(BIN)/python plugins/regplug-digits/demo/join.py
+	$(BIN)/python plugins/regplug-digits/demo/many.py
 
 # times in C++, compared with raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
 bench: $(VENV)/tested-tools $(VENV)/installed
@@ -73,8 +75,13 @@ $(VENV)/tools: | compiler
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'cmeel-eigen>=3.4,<4'  # headers alone
 	touch $@
 
+# what `regplug run` needs, with its engine for clusters
+$(VENV)/run-tools: $(VENV)/tools
+	$(BIN)/pip install --quiet --disable-pip-version-check pyarrow fsspec 'ray[data]==2.60.0'
+	touch $@
+
 # Linters, and packages that tests compare with; without those packages' own dependencies, which tests do not use.
-$(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
+$(VENV)/tested-tools: $(VENV)/tools $(VENV)/run-tools tests/support/torchvision_shim.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' pytest-xdist hypothesis ruff==0.17.6 mypy==2.4.1 \
 	  model-signing==1.1.1 pyopenssl==26.4.0 cosmic-ray==8.7.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nvsubquadratic==0.2.0 timm==1.0.31 \
@@ -86,7 +93,7 @@ $(VENV)/tested-tools: $(VENV)/tools tests/support/torchvision_shim.py
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	  cp tests/support/torchvision_shim.py $$site && echo 'import torchvision_shim' > $$site/torchvision_shim.pth
 	$(BIN)/pip install --quiet --disable-pip-version-check einops omegaconf pillow pyarrow pyyaml huggingface_hub regex \
-	  tokenizers tqdm requests httpx importlib_metadata filelock 'ray[data]==2.60.0'
+	  tokenizers tqdm requests httpx importlib_metadata filelock
 	touch $@
 
 # Debian packages, if a command fails: strace, which fails system calls and kills processes at them; clang, for
