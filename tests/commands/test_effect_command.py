@@ -143,6 +143,10 @@ def test_every_kind_that_may_be_a_defect_is_a_choice():
         assert len(f"{one.unit}{one.why}{one.do}") < 250
 
 
+def without_weights() -> nn.Module:
+    raise KeyError("weights")
+
+
 def bad_file(tmp_path: Path, name: str, content: bytes) -> Path:
     (tmp_path / name).write_bytes(content)
     return tmp_path / name
@@ -178,6 +182,7 @@ def bad_file(tmp_path: Path, name: str, content: bytes) -> Path:
         ),
         (("--effect", "nonsense"), "backbone 'nonsense'"),
         (("--effect", "json:dumps"), "network json:dumps: "),
+        (("--effect", "test_effect_command:without_weights"), "constructor takes, got none: KeyError: 'weights' ("),
         (("--effect", NETWORK, "-O", "colour=1"), "colour"),
     ],
 )

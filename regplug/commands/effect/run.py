@@ -25,7 +25,7 @@ from regplug.commands.effect.refusals import check_names, check_options
 from regplug.commands.effect.report import EffectReport
 from regplug.commands.effect.start import looks_trained
 from regplug.commands.effect.subject import Subject, copied, kept_random_state
-from regplug.errors import RegplugError, SpecError, clip, one_line
+from regplug.errors import RegplugError, SpecError, clip, with_class
 from regplug.nn.backbone import ask_description, ask_layout, build_backbone, recognise
 from regplug.registry.layout import TokenLayout
 
@@ -107,7 +107,7 @@ def _report(
     try:
         subject.run()
     except (Exception, SystemExit) as error:  # a forward may raise anything
-        raise _refused(name, one_line(error)) from error
+        raise _refused(name, with_class(error)) from error
     seen = observe(subject, sizes, layout)
     if seen.trace.error is not None:
         raise _refused(name, seen.trace.error)
@@ -156,7 +156,7 @@ def _report(
 
 def _refused(name: str, reason: str) -> SpecError:
     return SpecError(
-        f"effect: {name}: expected inputs that its forward takes, got: {clip(reason, 200)}; give others by inputs= "
+        f"effect: {name}: expected inputs that its forward takes, got {clip(reason, 200)}; give others by inputs= "
         "(--inputs FILE)."
     )
 
