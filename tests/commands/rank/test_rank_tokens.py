@@ -23,8 +23,8 @@ from regplug import ExportError, SpecError
 from regplug.commands.rank.reading import token_cache, tokens
 from regplug.commands.rank.reading.data import open_source
 from regplug.commands.rank.reading.pictures import decode
-from regplug.commands.rank.reading.preprocess import apply_preprocess
 from regplug.commands.rank.reading.tokens import read_samples
+from regplug.nn.image_input import apply_preprocess
 
 N = 36
 
