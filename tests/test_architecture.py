@@ -29,7 +29,7 @@ commands/bench/report commands/doctor/command commands/doctor/metadata commands/
 commands/info/command commands/new/command commands/new/scaffold commands/rank/reading/samples
 commands/rank/reading/source commands/rank/reading/data commands/rank/reading/token_cache
 commands/rank/reading/image_folder commands/rank/reading/extras commands/rank/reading/pictures commands/rank/command
-commands/html commands/rank/score_files commands/effect/findings commands/effect/options
+commands/html commands/rank/choices commands/rank/score_files commands/effect/findings commands/effect/options
 """.split()  # noqa: SIM905
 
 

@@ -21,7 +21,6 @@ from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 from regplug.torch_private import torchscript_without_warnings
 
-RUNTIMES = ("eager", "torchscript", "aotinductor")
 BATCH = 64
 WARM_UP_CALLS = 5
 PROGRAMS = "regplug-programs-"  # the prefix of the folder of programs that are timed
@@ -52,7 +51,7 @@ def costs_of(
 
     Args:
         specs: The strategies, at one R and D.
-        runtimes: Some of ``RUNTIMES``.
+        runtimes: Some of ``choices.RUNTIMES``.
         registry: Where export backends are looked up.
         progress: Called with each step.
     """
