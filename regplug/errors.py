@@ -131,6 +131,18 @@ def one_line(error: BaseException) -> str:
     return f"{reason} ({place})" if place else reason
 
 
+def with_class(error: BaseException) -> str:
+    """The reason of an exception after its class, as a reason alone may be a bare key; an error of regplug's as it is.
+
+    Example:
+        >>> with_class(KeyError("pool"))
+        "KeyError: 'pool'"
+    """
+    if isinstance(error, RegplugError) or not message_of(error).strip():  # without a message the reason is the class
+        return one_line(error)
+    return f"{class_name(error)}: {one_line(error)}"
+
+
 def _cut_middle(text: str, head: int, tail: int) -> str:
     return text if len(text) <= head + len("...") + tail else f"{text[:head]}...{text[-tail:]}"
 

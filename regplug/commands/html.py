@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
+
+import click
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f7f8fa; --panel: #ffffff; --edge: #dfe3e8; --ink: #1c232b;
@@ -34,6 +38,19 @@ figure.wide svg { max-width: 760px; }
 .b { fill: var(--edge); opacity: 0.5; }
 ul { color: var(--quiet); padding-left: 20px; overflow-wrap: anywhere; }
 """
+
+
+def place_of_page(path: Path) -> Path:
+    """The absolute path of ``--html``. Call it before the work, and before a plugin may change the working directory.
+
+    Raises:
+        click.UsageError: It names no file, or its folder cannot be written into.
+    """
+    if not path.name:
+        raise click.UsageError(f"--html: expected a file, got {str(path)!r}.")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+        raise click.UsageError(f"--html: expected a folder that can be written into, got {str(path.parent)!r}.")
+    return path.absolute()
 
 
 def document(title: str, parts: Iterable[str]) -> str:

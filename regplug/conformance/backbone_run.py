@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from regplug.conformance import backbone_entry, backbone_tokens
+from regplug.conformance import backbone_entry, backbone_pictures, backbone_tokens
 from regplug.conformance.backbone_subject import BackboneSubject, backbone_subject_of
 from regplug.conformance.check import Check, CheckResult, refuse_expectations, run_check
 from regplug.registry.entries import BackboneEntry
@@ -13,7 +13,7 @@ from regplug.registry.entries import BackboneEntry
 
 def all_backbone_checks() -> list[Check[BackboneSubject]]:
     """All checks of a backbone, in the order in which they run."""
-    return [*backbone_entry.CHECKS, *backbone_tokens.CHECKS]
+    return [*backbone_entry.CHECKS, *backbone_tokens.CHECKS, *backbone_pictures.CHECKS]
 
 
 def check_backbone(

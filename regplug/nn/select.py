@@ -6,6 +6,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from regplug.errors import ShapeError
 from regplug.registry.layout import TokenLayout
@@ -65,8 +66,10 @@ class SelectRegisters(nn.Module):
         """The registers' part ``[B, R]`` of a mask ``[B, T]`` of all tokens.
 
         Raises:
-            ShapeError: Its shape is not that of the tokens ``[B, T, D]``.
+            ShapeError: It is no tensor, or its shape is not that of the tokens ``[B, T, D]``.
         """
+        if not is_scripting() and not isinstance(mask, Tensor):  # TorchScript refuses it by itself
+            _refuse_kind(mask, tokens)
         if mask.dim() != 2 or mask.shape[0] != tokens.shape[0] or mask.shape[1] != tokens.shape[1]:
             wanted = [tokens.shape[0], tokens.shape[1]]
             raise ShapeError(f"TokenLayout: expected mask {wanted}, got {list(mask.shape)}.")
@@ -82,6 +85,13 @@ class SelectRegisters(nn.Module):
         first = self.start if self.start >= 0 else tokens.shape[1] + self.start
         last = first + (count - 1) * self.step
         return tokens[:, first : last + 1 : self.step].contiguous()
+
+
+def _refuse_kind(mask: object, tokens: Tensor) -> None:
+    wanted = [tokens.shape[0], tokens.shape[1]]
+    raise ShapeError(
+        f"TokenLayout: mask: expected a bool tensor {wanted}, got {type(mask).__name__}; use torch.as_tensor."
+    )
 
 
 def _slice_of(layout: TokenLayout) -> tuple[int, int]:

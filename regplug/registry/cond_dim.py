@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import SpecError, class_name, one_line
+from regplug.errors import SpecError, class_name, one_line, with_class
 from regplug.registry.integers import check_positive_int
 from regplug.registry.readout_inputs import vector_widths, zero_vectors
 from regplug.registry.untrusted_values import repr_of
@@ -53,11 +53,9 @@ def _called(owner: str, build: Callable[..., Any], arguments: Mapping[str, Any])
         raise
     except BaseException as error:  # any exception of a constructor means: not with these arguments
         given = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
-        why = (
-            f"{class_name(error)}: {one_line(error)}" if isinstance(error, LookupError) else one_line(error)
-        )  # a bare key
         raise SpecError(
-            f"{owner}: expected sizes and options that its constructor takes, got {given}: {why}"
+            f"{owner}: expected sizes and options that its constructor takes, got {given or 'none'}: "
+            f"{with_class(error)}"
         ) from error
 
 

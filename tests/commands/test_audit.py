@@ -220,14 +220,14 @@ SIXTEEN: dict[Any, str] = {
     planted.Crossed: "wants R*c, is given D by glob",
     planted.Averaged: "wants R*c, is given D by registers read in forward",
     planted.FourRegisters: "stops at R=5, D=48, c=12: readout 'compress-concat': expected registers [B, 4, 48]",
-    planted.Reshaped: "stops at R=5, D=48, c=12: shape '[-1, 48]' is invalid",
+    planted.Reshaped: "stops at R=5, D=48, c=12: RuntimeError: shape '[-1, 48]' is invalid",
     planted.Guarded: "wants D, is given R*c by readout",
     planted.RefusedWhenBuilt: "stops at R=5, D=48: FiLM generator KernelFiLMGenerator: expected conditioning of width",
     planted.Policy: "wants 126, is given 2*R*c + 30 by input state, input step, readout",
 }
 MORE: dict[Any, str] = {
     planted.Maps: "wants 48, is given R*c by readout",
-    planted.Added: "stops at R=5, D=48: Attempting to broadcast a dimension of length 60",
+    planted.Added: "stops at R=5, D=48: RuntimeError: Attempting to broadcast a dimension of length 60",
     planted.OneWrongBlock: "wants 48, is given R*c by readouts.1",
 }
 TWINS = [build for build in (*SIXTEEN, *MORE) if isinstance(build, type)]

@@ -150,7 +150,7 @@ REFUSED = {
     "as a strategy, strategy 'regplug:pol': not registered": ["regplug:pol"],
     "As a class, readout 'no_module:Here': expected to import": ["no_module:Here"],
     "strategy 'acme-x:pol': expected an installed plugin": ["acme-x:pol"],
-    "got num_registers=4: never": ["readouts_under_check:Unbuildable"],
+    "got num_registers=4: RuntimeError: never": ["readouts_under_check:Unbuildable"],
     "sizes: expected them with module:Class": ["pool", "--size", "width=hidden_dim"],
     "expected constructor words that mean": ["readouts_under_check:OneWrongNumber", "--size", "width=breadth"],
     "expected a check's name, got 'shap'": ["pool", "--expect", "shap=x"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regplug
+from regplug.commands.effect.subject import other_in_eval
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -185,6 +186,55 @@ def test_network_modes_buffers_hooks_and_random_states_are_the_same_to_the_bit()
     assert all(torch.equal(given[name], tensor) for name, tensor in kept.items())
     assert all(not tensor.requires_grad for tensor in given.values())
     assert torch.is_grad_enabled()
+
+
+def test_a_network_in_train_mode_is_measured_in_eval_mode_and_a_note_says_so():
+    network, given = made(WithState), inputs()
+    network.norm.running_mean.fill_(0.5)
+    network.norm.running_var.fill_(4)
+    network.norm.num_batches_tracked.fill_(9)
+    wanted = regplug.effect(network, given)
+    assert wanted.notes == ()
+    before = snapshot(network.train())
+    report = regplug.effect(network, given)
+    after = snapshot(network)
+    assert all(torch.equal(after["state"][name], tensor) for name, tensor in before["state"].items())
+    assert network.norm.num_batches_tracked == 9
+    assert all(after["modes"])
+    [note] = report.notes
+    assert note.startswith("train mode: measured in eval mode, ")
+    assert note.endswith("mode: norm, drop")
+    assert report.as_json() == {**wanted.as_json(), "notes": [note]}
+    network.drop.eval()
+    assert regplug.effect(network, given).notes[0].endswith("mode: norm")
+
+
+class Paths(nn.Module):
+    def __init__(self, **rates: Any) -> None:
+        super().__init__()
+        vars(self).update(rates)
+
+
+@pytest.mark.parametrize(
+    ("part", "is_other"),
+    [
+        (nn.Dropout(0.1), True),
+        (nn.Dropout(0.0), False),
+        (nn.BatchNorm1d(4), True),
+        (nn.BatchNorm1d(4, track_running_stats=False), False),
+        (nn.InstanceNorm1d(4, track_running_stats=True), True),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
+        (nn.MultiheadAttention(4, 2), False),
+        (nn.LSTM(4, 4, 2, dropout=0.5), True),
+        (nn.PairwiseDistance(2.0), False),
+        (Paths(drop_prob=0.2), True),
+        (Paths(drop_prob=None, p=True), False),
+    ],
+)
+def test_a_module_whose_modes_differ_is_seen(part, is_other):
+    network = nn.Sequential(nn.Linear(4, 4), part)
+    assert other_in_eval(network) == (["1"] if is_other else [])
+    assert other_in_eval(network.eval()) == []
 
 
 def test_two_reports_of_the_same_network_are_the_same():

@@ -80,6 +80,13 @@ def test_the_command_and_the_function_give_the_same_numbers(digits):
     assert found == {**found, **wanted, "network": FUNCTION}
 
 
+def test_inputs_may_be_compressed_and_in_any_order_of_bytes(digits, tmp_path):
+    images = np.load(digits)["images"]
+    np.savez_compressed(tmp_path / "swapped.npz", images=np.asfortranarray(images.astype(">f4")))
+    of_numbers = (FUNCTION, "--inputs")
+    assert effect(*of_numbers, tmp_path / "swapped.npz") == effect(*of_numbers, digits)
+
+
 def test_inputs_are_read_from_safetensors_too(digits, tmp_path):
     save_file({"images": load()[1].images[:12].contiguous()}, tmp_path / "digits.safetensors")
     assert effect(FUNCTION, "--inputs", tmp_path / "digits.safetensors") == effect(FUNCTION, "--inputs", digits)
@@ -143,6 +150,10 @@ def test_every_kind_that_may_be_a_defect_is_a_choice():
         assert len(f"{one.unit}{one.why}{one.do}") < 250
 
 
+def without_weights() -> nn.Module:
+    raise KeyError("weights")
+
+
 def bad_file(tmp_path: Path, name: str, content: bytes) -> Path:
     (tmp_path / name).write_bytes(content)
     return tmp_path / name
@@ -163,11 +174,20 @@ def bad_file(tmp_path: Path, name: str, content: bytes) -> Path:
             ("--effect", "digits-vit", "--inputs", "{text}"),
             "--inputs: expected a file .npz or .safetensors, got 'a.txt'",
         ),
-        (("--effect", "digits-vit", "--inputs", "{npz}"), "--inputs: a.npz: expected arrays of numbers, got"),
+        (
+            ("--effect", "digits-vit", "--inputs", "{npz}"),
+            "--inputs: a.npz: expected a file of numpy.savez, got File is not a zip file.",
+        ),
         (
             ("--effect", "digits-vit", "--inputs", "{pickled}"),
-            "--inputs: b.npz: expected arrays of numbers, got ValueError",
+            "--inputs: b.npz: images: expected numbers or texts, got Python objects, which are not unpickled",
         ),
+        (
+            ("--effect", "digits-vit", "--inputs", "{texts}"),
+            "--inputs: c.npz: images: expected numbers of a dtype of torch, got <U3.",
+        ),
+        (("--effect", "digits-vit", "--inputs", "{damaged}"), "--inputs: d.npz: expected a file of numpy.savez, got"),
+        (("--effect", "digits-vit", "--inputs", "{short}"), "e.safetensors: expected a safetensors file, got"),
         (
             ("--effect", "digits-vit", "--inputs", "{narrow}"),
             "effect: DigitsViT: expected inputs that its forward takes",
@@ -178,12 +198,14 @@ def bad_file(tmp_path: Path, name: str, content: bytes) -> Path:
         ),
         (("--effect", "nonsense"), "backbone 'nonsense'"),
         (("--effect", "json:dumps"), "network json:dumps: "),
+        (("--effect", "test_effect_command:without_weights"), "constructor takes, got none: KeyError: 'weights' ("),
         (("--effect", NETWORK, "-O", "colour=1"), "colour"),
     ],
 )
 def test_a_wrong_argument_is_one_message_and_exit_code_2(arguments, message, tmp_path):
     save_file({"body.w": torch.zeros(2)}, tmp_path / "other.safetensors")
     np.savez(tmp_path / "b.npz", images=np.array([{}] * 4, dtype=object))
+    np.savez(tmp_path / "c.npz", images=np.array(["one"] * 4))
     save_file({"images": torch.randn(8, 20, 20)}, tmp_path / "narrow.safetensors")
     files = {
         "{torch}": bad_file(tmp_path, "weights.safetensors", b"PK\3\4 and more than eight bytes"),
@@ -191,6 +213,9 @@ def test_a_wrong_argument_is_one_message_and_exit_code_2(arguments, message, tmp
         "{text}": bad_file(tmp_path, "a.txt", b"1 2 3"),
         "{npz}": bad_file(tmp_path, "a.npz", b"1 2 3"),
         "{pickled}": tmp_path / "b.npz",
+        "{texts}": tmp_path / "c.npz",
+        "{damaged}": bad_file(tmp_path, "d.npz", (tmp_path / "b.npz").read_bytes()[:-30]),
+        "{short}": bad_file(tmp_path, "e.safetensors", b"1 2 3"),
         "{narrow}": tmp_path / "narrow.safetensors",
     }
     code, out, err = run_command("audit", *(files.get(one, one) for one in arguments))

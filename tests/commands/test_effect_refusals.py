@@ -75,6 +75,11 @@ def lazy() -> nn.Module:
     return nn.Sequential(nn.LazyLinear(3))
 
 
+class Moody(Film):
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        raise KeyError("mood")
+
+
 def locked() -> nn.Module:
     network = made()
     network.stream = (one for one in ())  # a generator cannot be copied
@@ -104,6 +109,7 @@ BAD = {
     ),
     "another width": (made, {**inputs(), "state": torch.ones(B, 5)}, {}, "expected inputs that its forward takes"),
     "another name": (made, {"x": inputs()["x"], "mood": inputs()["state"]}, {}, "inputs that its forward takes"),
+    "a bare key": (lambda: made(Moody), inputs(), {}, r"expected inputs that its forward takes, got KeyError: 'mood'"),
     "few drawn": (made, None, {"batch": 2}, "expected at least 4 samples, got 2"),
     "text for a number": (made, None, {"batch": "many"}, "expected a number of samples, got 'many'"),
     "text for trained": (made, inputs(), {"trained": "yes"}, "trained: expected True, False or None, got 'yes'"),
@@ -136,5 +142,5 @@ def test_inputs_that_cannot_be_found_by_trying_are_asked_for():
         def forward(self, table: Tensor) -> Tensor:
             raise ValueError("not this one")
 
-    with pytest.raises(SpecError, match=r"expected inputs that fit forward\(table\), got none by trying"):
+    with pytest.raises(SpecError, match=r"fit forward\(table\), got none by trying: ValueError: not this"):
         regplug.effect(Odd())

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -82,6 +83,21 @@ def test_checks_that_need_a_module_do_not_apply_to_a_backbone_with_sizes_only():
     rows = rows_of(entry_of(build=lambda *name: "sizes", layout=lambda model: LAYOUT, describe=None, film_sites=None))
     assert rows["marks"].verdict == NOT_APPLICABLE
     assert rows["marks"].detail == "its model has sizes only: expected an nn.Module, got str"
+
+
+def test_pictures_are_not_tried_without_a_preprocess_or_without_pillow(monkeypatch):
+    options = {"options": {"depth": 1}}
+    assert rows_of(entry_of(), **options)["preprocess"].detail.startswith("RGB, bicubic, crop to 8x8, ")
+    for entry, why in (
+        (entry_of(preprocess=None), "its entry has no preprocess="),
+        (entry_of(preprocess=lambda model: None), "its preprocess gives None for this model"),
+    ):
+        row = rows_of(entry, **options)["preprocess"]
+        assert row.verdict == NOT_APPLICABLE
+        assert row.detail.startswith(why)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    row = rows_of(entry_of(), **options)["preprocess"]
+    assert (row.verdict, row.detail[:25]) == (NOT_APPLICABLE, "Pillow is not installed; ")
 
 
 def test_a_model_that_cannot_be_built_is_one_error():

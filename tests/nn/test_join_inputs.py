@@ -289,6 +289,18 @@ def test_an_attached_module_takes_a_mask_of_the_model_s_tokens(film):
         attached(images, mask=mask[:, :3])
 
 
+@pytest.mark.parametrize("film", [None, {"kernel_hidden_dim": 8, "num_film_layers": 2}])
+@pytest.mark.parametrize("kind", [Tensor.numpy, Tensor.tolist])
+def test_an_attached_module_refuses_a_mask_that_is_no_tensor(film, kind):
+    attached = attach(VIT, "mean", film_options=film, model_options=TINY).eval()
+    images = torch.randn(2, 3, 28, 28)
+    mask = kind(torch.ones(attached.tokens(images).shape[:2], dtype=torch.bool))
+    with pytest.raises(ShapeError) as error:
+        attached(images, mask=mask)
+    got = type(mask).__name__
+    assert str(error.value) == f"TokenLayout: mask: expected a bool tensor [2, 9], got {got}; use torch.as_tensor."
+
+
 def test_an_attached_module_refuses_a_mask_that_its_readout_does_not_take():
     attached = attach(VIT, "pool", model_options=TINY).eval()
     with pytest.raises(ShapeError, match="readout: expected no mask, as it takes none, got some"):

@@ -449,6 +449,12 @@ def test_a_scripted_mask_of_a_rare_dtype_is_refused_too() -> None:
         torch.jit.script(readout_of("regplug:mean"))(torch.zeros(2, 9, D), OK.bfloat16())
 
 
+@every_masked
+def test_an_array_in_place_of_a_mask_is_refused_by_its_class(strategy: str) -> None:
+    with pytest.raises(ShapeError, match=r"mask: expected dtype bool, got ndarray\.$"):
+        readout_of(strategy)(torch.zeros(2, 9, D), OK.numpy())  # type: ignore[arg-type]
+
+
 # ---- the helpers, for authors
 
 

@@ -247,7 +247,8 @@ def test_a_refusal_of_the_constructor_names_the_strategy_and_is_chained() -> Non
     error = refusal(Refuses, heads=3)
     said, _, place = str(error).partition(" (")
     assert said == (
-        "strategy 'mine': expected sizes and options that its constructor takes, got heads=3: heads must be even"
+        "strategy 'mine': expected sizes and options that its constructor takes, got heads=3: AssertionError: "
+        "heads must be even"
     )
     assert re.fullmatch(r".*test_spec\.py:\d+\)", place)
     assert type(error.__cause__) is AssertionError

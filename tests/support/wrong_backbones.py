@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regplug import BackboneEntry, FiLMSite, NameLookupError, SpecError, TokenGroup, TokenLayout
+from regplug import BackboneEntry, FiLMSite, ImagePreprocess, NameLookupError, SpecError, TokenGroup, TokenLayout
 from regplug.registry.references import reference_of
 
 R, D = 3, 16
@@ -106,12 +106,18 @@ def entry_of(net: Any = Net, **fields: Any) -> BackboneEntry:
         "film_sites": lambda model: [FiLMSite("kernel", features=8, num_layers=2)],
         "tokens": Tokens,
         "describe": lambda model: ("small", dict(model.options)),
+        "preprocess": pictures((8, 8)),
         "classes": (reference_of(Net),),
         "readouts": ("mean", "compress-concat"),
         "default": "compress-concat",
         "options": {"compressed_dim": 4},
     }
     return BackboneEntry("acme-vit", **{**given, **fields})
+
+
+def pictures(size: tuple[int, int], mean: Any = (0.5, 0.4, 0.3), std: Any = (0.2, 0.3, 0.4)) -> Any:
+    """A preprocess function."""
+    return lambda model: ImagePreprocess(size, mean, std)
 
 
 def laid_out(**layout: Any) -> Any:
@@ -614,5 +620,15 @@ WRONG = {
     "site twice": (entry_of(film_sites=lambda model: 2 * [FiLMSite("kernel", 8, 2)]), "film-sites", "got it twice"),
     "other features": (entry_of(film_sites=lambda model: [FiLMSite("kernel", 9, 2)]), "film-sites", "of 9 features"),
     "more layers": (entry_of(film_sites=lambda model: [FiLMSite("kernel", 8, 3)]), "film-sites", "expected 3 layers"),
+    "pictures of another size": (
+        entry_of(preprocess=pictures((12, 12))), "preprocess", "inputs that the model takes, got [3, 12, 12]: ",
+    ),
+    "grey pictures": (entry_of(preprocess=pictures((8, 8), (0.5,), (0.2,))), "preprocess", "takes, got [1, 8, 8]: "),
+    "pictures divided by nothing": (
+        entry_of(preprocess=pictures((8, 8), std=(1e-50,) * 3)), "preprocess", "a picture RGB 40x30: expected finite",
+    ),
+    "no way to read pictures": (
+        entry_of(preprocess=lambda model: {"size": 8}), "preprocess", "expected ImagePreprocess, got dict",
+    ),
     "no layers": (entry_of(film_sites=lambda model: [FiLMSite("kernel", 8, 0)]), "film-sites", "a positive integer"),
 }  # fmt: skip

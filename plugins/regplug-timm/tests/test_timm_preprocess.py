@@ -8,8 +8,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 import regplug
-from regplug.commands.rank.reading.preprocess import apply_preprocess
 from regplug.nn.backbone import ask_preprocess
+from regplug.nn.image_input import apply_preprocess
 
 ENTRY = regplug.default_registry().backbone_entry("timm")
 

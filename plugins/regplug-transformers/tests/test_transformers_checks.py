@@ -21,4 +21,5 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_a_model_passes_every_check(name: str) -> None:
     rows = check_backbone(f"transformers:{name}", options={"num_hidden_layers": 1, **MODELS[name]})
     assert {row.check: row.detail for row in rows if not row.ok} == {}
-    assert [row.check for row in rows if row.verdict == "not applicable"] == ["film-sites"]
+    unpublished = ["preprocess"] if name == "radio" else []
+    assert [row.check for row in rows if row.verdict == "not applicable"] == ["film-sites", *unpublished]

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import regplug
-from regplug.commands.rank.reading.preprocess import apply_preprocess
 from regplug.nn.backbone import ask_preprocess, build_backbone
+from regplug.nn.image_input import apply_preprocess
 from regplug_transformers.families import FAMILIES
 
 ENTRY = regplug.default_registry().backbone_entry("transformers")

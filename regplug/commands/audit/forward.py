@@ -18,7 +18,7 @@ from regplug.commands.audit.dataflow import Flow, Watcher
 from regplug.commands.audit.origins import Origin, Taken, is_inside
 from regplug.commands.audit.tensor_trees import is_vector, map_tensors, of_width, tensors_in, width_axis
 from regplug.commands.audit.trace import Arrival, Network, Plan, Sources, Trace
-from regplug.errors import one_line
+from regplug.errors import with_class
 from regplug.nn.pairing import film_family, wanted_width
 from regplug.registry.default import default_registry
 from regplug.registry.references import reference_of
@@ -211,7 +211,7 @@ class _Walk:
 
 
 def _reason(error: BaseException) -> str:
-    text = one_line(error)
+    text = with_class(error)
     if VALUES.search(text):
         return f"it reads values of its tensors, which have none here: {text}"
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from regplug.commands.bench.report import (
     mismatches,
     title,
 )
+from regplug.commands.html import place_of_page
 from regplug.commands.printing import print_columns, print_json, progress, say
 from regplug.commands.shared_options import (
     KeyValue,
@@ -129,13 +129,7 @@ def bench_command(
     _refuse_together("--num-registers", "model_option", "film_generator", "film")
     if not num_registers or hidden_dim is None:
         raise click.UsageError("sizes: expected --num-registers R and --hidden-dim D, or --backbone NAME, got less.")
-    if html is not None:  # now, not after minutes of measuring
-        folder = html.parent
-        if not html.name:
-            raise click.UsageError(f"--html: expected a file, got {str(html)!r}.")
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            raise click.UsageError(f"--html: expected a folder that can be written into, got {str(folder)!r}.")
-        html = html.absolute()  # before a plugin is imported, which may change the working directory
+    html = None if html is None else place_of_page(html)
     specs = [chosen_spec(strategy, r, hidden_dim, None, options)[0] for r in dict.fromkeys(num_registers)]
     from regplug.commands.bench.measure import bench, build_other
 

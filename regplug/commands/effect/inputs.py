@@ -17,7 +17,7 @@ from regplug.commands.audit.inputs import BATCH, Inputs, describe_parameters, fi
 from regplug.commands.audit.tensor_trees import map_tensors, tensors_in
 from regplug.commands.audit.trace import Network, Plan
 from regplug.commands.effect.outputs import varies
-from regplug.errors import SpecError, class_name, one_line
+from regplug.errors import SpecError, class_name, with_class
 from regplug.nn.backbone import ask_tokens, recognise
 
 MAX_NUMBER = 10  # drawn integers are below it where no embedding has fewer rows
@@ -100,24 +100,12 @@ def read_inputs(path: str | Path) -> dict[str, Any]:
         SpecError: It is no such file, or holds something else than arrays of numbers.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            found = load(path.read_bytes())
-        elif path.suffix == ".npz":
-            import numpy
-
-            with numpy.load(path, allow_pickle=False) as file:
-                found = {name: torch.from_numpy(file[name]) for name in file.files}
-        else:
-            raise SpecError(f"--inputs: expected a file .npz or .safetensors, got {path.name!r}.")
-    except SpecError:
-        raise
-    except Exception as error:  # zipfile, numpy and safetensors each have their own
-        raise SpecError(
-            f"--inputs: {path.name}: expected arrays of numbers, got {class_name(error)}: {one_line(error)}."
-        ) from error
+    if path.suffix == ".safetensors":
+        found = _of_safetensors(path)
+    elif path.suffix == ".npz":
+        found = _of_npz(path)
+    else:
+        raise SpecError(f"--inputs: expected a file .npz or .safetensors, got {path.name!r}.")
     nested: dict[str, Any] = {}
     for name, tensor in found.items():
         word, dot, key = name.partition(".")
@@ -126,6 +114,30 @@ def read_inputs(path: str | Path) -> dict[str, Any]:
         else:
             nested[name] = tensor
     return nested
+
+
+def _of_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except Exception as error:  # safetensors has its own class
+        raise SpecError(f"--inputs: {path.name}: expected a safetensors file, got {with_class(error)}.") from error
+
+
+def _of_npz(path: Path) -> dict[str, Tensor]:
+    from regplug.commands.npz_archive import NpzArchive
+
+    owner = f"--inputs: {path.name}"
+    archive = NpzArchive(path, owner)
+    found = {}
+    for name in archive.members:
+        values = archive.whole(name)
+        try:
+            found[name] = torch.from_numpy(values.astype(values.dtype.newbyteorder("="), order="C"))  # a copy: writable
+        except TypeError as error:  # texts, times, long doubles
+            raise SpecError(f"{owner}: {name}: expected numbers of a dtype of torch, got {values.dtype}.") from error
+    return found
 
 
 def sizes_of(network: nn.Module) -> dict[str, int]:

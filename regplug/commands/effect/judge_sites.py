@@ -18,7 +18,7 @@ from regplug.commands.effect.outputs import effect_between, varies
 from regplug.commands.effect.start import STEPS, after_steps, zero_layers
 from regplug.commands.effect.subject import Subject
 from regplug.commands.effect.wiped import wiped_grade
-from regplug.errors import one_line
+from regplug.errors import with_class
 from regplug.nn.pairing import film_family
 from regplug.registry.layout import TokenLayout
 
@@ -65,7 +65,7 @@ class Case:
             moved = after_steps(self.subject)
             return None if moved is None else (moved, observe(moved, self.sizes, None, self.seen.plan))
         except Exception as error:  # a network may refuse to be trained in eval mode
-            self.numbers.notes.append(f"training steps: not measured: {one_line(error)}")
+            self.numbers.notes.append(f"training steps: not measured: {with_class(error)}")
             return None
 
 

@@ -11,7 +11,7 @@ from regplug.commands.effect.measure import Measurements
 from regplug.commands.effect.observe import Observation
 from regplug.commands.effect.start import gradients, layers_at_start, same_as_fresh
 from regplug.commands.effect.subject import Subject
-from regplug.errors import one_line
+from regplug.errors import with_class
 
 
 def judge_loading(
@@ -60,7 +60,7 @@ def judge_gradients(
     try:
         norms, linked, orphans = gradients(subject, films)
     except Exception as error:  # an operation without a gradient, or a network that runs under inference mode
-        numbers.notes.append(f"gradient: not measured: {one_line(error)}")
+        numbers.notes.append(f"gradient: not measured: {with_class(error)}")
         return {}, []
     found = []
     for path in films:

@@ -13,7 +13,7 @@ from regplug.commands.effect.interventions import Replaced, interventions, of_ar
 from regplug.commands.effect.observe import Modulation, Observation
 from regplug.commands.effect.outputs import change_between, effect_between, relative, rows, varies
 from regplug.commands.effect.subject import Outputs, Subject
-from regplug.errors import one_line
+from regplug.errors import with_class
 
 SMALLEST_CHANGE = 1e-5  # relative, of what goes into a norm: smaller changes are rounding
 
@@ -185,7 +185,7 @@ def _tried(found: Measurements, subject: Subject, path: str, name: str, **change
     try:
         outputs = subject.run(**changes)  # type: ignore[arg-type]
     except Exception as error:  # a network may refuse what it is not used to
-        found.notes.append(f"{path}: {name}: not measured: {one_line(error)}")
+        found.notes.append(f"{path}: {name}: not measured: {with_class(error)}")
         return None
     return effect_between(found.baseline[""], outputs[""], subject.batch)
 
@@ -223,7 +223,7 @@ def transmissions(subject: Subject, seen: Observation, found: Measurements) -> d
         try:
             outputs = subject.run(outer, mode=mode)
         except Exception as error:  # as above
-            found.notes.append(f"{one.where}: transmission: not measured: {one_line(error)}")
+            found.notes.append(f"{one.where}: transmission: not measured: {with_class(error)}")
             continue
         if (
             mode.result is None

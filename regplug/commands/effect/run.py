@@ -24,8 +24,8 @@ from regplug.commands.effect.outputs import scale_of, varies
 from regplug.commands.effect.refusals import check_names, check_options
 from regplug.commands.effect.report import EffectReport
 from regplug.commands.effect.start import looks_trained
-from regplug.commands.effect.subject import Subject, copied, kept_random_state
-from regplug.errors import RegplugError, SpecError, clip, one_line
+from regplug.commands.effect.subject import Subject, copied, kept_random_state, other_in_eval
+from regplug.errors import RegplugError, SpecError, clip, shorten, with_class
 from regplug.nn.backbone import ask_description, ask_layout, build_backbone, recognise
 from regplug.registry.layout import TokenLayout
 
@@ -47,8 +47,9 @@ def effect(
     """Measure how much of a network's output depends on what it is conditioned on.
 
     Runs a copy in eval mode, many times on one batch, with each FiLM site's and each readout's conditioning replaced
-    by another sample's, by the batch's mean and by zeros. The network, and all random number generators, stay as
-    they are. Numbers are relative to the spread of outputs over the batch.
+    by another sample's, by the batch's mean and by zeros. A note says which modules of the network are in train mode
+    and compute something else there. The network, and all random number generators, stay as they are. Numbers are
+    relative to the spread of outputs over the batch.
 
     Args:
         network: The network; it needs all its weights, and memory for two copies and all tensors of one forward.
@@ -89,7 +90,19 @@ def effect(
         else:
             (args, kwargs), batch = given_inputs(module, inputs)
         subject = Subject(module, args, kwargs, batch, seed)
-        return _report(subject, inputs is None, layout, sizes, trained, missing, fresh, step)
+        report = _report(subject, inputs is None, layout, sizes, trained, missing, fresh, step)
+    return replace(report, notes=(*_on_modes(network), *report.notes))
+
+
+def _on_modes(network: nn.Module) -> list[str]:
+    """A note if the network that was given is in train mode, and this matters."""
+    found = other_in_eval(network)
+    if not found:
+        return []
+    return [
+        "train mode: measured in eval mode, without dropout and with running statistics; these modules are in train "
+        f"mode: {shorten([clip(one, 60) for one in found], 3)}"
+    ]
 
 
 def _report(
@@ -107,7 +120,7 @@ def _report(
     try:
         subject.run()
     except (Exception, SystemExit) as error:  # a forward may raise anything
-        raise _refused(name, one_line(error)) from error
+        raise _refused(name, with_class(error)) from error
     seen = observe(subject, sizes, layout)
     if seen.trace.error is not None:
         raise _refused(name, seen.trace.error)
@@ -156,7 +169,7 @@ def _report(
 
 def _refused(name: str, reason: str) -> SpecError:
     return SpecError(
-        f"effect: {name}: expected inputs that its forward takes, got: {clip(reason, 200)}; give others by inputs= "
+        f"effect: {name}: expected inputs that its forward takes, got {clip(reason, 200)}; give others by inputs= "
         "(--inputs FILE)."
     )
 

@@ -23,6 +23,8 @@ from regplug.torch_private import as_written
 # path of a module -> what to do with its arguments, or with its output
 Changes = Mapping[str, Callable[[Any], Any]]
 Outputs = dict[str, list[Tensor]]
+# attributes that hold the rate of dropout, or of dropping whole paths: of torch's modules, timm's and transformers'
+RATES = ("p", "dropout", "dropout_p", "drop_prob", "drop_rate")
 OF_TORCH = frozenset(vars(nn.Module()))  # attributes that every module has
 
 
@@ -48,6 +50,21 @@ def copied(network: nn.Module) -> nn.Module:
             f"{owner}: expected a network that can be copied, got {class_name(error)}: {one_line(error)}; "
             "use a freshly loaded one."
         ) from error
+
+
+def other_in_eval(network: nn.Module) -> list[str]:
+    """The paths of modules in train mode that compute something else in eval mode: active dropout, running statistics.
+
+    A module of another library counts if an attribute of it is named as a rate and is one.
+    """
+    return [path or type(part).__name__ for path, part in network.named_modules() if part.training and _has_modes(part)]
+
+
+def _has_modes(part: nn.Module) -> bool:
+    if any(name == "running_mean" for name, _ in part.named_buffers(recurse=False)):
+        return True
+    rates = [vars(part).get(name) for name in RATES]  # not getattr: a property may raise anything
+    return any(isinstance(rate, float) and 0 < rate <= 1 for rate in rates)
 
 
 @contextmanager

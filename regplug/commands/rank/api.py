@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from regplug.bundle.export import export
 from regplug.commands.rank.checked_samples import checked_samples
-from regplug.commands.rank.costs import RUNTIMES
+from regplug.commands.rank.choices import DEFAULT_RUNTIMES, RUNTIMES
 from regplug.commands.rank.entrants import Entrant, Plan, Sources, digest_of, fit_on_all
 from regplug.commands.rank.heads import Head
 from regplug.commands.rank.probe import EPOCHS
@@ -38,7 +38,7 @@ def rank(
     seeds: int = 3,
     folds: int = 5,
     epochs: int = EPOCHS,
-    runtimes: Sequence[str] = ("eager", "torchscript"),
+    runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     margin: float | None = None,
     jobs: int | None = None,
     cache: str | os.PathLike[str] | None = None,

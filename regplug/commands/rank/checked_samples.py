@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from regplug.commands.rank.choices import CLASSIFICATION, REGRESSION
 from regplug.commands.rank.reading.samples import Samples
-from regplug.commands.rank.reading.targets import CLASSIFICATION, REGRESSION, make_targets
-from regplug.commands.rank.statistics import LEAST_SAMPLES
+from regplug.commands.rank.reading.targets import group_numbers, make_targets
 from regplug.errors import SpecError
 
 OWNER = "samples"
@@ -67,7 +66,7 @@ def _tokens(name: str, given: object, rank: int) -> Tensor:
 
 def _targets(samples: Samples, count: int, folds: int, groups: Tensor | None) -> Tensor:
     targets, classes = samples.targets, samples.classes
-    if not isinstance(targets, Tensor) or targets.dim() not in (1, 2) or len(targets) != count:
+    if not isinstance(targets, Tensor) or targets.shape[:1] != (count,):
         got = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         raise SpecError(f"{OWNER}: targets: expected a tensor [{count}] or [{count}, K], got {got}.")
     if classes is None:
@@ -88,12 +87,7 @@ def _targets(samples: Samples, count: int, folds: int, groups: Tensor | None) ->
 def _groups(groups: object, count: int) -> Tensor | None:
     if groups is None:
         return None
-    if not isinstance(groups, Tensor) or list(groups.shape) != [count] or groups.is_floating_point():
-        got = list(groups.shape) if isinstance(groups, Tensor) else type(groups).__name__
+    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.dim() != 1:
+        got = f"{groups.dtype} {list(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
         raise SpecError(f"{OWNER}: groups: expected integers [{count}], got {got}.")
-    found = len(torch.unique(groups))
-    if found < LEAST_SAMPLES:
-        raise SpecError(
-            f"{OWNER}: groups: expected at least {LEAST_SAMPLES}, as intervals are not valid for fewer, got {found}."
-        )
-    return groups.detach().cpu().long()
+    return group_numbers(OWNER, groups, count)

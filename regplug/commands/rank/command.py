@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from regplug.commands.html import place_of_page
 from regplug.commands.printing import EXIT_FAILED, print_columns, print_json, progress, say
+from regplug.commands.rank.choices import DEFAULT_RUNTIMES, RUNTIMES, TASKS
 from regplug.commands.shared_options import (
     KeyValue,
     complete_backbone,
@@ -18,9 +19,6 @@ from regplug.commands.shared_options import (
 )
 from regplug.errors import SpecError
 from regplug.registry.option_text import parse_option
-
-TASKS = ("classification", "regression")
-RUNTIMES = ("eager", "torchscript", "aotinductor")
 
 
 class Strategies(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
@@ -89,7 +87,7 @@ class Strategies(click.ParamType):  # type: ignore[type-arg]  # generic only sin
     "runtimes",
     type=click.Choice(RUNTIMES),
     multiple=True,
-    default=RUNTIMES[:2],
+    default=DEFAULT_RUNTIMES,
     show_default=True,
     help="Where calls are timed. Repeatable.",
 )
@@ -142,10 +140,7 @@ def rank_command(
     """
     if film and film_generator is None:
         raise click.UsageError("--film: expected --film-generator, whose option it is, got none.")
-    if html is not None:  # now, not after minutes of training
-        if not (html.parent.is_dir() and os.access(html.parent, os.W_OK | os.X_OK)):
-            raise click.UsageError(f"--html: expected a folder that can be written into, got {str(html.parent)!r}.")
-        html = html.absolute()
+    html = None if html is None else place_of_page(html)
     if output is not None:
         from regplug.format.destination import absolute, check_place
 

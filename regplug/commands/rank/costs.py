@@ -16,13 +16,14 @@ from regplug.bundle.load import load
 from regplug.commands.bench.report import Spread
 from regplug.commands.bench.timing import interleaved, spread_of
 from regplug.errors import RegplugError, message_of
+from regplug.format.temporary import temporary_folder
 from regplug.registry.registry import Registry
 from regplug.registry.spec import ReadoutSpec
 from regplug.torch_private import torchscript_without_warnings
 
-RUNTIMES = ("eager", "torchscript", "aotinductor")
 BATCH = 64
 WARM_UP_CALLS = 5
+PROGRAMS = "regplug-programs-"  # the prefix of the folder of programs that are timed
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def costs_of(
 
     Args:
         specs: The strategies, at one R and D.
-        runtimes: Some of ``RUNTIMES``.
+        runtimes: Some of ``choices.RUNTIMES``.
         registry: Where export backends are looked up.
         progress: Called with each step.
     """
@@ -59,14 +60,14 @@ def costs_of(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="regplug-rank-") as folder:
+        with torch.inference_mode(), temporary_folder(Path(tempfile.gettempdir()), PROGRAMS) as folder:
             for runtime in runtimes:
                 progress(f"times in {runtime}")
                 steps: dict[int, Callable[[], object]] = {}
                 for place, (spec, module) in enumerate(zip(specs, modules, strict=True)):
                     registers = torch.randn(BATCH, spec.num_registers or 1, spec.hidden_dim)
                     try:
-                        step = partial(_in(runtime, spec, module, Path(folder) / str(place), registry), registers)
+                        step = partial(_in(runtime, spec, module, folder / str(place), registry), registers)
                         for _ in range(WARM_UP_CALLS):
                             step()
                         steps[place] = step

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regplug.commands.rank.choices import DEFAULT_RUNTIMES
 from regplug.commands.rank.costs import costs_of
 from regplug.commands.rank.entrants import CONSTANT, Entrant, Plan, Sources, Task, key_of
 from regplug.commands.rank.notes import notes_on
@@ -37,7 +38,7 @@ def rank_sources(
     plan: Plan,
     *,
     facts: Mapping[str, Any],
-    runtimes: Sequence[str] = ("eager", "torchscript"),
+    runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     margin: float | None = None,
     jobs: int | None = None,
     results: Path | None = None,

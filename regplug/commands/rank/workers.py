@@ -23,10 +23,12 @@ from regplug.backends.python_child import python_code
 from regplug.commands.rank.entrants import Plan, Sources, Task, run
 from regplug.commands.rank.probe import Scored
 from regplug.errors import class_name, one_line
+from regplug.format.temporary import temporary_folder
 
 # not multiprocessing.Process: it imports the user's script again, which then ranks again
 CHILD = "from regplug.commands.rank.workers import serve; serve(int(sys.argv[1]))"
 ROWS = 4096
+FILES = "regplug-rank-"  # the prefix of the folder of tensors that workers map
 
 Done = Callable[[Task, "tuple[Scored, Tensor] | str"], bool]
 
@@ -182,14 +184,14 @@ def _ending(code: int) -> str:
 
 @contextmanager
 def _stored(sources: Sources) -> Iterator[dict[str, Any]]:
-    """The tensors as files that all workers map, instead of a copy for each."""
+    """The tensors as files that all workers map, instead of a copy for each; those of killed rankings are deleted."""
     named = {**sources.tokens, "targets": sources.targets}
     if sources.groups is not None:
         named["groups"] = sources.groups
-    with tempfile.TemporaryDirectory(prefix="regplug-rank-") as folder:
+    with temporary_folder(Path(tempfile.gettempdir()), FILES) as folder:
         tensors = {}
         for name, tensor in named.items():
-            path = Path(folder) / name
+            path = folder / name
             with path.open("wb") as file:
                 for part in tensor.split(ROWS):
                     part.contiguous().numpy().tofile(file)

@@ -63,11 +63,16 @@ def is_readable(mask: Tensor) -> bool:
 
 def name_of_dtype(mask: Tensor) -> str:
     """The dtype for a message, as ``int32``."""
-    if is_scripting():  # a dtype is a number there, in this order
-        names = ["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
-        code: int = mask.dtype  # type: ignore[assignment]
-        return names[code] if code < len(names) else "another"
-    return str(mask.dtype).replace("torch.", "")
+    if not is_scripting():
+        return _name_in_python(mask)
+    names = ["uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]  # a number there
+    code: int = mask.dtype  # type: ignore[assignment]
+    return names[code] if code < len(names) else "another"
+
+
+def _name_in_python(mask: object) -> str:
+    """The same in Python, where a mask may be an array of another library."""
+    return str(mask.dtype).replace("torch.", "") if isinstance(mask, Tensor) else type(mask).__name__
 
 
 def zero_padding(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -152,19 +152,23 @@ def test_regression_and_groups_are_read_from_the_file(tmp_path):
 
 
 def start(tmp_path, file, *words, **environment):
-    """``regplug rank`` as a process of its own."""
+    """``regplug rank`` as a process of its own; its workers are in its group."""
     command = python_command("regplug", "rank", "--data", str(file), "--cache", str(tmp_path / "cache"), *words)
-    return subprocess.Popen(
-        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment, start_new_session=True, **pipes)
+
+
+def wait_for(look):
+    """What a function finds, asked until it is something."""
+    for _ in range(1200):
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("nothing in a minute")
 
 
 def wait_for_results(folder, count):
-    for _ in range(1200):
-        if folder.is_dir() and len([*folder.glob("*.safetensors")]) >= count:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no results in a minute")
+    wait_for(lambda: folder.is_dir() and len([*folder.glob("*.safetensors")]) >= count)
 
 
 LONG = [*TWO, "--seeds", "3", "--folds", "5", "--epochs", "60"]
@@ -187,6 +191,28 @@ def test_a_ranking_that_is_ended_goes_on_where_it_was(tmp_path, file, with_signa
     assert json.loads(out)["winner"] == "concat"
     assert {path: path.stat().st_ino for path in kept} == kept
     assert len([*(tmp_path / "cache" / "scores").glob("*.safetensors")]) == 45
+
+
+def test_the_next_ranking_deletes_the_files_of_a_killed_one_and_not_those_of_a_running_one(tmp_path, file):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    first = start(tmp_path, file, *LONG, "--epochs", "9999", "--jobs", "2", TMPDIR=str(place))
+    [left] = wait_for(lambda: [one.parent for one in place.glob("regplug-rank-*/targets")])
+
+    def run_another(epochs):
+        words = [*TWO, *FAST, "--jobs", "2", "--epochs", epochs]  # other epochs: scores that are kept need no files
+        process = start(tmp_path, file, *words, TMPDIR=str(place))
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+
+    run_another("2")
+    assert [*place.glob("regplug-*")] == [left]
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=30)
+    assert (left / "registers").is_file()
+    run_another("3")
+    assert not [*place.glob("regplug-*")]
 
 
 def test_a_full_disk_is_one_line_and_what_was_trained_is_kept(tmp_path, file):

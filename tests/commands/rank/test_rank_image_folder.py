@@ -32,7 +32,8 @@ def test_files_classes_and_their_order_are_those_of_torchvision(tmp_path):
     assert [(str(path), label) for path, label in zip(source.files, source.labels, strict=True)] == [
         (path, theirs.classes[label]) for path, label in theirs.samples
     ]
-    assert source.facts == {"empty_folders": [], "other_files": 1}
+    nothing = {"count": 0, "first": []}
+    assert source.facts == {"empty_folders": nothing, "unlabelled_images": nothing, "other_files": 1}
 
 
 def test_hidden_files_and_folders_and_empty_folders_are_passed_over(tmp_path):
@@ -41,7 +42,19 @@ def test_hidden_files_and_folders_and_empty_folders_are_passed_over(tmp_path):
     (tmp_path / "empty").mkdir()
     source = open_source(tmp_path)
     assert names(source) == ["a/1.png", "b/1.png"]
-    assert source.facts["empty_folders"] == ["empty"]
+    assert source.facts["empty_folders"] == {"count": 1, "first": ["empty"]}
+
+
+def test_folders_without_images_and_images_without_a_label_are_counted_with_the_first_names(tmp_path):
+    for name in ("a/1.png", "b/1.png", "loose.png", ".hidden.png"):
+        save(tmp_path / name)
+    for number in range(7):
+        (tmp_path / f"empty-{number}").mkdir()
+    facts = open_source(tmp_path).facts
+    assert facts["empty_folders"] == {"count": 7, "first": [f"empty-{number}" for number in range(5)]}
+    assert facts["unlabelled_images"] == {"count": 1, "first": ["loose.png"]}
+    (tmp_path / "labels.csv").write_text("file_name,label\n./a/1.png,x\n")
+    assert open_source(tmp_path).facts == {"unlabelled_images": {"count": 2, "first": ["loose.png", "b/1.png"]}}
 
 
 def test_links_that_form_a_loop_end_and_links_to_folders_are_followed(tmp_path):

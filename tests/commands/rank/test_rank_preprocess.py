@@ -12,7 +12,8 @@ from torchvision.transforms import InterpolationMode
 
 import regplug
 from regplug import ImagePreprocess, SpecError
-from regplug.commands.rank.reading.preprocess import apply_preprocess, own_pipeline, published_pipeline
+from regplug.commands.rank.reading.preprocess import own_pipeline, published_pipeline
+from regplug.nn.image_input import apply_preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DRAW = np.random.default_rng(0)

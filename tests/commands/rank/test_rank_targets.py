@@ -94,12 +94,14 @@ def test_labels_that_cannot_be_used_are_refused_in_one_line(labels, options, sai
     assert "\n" not in str(caught.value)
 
 
-def test_groups_are_numbered_and_there_must_be_one_for_each_fold():
+def test_groups_are_numbered_and_there_must_be_thirty_and_one_for_each_fold():
     groups = group_numbers("data d", ["x", "y", "x"], 3)
     assert groups.tolist() == [0, 1, 0]
     with pytest.raises(SpecError, match=r"groups: expected one for each of 2 samples, got \[3\]"):
         group_numbers("data d", ["x", "y", "x"], 2)
     with pytest.raises(SpecError, match=r"groups: labels: expected a label.*got none in row 1"):
         group_numbers("data d", ["x", None], 2)
-    with pytest.raises(SpecError, match=r"groups: expected at least one for each of 5 folds, got 2; use fewer"):
+    with pytest.raises(SpecError, match=r"groups: expected at least 30, because intervals of fewer are not .*got 2\.$"):
         of([1, 2] * 20, groups=torch.tensor([0, 1] * 20))
+    with pytest.raises(SpecError, match=r"groups: expected at least one for each of 35 folds, got 31; use fewer"):
+        of([1, 2] * 20, folds=35, groups=torch.arange(40).clamp(max=30))

@@ -212,10 +212,17 @@ def test_a_class_of_this_process_alone_is_trained_here():
 
 
 def test_notes_say_what_makes_a_ranking_doubtful():
-    facts = {"weights": "random", "duplicates": 3}
+    facts = {
+        "weights": "random",
+        "duplicates": 3,
+        "empty_folders": {"count": 2, "first": ["dogs", "x" * 300]},
+        "unlabelled_images": {"count": 1007, "first": ["a.png", "b.png"]},
+    }
     notes = "\n".join(ranked(specs("mean", "concat"), facts=facts).notes)
     assert "the backbone has random weights" in notes
     assert "3 samples are copies of others" in notes
+    assert f"folders without images, which are no classes: 2 (dogs, {'x' * 40}...)." in notes
+    assert "images without a label, which are left out: 1,007 (a.png, b.png and 1,005 more)." in notes
     assert "fewer than 3 seeds" in notes
     assert "few samples for the width of concat" in notes
     quiet = ranked(specs("mean"), sources(300), plan=Plan(Head(), seeds=3, folds=3, epochs=6), facts={}).notes

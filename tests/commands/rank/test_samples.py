@@ -43,10 +43,15 @@ BROKEN[7, 0, 0] = torch.nan
         ({"classes": None, "targets": torch.ones(N, 1)}, "expected numbers that vary"),
         ({"references": {"zz": REGISTERS[:, 0]}}, r"references: expected a mapping with cls and patches at most, got"),
         ({"references": {"cls": REGISTERS[:9, 0]}}, r"cls: expected \[60, 6\], got \[9, 6\]"),
-        ({"groups": torch.zeros(N)}, r"groups: expected integers \[60\], got \[60\]"),
+        ({"targets": torch.tensor(1)}, r"targets: expected a tensor \[60\] or \[60, K\], got \[\]"),
+        ({"classes": None, "targets": NUMBERS[:, None]}, r"expected \[n\] or \[n, K\], got \[60, 1, 1\]"),
+        ({"groups": torch.zeros(N)}, r"groups: expected integers \[60\], got torch.float32 \[60\]"),
+        ({"groups": torch.tensor(3)}, r"groups: expected integers \[60\], got torch.int64 \[\]"),
+        ({"groups": CLASSES.tolist()}, r"groups: expected integers \[60\], got list"),
+        ({"groups": CLASSES[:9]}, r"groups: expected one for each of 60 samples, got \[9\]"),
         (
             {"groups": torch.arange(N) // 3},
-            "groups: expected at least 30, as intervals are not valid for fewer, got 20",
+            "groups: expected at least 30, because intervals of fewer are not valid, got 20",
         ),
     ],
 )

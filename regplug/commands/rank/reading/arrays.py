@@ -93,7 +93,36 @@ def check_floats(owner: str, name: str, is_float: bool, dtype: object) -> None:
         raise SpecError(f"{owner}: {name}: expected floats, got {dtype}{hint}.")
 
 
-class SafetensorsFile:
+class ArrayFile:
+    """What the two kinds of files with arrays have in common; a ``Source`` but for its ``batches``.
+
+    Args:
+        kind: ``"npz"`` or ``"safetensors"``.
+        path: The file.
+        plan: Which arrays are read.
+        labels: The labels.
+        groups: The groups, or None.
+    """
+
+    def __init__(self, kind: str, path: Path, plan: ArrayPlan, labels: Any, groups: Any) -> None:
+        self.kind = kind
+        self.path = path
+        self.content = plan.content
+        self.labels = labels
+        self.groups = groups
+        self.names: Sequence[str] | None = None
+        self.facts: Mapping[str, Any] = {}
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return self._plan.count
+
+    def digest(self) -> str:
+        """The sha256 of the file."""
+        return digest_of_files([self.path])
+
+
+class SafetensorsFile(ArrayFile):
     """Tensors in a safetensors file; a ``Source``. Its labels are numbers.
 
     Args:
@@ -106,30 +135,18 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path, labels: str | None, groups: str | None) -> None:
-        self.kind = "safetensors"
-        self.path = path
-        self.names: Sequence[str] | None = None
-        self.facts: Mapping[str, Any] = {}
-        self._owner = owner_of(path)
+        owner = owner_of(path)
         try:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-                self._plan = plan_arrays(self._owner, shapes, labels, groups)
-                for name in self._plan.parts:
+                plan = plan_arrays(owner, shapes, labels, groups)
+                for name in plan.parts:
                     row = file.get_slice(name)[:0]
-                    check_floats(self._owner, name, row.is_floating_point(), row.dtype)
-                self.labels: Any = file.get_tensor(self._plan.labels)
-                self.groups: Any = None if self._plan.groups is None else file.get_tensor(self._plan.groups)
+                    check_floats(owner, name, row.is_floating_point(), row.dtype)
+                columns = [None if name is None else file.get_tensor(name) for name in (plan.labels, plan.groups)]
         except (SafetensorError, OSError) as error:
-            raise SpecError(f"{self._owner}: expected a safetensors file, got {one_line(error)}.") from error
-        self.content = self._plan.content
-
-    def __len__(self) -> int:
-        return self._plan.count
-
-    def digest(self) -> str:
-        """The sha256 of the file."""
-        return digest_of_files([self.path])
+            raise SpecError(f"{owner}: expected a safetensors file, got {one_line(error)}.") from error
+        super().__init__("safetensors", path, plan, *columns)
 
     def batches(self, start: int, size: int) -> Iterator[dict[str, Tensor]]:
         """The tensors' rows from ``start`` on, in float32."""

@@ -20,6 +20,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 TABLES = ("labels.csv", "metadata.csv")  # the second one is the name that Hugging Face's imagefolder reads
 FILE_NAME = "file_name"
 INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")  # 007 is the name of a class
+FIRST = 5  # names of what is left out that are kept for the report
 NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", re.IGNORECASE)
 
 
@@ -32,7 +33,8 @@ class ImageFolder:
         files: The images in order.
         labels: The label of each.
         groups: The group of each, or None.
-        facts: What was passed over.
+        facts: What was left out: ``empty_folders`` and ``unlabelled_images``, each with how many (``count``) and the
+            ``first`` names, and how many ``other_files``.
         table: The CSV file that has the labels, or None.
     """
 
@@ -62,7 +64,7 @@ class ImageFolder:
 def open_image_folder(path: Path, labels: str | None, groups: str | None) -> ImageFolder:
     """Images in a folder, with the labels of its CSV file, or of the folders that they are in.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over. Folders without images, and images without a label, are counted.
 
     Args:
         path: The folder.
@@ -96,12 +98,17 @@ def _by_class(path: Path, owner: str) -> ImageFolder:
         names += [folder.name] * len(found)
         if not found:
             empty.append(folder.name)
+    loose = sorted(one.name for one in path.iterdir() if _is_image(one))
     if not files:
-        loose = any(_is_image(one) for one in path.iterdir())
         what = f"images without {TABLES[0]} ({FILE_NAME},label)" if loose else "no image in any folder there"
         known = ", ".join(EXTENSIONS)
         raise SpecError(f"{owner}: expected a folder of images ({known}) for each class, or {TABLES[0]}, got {what}.")
-    return ImageFolder(path, files, names, facts={"empty_folders": empty, "other_files": others})
+    facts = {"empty_folders": _left_out(empty), "unlabelled_images": _left_out(loose), "other_files": others}
+    return ImageFolder(path, files, names, facts=facts)
+
+
+def _left_out(names: Sequence[str]) -> dict[str, Any]:
+    return {"count": len(names), "first": list(names[:FIRST])}
 
 
 def _folders(path: Path) -> list[Path]:
@@ -160,7 +167,10 @@ def _with_table(path: Path, table: Path, labels: str | None, groups: str | None)
     if count > 1:
         raise SpecError(f"{owner}: expected each image once, got {str(often.relative_to(path))!r} {count} times.")
     found = _as_numbers([row[label] for row in rows])
-    return ImageFolder(path, files, found, None if group is None else [row[group] for row in rows], table=table)
+    named = set(files)
+    unnamed = [str(one.relative_to(path)) for one in _images_below(path)[0] if one not in named]
+    facts = {"unlabelled_images": _left_out(unnamed)}
+    return ImageFolder(path, files, found, None if group is None else [row[group] for row in rows], facts, table)
 
 
 def _rows(owner: str, table: Path) -> tuple[list[str], list[dict[str, str]]]:

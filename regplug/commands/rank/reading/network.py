@@ -26,6 +26,7 @@ from regplug.nn.backbone import (
     named_backbone,
     recognise,
 )
+from regplug.nn.image_input import as_inputs
 from regplug.nn.tokens import tokens_of
 from regplug.registry.entries import BackboneEntry
 from regplug.registry.layout import TokenLayout
@@ -165,7 +166,7 @@ class BuiltNetwork:
         modes = {part: part.training for part in self.module.modules()}
         try:
             with torch.inference_mode():
-                found = self.module.eval()(self._as_inputs(inputs))
+                found = self.module.eval()(as_inputs(inputs, self.module))
         except RegplugError:
             raise
         except Exception as error:  # a model may raise anything for inputs of another size
@@ -184,14 +185,6 @@ class BuiltNetwork:
         if not (isinstance(found, Tensor) and found.ndim == 3):
             raise SpecError(f"backbone {self.name!r}: expected tokens [B, T, D], got {class_name(found)}.")
         return found
-
-    def _as_inputs(self, inputs: Tensor) -> Tensor:
-        first = next(self.module.parameters(), None)
-        if first is not None:
-            inputs = inputs.to(first.device, first.dtype)
-        # grey images of a network whose images have no channel
-        is_flat = len(getattr(self.module, "input_shape", None) or ()) == inputs.ndim - 2
-        return inputs.squeeze(1) if is_flat and inputs.shape[1] == 1 else inputs
 
 
 def choose_network(

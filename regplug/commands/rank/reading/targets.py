@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regplug.commands.rank.choices import CLASSIFICATION, REGRESSION, TASKS
+from regplug.commands.rank.statistics import LEAST_SAMPLES
 from regplug.errors import SpecError, clip, shorten
 
-CLASSIFICATION, REGRESSION = "classification", "regression"
-TASKS = (CLASSIFICATION, REGRESSION)
 MAX_CLASSES = 100  # more distinct integers are numbers to predict, and more distinct texts a wrong column
-MIN_SAMPLES = 30
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ def make_targets(
         groups: Samples of one group stay in one fold; there must be as many groups as folds.
 
     Raises:
-        SpecError: There are no labels or too few, one is missing or not a number, there is only one class or one
-            value, or a class has fewer samples than there are folds.
+        SpecError: There are no labels, or too few labels or groups; one is missing or not a number; there is only one
+            class or one value, or a class has fewer samples than there are folds.
     """
     if task is not None and task not in TASKS:
         raise SpecError(f"task: expected {' or '.join(TASKS)}, got {task!r}.")
@@ -115,12 +114,20 @@ def _missing(owner: str, row: int, got: str) -> SpecError:
 def _check_count(owner: str, count: int, folds: int, groups: Tensor | None) -> None:
     if count < folds:
         raise SpecError(f"{owner}: expected at least as many samples as folds ({folds}), got {count}.")
-    if count < MIN_SAMPLES:
+    if count < LEAST_SAMPLES:
         raise SpecError(
-            f"{owner}: expected at least {MIN_SAMPLES} samples, because intervals of fewer are not valid, got {count}."
+            f"{owner}: expected at least {LEAST_SAMPLES} samples, because intervals of fewer are not valid, got "
+            f"{count}."
         )
-    distinct = None if groups is None else len(groups.unique())
-    if distinct is not None and distinct < folds:
+    if groups is None:
+        return
+    distinct = len(groups.unique())
+    if distinct < LEAST_SAMPLES:
+        raise SpecError(
+            f"{owner}: groups: expected at least {LEAST_SAMPLES}, because intervals of fewer are not valid, got "
+            f"{distinct}."
+        )
+    if distinct < folds:
         raise SpecError(
             f"{owner}: groups: expected at least one for each of {folds} folds, got {distinct}; use fewer folds."
         )

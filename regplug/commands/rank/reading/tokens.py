@@ -50,7 +50,9 @@ def read_samples(
     goes on where it ended. ``facts`` has: ``data``, ``kind``, ``content``, ``samples``, ``digest``, ``backbone``,
     ``model``, ``model_options``, ``weights`` (``"random"``, or a sha256), ``weights_file``, ``preprocessing`` (text or
     None), ``normalized``, ``num_registers``, ``hidden_dim``, ``references``, ``task``, ``duplicates``, ``cache_hit``,
-    ``resumed_from`` (samples that an earlier run had read), ``seconds`` (of reading), ``file``.
+    ``resumed_from`` (samples that an earlier run had read), ``seconds`` (of reading), ``file``; of a folder of images
+    ``empty_folders`` and ``unlabelled_images`` (``count`` and the ``first`` names) and ``other_files``, which were left
+    out.
 
     Args:
         backbone: ``"NAME[:MODEL]"``, or a model that a plugin knows; None for a file of tokens.
