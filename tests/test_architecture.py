@@ -30,9 +30,9 @@ commands/info/command commands/new/command commands/new/scaffold commands/rank/r
 commands/rank/reading/source commands/rank/reading/data commands/rank/reading/token_cache
 commands/rank/reading/image_folder commands/extras commands/rank/reading/pictures commands/rank/command
 commands/html commands/rank/choices commands/rank/score_files commands/effect/findings commands/effect/options
-commands/worker_processes commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard commands/run/units
-commands/run/job commands/run/journal commands/run/sink commands/run/mapper commands/run/reading commands/run/status
-commands/run/command
+commands/worker_processes commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard
+commands/run/units commands/run/job commands/run/journal commands/run/sink commands/run/mapper commands/run/reading
+commands/run/status commands/run/command
 """.split()  # noqa: SIM905
 
 

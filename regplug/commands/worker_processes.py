@@ -51,6 +51,7 @@ class Team(Generic[TaskT]):
         start: The function's argument; it is pickled, as tasks and answers are.
         answered: Called with a task and its answer, or ``Died``; one call at a time. False: no more tasks.
         said: Called with what a worker reports; one call at a time.
+        wanted: Called before a task is begun; False leaves it out.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class Team(Generic[TaskT]):
         start: Any,
         answered: Callable[[TaskT, Any], bool],
         said: Callable[[Any], None] = lambda report: None,
+        wanted: Callable[[TaskT], bool] = lambda task: True,
     ) -> None:
         self._waiting: queue.SimpleQueue[TaskT] = queue.SimpleQueue()
         for task in tasks:
             self._waiting.put(task)
         self._command = worker
         self._start = pickle.dumps(start)
-        self._answered, self._said = answered, said
+        self._answered, self._said, self._wanted = answered, said, wanted
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._stopped = False
@@ -98,6 +100,8 @@ class Team(Generic[TaskT]):
                     task = self._waiting.get_nowait()
                 except queue.Empty:
                     return
+                if not self._wanted(task):
+                    continue
                 worker = worker or self._new_worker()
                 answer = self._answer_of(worker, task)
                 if isinstance(answer, Died):

@@ -21,7 +21,8 @@ from regplug.commands.rank.probe import Scored
 from regplug.commands.rank.ranking import REFERENCE, STRATEGY, RankedRow, Ranking
 from regplug.commands.rank.results import Results
 from regplug.commands.rank.statistics import LEVEL, Comparison, compare_scores
-from regplug.commands.rank.workers import run_here, run_in_processes, usable_cores
+from regplug.commands.rank.workers import run_here, run_in_processes
+from regplug.commands.worker_processes import usable_cores
 from regplug.errors import SpecError
 from regplug.registry.default import default_registry
 from regplug.registry.layout import REGISTERS

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import queue
-import signal
-import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regplug.backends.python_child import python_code
 from regplug.commands.rank.entrants import Plan, Sources, Task, run
 from regplug.commands.rank.probe import Scored
+from regplug.commands.worker_processes import Died, Team
 from regplug.errors import class_name, one_line
 from regplug.format.temporary import temporary_folder
 
-# not multiprocessing.Process: it imports the user's script again, which then ranks again
-CHILD = "from regplug.commands.rank.workers import serve; serve(int(sys.argv[1]))"
 ROWS = 4096
 FILES = "regplug-rank-"  # the prefix of the folder of tensors that workers map
 
 Done = Callable[[Task, "tuple[Scored, Tensor] | str"], bool]
-
-
-def usable_cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_here(tasks: Sequence[Task], plan: Plan, sources: Sources, done: Done) -> None:
@@ -61,114 +46,30 @@ def run_here(tasks: Sequence[Task], plan: Plan, sources: Sources, done: Done) ->
 
 def run_in_processes(tasks: Sequence[Task], plan: Plan, sources: Sources, done: Done, jobs: int) -> None:
     """As ``run_here``, in ``jobs`` processes, whose answers come one at a time. One that dies fails its task alone."""
-    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    for task in tasks:
-        waiting.put(task)
+    dropped: set[str] = set()
+
+    def answered(task: Task, answer: tuple[Scored, Tensor] | str | Died) -> bool:
+        if not done(task, str(answer) if isinstance(answer, Died) else answer):
+            dropped.add(task.entrant.name)
+        return True
+
     with _stored(sources) as tensors:
-        team = Team(waiting, (plan, tensors), done)
-        threads = [threading.Thread(target=team.work, daemon=True) for _ in range(jobs)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.1)  # without a limit, an interrupt would wait
-        finally:
-            team.stop()
-    if team.failure is not None:
-        raise team.failure
+        start = (plan, tensors)
+        Team(
+            tasks,
+            "regplug.commands.rank.workers:work",
+            start,
+            answered,
+            wanted=lambda one: one.entrant.name not in dropped,
+        ).run(jobs)
 
 
-class Team:
-    """Threads, each with a worker process, that take tasks from one queue.
-
-    Args:
-        waiting: The tasks.
-        start: What a worker gets first.
-        done: As for ``run_here``.
-    """
-
-    def __init__(self, waiting: queue.SimpleQueue[Task], start: Any, done: Done) -> None:
-        self.waiting = waiting
-        self.start = start
-        self.done = done
-        self.failure: BaseException | None = None
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._dropped: set[str] = set()
-        self._processes: set[subprocess.Popen[bytes]] = set()
-
-    def work(self) -> None:
-        """Run tasks until there are none; one thread."""
-        worker = None
-        try:
-            while not self._stopped:
-                try:
-                    task = self.waiting.get_nowait()
-                except queue.Empty:
-                    return
-                if task.entrant.name in self._dropped:
-                    continue
-                worker = worker or self._new_worker()
-                process, pipe = worker
-                try:
-                    _send(pipe, task)
-                    answer = _receive(pipe)
-                except (EOFError, OSError):
-                    code, worker = process.wait(), None
-                    answer = f"its process ended with {_ending(code)}, without an answer"
-                with self._lock:
-                    if not self._stopped and not self.done(task, answer):
-                        self._dropped.add(task.entrant.name)
-        except BaseException as error:  # raised again by the thread that waits
-            self.failure = self.failure or error
-            self._stopped = True
-        finally:
-            if worker is not None:
-                worker[1].close()  # a worker ends when its pipe does
-                worker[0].wait()
-
-    def stop(self) -> None:
-        """End all workers at once."""
-        with self._lock:
-            self._stopped = True
-            for process in self._processes:
-                process.kill()
-        for process in self._processes:
-            process.wait()
-
-    def _new_worker(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        mine, theirs = Pipe()
-        with theirs:
-            command = python_code(CHILD, str(theirs.fileno()))
-            with self._lock:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-                self._processes.add(process)
-        _send(mine, self.start)
-        return process, mine
-
-
-def serve(descriptor: int) -> None:
-    """The worker: gets the plan and the tensors' files, then tasks, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+def work(start: tuple[Plan, dict[str, Any]]) -> Callable[[Task, Any], tuple[Scored, Tensor] | str]:
+    """What a worker does with each task."""
     torch.set_num_threads(1)
-    with Connection(descriptor) as pipe:
-        plan, stored = _receive(pipe)
-        sources = _opened(stored)
-        while True:
-            try:
-                task = _receive(pipe)
-            except EOFError:
-                return
-            _send(pipe, _answer(task, plan, sources))
-
-
-def _send(pipe: Connection, value: Any) -> None:
-    pipe.send_bytes(pickle.dumps(value))  # Connection.send would share torch's tensors by descriptors
-
-
-def _receive(pipe: Connection) -> Any:
-    return pickle.loads(pipe.recv_bytes())
+    plan, stored = start
+    sources = _opened(stored)
+    return lambda task, say: _answer(task, plan, sources)
 
 
 def _answer(task: Task, plan: Plan, sources: Sources) -> tuple[Scored, Tensor] | str:
@@ -176,10 +77,6 @@ def _answer(task: Task, plan: Plan, sources: Sources) -> tuple[Scored, Tensor] |
         return run(task, plan, sources)
     except Exception as error:  # a strategy may raise anything, and the others go on
         return f"{class_name(error)}: {one_line(error)}"
-
-
-def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 @contextmanager
