@@ -124,10 +124,8 @@ def _remote(given: str) -> list[InputFile]:
 
 def _remote_file(given: str, system: Any, pattern: str, path: str, root: str) -> InputFile:
     # of a chain as zip://*.parquet::s3://bucket/all.zip, the first link has the path
-    first, *rest = given.split("::")
-    protocol, slashes, _ = first.partition("://")
-    link = f"{protocol}://{path}" if slashes else path
-    address = given if path == pattern else "::".join([link, *rest])
+    rest = given.split("::")[1:]
+    address = given if path == pattern else "::".join([system.unstrip_protocol(path), *rest])
     below = PurePosixPath(path)
     name = below.relative_to(root) if root not in ("", ".") else below
     facts = system.info(path)
