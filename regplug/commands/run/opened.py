@@ -90,10 +90,10 @@ def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapp
     if spec.name == IMAGES and is_encoded(column):
         return images_of(owner, column, manifest, reading.preprocess, first)
     if reading.layout is None or spec is not manifest.input:
-        return as_input(owner, column, spec, reading.cast)
+        return as_input(owner, column, spec, reading.cast, first)
     layout = reading.layout
     tokens = TensorSpec(spec.name, spec.dtype, ("B", layout.num_tokens or "T", layout.hidden_dim))
-    registers: Tensor = SelectRegisters(layout)(as_input(owner, column, tokens, reading.cast))
+    registers: Tensor = SelectRegisters(layout)(as_input(owner, column, tokens, reading.cast, first))
     return as_input(f"{owner}: its registers", registers, spec, reading.cast)
 
 
@@ -109,7 +109,7 @@ def _open(files: BundleFiles, program: str | None) -> Run:
             return call_flat(module, names, inputs)
         except RegplugError:
             raise
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise SpecError(f"{owner}: {class_name(error)}: {one_line(error)}") from error
 
     return run
