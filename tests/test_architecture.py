@@ -31,8 +31,8 @@ commands/rank/reading/source commands/rank/reading/data commands/rank/reading/to
 commands/rank/reading/image_folder commands/extras commands/rank/reading/pictures commands/rank/command
 commands/html commands/rank/choices commands/rank/score_files commands/effect/findings commands/effect/options
 commands/worker_processes commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard
-commands/run/units commands/run/job commands/run/journal commands/run/sink commands/run/mapper commands/run/reading
-commands/run/status commands/run/command
+commands/run/units commands/run/job commands/run/journal commands/run/journal_lines commands/run/sink
+commands/run/mapper commands/run/reading commands/run/status commands/run/command
 """.split()  # noqa: SIM905
 
 

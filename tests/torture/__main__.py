@@ -31,6 +31,7 @@ PARTS = (
     "failing",
     "crashing",
     "replacing",
+    "killing",
     "soak",
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regplug.commands.rank.entrants import Plan, Sources, Task, run
 from regplug.commands.rank.probe import Scored
-from regplug.commands.worker_processes import Died, Team
+from regplug.commands.worker_processes import Died, Failed, Team
 from regplug.errors import class_name, one_line
 from regplug.format.temporary import temporary_folder
 
@@ -48,8 +48,8 @@ def run_in_processes(tasks: Sequence[Task], plan: Plan, sources: Sources, done: 
     """As ``run_here``, in ``jobs`` processes, whose answers come one at a time. One that dies fails its task alone."""
     dropped: set[str] = set()
 
-    def answered(task: Task, answer: tuple[Scored, Tensor] | str | Died) -> bool:
-        if not done(task, str(answer) if isinstance(answer, Died) else answer):
+    def answered(task: Task, answer: tuple[Scored, Tensor] | str | Died | Failed) -> bool:
+        if not done(task, str(answer) if isinstance(answer, Died | Failed) else answer):
             dropped.add(task.entrant.name)
         return True
 

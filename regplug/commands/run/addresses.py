@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,14 +50,22 @@ class InputFile:
         return f"input {self.address}"
 
 
-def find_files(inputs: Sequence[str]) -> list[InputFile]:
+def find_files(inputs: Sequence[str], output: Path | None = None) -> list[InputFile]:
     """The files that paths, folders, patterns and addresses name, in their order; those of a pattern sorted.
+
+    Args:
+        inputs: What the user named.
+        output: The folder of the results, which are no inputs, also if an input is a folder above it.
 
     Raises:
         SpecError: There is none for an input, one has an unknown suffix, or two would have results of one name.
     """
     found = [file for one in inputs for file in (_remote(one) if is_remote(one) else _local(one))]
-    found = list(dict.fromkeys(found))
+    found = [
+        one for one in dict.fromkeys(found) if output is None or output.absolute() not in Path(one.address).parents
+    ]
+    if not found:
+        raise SpecError(f"inputs: expected files outside the output {output}, got only results.")
     for name, count in Counter(file.name for file in found).items():
         if count > 1:
             same = [file.address for file in found if file.name == name]
@@ -76,15 +84,30 @@ def is_remote(address: str) -> bool:
 def _local(given: str) -> list[InputFile]:
     path = Path(given).absolute()
     if path.is_dir():
-        root, paths = path, [one for one in path.rglob("*") if one.suffix in SUFFIXES and not _is_hidden(one, path)]
+        root, paths = path, [one for one in _below(path) if one.suffix in SUFFIXES and not _is_hidden(one, path)]
     elif path.exists() or not any(one in given for one in MAGIC):
         root, paths = path.parent, [path]
     else:
         root = Path(*_until_magic(path.parts))
-        paths = [one for one in root.glob(str(path.relative_to(root))) if one.is_file()]
+        paths = [one for one in root.glob(str(path.relative_to(root))) if _is_file(one)]
     if not paths:
         raise SpecError(f"input {given}: expected files ending in {', '.join(SUFFIXES)}, got none.")
-    return [_local_file(one, root) for one in sorted(paths)]
+    return [_local_file(one, root, is_named=one == path) for one in sorted(paths)]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """All files in a folder and its folders; links to folders are not followed."""
+
+    def fail(error: OSError) -> None:
+        raise SpecError(f"input {error.filename}: expected a folder that can be read, got {error.strerror}.") from error
+
+    for folder, _, names in os.walk(root, onerror=fail):
+        yield from (path for path in (Path(folder, name) for name in names) if _is_file(path))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link that leads nowhere, which is reported; no pipe or device."""
+    return path.is_file() or not path.exists()
 
 
 def _until_magic(parts: Sequence[str]) -> Sequence[str]:
@@ -96,14 +119,26 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
 
 
-def _local_file(path: Path, root: Path) -> InputFile:
+def _local_file(path: Path, root: Path, is_named: bool) -> InputFile:
     kind = _kind(str(path))
+    below = path.relative_to(root)
+    if ".." in below.parts:
+        raise SpecError(f"input {path}: expected a path without .. behind the first *, got one.")
     try:
-        status = path.stat()
+        size, stamp = path.stat().st_size, stamp_of(path)
+        if not path.is_file():
+            raise SpecError(f"input {path}: expected a file, got a pipe or a device.")
     except OSError as error:
-        raise SpecError(f"input {path}: expected a file, got {error.strerror}.") from error
-    name = path.relative_to(root).with_suffix("").as_posix()
-    return InputFile(str(path), name, kind, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+        if is_named:
+            raise SpecError(f"input {path}: expected a file, got {error.strerror}.") from error
+        size, stamp = 0, ""  # as of a link that leads nowhere: it fails alone when it is opened
+    return InputFile(str(path), below.with_suffix("").as_posix(), kind, size, stamp)
+
+
+def stamp_of(path: Path) -> str:
+    """Another text after a local file was changed."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _remote(given: str) -> list[InputFile]:

@@ -17,7 +17,7 @@ from regplug.format.manifest import TensorSpec
 from regplug.registry.dtypes import torch_dtype
 
 
-def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool) -> Tensor:
+def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int = 0) -> Tensor:
     """A column as the input that a spec describes, without a copy where that is possible.
 
     Args:
@@ -25,6 +25,7 @@ def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool) -> Tensor:
         column: An Arrow array of lists, tensors or bytes of one size; a NumPy array, also of arrays; or a tensor.
         spec: The input. Rows may be flat, ``[n, R * D]`` for ``[B, R, D]``.
         cast: Whether values may be rounded to the spec's dtype.
+        first: The row of the first sample, for messages.
 
     Raises:
         SpecError: It has another shape or dtype, or rows without a value.
@@ -33,13 +34,13 @@ def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool) -> Tensor:
     if isinstance(column, Tensor):
         values = column
     elif hasattr(column, "__arrow_c_array__") or hasattr(column, "__arrow_c_stream__"):
-        values = from_arrow(owner, column, dtype)
+        values = from_arrow(owner, column, dtype, first)
     else:
         values = _from_numpy(owner, column)
     return _cast(owner, _shaped(owner, values, spec), dtype, cast)
 
 
-def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool) -> tuple[Tensor, Tensor]:
+def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int = 0) -> tuple[Tensor, Tensor]:
     """Lists of different lengths as the input ``[n, T, D]``, padded with zeros, and its mask ``[n, T]``.
 
     Args:
@@ -47,6 +48,7 @@ def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool) -> tuple[Te
         column: An Arrow array of lists of lists of D numbers.
         spec: The input, ``[B, T, D]``.
         cast: As for ``as_input``.
+        first: As for ``as_input``.
 
     Raises:
         SpecError: It is no such array, or has rows without a value.
@@ -56,7 +58,7 @@ def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool) -> tuple[Te
     types = arrow.types
     if not (isinstance(column, arrow.Array) and (types.is_list(column.type) or types.is_large_list(column.type))):
         raise SpecError(f"{owner}: expected lists of tokens, or a column 'mask' too, got neither.")
-    _check_nulls(owner, column)
+    _check_nulls(owner, column, first, len(column))
     lengths = import_extra("run", "pyarrow.compute").list_value_length(column).to_numpy(zero_copy_only=False)
     token = TensorSpec(spec.name, spec.dtype, ("B", spec.shape[-1]))
     tokens = as_input(owner, column.flatten(), token, cast)
@@ -66,13 +68,14 @@ def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool) -> tuple[Te
     return padded, mask
 
 
-def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8) -> Tensor:
+def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, first: int = 0) -> Tensor:
     """The numbers of an Arrow array, without a copy: ``[n]``, or ``[n, ...]`` of lists of equal lengths.
 
     Args:
         owner: The column, for messages.
         column: The array; chunks are joined.
         dtype: What rows of bytes are.
+        first: The row of the first sample, for messages.
 
     Raises:
         SpecError: It holds something else, or rows without a value.
@@ -89,7 +92,7 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8) -> Ten
                 raise SpecError(f"{owner}: expected tensors in the order of their axes, got {column.type}.")
         values = values.storage
     types = arrow.types
-    _check_nulls(owner, values)
+    _check_nulls(owner, values, first, count)
     if types.is_fixed_size_binary(values.type):
         width = values.type.byte_width
         if width % dtype.itemsize:
@@ -100,9 +103,9 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8) -> Ten
     shape = [count]
     while types.is_fixed_size_list(values.type) or types.is_list(values.type) or types.is_large_list(values.type):
         if not types.is_fixed_size_list(values.type):
-            _check_even(owner, values)
+            _check_even(owner, values, first, count)
         rows, values = len(values), values.flatten()
-        _check_nulls(owner, values)
+        _check_nulls(owner, values, first, count)
         shape.append(len(values) // rows if rows else 0)
     shape = [count, *sizes] if sizes else shape
     if types.is_boolean(values.type):
@@ -112,20 +115,19 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8) -> Ten
     return from_dlpack(values).reshape(shape) if count else torch.empty(shape)
 
 
-def _check_nulls(owner: str, values: Any) -> None:
+def _check_nulls(owner: str, values: Any, first: int, count: int) -> None:
     if values.null_count:
-        first = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise SpecError(f"{owner}: expected a value in every row, got null (the first at {first}).")
+        place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        row = first + place * count // len(values)
+        raise SpecError(f"{owner}: row {row}: expected values, got null.")
 
 
-def _check_even(owner: str, values: Any) -> None:
+def _check_even(owner: str, values: Any, first: int, count: int) -> None:
     lengths = import_extra("run", "pyarrow.compute").list_value_length(values).to_numpy(zero_copy_only=False)
     if len(lengths) and (lengths != lengths[0]).any():
         wrong = int((lengths != lengths[0]).argmax())
-        raise SpecError(
-            f"{owner}: expected {lengths[0]} values in every list, as in the first, "
-            f"got {lengths[wrong]} in number {wrong}."
-        )
+        row = first + wrong * count // len(values)
+        raise SpecError(f"{owner}: row {row}: expected a list of {lengths[0]}, as those before, got {lengths[wrong]}.")
 
 
 def _from_numpy(owner: str, column: Any) -> Tensor:

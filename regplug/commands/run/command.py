@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regplug.commands.printing import EXIT_FAILED, complain, print_columns, print_json, say
+from regplug.commands.printing import EXIT_FAILED, EXIT_INTERRUPTED, complain, print_columns, print_json, say
 from regplug.commands.shared_options import KeyValue, digest_option, follow_links_option, json_option, layout_option
 from regplug.registry.streams import own_stderr
 
@@ -108,7 +108,7 @@ def run_command(
     from regplug.commands.run.mapper import BundleMapper, read_files
     from regplug.commands.run.run import run_bundle
 
-    files = find_files(inputs)
+    files = find_files(inputs, output)
     read = read_files(bundle, digest=digest, program=program, follow_links=follow_links)
     mapper = BundleMapper(
         read,
@@ -121,15 +121,19 @@ def run_command(
     carried = tuple(carry.split(",")) if carry else ()
     job = Job(mapper, output.absolute(), kind or files[0].kind, carried, batch)
     begun = time.monotonic()
-    with _bar() as bar:
-        outcome = run_bundle(
-            job,
-            files,
-            _engine(engine, workers, ray_address),
-            stop=on_error == "stop",
-            force=force,
-            progress=bar,
-        )
+    try:
+        with _bar() as bar:
+            outcome = run_bundle(
+                job,
+                files,
+                _engine(engine, workers, ray_address),
+                stop=on_error == "stop",
+                force=force,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        complain("interrupted: what is done is kept; run the command again to do the rest.")
+        click.get_current_context().exit(EXIT_INTERRUPTED)
     _report(outcome, output, time.monotonic() - begun, as_json)
     if outcome.failed:
         click.get_current_context().exit(EXIT_FAILED)

@@ -10,7 +10,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-from regplug.commands.run.addresses import is_remote
+from regplug.commands.run.addresses import errors_of, is_remote, stamp_of
 from regplug.commands.run.job import Job
 from regplug.commands.run.open_shard import open_shard
 from regplug.commands.run.shard import Shard
@@ -60,10 +60,15 @@ def run_unit(job: Job, unit: Unit, said: Callable[[int], None] = lambda rows: No
     """
     target = job.output / job.file_name(unit.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with closing(open_shard(unit.file)) as shard, locked_file(target.parent, TEMPORARY, 0o666) as (descriptor, path):
+    with locked_file(target.parent, TEMPORARY, 0o666) as (descriptor, path):
         sink = HashedSink(descriptor)
-        rows = _write(job, unit, shard, sink, said)
-        _check_unchanged(unit, rows)
+        try:
+            with closing(open_shard(unit.file)) as shard:
+                rows = _write(job, unit, shard, sink, said)
+        finally:
+            _check_unchanged(unit)  # a better reason than what reading a mixture raised
+        if rows != unit.rows:
+            raise SpecError(f"{unit.file.owner}: expected {unit.rows:,} rows, got {rows:,}.")
         sha256, mtime_ns = sink.finish()
         path.rename(target)
         sync_folder(target.parent)
@@ -87,14 +92,16 @@ def _write(job: Job, unit: Unit, shard: Shard, sink: HashedSink, said: Callable[
     return rows
 
 
-def _check_unchanged(unit: Unit, rows: int) -> None:
+def _check_unchanged(unit: Unit) -> None:
     file = unit.file
-    changed = rows != unit.rows
-    if not (changed or is_remote(file.address)):
-        status = Path(file.address).stat()
-        changed = file.stamp != f"{status.st_size} {status.st_mtime_ns}"
-    if changed:
-        raise SpecError(f"{file.owner}: expected {unit.rows} rows, got a file that was changed while it was read.")
+    if is_remote(file.address):
+        return
+    with errors_of(file.owner):
+        stamp = stamp_of(Path(file.address))
+    if stamp != file.stamp:
+        raise SpecError(
+            f"{file.owner}: expected a file that is not changed while it is read, got another size or time."
+        )
 
 
 def read_ahead(batches: Iterator[Any]) -> Iterator[Any]:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regplug.commands.run.journal_lines import check_line
 from regplug.errors import SpecError
 from regplug.format.durable import sync_folder, write_all
 from regplug.format.temporary import flock
@@ -27,14 +28,20 @@ class Record:
     Args:
         recipe: What decides the results; None in a new journal.
         done: For each unit with results, its line.
-        failed: For each unit that failed last, its line.
-        planned: How many units and rows the last run had; None if it ended before it knew.
+        failed: For each unit of the last run that failed, its line.
+        planned: The names of the last run's units, what their files end in, and the number of rows; None if it ended
+            before it knew. Their files may exist without a line: the run may have died in between.
     """
 
     recipe: Mapping[str, Any] | None = None
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    planned: dict[str, int] | None = None
+    planned: dict[str, Any] | None = None
+
+    def unproven(self) -> list[str]:
+        """The files of planned units that no line proves."""
+        planned = self.planned or {"names": [], "suffix": ""}
+        return [name + planned["suffix"] for name in planned["names"] if name not in self.done]
 
     def follow(self, line: Mapping[str, Any]) -> None:
         """Change it by one line."""
@@ -42,6 +49,7 @@ class Record:
             self.recipe = line["recipe"]
         elif "planned" in line:
             self.planned = line["planned"]
+            self.failed = {name: one for name, one in self.failed.items() if name in set(line["planned"]["names"])}
         elif "done" in line:
             self.failed.pop(line["done"], None)
             self.done[line["done"]] = dict(line)
@@ -56,17 +64,28 @@ class Journal:
     """A journal that is open for one run.
 
     Args:
+        path: The file.
         descriptor: Of the file, locked.
         record: What it says.
     """
 
-    def __init__(self, descriptor: int, record: Record) -> None:
-        self._descriptor = descriptor
+    def __init__(self, path: Path, descriptor: int, record: Record) -> None:
+        self._path, self._descriptor = path, descriptor
         self.record = record
 
     def add(self, **line: Any) -> None:
-        """Append a line; it is on the disk on return."""
-        write_all(self._descriptor, (json.dumps(line) + "\n").encode())
+        """Append a line; it is on the disk on return.
+
+        Raises:
+            OSError: It cannot be written; nothing of it is left.
+        """
+        length = os.fstat(self._descriptor).st_size
+        try:
+            write_all(self._descriptor, (json.dumps(line) + "\n").encode())
+        except OSError as error:
+            with suppress(OSError):  # a cut last line is ignored
+                os.ftruncate(self._descriptor, length)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self.record.follow(line)
 
 
@@ -79,7 +98,7 @@ def open_journal(output: Path) -> Iterator[Journal]:
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / NAME
-    if not path.exists() and any(True for _ in output.iterdir()):
+    if not path.exists() and any(one.name != NAME for one in output.iterdir()):
         raise SpecError(f"output {output}: expected an empty folder or one of an earlier run, got a folder with files.")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
@@ -91,7 +110,7 @@ def open_journal(output: Path) -> Iterator[Journal]:
         if length < os.fstat(descriptor).st_size:
             os.ftruncate(descriptor, length)  # a line that a crash cut
         sync_folder(output)
-        yield Journal(descriptor, record)
+        yield Journal(path, descriptor, record)
     finally:
         os.close(descriptor)
 
@@ -112,17 +131,17 @@ def _read(path: Path) -> tuple[Record, int]:
     """What the whole lines say, and their length in bytes."""
     record, length = Record(), 0
     data = path.read_bytes()
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):  # what follows the last one was cut by a crash
         try:
             value = json.loads(line)
-            if number == 1 and value["journal"] != SCHEMA:
-                raise ValueError(f"{SCHEMA} expected")
-        except (ValueError, KeyError, TypeError) as error:
-            raise SpecError(f"journal {path}: line {number}: expected JSON of {SCHEMA}, got {error}.") from error
+            check_line(value, SCHEMA if number == 1 else None)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(
+                f"journal {path}: line {number}: expected JSON of {SCHEMA}, got {error}; delete the line if it is not "
+                "about a recipe, and its results are made again."
+            ) from error
         record.follow(value)
-        length += len(line)
+        length += len(line) + 1
     return record, length
 
 

@@ -10,8 +10,8 @@ from regplug.commands.run.execute import Written, run_unit
 from regplug.commands.run.job import Job
 from regplug.commands.run.run import Finished, Said
 from regplug.commands.run.units import Unit
-from regplug.commands.worker_processes import Died, Team
-from regplug.errors import RegplugError, class_name, message_of, one_line
+from regplug.commands.worker_processes import Died, Failed, Team
+from regplug.errors import RegplugError, SpecError, class_name, message_of, one_line
 
 ATTEMPTS = 2  # of a unit whose process dies
 
@@ -20,14 +20,14 @@ def run_locally(job: Job, units: Sequence[Unit], finished: Finished, said: Said,
     """Run units in ``workers`` processes. If one dies, its unit is run once more, by another one."""
     deaths: Counter[str] = Counter()
 
-    def answered(unit: Unit, answer: Written | str | Died) -> bool:
+    def answered(unit: Unit, answer: Written | str | Died | Failed) -> bool:
         if isinstance(answer, Died):
             deaths[unit.name] += 1
             if deaths[unit.name] < ATTEMPTS:
                 team.again(unit)
                 return True
-            answer = str(answer)
-        return finished(unit, answer)
+            answer = f"{answer}, {ATTEMPTS} times"
+        return finished(unit, str(answer) if isinstance(answer, Failed) else answer)
 
     team = Team(units, "regplug.commands.run.local_engine:work", job, answered, said)
     team.run(min(workers, len(units)))
@@ -49,6 +49,6 @@ def result_of(job: Job, unit: Unit, said: Said = lambda rows: None) -> Written |
     except RegplugError as error:
         return message_of(error)
     except OSError as error:
-        return f"{error.strerror or error}"
+        return message_of(SpecError(f"results {job.output / job.file_name(unit.name)}: {error.strerror or error}"))
     except Exception as error:  # plugins and file systems raise anything, and the other units go on
         return f"{class_name(error)}: {one_line(error)}"

@@ -87,7 +87,7 @@ def check_finite(owner: str, values: Tensor, first: int) -> None:
 def _inputs(manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int) -> list[Tensor]:
     if MASK in manifest.input_names and MASK not in reading.columns:
         name = reading.columns[manifest.input.name]
-        tokens, mask = as_padded(f"column {name!r}", columns[name], manifest.input, reading.cast)
+        tokens, mask = as_padded(f"column {name!r}", columns[name], manifest.input, reading.cast, first)
         others = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs[2:]]
         return [tokens, mask, *others]
     return [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
@@ -99,10 +99,10 @@ def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapp
     if spec.name == IMAGES and is_encoded(column):
         return images_of(owner, column, manifest, reading.preprocess, first)
     if reading.layout is None or spec is not manifest.input:
-        return as_input(owner, column, spec, reading.cast)
+        return as_input(owner, column, spec, reading.cast, first)
     layout = reading.layout
     tokens = TensorSpec(spec.name, spec.dtype, ("B", layout.num_tokens or "T", layout.hidden_dim))
-    registers: Tensor = SelectRegisters(layout)(as_input(owner, column, tokens, reading.cast))
+    registers: Tensor = SelectRegisters(layout)(as_input(owner, column, tokens, reading.cast, first))
     return as_input(f"{owner}: its registers", registers, spec, reading.cast)
 
 
@@ -118,7 +118,7 @@ def _open(files: BundleFiles, program: str | None) -> Run:
             return call_flat(module, names, inputs)
         except RegplugError:
             raise
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise SpecError(f"{owner}: {class_name(error)}: {one_line(error)}") from error
 
     return run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Protocol
 
 from regplug.commands.run.addresses import InputFile
 from regplug.commands.run.execute import TEMPORARY, Written
-from regplug.commands.run.job import Job
+from regplug.commands.run.job import SUFFIX_OF, Job
 from regplug.commands.run.journal import SCHEMA, Journal, is_proven, open_journal
 from regplug.commands.run.units import Unit, Unreadable, plan
 from regplug.errors import SpecError
@@ -76,23 +77,23 @@ def run_bundle(
     """
     with open_journal(job.output) as journal:
         _sweep(job.output)
+        _remove_unproven(journal, job)
         _agree(journal, job, force)
         outcome = Outcome()
-        units: list[Unit] = []
-        names: dict[str, set[str]] = {file.address: set() for file in files}
-        for one in plan(files, partial(_check_columns, job)):
-            names[one.file.address].add(one.name)
+        found = {one.name: one for one in _distinct(plan(files, partial(_check_columns, job)))}
+        units = [one for one in found.values() if isinstance(one, Unit)]
+        for one in found.values():
             if isinstance(one, Unreadable):
                 _fail(journal, job, outcome, one, one.reason)
-            else:
-                units.append(one)
         if stop and outcome.failed:
+            _plan_is(journal, job, list(found), units)
             outcome.left = len(units)
             return outcome
-        _remove_others(journal, job, names)
+        _remove_others(journal, job, found)
         waiting = [one for one in units if not _is_done(journal, job, one)]
         outcome.skipped = len(units) - len(waiting)
-        journal.add(planned={"units": len(units) + len(outcome.failed), "rows": sum(one.rows for one in units)})
+        _check_no_others(job, waiting)
+        _plan_is(journal, job, list(found), units)
         progress.start(sum(one.rows for one in waiting), len(waiting))
 
         def finished(unit: Unit, result: Written | str) -> bool:
@@ -116,6 +117,7 @@ def run_bundle(
                 engine(job, waiting, finished, progress.add)
         finally:
             _sweep(job.output)
+            _remove_unproven(journal, job)
         outcome.left = len(waiting) - outcome.written - len([one for one in waiting if one.name in outcome.failed])
         return outcome
 
@@ -131,10 +133,10 @@ def _agree(journal: Journal, job: Job, force: bool) -> None:
         return
     if before is not None:
         if not force:
-            name = next(key for key in recipe if before.get(key) != recipe[key])
+            name = next(key for key in {**recipe, **before} if before.get(key) != recipe.get(key))
             raise SpecError(
                 f"output {job.output}: expected results of the same run, got {name} {before.get(name)!r} there and "
-                f"{recipe[name]!r} now; use another folder, or --force, which deletes them."
+                f"{recipe.get(name)!r} now; use another folder, or --force, which deletes them."
             )
         for name in list(journal.record.done):
             _remove(journal, job, name)
@@ -156,16 +158,66 @@ def _is_done(journal: Journal, job: Job, unit: Unit) -> bool:
     return False
 
 
-def _remove_others(journal: Journal, job: Job, names: dict[str, set[str]]) -> None:
+def _distinct(found: Iterable[Unit | Unreadable]) -> Iterator[Unit | Unreadable]:
+    """The same units.
+
+    Raises:
+        SpecError: Results of two files would have one name, as a part of one may have.
+    """
+    addresses: dict[str, str] = {}
+    for one in found:
+        other = addresses.setdefault(one.name, one.file.address)
+        if other != one.file.address:
+            raise SpecError(
+                f"inputs: expected files with different names, got {other} and {one.file.address}, both with results "
+                f"{one.name}; rename one."
+            )
+        yield one
+
+
+def _remove_others(journal: Journal, job: Job, found: Mapping[str, Unit | Unreadable]) -> None:
     """Delete results of the same files under other names, as when a file has grown and has more parts now."""
+    inputs = {one.file.address for one in found.values()}
     for name, line in list(journal.record.done.items()):
-        if line["input"] in names and name not in names[line["input"]]:
+        if line["input"] in inputs and (name not in found or found[name].file.address != line["input"]):
             _remove(journal, job, name)
 
 
+def _remove_unproven(journal: Journal, job: Job) -> None:
+    """Delete results that were finished in the moment in which an earlier run died: nothing says of which input."""
+    for file in journal.record.unproven():
+        _unlink(job.output / file)
+
+
+def _check_no_others(job: Job, waiting: Sequence[Unit]) -> None:
+    """Refuse to replace files that are not of a run.
+
+    Raises:
+        SpecError: There is one.
+    """
+    for one in waiting:
+        path = job.output / job.file_name(one.name)
+        if os.path.lexists(path):
+            raise SpecError(
+                f"output {job.output}: expected no other files under names of results, got "
+                f"{job.file_name(one.name)}, which the journal does not name; move it away."
+            )
+
+
+def _plan_is(journal: Journal, job: Job, names: Sequence[str], units: Sequence[Unit]) -> None:
+    plan = {"names": list(names), "suffix": SUFFIX_OF[job.format], "rows": sum(one.rows for one in units)}
+    if plan != journal.record.planned:
+        journal.add(planned=plan)
+
+
 def _remove(journal: Journal, job: Job, name: str) -> None:
-    (job.output / journal.record.done[name]["file"]).unlink(missing_ok=True)
+    _unlink(job.output / journal.record.done[name]["file"])
     journal.add(removed=name)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        path.unlink()
 
 
 def _fail(journal: Journal, job: Job, outcome: Outcome, unit: Unit | Unreadable, reason: str) -> None:

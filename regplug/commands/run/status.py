@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from regplug.commands.run.journal import Record, read_journal, sha256_of
+from regplug.errors import SpecError
 
 
 def status_of(output: Path) -> dict[str, Any]:
@@ -15,6 +16,10 @@ def status_of(output: Path) -> dict[str, Any]:
         SpecError: There is no journal.
     """
     record: Record = read_journal(output)
+    if record.recipe is None:
+        raise SpecError(
+            f"output {output}: expected results of a run, got one that ended before it began; run it again."
+        )
     damaged = {}
     for name, line in record.done.items():
         path = output / line["file"]
@@ -22,17 +27,18 @@ def status_of(output: Path) -> dict[str, Any]:
             damaged[name] = "missing"
         elif sha256_of(path) != line["sha256"]:
             damaged[name] = "another sha256 than in the journal"
-    good = [line for name, line in record.done.items() if name not in damaged]
+    planned = record.planned or {"names": record.done, "rows": None}
+    good = [record.done[name] for name in planned["names"] if name in record.done and name not in damaged]
     failed = {name: line["reason"] for name, line in record.failed.items()}
-    planned: dict[str, int | None] = {"units": None, "rows": None, **(record.planned or {})}
+    units = len(record.planned["names"]) if record.planned else None
     return {
         "output": str(output),
         "recipe": record.recipe,
-        "units": planned["units"],
+        "units": units,
         "planned_rows": planned["rows"],
         "done": len(good),
         "rows": sum(line["rows"] for line in good),
         "failed": failed,
         "damaged": damaged,
-        "complete": not failed and not damaged and len(good) == planned["units"],
+        "complete": not failed and not damaged and len(good) == units,
     }

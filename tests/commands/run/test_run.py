@@ -146,3 +146,10 @@ def test_a_file_without_rows_has_results_without_rows(pool, tmp_path):
     found = pq.read_table(tmp_path / "out" / "a.parquet")
     assert found.num_rows == 0
     assert found.schema.field("conditioning").type.list_size == 8
+
+
+def test_results_below_the_folder_of_the_inputs_are_no_inputs(pool, tmp_path):
+    bundle, _ = pool
+    write_parquet(tmp_path / "a.parquet", registers(5))
+    for state in ("1 written", "1 done before"):
+        assert f"files: {state}\n" in run(bundle, tmp_path, "-o", tmp_path / "out")
