@@ -212,10 +212,10 @@ WRONG = {
         {"registers": np.where(np.arange(2)[:, None, None] == 1, np.nan, registers(2)).astype("f4")},
         "row 1: .* nan",
     ),
-    "null": (pa.table({"registers": pa.array([None, [[0.0] * D] * R])}), "expected a value in every row, got null"),
+    "null": (pa.table({"registers": pa.array([None, [[0.0] * D] * R])}), "row 0: expected values, got null"),
     "lists of different lengths": (
         pa.table({"registers": pa.array([[[0.0]], [[0.0], [1.0]]])}),
-        "expected 1 values in every",
+        "row 1: expected a list of 1, as those before, got 2",
     ),
     "texts in a table": (pa.table({"registers": ["a", "b"]}), "expected lists of numbers, or bytes .* got string"),
     "an object": (7, "batch: expected a mapping of arrays or tensors, .* got int"),
