@@ -93,6 +93,7 @@ def score(readout: str, seed: int, fold: int, folds: int, epochs: int) -> dict[s
 def main(readouts: tuple[str, ...], seeds: int, folds: int, epochs: int, jobs: int, as_json: bool) -> None:
     """Print each strategy's accuracy on images that its networks have not seen, and what of it comes by registers."""
     names = [*dict.fromkeys(readouts), PIXELS]
+    widths = [1 if name == PIXELS else build(name, None, 0).spec.cond_dim for name in names]
     labels = all_digits().labels
     tasks = [(name, seed, fold) for seed in range(seeds) for fold in range(folds) for name in names]
     scores = {name: torch.full((seeds, len(labels)), math.nan, dtype=torch.float64) for name in ("own", *CONTROLS)}
@@ -104,7 +105,6 @@ def main(readouts: tuple[str, ...], seeds: int, folds: int, epochs: int, jobs: i
             test = folds_of(labels, folds, seed)[fold][1]
             for kind, values in found.items():
                 kept[name][kind][seed, test] = values
-    widths = [1 if name == PIXELS else build(name, None, 0).spec.cond_dim for name in names]
     own = torch.stack([kept[name]["own"] for name in names], 2)
     compared = regplug.compare_scores(own, names, widths, folds, candidates=len(names) - 1)
     figures = {name: {kind: one.mean().item() for kind, one in kept[name].items()} for name in names}
