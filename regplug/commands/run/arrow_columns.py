@@ -15,6 +15,13 @@ def plain(values: Tensor) -> Tensor:
     return (values.float() if values.dtype == torch.bfloat16 else values).contiguous()
 
 
+def list_column(values: Tensor) -> Any:
+    """``[n, width]`` as lists of any length, for readers that know no lists of a fixed size, as Spark."""
+    arrow = import_extra("run", "pyarrow")
+    column = arrow_column(values)
+    return column.cast(arrow.list_(column.type.value_type))
+
+
 def arrow_column(values: Tensor) -> Any:
     """``[n]`` as numbers, ``[n, width]`` as lists of a fixed size, and more axes as tensors of a fixed shape."""
     arrow = import_extra("run", "pyarrow")

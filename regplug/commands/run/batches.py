@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from regplug.commands.run.arrow_columns import arrow_column, plain
+from regplug.commands.extras import import_extra
+from regplug.commands.run.arrow_columns import arrow_column, list_column, plain
 from regplug.errors import SpecError, class_name
 
 
@@ -30,17 +31,23 @@ def columns_of(batch: Any) -> Mapping[str, Any]:
 
 
 def add_columns(batch: Any, outputs: Mapping[str, Tensor]) -> Any:
-    """A new batch of the same kind, with outputs as further columns; a column of the same name is replaced."""
+    """A new batch of the same kind, with outputs as further columns; a column of the same name is replaced.
+
+    In a table that has plain lists, as those of Spark, the outputs are plain lists; otherwise lists of a fixed size.
+    """
     if isinstance(batch, Mapping):
         as_tensors = any(isinstance(one, Tensor) for one in batch.values())
         return {**batch, **(outputs if as_tensors else {name: plain(one).numpy() for name, one in outputs.items()})}
     if _is_pandas(batch):
         return batch.assign(**{name: list(plain(one).numpy()) for name, one in outputs.items()})
+    types = import_extra("run", "pyarrow").types
+    has_plain_lists = any(types.is_list(field.type) for field in batch.schema)
     for name, one in outputs.items():
+        column = list_column(one) if has_plain_lists else arrow_column(one)
         if name in batch.schema.names:
-            batch = batch.set_column(batch.schema.names.index(name), name, arrow_column(one))
+            batch = batch.set_column(batch.schema.names.index(name), name, column)
         else:
-            batch = batch.append_column(name, arrow_column(one))
+            batch = batch.append_column(name, column)
     return batch
 
 

@@ -56,6 +56,15 @@ def test_tables_and_record_batches_get_a_column(mapper, wanted, name):
         np.testing.assert_allclose(rows_of(got.column("conditioning")), wanted, atol=1e-6)
 
 
+def test_outputs_are_plain_lists_next_to_plain_lists_and_of_a_fixed_size_otherwise(mapper):
+    """Spark has no lists of a fixed size."""
+    plain = mapper(table(registers(4), COLUMNS["plain lists"])).schema.field("conditioning").type
+    assert plain == pa.list_(pa.float32())
+    for name in ("lists", "tensors", "bytes"):
+        fixed = mapper(table(registers(4), COLUMNS[name])).schema.field("conditioning").type
+        assert fixed.list_size == D
+
+
 def test_a_slice_of_a_table_is_read_where_it_begins(mapper, wanted):
     got = mapper(table(registers(20)).slice(5, 3))
     np.testing.assert_allclose(rows_of(got.column("conditioning")), wanted[5:8], atol=1e-6)
