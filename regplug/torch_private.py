@@ -147,7 +147,15 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-class OperationWatch(TorchDispatchMode):
+class LightMode(TorchDispatchMode):
+    """A mode whose first operation does not import ``torch._dynamo``, which takes longer than all else in ``load``."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would wrap __torch_dispatch__ to be left out of compiled graphs; none is made in these
+
+
+class OperationWatch(LightMode):
     """Calls a function with every operation of torch that runs inside it: its name, inputs and outputs.
 
     ``torch.utils._python_dispatch.TorchDispatchMode``: widely used, but under a private name.
@@ -169,7 +177,7 @@ class NoNumbersError(RuntimeError):
     """A module read values of a tensor on the meta device, which has none, while it was built."""
 
 
-class MetaReadWatch(TorchDispatchMode):
+class MetaReadWatch(LightMode):
     """Raises a NoNumbersError, where torch raises errors that differ from others in their text only."""
 
     def __torch_dispatch__(
@@ -183,7 +191,7 @@ class MetaReadWatch(TorchDispatchMode):
             raise NoNumbersError(str(error)) from error
 
 
-class AllocationLimit(TorchDispatchMode):
+class AllocationLimit(LightMode):
     """Raises a MemoryError before an operation with which all tensors made so far would exceed so many bytes.
 
     The size of an output is found by running the operation on the meta device first. A freed tensor still counts.

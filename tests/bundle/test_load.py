@@ -1,5 +1,7 @@
 """Loading does each step once: a header is parsed, an entry looked up and a width measured a single time."""
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -53,3 +55,12 @@ def test_verify_parses_each_header_once_for_all_programs(bundles, counts, monkey
     monkeypatch.setattr(torch, "compile", lambda module, fullgraph: module)
     assert regplug.verify(bundles / "conditioner", programs=True).ok
     assert counts == {"_read_header": 2, "probe": 1, "readout_entry": 1, "film_entry": 1}
+
+
+def test_loading_in_a_new_process_does_not_import_torchs_compiler(tmp_path):
+    """It takes as long as torch itself."""
+    spec = regplug.resolve("pool", num_registers=3, hidden_dim=4)
+    regplug.export(spec, spec.build(), tmp_path / "b")
+    code = "import sys, regplug; regplug.load(sys.argv[1]); print({'torch._dynamo'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "b"], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
