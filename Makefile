@@ -41,10 +41,12 @@ demo: $(VENV)/installed $(VENV)/run-tools
 	$(BIN)/python plugins/regplug-digits/demo/join.py
 	$(BIN)/python plugins/regplug-digits/demo/many.py
 
-# times in C++, compared with raw operations and plain libtorch; `make bench LARGE=--large` also opens a gigabyte
+# times in C++, compared with raw operations and plain libtorch, and of `regplug run`; `make bench LARGE=--large` also opens
+# a gigabyte
 bench: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/bench.py $(LARGE)
 	$(BIN)/python tests/bench_joins.py
+	$(BIN)/python tests/bench_run.py --gigabytes 0.5 --rounds 1
 
 # the time of `regplug list` with a thousand plugins, compared with stevedore's and pluggy's own loaders
 scale: $(VENV)/tested-tools $(VENV)/installed
