@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,55 @@ def pool(tmp_path_factory):
 def concat(tmp_path_factory):
     """A bundle of ``concat``, of another width, and the readout."""
     return exported(tmp_path_factory.mktemp("bundles") / "concat", "concat")
+
+
+MEDDLING = """
+import os, signal
+from torch import nn
+class Meddle(nn.Module):
+    def __init__(self, hidden_dim: int):
+        super().__init__()
+        self.out_dim = hidden_dim
+    def forward(self, registers):
+        exec(os.environ.get("MEDDLE", ""))
+        return registers.mean(1)
+"""
+OFFER = """
+import regplug
+@regplug.hookimpl
+def regplug_readouts():
+    return [regplug.ReadoutEntry("meddle", "meddling_models:Meddle")]
+"""
+
+
+@dataclass(frozen=True)
+class Meddling:
+    """A bundle whose readout runs the code in the variable ``MEDDLE`` with each batch, and its plugin's folder."""
+
+    bundle: Path
+    site: Path
+
+
+@pytest.fixture(scope="session")
+def meddling_bundle(tmp_path_factory, install_plugin):
+    modules = {"meddling.py": OFFER, "meddling_models.py": MEDDLING}
+    site = install_plugin("meddling", modules, {"regplug_v1": {"meddling": "meddling"}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        registry = regplug.Registry.installed()
+        spec = registry.resolve("meddle", hidden_dim=D, num_registers=R)
+        folder = tmp_path_factory.mktemp("bundles") / "meddling"
+        regplug.export(spec, spec.build(), folder, backends=(), registry=registry)
+    return Meddling(folder, site)
+
+
+@pytest.fixture
+def meddling(meddling_bundle, monkeypatch):
+    """A function that sets the code, and gives the bundle for a run in this process's workers."""
+    monkeypatch.syspath_prepend(str(meddling_bundle.site))
+
+    def begin(code: str) -> Path:
+        monkeypatch.setenv("MEDDLE", code)
+        return meddling_bundle.bundle
+
+    return begin
