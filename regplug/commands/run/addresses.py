@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from regplug.commands.extras import import_extra
@@ -60,10 +60,11 @@ def find_files(inputs: Sequence[str], output: Path | None = None) -> list[InputF
     Raises:
         SpecError: There is none for an input, one has an unknown suffix, or two would have results of one name.
     """
-    found = [file for one in inputs for file in (_remote(one) if is_remote(one) else _local(one))]
     found = [
-        one for one in dict.fromkeys(found) if output is None or output.absolute() not in Path(one.address).parents
+        file for one in inputs for file in (_remote(one) if is_remote(one) and not Path(one).exists() else _local(one))
     ]
+    found = list({one.address: one for one in reversed(found)}.values())[::-1]  # the first name of each
+    found = [one for one in found if output is None or output.absolute() not in Path(one.address).parents]
     if not found:
         raise SpecError(f"inputs: expected files outside the output {output}, got only results.")
     for name, count in Counter(file.name for file in found).items():
@@ -71,25 +72,27 @@ def find_files(inputs: Sequence[str], output: Path | None = None) -> list[InputF
             same = [file.address for file in found if file.name == name]
             raise SpecError(
                 f"inputs: expected files with different names, got {shorten(same)}, whose results would have one name; "
-                "name the folder above them instead."
+                "rename one, or name the folder above them."
             )
     return found
 
 
 def is_remote(address: str) -> bool:
     """Whether fsspec reads an address, and not the file system."""
-    return any(one in address for one in REMOTE)
+    return not address.startswith("/") and any(one in address for one in REMOTE)
 
 
 def _local(given: str) -> list[InputFile]:
     path = Path(given).absolute()
     if path.is_dir():
-        root, paths = path, [one for one in _below(path) if one.suffix in SUFFIXES and not _is_hidden(one, path)]
+        root, paths = path, [one for one in _below(path) if _has_suffix(one) and not _is_hidden(one, path)]
     elif path.exists() or not any(one in given for one in MAGIC):
         root, paths = path.parent, [path]
     else:
         root = Path(*_until_magic(path.parts))
-        paths = [one for one in root.glob(str(path.relative_to(root))) if _is_file(one)]
+        pattern = str(path.relative_to(root))
+        hidden = any(part.startswith((".", "_")) for part in Path(pattern).parts)  # asked for
+        paths = [one for one in root.glob(pattern) if _is_file(one) and (hidden or not _is_hidden(one, root))]
     if not paths:
         raise SpecError(f"input {given}: expected files ending in {', '.join(SUFFIXES)}, got none.")
     return [_local_file(one, root, is_named=one == path) for one in sorted(paths)]
@@ -115,8 +118,13 @@ def _until_magic(parts: Sequence[str]) -> Sequence[str]:
     return parts[:first]
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+def _is_hidden(path: PurePath, root: PurePath | str) -> bool:
+    below = path.relative_to(root) if str(root) else path
+    return any(part.startswith((".", "_")) for part in below.parts)
+
+
+def _has_suffix(path: PurePath) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _local_file(path: Path, root: Path, is_named: bool) -> InputFile:
@@ -138,18 +146,22 @@ def _local_file(path: Path, root: Path, is_named: bool) -> InputFile:
 def stamp_of(path: Path) -> str:
     """Another text after a local file was changed."""
     status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"  # a link may lead to another file of the same age
 
 
 def _remote(given: str) -> list[InputFile]:
+    *links, last = given.split("::")
+    if links and "://" not in last:  # a later run may be called from another folder
+        given = "::".join([*links, f"file://{Path(last).absolute()}"])
     with errors_of(f"input {given}"):
         system, pattern = import_extra("run", "fsspec.core").url_to_fs(given)
         if system.isdir(pattern):
             root = pattern
-            paths = [one for one in system.find(pattern) if PurePosixPath(one).suffix in SUFFIXES]
+            paths = [one for one in system.find(pattern) if _has_suffix(PurePosixPath(one))]
+            paths = [one for one in paths if not _is_hidden(PurePosixPath(one), root)]
         elif any(one in pattern for one in MAGIC):
             root = "/".join(_until_magic(pattern.split("/")))
-            paths = system.glob(pattern)
+            paths = [one for one in system.glob(pattern) if not _is_hidden(PurePosixPath(one), root)]
         else:
             root, paths = str(PurePosixPath(pattern).parent), [pattern]
         if not paths:
@@ -172,7 +184,7 @@ def _remote_file(given: str, system: Any, pattern: str, path: str, root: str) ->
 
 
 def _kind(path: str) -> str:
-    suffix = PurePosixPath(path).suffix
+    suffix = PurePosixPath(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise SpecError(f"input {path}: expected a file ending in {', '.join(SUFFIXES)}, got {suffix or 'no ending'}.")
     return SUFFIXES[suffix]

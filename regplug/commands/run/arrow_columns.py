@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def arrow_column(values: Tensor) -> Any:
     flat = arrow.array(plain(values).numpy().reshape(-1))
     if values.ndim == 1:
         return flat
-    lists = arrow.FixedSizeListArray.from_arrays(flat, values[:1].numel() if len(values) else values.shape[1])
+    lists = arrow.FixedSizeListArray.from_arrays(flat, prod(values.shape[1:]))
     if values.ndim == 2:
         return lists
     return arrow.ExtensionArray.from_storage(arrow.fixed_shape_tensor(flat.type, values.shape[1:]), lists)

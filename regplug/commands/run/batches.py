@@ -21,12 +21,16 @@ def columns_of(batch: Any) -> Mapping[str, Any]:
     if isinstance(batch, Mapping):
         return batch
     if _is_arrow(batch):
+        names = batch.schema.names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SpecError(f"batch: expected columns with different names, got {twice!r} more than once.")
         return {name: batch.column(name) for name in batch.schema.names}
     if _is_pandas(batch):
         return {str(name): batch[name].to_numpy() for name in batch.columns}
     raise SpecError(
         "batch: expected a mapping of arrays or tensors, an Arrow table or record batch, or a pandas data frame, "
-        f"got {class_name(batch)}."
+        f"got {class_name(batch)}; most libraries have a method to_arrow()."
     )
 
 

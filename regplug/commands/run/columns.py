@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from regplug.commands.extras import import_extra
-from regplug.errors import SpecError, one_line
+from regplug.errors import SpecError, class_name, one_line
 from regplug.format.manifest import TensorSpec
 from regplug.registry.dtypes import torch_dtype
 
@@ -33,8 +33,10 @@ def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int =
     dtype = torch_dtype(spec.dtype)
     if isinstance(column, Tensor):
         values = column
-    elif hasattr(column, "__arrow_c_array__") or hasattr(column, "__arrow_c_stream__"):
-        values = from_arrow(owner, column, dtype, first)
+    elif not isinstance(column, np.ndarray) and (
+        hasattr(column, "__arrow_c_array__") or hasattr(column, "__arrow_c_stream__")
+    ):
+        values = from_arrow(owner, _arrow_array(owner, column), dtype, first)
     else:
         values = _from_numpy(owner, column)
     return _cast(owner, _shaped(owner, values, spec), dtype, cast)
@@ -57,11 +59,20 @@ def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int 
     column = column.combine_chunks() if isinstance(column, arrow.ChunkedArray) else column
     types = arrow.types
     if not (isinstance(column, arrow.Array) and (types.is_list(column.type) or types.is_large_list(column.type))):
-        raise SpecError(f"{owner}: expected lists of tokens, or a column 'mask' too, got neither.")
+        got = column.type if isinstance(column, arrow.Array) else class_name(column)
+        raise SpecError(f"{owner}: expected a column 'mask' too, or lists of any length, list<list<float>>, got {got}.")
     _check_nulls(owner, column, first, len(column))
     lengths = import_extra("run", "pyarrow.compute").list_value_length(column).to_numpy(zero_copy_only=False)
-    token = TensorSpec(spec.name, spec.dtype, ("B", spec.shape[-1]))
-    tokens = as_input(owner, column.flatten(), token, cast)
+    width, values = int(spec.shape[-1]), column.flatten()
+    if types.is_floating(values.type):  # flat rows
+        if (lengths % width).any():
+            row = first + int((lengths % width).argmax())
+            raise SpecError(f"{owner}: row {row}: expected a multiple of {width} numbers, got {lengths[row - first]}.")
+        lengths, values = lengths // width, arrow.FixedSizeListArray.from_arrays(values, width)
+    if not lengths.all():
+        raise SpecError(f"{owner}: row {first + int(lengths.argmin())}: expected at least one token, got none.")
+    token = TensorSpec(spec.name, spec.dtype, ("B", width))
+    tokens = as_input(owner, values, token, cast)
     mask = torch.arange(int(lengths.max(initial=1))) < torch.tensor(lengths)[:, None]
     padded = tokens.new_zeros(*mask.shape, tokens.shape[-1])
     padded[mask] = tokens
@@ -112,7 +123,7 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, first:
         return torch.from_numpy(values.to_numpy(zero_copy_only=False)).reshape(shape)
     if not (types.is_floating(values.type) or types.is_integer(values.type)):
         raise SpecError(f"{owner}: expected lists of numbers, or bytes of a fixed number, got {column.type}.")
-    return from_dlpack(values).reshape(shape) if count else torch.empty(shape)
+    return (from_dlpack(values) if count else torch.from_numpy(values.to_numpy().copy())).reshape(shape)
 
 
 def _check_nulls(owner: str, values: Any, first: int, count: int) -> None:
@@ -130,11 +141,24 @@ def _check_even(owner: str, values: Any, first: int, count: int) -> None:
         raise SpecError(f"{owner}: row {row}: expected a list of {lengths[0]}, as those before, got {lengths[wrong]}.")
 
 
-def _from_numpy(owner: str, column: Any) -> Tensor:
+def _arrow_array(owner: str, column: Any) -> Any:
+    """The column of another library, as of pandas or polars, as one of pyarrow."""
+    arrow = import_extra("run", "pyarrow")
+    if isinstance(column, arrow.Array | arrow.ChunkedArray):
+        return column
     try:
-        array = np.asarray(column)
-        if array.dtype == object:
-            array = np.stack([np.asarray(one) for one in array]) if len(array) else np.empty(0, np.float32)
+        return arrow.chunked_array(column)
+    except (arrow.ArrowException, TypeError, ValueError) as error:
+        raise SpecError(f"{owner}: expected an Arrow array, got {class_name(column)}: {one_line(error)}") from error
+
+
+def _from_numpy(owner: str, column: Any) -> Tensor:
+    if isinstance(column, np.ma.MaskedArray) and np.ma.is_masked(column):
+        raise SpecError(f"{owner}: expected a value in every row, got a masked array.")
+    try:
+        array = _stacked(np.asarray(column))
+        # torch has no negative strides, no other byte order, and no memory that cannot be written
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
         raise SpecError(
@@ -142,9 +166,18 @@ def _from_numpy(owner: str, column: Any) -> Tensor:
         ) from error
 
 
+def _stacked(array: np.ndarray) -> np.ndarray:
+    """An array of arrays, as pandas has for lists, as one array."""
+    if array.dtype != object:
+        return array
+    return np.stack([_stacked(np.asarray(one)) for one in array]) if len(array) else np.empty(0, np.float32)
+
+
 def _shaped(owner: str, values: Tensor, spec: TensorSpec) -> Tensor:
     sizes: Sequence[int | str] = spec.shape[1:]
     count = values.shape[0] if values.ndim else 0
+    if values.ndim == 1 and tuple(sizes) == (1,):
+        return values[:, None]
     if values.ndim == 2 and len(sizes) > 1:  # flat rows
         known = prod(size for size in sizes if isinstance(size, int))
         width, free = values.shape[1], any(isinstance(size, str) for size in sizes)
@@ -164,11 +197,18 @@ def _shaped(owner: str, values: Tensor, spec: TensorSpec) -> Tensor:
 def _cast(owner: str, values: Tensor, dtype: torch.dtype, cast: bool) -> Tensor:
     if values.dtype == dtype:
         return values
-    both_float = values.is_floating_point() and dtype.is_floating_point
-    if not (cast and both_float) and not (both_float and torch.promote_types(values.dtype, dtype) == dtype):
-        hint = "; allow rounding with --cast" if both_float else ""
+    numbers = dtype.is_floating_point and not values.is_complex() and values.dtype != torch.bool
+    if not (numbers and (cast or _is_exact(values.dtype, dtype))):
+        hint = "; allow rounding, with --cast or cast=True" if numbers else ""
         raise SpecError(f"{owner}: expected {_name(dtype)}, got {_name(values.dtype)}{hint}.")
     return values.to(dtype)
+
+
+def _is_exact(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether every value of one dtype is one of the other."""
+    if source.is_floating_point:
+        return torch.promote_types(source, target) == target
+    return 2 / torch.finfo(target).eps >= torch.iinfo(source).max
 
 
 def _name(dtype: torch.dtype) -> str:

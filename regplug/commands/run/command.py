@@ -118,7 +118,7 @@ def run_command(
         cast=cast,
         preprocess=preprocess,
     )
-    carried = tuple(carry.split(",")) if carry else ()
+    carried = tuple(one.strip() for one in carry.split(",")) if carry else ()
     job = Job(mapper, output.absolute(), kind or files[0].kind, carried, batch)
     begun = time.monotonic()
     try:
@@ -144,7 +144,8 @@ def _layout(fields: Any, manifest: Manifest) -> TokenLayout | None:
         return None
     from regplug.registry.layout import TokenLayout
 
-    return TokenLayout(**{"num_registers": manifest.num_registers, "hidden_dim": manifest.hidden_dim, **dict(fields)})
+    sizes = {"num_registers": manifest.num_registers, "hidden_dim": manifest.hidden_dim}
+    return TokenLayout.from_dict({**sizes, **dict(fields)})
 
 
 def _engine(name: str, workers: int | None, ray_address: str | None) -> Engine:
@@ -170,6 +171,7 @@ def _report(outcome: Outcome, output: Path, seconds: float, as_json: bool) -> No
         "done before": outcome.skipped,
         "failed": len(outcome.failed),
         "not begun": outcome.left,
+        "of inputs that were not named now": outcome.others,
     }
     files = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     say(f"wrote {outcome.rows:,} rows to {output} in {seconds:.1f} s{speed}; files: {files or 'none'}")

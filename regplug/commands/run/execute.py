@@ -82,13 +82,17 @@ def _write(job: Job, unit: Unit, shard: Shard, sink: HashedSink, said: Callable[
     wanted = list(dict.fromkeys([*inputs.values(), *carried]))
     rows = 0
     batches = shard.batches(range(*unit.pieces), wanted, job.batch) if unit.rows else iter([shard.empty(wanted)])
-    for batch in read_ahead(batches):
-        count = len(batch[wanted[0]])
-        outputs = job.mapper.outputs({name: batch[name] for name in inputs.values()}, unit.first + rows)
-        writer.write({name: batch[name] for name in carried}, outputs)
-        rows += count
-        said(count)
-    writer.close()
+    try:
+        for batch in read_ahead(batches):
+            count = len(batch[wanted[0]])
+            outputs = job.mapper.outputs({name: batch[name] for name in inputs.values()}, unit.first + rows)
+            writer.write({name: batch[name] for name in carried}, outputs)
+            rows += count
+            said(count)
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
     return rows
 
 

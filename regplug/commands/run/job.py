@@ -42,16 +42,15 @@ class Job:
         """
         inputs = self.mapper.input_columns(names).values()
         outputs = [one.name for one in self.mapper.manifest.outputs]
-        if self.carry == (ALL,):
-            return [name for name in names if name not in inputs and name not in outputs]
-        for name in self.carry:
+        chosen = [name for name in names if name not in inputs] if self.carry == (ALL,) else list(self.carry)
+        for name in chosen:
             if name not in names:
                 raise SpecError(
                     f"column {name!r}: expected to be in the file, to be copied, got none{closest(name, names)}."
                 )
             if name in outputs:
                 raise SpecError(f"column {name!r}: expected a name that is not an output's, got one; do not carry it.")
-        return list(self.carry)
+        return chosen
 
     def file_name(self, name: str) -> str:
         """The path of a unit's results below the output folder."""

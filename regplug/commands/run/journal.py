@@ -96,7 +96,10 @@ def open_journal(output: Path) -> Iterator[Journal]:
     Raises:
         SpecError: Another run works in the folder, or it has files and no journal.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise SpecError(f"output {output}: expected a folder, got a file.") from error
     path = output / NAME
     if not path.exists() and any(one.name != NAME for one in output.iterdir()):
         raise SpecError(f"output {output}: expected an empty folder or one of an earlier run, got a folder with files.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regplug.errors import SpecError, closest, shorten
+from regplug.errors import SpecError, class_name, closest, shorten
 from regplug.format.manifest import IMAGES
 from regplug.format.read_bundle import BundleFiles, read_bundle
 from regplug.registry.layout import REGISTERS, TOKENS, TokenLayout
@@ -69,15 +69,38 @@ class BundleMapper:
             self._files: BundleFiles | None = bundle
             if digest is not None and digest.lower() != bundle.digest:
                 raise SpecError(f"bundle {bundle.path}: expected the digest {digest}, got {bundle.digest}.")
+        elif not isinstance(bundle, str | os.PathLike):
+            raise SpecError(
+                f"bundle: expected a folder, or what regplug.read_bundle returned, got {class_name(bundle)}."
+            )
         else:
             self._path = str(Path(bundle).absolute())
             self._files = read_files(self._path, digest=digest, program=program)
         self.digest = self._files.digest
         self.manifest = self._files.manifest
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse choices that this bundle does not have."""
+        owner, manifest, files = f"bundle {self._bundle().path}", self.manifest, self._bundle()
         for name in self._columns:
-            if name not in self.manifest.input_names:
-                known = closest(name, self.manifest.input_names)
-                raise SpecError(f"input {name!r}: not an input of the bundle{known}.")
+            if name not in manifest.input_names:
+                raise SpecError(f"input {name!r}: not an input of the bundle{closest(name, manifest.input_names)}.")
+        if self._layout is not None and (manifest.holds != "readout" or manifest.backbone is not None):
+            raise SpecError(f"layout: expected none, as {owner} finds the registers itself, got one.")
+        if self._preprocess is not None and manifest.input.name != IMAGES:
+            raise SpecError(f"preprocess: expected none, as {owner} takes {manifest.input.name}, got one.")
+        if self.program is not None:
+            backend = self.program.rpartition(":")[2]
+            records = [one for one in manifest.programs if one.backend == backend]
+            if not records:
+                known = closest(backend, sorted({one.backend for one in manifest.programs}))
+                raise SpecError(f"program {self.program!r}: not in {owner}{known}.")
+            if not all(one.file in files.files for one in records):
+                raise SpecError(
+                    f"program {self.program!r}: expected its files, got a bundle that was read without; "
+                    "use regplug.read_bundle(path, keep=lambda program: True)."
+                )
 
     def __call__(self, batch: Any) -> Any:
         """The batch with the outputs: ``conditioning`` ``[n, cond_dim]``, or ``gamma_0``, ``beta_0`` and so on.
@@ -127,9 +150,9 @@ class BundleMapper:
         wanted = [self._columns[name]] if name in self._columns else [name, *OTHER_NAMES.get(name, ())]
         found = next((one for one in wanted if one in names), None)
         if found is None:
+            hint = "" if name in self._columns else f"; say which, with --column {name}=COLUMN or columns="
             raise SpecError(
-                f"input {name!r}: expected a column {' or '.join(map(repr, wanted))}, got {shorten(list(names))}; "
-                f"say which with {name}=COLUMN."
+                f"input {name!r}: expected a column {' or '.join(map(repr, wanted))}, got {shorten(list(names))}{hint}."
             )
         return found
 

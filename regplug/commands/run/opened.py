@@ -20,6 +20,7 @@ from regplug.format.manifest import IMAGES, Manifest, TensorSpec
 from regplug.format.read_bundle import BundleFiles
 from regplug.nn.select import SelectRegisters
 from regplug.registry.default import default_registry
+from regplug.registry.layout import TokenLayout
 from regplug.registry.readout_inputs import MASK
 
 Run = Callable[..., list[Tensor]]  # flat outputs for the inputs in the manifest's order
@@ -54,13 +55,18 @@ def run_columns(
     """
     inputs = _inputs(manifest, reading, columns, first)
     names = [one.name for one in manifest.outputs]
-    with torch.inference_mode():
+    with torch.no_grad():
         if MASK not in manifest.input_names:  # with a mask, padding may hold anything
             for spec, given in zip(manifest.inputs, inputs, strict=True):
                 check_finite(f"column {reading.columns[spec.name]!r}", given, first)
         outputs = run(*inputs)
         for name, output in zip(names, outputs, strict=True):
             check_finite(f"output {name!r}", output, first)
+        held = {one.untyped_storage().data_ptr() for one in inputs}
+        # a program gives tensors that autograd refuses, and a module may give a view of its input
+        outputs = [
+            one.clone() if one.is_inference() or one.untyped_storage().data_ptr() in held else one for one in outputs
+        ]
     return dict(zip(names, outputs, strict=True))
 
 
@@ -89,8 +95,20 @@ def _inputs(manifest: Manifest, reading: Reading, columns: Mapping[str, Any], fi
         name = reading.columns[manifest.input.name]
         tokens, mask = as_padded(f"column {name!r}", columns[name], manifest.input, reading.cast, first)
         others = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs[2:]]
-        return [tokens, mask, *others]
-    return [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
+        found = [tokens, mask, *others]
+    else:
+        found = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
+    return found if reading.layout is None else _selected(found, manifest, reading, reading.layout)
+
+
+def _selected(inputs: list[Tensor], manifest: Manifest, reading: Reading, layout: TokenLayout) -> list[Tensor]:
+    """The inputs with the registers of all tokens, and with the registers' part of a mask of all tokens."""
+    select, tokens = SelectRegisters(layout), inputs[0]
+    owner = f"column {reading.columns[manifest.input.name]!r}: its registers"
+    found = [as_input(owner, select(tokens), manifest.input, reading.cast), *inputs[1:]]
+    if MASK in manifest.input_names:
+        found[1] = select.of_mask(found[1], tokens)
+    return found
 
 
 def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int) -> Tensor:
@@ -98,12 +116,11 @@ def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapp
     owner, column = f"column {name!r}", columns[name]
     if spec.name == IMAGES and is_encoded(column):
         return images_of(owner, column, manifest, reading.preprocess, first)
-    if reading.layout is None or spec is not manifest.input:
-        return as_input(owner, column, spec, reading.cast, first)
-    layout = reading.layout
-    tokens = TensorSpec(spec.name, spec.dtype, ("B", layout.num_tokens or "T", layout.hidden_dim))
-    registers: Tensor = SelectRegisters(layout)(as_input(owner, column, tokens, reading.cast, first))
-    return as_input(f"{owner}: its registers", registers, spec, reading.cast)
+    if reading.layout is not None and spec.name != MASK and spec is manifest.input:
+        spec = TensorSpec(spec.name, spec.dtype, ("B", reading.layout.num_tokens or "T", reading.layout.hidden_dim))
+    elif reading.layout is not None and spec.name == MASK:
+        spec = TensorSpec(spec.name, spec.dtype, ("B", reading.layout.num_tokens or "T"))
+    return as_input(owner, column, spec, reading.cast, first)
 
 
 def _open(files: BundleFiles, program: str | None) -> Run:

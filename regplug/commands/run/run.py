@@ -49,6 +49,7 @@ class Outcome:
         skipped: Units that were done before.
         failed: The reason for each unit that failed, by name.
         left: Units that were not begun, because one failed.
+        others: Units with results whose inputs were not named in this run; they stay.
     """
 
     written: int = 0
@@ -56,6 +57,7 @@ class Outcome:
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     left: int = 0
+    others: int = 0
 
 
 def run_bundle(
@@ -81,6 +83,8 @@ def run_bundle(
         _agree(journal, job, force)
         outcome = Outcome()
         found = {one.name: one for one in _distinct(plan(files, partial(_check_columns, job)))}
+        if not force:
+            _check_same_inputs(journal, job, found)
         units = [one for one in found.values() if isinstance(one, Unit)]
         for one in found.values():
             if isinstance(one, Unreadable):
@@ -90,6 +94,7 @@ def run_bundle(
             outcome.left = len(units)
             return outcome
         _remove_others(journal, job, found)
+        outcome.others = sum(name not in found for name in journal.record.done)
         waiting = [one for one in units if not _is_done(journal, job, one)]
         outcome.skipped = len(units) - len(waiting)
         _check_no_others(job, waiting)
@@ -173,6 +178,21 @@ def _distinct(found: Iterable[Unit | Unreadable]) -> Iterator[Unit | Unreadable]
                 f"{one.name}; rename one."
             )
         yield one
+
+
+def _check_same_inputs(journal: Journal, job: Job, found: Mapping[str, Unit | Unreadable]) -> None:
+    """Refuse to replace results of other files that have the same names.
+
+    Raises:
+        SpecError: There are some.
+    """
+    for name, one in found.items():
+        before = journal.record.done.get(name)
+        if before is not None and before["input"] != one.file.address:
+            raise SpecError(
+                f"output {job.output}: expected {name} to have results of {one.file.address}, got those of "
+                f"{before['input']}; use another folder, or --force, which replaces them."
+            )
 
 
 def _remove_others(journal: Journal, job: Job, found: Mapping[str, Unit | Unreadable]) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from regplug.commands.run.addresses import InputFile, errors_of, open_file
 from regplug.commands.run.shard import Piece
 from regplug.errors import SpecError, shorten
+from regplug.format.manifest import IMAGES
 from regplug.format.safetensors_header import DTYPE_NAMES, TensorInfo, read_header_with
 from regplug.registry.dtypes import torch_dtype
+from regplug.registry.layout import REGISTERS, TOKENS
 
 PIECE_BYTES = 32 << 20
 
@@ -34,14 +36,21 @@ class SafetensorsShard:
             size = self._stream.seek(0, os.SEEK_END)
             self._tensors, _ = read_header_with(self._owner, size, self._read)
             self._start = 8 + int.from_bytes(self._read(0, 8), "little")
+        self._rows = self._count()
+        # others, as a scale, have no row for each sample
+        self._tensors = {name: one for name, one in self._tensors.items() if one.shape[:1] == (self._rows,)}
         self.names: Sequence[str] = list(self._tensors)
-        counts = {one.shape[:1] for one in self._tensors.values()}
+        self._row_bytes = sum(one.end - one.begin for one in self._tensors.values()) // max(self._rows, 1)
+        self._step = max(PIECE_BYTES // max(self._row_bytes, 1), 1)
+
+    def _count(self) -> int:
+        """How many samples: the rows of tokens or images if it has some, else those of all tensors."""
+        given = [one for name, one in self._tensors.items() if name in (REGISTERS, TOKENS, IMAGES)]
+        counts = {one.shape[:1] for one in given or self._tensors.values()}
         if len(counts) != 1 or () in counts:
             got = shorten([f"{name} {list(one.shape)}" for name, one in self._tensors.items()]) or "nothing"
             raise SpecError(f"{self._owner}: expected tensors with the same number of rows, got {got}.")
-        self._rows = counts.pop()[0]
-        self._row_bytes = sum(one.end - one.begin for one in self._tensors.values()) // max(self._rows, 1)
-        self._step = max(PIECE_BYTES // max(self._row_bytes, 1), 1)
+        return counts.pop()[0]
 
     def pieces(self) -> Sequence[Piece]:
         """Pieces of about 32 MiB."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,9 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Write the rest."""
+
+    def abandon(self) -> None:
+        """Let go of the file, which is not complete."""
 
 
 def open_writer(kind: str, sink: HashedSink, facts: Mapping[str, str]) -> Writer:
@@ -60,6 +64,12 @@ class TableWriter:
         """Write the rest."""
         self._flush()
         self._writer.close()
+
+    def abandon(self) -> None:
+        """Close pyarrow's writer now, and not when the descriptor belongs to another file."""
+        if self._writer is not None:
+            with suppress(Exception):  # what made the rows fail may fail again, as a full disk
+                self._writer.close()
 
     def _opened(self, schema: Any, carried: Sequence[str]) -> Any:
         if self._kind == "arrow":
@@ -104,3 +114,6 @@ class SafetensorsWriter:
         """Write the file."""
         tensors = {name: torch.cat(parts).contiguous() for name, parts in self._columns.items()}
         self._sink.write(save(tensors, metadata=dict(self._facts)))
+
+    def abandon(self) -> None:
+        """Nothing was written yet."""

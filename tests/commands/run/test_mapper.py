@@ -180,8 +180,63 @@ def test_a_mask_is_a_column_or_the_lengths_of_lists(masked):
     for kind in (pa.list_(pa.list_(pa.float32(), D)), pa.large_list(pa.list_(pa.float32()))):
         got = mapper(pa.table({"tokens": pa.array(ragged, kind)}))
         np.testing.assert_allclose(rows_of(got.column("conditioning")), means, atol=1e-6)
-    with pytest.raises(regplug.SpecError, match="expected lists of tokens, or a column 'mask' too"):
+    with pytest.raises(regplug.SpecError, match="expected a column 'mask' too, or lists of any length"):
         mapper({"tokens": tokens})
+
+
+def test_a_layout_cuts_the_tokens_and_their_mask(masked):
+    """Lists of different lengths, and a column with a mask of all tokens."""
+    layout = regplug.TokenLayout(num_registers=None, hidden_dim=D, start=1)
+    mapper = regplug.BundleMapper(masked, layout=layout)
+    tokens = registers(2)
+    wanted = np.stack([tokens[0, 1:].mean(0), tokens[1, 1:2].mean(0)])
+    ragged = pa.table(
+        {"tokens": pa.array([tokens[0].tolist(), tokens[1, :2].tolist()], pa.list_(pa.list_(pa.float32())))}
+    )
+    np.testing.assert_allclose(rows_of(mapper(ragged).column("conditioning")), wanted, atol=1e-6)
+    mask = np.array([[True, True, True], [True, True, False]])
+    np.testing.assert_allclose(mapper({"tokens": tokens, "mask": mask})["conditioning"], wanted, atol=1e-6)
+
+
+def test_flat_lists_are_tokens_and_an_empty_list_is_named_by_its_row(masked):
+    mapper = regplug.BundleMapper(masked)
+    tokens = registers(2)
+    rows = [tokens[0].reshape(-1).tolist(), tokens[1, :1].reshape(-1).tolist()]
+    flat = pa.table({"tokens": pa.array(rows, pa.list_(pa.float32()))})
+    wanted = np.stack([tokens[0].mean(0), tokens[1, 0]])
+    np.testing.assert_allclose(np.stack(mapper(flat).column("conditioning").to_pylist()), wanted, atol=1e-6)
+    with pytest.raises(regplug.SpecError, match="row 1: expected at least one token, got none"):
+        mapper(pa.table({"tokens": pa.array([tokens[0].tolist(), []], pa.list_(pa.list_(pa.float32())))}))
+    with pytest.raises(regplug.SpecError, match="row 0: expected a multiple of 8 numbers, got 3"):
+        mapper(pa.table({"tokens": pa.array([[1.0, 2.0, 3.0]])}))
+
+
+def test_gradients_flow_through_what_reads_the_outputs_and_inputs_are_not_shared(pool, concat):
+    for bundle, program in ((pool[0], None), (concat[0], None), (concat[0], "torchscript")):
+        given = torch.from_numpy(registers(2))
+        got = regplug.BundleMapper(bundle, program=program)({"registers": given})["conditioning"]
+        torch.nn.Linear(got.shape[1], 1)(got).sum().backward()
+        got.zero_()
+        np.testing.assert_array_equal(given.numpy(), registers(2))
+
+
+def test_columns_of_pandas_are_read(mapper, wanted):
+    """Lists of lists, as pandas reads them, and a column by itself."""
+    nested = [[np.array(token) for token in row] for row in registers(20)]
+    frame = pd.DataFrame({"registers": [np.array([*row, None], object)[:-1] for row in nested]})
+    np.testing.assert_allclose(np.stack(list(mapper(frame)["conditioning"])), wanted, atol=1e-6)
+    series = pd.Series(list(registers(20).reshape(20, -1)))
+    np.testing.assert_allclose(mapper({"registers": series})["conditioning"], wanted, atol=1e-6)
+
+
+def test_arrays_in_any_order_of_memory_and_exact_integers_are_read(mapper, wanted):
+    for rows in (registers(20)[::-1], np.asfortranarray(registers(20)), registers(20).astype(">f4")):
+        again = wanted[::-1] if rows.strides[0] < 0 else wanted
+        np.testing.assert_allclose(mapper({"registers": rows})["conditioning"], again, atol=1e-6)
+    ones = mapper({"registers": np.ones((1, R, D), np.int16)})["conditioning"]
+    np.testing.assert_array_equal(ones, mapper({"registers": np.ones((1, R, D), np.float32)})["conditioning"])
+    with pytest.raises(regplug.SpecError, match="expected a value in every row, got a masked array"):
+        mapper({"registers": np.ma.masked_less(registers(2), 0)})
 
 
 def test_vectors_of_a_join_are_columns(tmp_path):
@@ -212,8 +267,12 @@ WRONG = {
     "R": ({"registers": registers(2)[:, :2]}, r"column 'registers': expected \[n, 3, 8\], got \[n, 2, 8\]"),
     "D": ({"registers": registers(2)[..., :5]}, r"expected \[n, 3, 8\], got \[n, 3, 5\]"),
     "flat of another width": ({"registers": np.zeros((2, 23), "f4")}, r"expected \[n, 3, 8\], got \[n, 23\]"),
+    "a name twice": (
+        pa.table([lists(registers(2))] * 2, ["registers"] * 2),
+        "different names, got 'registers' more than",
+    ),
     "no column": ({"x": registers(2)}, "input 'registers': expected a column 'registers' or 'tokens', got x"),
-    "float64": ({"registers": registers(2).astype("f8")}, "expected float32, got float64; allow rounding with --cast"),
+    "float64": ({"registers": registers(2).astype("f8")}, "expected float32, got float64; allow rounding, with --cast"),
     "integers": ({"registers": np.zeros((2, R, D), int)}, "expected float32, got int64"),
     "text": ({"registers": np.full((2, R, D), "a")}, "expected numbers of one shape in every row"),
     "rows of different shapes": ({"registers": [[1.0], [1.0, 2.0]]}, "expected numbers of one shape in every row"),
@@ -246,8 +305,28 @@ def test_wrong_choices_are_refused_where_it_is_made(pool):
         regplug.BundleMapper(pool[0], digest="0" * 64)
     with pytest.raises(regplug.SpecError, match="expected the digest"):
         regplug.BundleMapper(regplug.read_bundle(pool[0]), digest="0" * 64)
-    with pytest.raises(regplug.BundleError, match="program 'onnx': not in this bundle"):
-        regplug.BundleMapper(pool[0], program="onnx")({"registers": registers(2)})
+    with pytest.raises(regplug.SpecError, match="program 'onnx': not in bundle .*; known: torchscript"):
+        regplug.BundleMapper(pool[0], program="onnx")
+    with pytest.raises(regplug.SpecError, match="expected its files, got a bundle that was read without"):
+        regplug.BundleMapper(regplug.read_bundle(pool[0]), program="torchscript")
+    with pytest.raises(regplug.SpecError, match="expected a folder, or what regplug.read_bundle returned, got Regi"):
+        regplug.BundleMapper(pool[1])
+    with pytest.raises(regplug.SpecError, match="preprocess: expected none, as bundle .* takes registers"):
+        regplug.BundleMapper(pool[0], preprocess="json:loads")
+
+
+def test_a_layout_is_refused_by_a_bundle_that_finds_the_registers_itself(tmp_path):
+    layout = regplug.TokenLayout(num_registers=R, hidden_dim=D, start=1)
+    spec = regplug.resolve("mean", num_registers=R, hidden_dim=D)
+    film = regplug.pair(spec, "kernel-film", kernel_hidden_dim=4, num_film_layers=1)
+    bundle = regplug.export(spec, regplug.Conditioner(layout, spec.build(), film), tmp_path / "b").directory
+    with pytest.raises(regplug.SpecError, match="layout: expected none, as bundle .* finds the registers itself"):
+        regplug.BundleMapper(bundle, layout=layout)
+    assert set(regplug.BundleMapper(bundle)({"tokens": np.zeros((2, R + 2, D), "f4")})) == {
+        "tokens",
+        "gamma_0",
+        "beta_0",
+    }
 
 
 def test_rounding_is_allowed_by_name(pool, wanted):

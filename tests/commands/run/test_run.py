@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from support.commands import run_command
 from support.token_files import (
     COLUMNS,
@@ -23,6 +24,7 @@ from support.token_files import (
 )
 
 from regplug.commands.run import units
+from regplug.commands.run.addresses import find_files
 
 WRITERS = {
     **{f"{name} in a.parquet": partial(write_parquet, column=one) for name, one in COLUMNS.items()},
@@ -153,3 +155,40 @@ def test_results_below_the_folder_of_the_inputs_are_no_inputs(pool, tmp_path):
     write_parquet(tmp_path / "a.parquet", registers(5))
     for state in ("1 written", "1 done before"):
         assert f"files: {state}\n" in run(bundle, tmp_path, "-o", tmp_path / "out")
+
+
+def test_hidden_files_are_left_out_by_folders_patterns_and_addresses_alike(tmp_path):
+    (tmp_path / "in" / "_d").mkdir(parents=True)
+    for name in ("a.parquet", "B.PARQUET", ".h.parquet", "_u.parquet", "_d/q.parquet"):
+        write_parquet(tmp_path / "in" / name, registers(2))
+    (tmp_path / "in" / "folder.parquet").mkdir()
+    output = tmp_path / "out"
+    for given, count in ((tmp_path / "in", 2), (f"file://{tmp_path}/in", 2), (tmp_path / "in" / "**" / "*.parquet", 1)):
+        assert len(find_files([str(given)], output)) == count
+    assert len(find_files([str(tmp_path / "in" / "_u.parquet")], output)) == 1
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path):
+    write_parquet(tmp_path / "a.parquet", registers(2))
+    found = find_files([str(tmp_path), str(tmp_path / "a.parquet")], tmp_path / "out")
+    assert [one.name for one in found] == ["a"]
+
+
+def test_a_tensor_without_a_row_for_each_sample_is_left_out(pool, tmp_path):
+    bundle, module = pool
+    rows = registers(4)
+    save_file(
+        {"registers": torch.from_numpy(rows), "scale": torch.ones(1), "id": torch.arange(4)}, tmp_path / "a.safetensors"
+    )
+    run(bundle, tmp_path / "a.safetensors", "-o", tmp_path / "out", "--carry", "all")
+    got = read_results(tmp_path / "out" / "a.safetensors")
+    assert set(got) == {"id", "conditioning"}
+    np.testing.assert_allclose(got["conditioning"], wanted(module, rows), atol=1e-6)
+
+
+def test_a_wrong_option_of_a_layout_is_one_line(pool, tmp_path):
+    write_parquet(tmp_path / "a.parquet", registers(2))
+    code, _, err = run_command("run", pool[0], tmp_path / "a.parquet", "-o", tmp_path / "out", "--layout", "strat=1")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "strat" in err
