@@ -32,7 +32,7 @@ commands/rank/reading/image_folder commands/extras commands/rank/reading/picture
 commands/html commands/rank/score_files commands/effect/findings commands/effect/options commands/worker_processes
 commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard commands/run/units
 commands/run/job commands/run/journal commands/run/journal_lines commands/run/sink commands/run/mapper
-commands/run/reading commands/run/status
+commands/run/reading commands/run/status commands/run/arrow_messages
 commands/run/command
 """.split()  # noqa: SIM905
 
