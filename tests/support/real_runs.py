@@ -147,8 +147,9 @@ def started(*arguments: object, env: dict[str, str] | None = None, before: str =
         yield run
     finally:
         run.kill_all()
-        if run.process.returncode is None:
-            run.process.communicate()
+        run.process.wait()
+        run.process.stdout.close()
+        run.process.stderr.close()
 
 
 def run_to_end(*arguments: object, env: dict[str, str] | None = None, before: str = "") -> Run:

@@ -9,6 +9,7 @@ from typing import Any
 
 from regplug.commands.extras import import_extra
 from regplug.commands.run.addresses import InputFile, errors_of, is_remote, open_file
+from regplug.commands.run.arrow_messages import batches_of_file, batches_of_stream
 from regplug.commands.run.shard import Piece
 
 FILE_START = b"ARROW1"
@@ -37,12 +38,11 @@ class ArrowShard:
             self.names: Sequence[str] = self._reader.schema.names
 
     def pieces(self) -> Sequence[Piece]:
-        """A piece for each record batch of a file; one for a stream, which is read to count its rows."""
+        """A piece for each record batch of a file; one for a stream. Columns are not read."""
         with errors_of(self._owner):
-            if not self._is_file:
-                return [Piece(sum(one.num_rows for one in self._reader), self._size)]
-            batches = (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
-            return [Piece(one.num_rows, one.nbytes) for one in batches]
+            if self._is_file:
+                return [Piece(rows, nbytes) for rows, nbytes in batches_of_file(self._read, self._size)]
+            return [Piece(sum(rows for rows, _ in batches_of_stream(self._read)), self._size)]
 
     def batches(self, pieces: range, names: Sequence[str], size: int) -> Iterator[Mapping[str, Any]]:
         """The rows of some record batches, in batches."""
@@ -66,6 +66,10 @@ class ArrowShard:
     def close(self) -> None:
         """Close the file. Its memory is unmapped with the last column."""
         self._stream.close()
+
+    def _read(self, place: int, count: int) -> bytes:
+        self._stream.seek(place)
+        return bytes(self._stream.read(count))
 
     def _let_go(self) -> None:
         """Take mapped pages out of this process's memory: they would add up to a whole record batch, of any size.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import re
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +15,28 @@ from regplug.commands.run.job import Job
 from regplug.commands.run.local_engine import work
 from regplug.commands.run.run import Finished, Said
 from regplug.commands.run.units import Unit
+from regplug.errors import SpecError, class_name, message_of
+
+ATTEMPTS = 4  # of a unit whose process or node dies
+CONNECT_TIMEOUT_S = 10.0
 
 
 def run_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """A row with the answer for its unit. Both are pickled, as Arrow has no type for them."""
-    answer = work(job)(pickle.loads(row["unit"]), lambda rows: None)
+    if _attempt() < ATTEMPTS:
+        answer = work(job)(pickle.loads(row["unit"]), lambda rows: None)
+    else:
+        answer = f"its Ray process ended without an answer, {ATTEMPTS} times"
     return {**row, "answer": pickle.dumps(answer)}
+
+
+def _attempt() -> int:
+    """How often the process or node of this task has died. Ray Data begins a task again without an end."""
+    ray: Any = import_extra("ray", "ray")
+    try:
+        return int(ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number())
+    except AttributeError:  # it is no part of Ray's public interface
+        return 0
 
 
 def run_on_ray(
@@ -37,15 +56,14 @@ def run_on_ray(
         address: Of the cluster; None for a new one on this machine.
 
     Raises:
-        SpecError: Ray is not installed.
-        RuntimeError: There is no cluster at the address.
+        SpecError: Ray is not installed, or there is no cluster at the address.
     """
     ray: Any = import_extra("ray", "ray")
     data: Any = import_extra("ray", "ray.data")
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+        _start(ray, address)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     data.DataContext.get_current().enable_progress_bars = False  # the command has its own
     try:
         rows = data.from_items([{"unit": pickle.dumps(one)} for one in units], override_num_blocks=len(units))
@@ -57,3 +75,21 @@ def run_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _start(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one.
+
+    Raises:
+        SpecError: There is none at the address, or none can be started.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")  # as Ray does
+    owner = f"Ray cluster {address}" if address else "Ray"
+    try:
+        if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):
+            host, port = found.groups()
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()  # Ray tries for two minutes
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:  # Ray raises many kinds
+        reason = message_of(error) or class_name(error)
+        raise SpecError(f"{owner}: expected to connect to it, got {reason}; see `ray status`.") from error

@@ -192,3 +192,40 @@ def test_a_wrong_option_of_a_layout_is_one_line(pool, tmp_path):
     assert code == 2
     assert len(err.splitlines()) == 1
     assert "strat" in err
+
+
+def test_results_of_other_inputs_with_the_same_names_are_not_replaced_silently(pool, tmp_path):
+    bundle, module = pool
+    for name, seed in (("train", 1), ("test", 2)):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / "a.parquet", registers(5, seed))
+    run(bundle, tmp_path / "train", "-o", tmp_path / "out")
+    code, _, err = run_command("run", bundle, tmp_path / "test", "-o", tmp_path / "out")
+    assert code == 2
+    assert "expected a to have results of" in err
+    got = read_results(tmp_path / "out" / "a.parquet")["conditioning"]
+    np.testing.assert_allclose(got, wanted(module, registers(5, 1)), atol=1e-6)
+    run(bundle, tmp_path / "test", "-o", tmp_path / "out", "--force")
+    got = read_results(tmp_path / "out" / "a.parquet")["conditioning"]
+    np.testing.assert_allclose(got, wanted(module, registers(5, 2)), atol=1e-6)
+
+
+def test_results_of_inputs_that_are_not_named_now_are_counted(pool, tmp_path):
+    bundle, _ = pool
+    for name in ("a", "b"):
+        write_parquet(tmp_path / f"{name}.parquet", registers(5))
+    run(bundle, tmp_path / "a.parquet", tmp_path / "b.parquet", "-o", tmp_path / "out")
+    out = run(bundle, tmp_path / "a.parquet", "-o", tmp_path / "out")
+    assert "files: 1 done before, 1 of inputs that were not named now" in out
+
+
+def test_an_input_inside_the_output_folder_is_refused_and_stays(pool, tmp_path):
+    bundle, _ = pool
+    write_parquet(tmp_path / "a.parquet", registers(5))
+    run(bundle, tmp_path / "a.parquet", "-o", tmp_path / "out", "--carry", "registers")
+    before = (tmp_path / "out" / "a.parquet").read_bytes()
+    for given in (tmp_path / "out", tmp_path / "out" / "a.parquet"):
+        code, _, err = run_command("run", bundle, given, "-o", tmp_path / "out", "--force")
+        assert code == 2
+        assert "expected files outside the output" in err
+    assert (tmp_path / "out" / "a.parquet").read_bytes() == before

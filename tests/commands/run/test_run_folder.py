@@ -326,9 +326,10 @@ def test_an_output_that_is_a_file_or_below_one_is_an_error_that_names_it(run, ou
     assert out.read_bytes() == b"mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write and read everything")
 def test_an_output_that_cannot_be_written_and_an_input_that_cannot_be_read_are_named(run, out, inputs):
     out.mkdir(0o500)
+    if os.access(out, os.W_OK):
+        pytest.skip("this user may write and read everything")
     code, _, err = run()
     assert code == 1
     assert str(out) in err

@@ -1,0 +1,23 @@
+"""A sample of killed workers and killed runs; and what a kill must not leave is detected."""
+
+import random
+
+import pytest
+
+from torture import killing
+
+
+@pytest.mark.torture
+def test_no_row_is_lost_or_twice_after_workers_and_runs_were_killed(tmp_path):
+    workers, runs = killing.run(tmp_path, 0.3, 0, lambda word: None)
+    assert (workers.ok, runs.ok) == (True, True), (workers, runs)
+    assert (workers.tried, runs.tried) == (3, 3)
+
+
+@pytest.mark.slow
+def test_a_rerun_that_does_nothing_is_detected(tmp_path, monkeypatch):
+    place = killing.Place(tmp_path)
+    status = killing.run_to_end("--status", place.undisturbed)
+    assert status.process.returncode == 0
+    monkeypatch.setattr(killing, "run_to_end", lambda *arguments: status)
+    assert killing.kill_run(place, random.Random(0)) == [killing.WRONG, killing.INCOMPLETE]
