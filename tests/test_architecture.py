@@ -29,18 +29,11 @@ commands/bench/report commands/doctor/command commands/doctor/metadata commands/
 commands/info/command commands/new/command commands/new/scaffold commands/rank/reading/samples
 commands/rank/reading/source commands/rank/reading/data commands/rank/reading/token_cache
 commands/rank/reading/image_folder commands/extras commands/rank/reading/pictures commands/rank/command
-<<<<<<< HEAD
 commands/html commands/rank/choices commands/rank/score_files commands/effect/findings commands/effect/options
 commands/worker_processes commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard
 commands/run/units commands/run/job commands/run/journal commands/run/journal_lines commands/run/sink
-commands/run/mapper commands/run/reading commands/run/status commands/run/command
-=======
-commands/html commands/rank/score_files commands/effect/findings commands/effect/options commands/worker_processes
-commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard commands/run/units
-commands/run/job commands/run/journal commands/run/journal_lines commands/run/sink commands/run/mapper
-commands/run/reading commands/run/status commands/run/arrow_messages
+commands/run/mapper commands/run/reading commands/run/status commands/run/arrow_messages
 commands/run/command
->>>>>>> faults
 """.split()  # noqa: SIM905
 
 
