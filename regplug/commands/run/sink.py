@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from regplug.format.durable import write_fully
 
@@ -18,14 +19,15 @@ class HashedSink:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._hash = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(1)  # it takes half of the time of writing
         self.size = 0
         self.closed = False
 
     def write(self, data: bytes) -> int:
-        """Write all of the data."""
+        """Write all of the data, which must not change afterwards."""
         view = memoryview(data).cast("B")
         write_fully(self._descriptor, view)
-        self._hash.update(view)
+        self._hashing.submit(self._hash.update, data)
         self.size += len(view)
         return len(view)
 
@@ -43,4 +45,5 @@ class HashedSink:
     def finish(self) -> tuple[str, int]:
         """Sync the file; its sha256, and the time of its last change in nanoseconds."""
         os.fsync(self._descriptor)
+        self._hashing.shutdown()
         return self._hash.hexdigest(), os.fstat(self._descriptor).st_mtime_ns
