@@ -4,3 +4,4 @@ CLASSIFICATION, REGRESSION = "classification", "regression"
 TASKS = (CLASSIFICATION, REGRESSION)
 RUNTIMES = ("eager", "torchscript", "aotinductor")
 DEFAULT_RUNTIMES = RUNTIMES[:2]  # without a compiler
+CONSTANT = "constant"  # the row of what is predicted without any input

@@ -20,8 +20,6 @@ from regplug.registry.layout import REGISTERS
 from regplug.registry.spec import ReadoutSpec
 from regplug.registry.version import own_version
 
-CONSTANT = "constant"
-
 
 @dataclass(frozen=True)
 class Entrant:

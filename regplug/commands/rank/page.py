@@ -9,6 +9,7 @@ from pathlib import Path
 
 from regplug.commands.bench.report import Spread
 from regplug.commands.html import document
+from regplug.commands.rank.choices import CONSTANT
 from regplug.commands.rank.ranking import STRATEGY, RankedRow, Ranking
 from regplug.commands.rank.table import cells, failures, heads, origin
 from regplug.format.single_file import write_files
@@ -45,7 +46,8 @@ def page(ranking: Ranking) -> str:
 
 
 def _differences(ranking: Ranking) -> Iterator[str]:
-    rows = [row for row in ranking.rows if row.score is not None]
+    # a constant is far from all others, which would be one dot on its scale
+    rows = [row for row in ranking.rows if row.score is not None and row.name != CONSTANT]
     if not rows:
         return
     yield '<h2 id="differences">Differences to the best score</h2>'

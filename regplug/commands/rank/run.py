@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regplug.commands.rank.choices import DEFAULT_RUNTIMES
+from regplug.commands.rank.choices import CONSTANT, DEFAULT_RUNTIMES
 from regplug.commands.rank.costs import costs_of
-from regplug.commands.rank.entrants import CONSTANT, Entrant, Plan, Sources, Task, key_of
+from regplug.commands.rank.entrants import Entrant, Plan, Sources, Task, key_of
 from regplug.commands.rank.notes import notes_on
 from regplug.commands.rank.probe import Scored
 from regplug.commands.rank.ranking import REFERENCE, STRATEGY, RankedRow, Ranking
