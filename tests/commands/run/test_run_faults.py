@@ -123,7 +123,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(
     assert run_command("run", "--status", out)[0] == 1
     again = run_to_end(*arguments(meddling_bundle, files, out), env=site_of(meddling_bundle))
     assert again.process.returncode == 0, again.err
-    assert "2 were done before" in again.out
+    assert "2 done before" in again.out
     assert faults_of(out, undisturbed) == []
     assert run_command("run", "--status", out)[0] == 0
 

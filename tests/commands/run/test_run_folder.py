@@ -145,7 +145,7 @@ def test_a_journal_whose_last_line_is_cut_gives_the_same_results(run, out):
     assert not status(out)["complete"]
     code, said, _ = run()
     assert code == 0
-    assert "2 were done before" in said
+    assert "2 done before" in said
     assert results_of(out) == before
     assert status(out)["complete"]
     (out / JOURNAL).write_bytes((out / JOURNAL).read_bytes() + bytes(300))  # as after a power failure
@@ -193,7 +193,7 @@ def test_a_damaged_line_is_refused_by_its_number_and_its_file_is_made_again_with
     change_journal(out, lambda lines: [*lines[:3], *lines[4:]])
     code, said, _ = run()
     assert code == 0
-    assert "2 were done before" in said
+    assert "2 done before" in said
     assert results_of(out) == before
 
 
@@ -222,7 +222,7 @@ def test_results_that_are_missing_or_edited_are_named_and_made_again(run, out):
 def test_a_result_whose_time_alone_has_changed_is_not_made_again(run, out):
     assert run()[0] == 0
     os.utime(out / "a.parquet", ns=(0, 0))
-    assert "3 were done before" in run()[1]
+    assert "3 done before" in run()[1]
 
 
 def test_an_input_that_was_edited_is_run_again(run, out, inputs):
@@ -231,8 +231,8 @@ def test_an_input_that_was_edited_is_run_again(run, out, inputs):
     write_rows(inputs / "b.parquet", 70, registers(20, 7))
     code, said, _ = run()
     assert code == 0
-    assert "wrote 20 rows in 1 files" in said
-    assert "2 were done before" in said
+    assert "wrote 20 rows to" in said
+    assert "2 done before" in said
     after = results_of(out)
     assert {name for name in before if before[name] != after[name]} == {"b.parquet"}
     assert sorted(ids_of(out)) == [*range(10), *range(20, 30), *range(70, 90)]
@@ -312,7 +312,7 @@ def test_results_inside_an_input_folder_are_no_inputs(pool, inputs):
     for _ in range(2):
         code, out, err = run_command("run", pool[0], inputs, "-o", inputs / "out", "--workers", 1)
         assert code == 0, err
-    assert "3 were done before" in out
+    assert "3 done before" in out
     code, _, err = run_command("run", pool[0], inputs / "out", "-o", inputs / "out")
     assert (code, err) == (2, f"error: inputs: expected files outside the output {inputs / 'out'}, got only results.\n")
 
@@ -320,7 +320,7 @@ def test_results_inside_an_input_folder_are_no_inputs(pool, inputs):
 def test_an_output_that_is_a_file_or_below_one_is_an_error_that_names_it(run, out, tmp_path):
     out.write_bytes(b"mine")
     code, _, err = run()
-    assert code == 1
+    assert code == 2
     assert str(out) in err
     assert err.count("\n") == 1
     assert out.read_bytes() == b"mine"
@@ -351,7 +351,7 @@ def test_inputs_whose_results_would_have_one_name_are_refused(pool, inputs, tmp_
     (tmp_path / "a.parquet").write_bytes((inputs / "a.parquet").read_bytes())
     code, _, err = run_command("run", bundle, inputs, tmp_path / "a.parquet", "-o", out)
     assert code == 2
-    assert "whose results would have one name; name the folder above them instead" in err
+    assert "whose results would have one name; rename one, or name the folder above them" in err
     monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
     write_rows(inputs / "d.parquet", 0, np.concatenate([registers(500)]))
     write_parquet(inputs / "d-00001-of-00003.parquet", registers(5))
