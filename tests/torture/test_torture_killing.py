@@ -20,4 +20,4 @@ def test_a_rerun_that_does_nothing_is_detected(tmp_path, monkeypatch):
     status = killing.run_to_end("--status", place.undisturbed)
     assert status.process.returncode == 0
     monkeypatch.setattr(killing, "run_to_end", lambda *arguments: status)
-    assert killing.kill_run(place, random.Random(0)) == [killing.WRONG, killing.INCOMPLETE]
+    assert killing.INCOMPLETE in killing.kill_run(place, random.Random(0))

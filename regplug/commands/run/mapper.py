@@ -43,9 +43,8 @@ class BundleMapper:
         SpecError: ``columns`` names an input that the bundle does not have.
 
     Example:
-        >>> mapper = BundleMapper("bundle/")
-        >>> mapper({"registers": numpy.zeros((2, 4, 384), "float32")})["conditioning"].shape
-        (2, 384)
+        mapper = BundleMapper("bundle/")
+        vectors = mapper({"registers": numpy.zeros((2, 4, 384), "float32")})["conditioning"]  # [2, cond_dim]
     """
 
     def __init__(
