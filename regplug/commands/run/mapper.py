@@ -132,7 +132,7 @@ class BundleMapper:
             SpecError: There is none for an input.
         """
         wanted = self.manifest.input_names
-        if self._columns.get(MASK, MASK) not in names and self.manifest.input.min_tokens is not None:
+        if MASK not in self._columns and MASK not in names and self.manifest.input.min_tokens is not None:
             wanted = tuple(one for one in wanted if one != MASK)  # of lists of tokens, it is their lengths
         return {one: self._column(one, names) for one in wanted}
 

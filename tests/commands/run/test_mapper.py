@@ -184,6 +184,13 @@ def test_a_mask_is_a_column_or_the_lengths_of_lists(masked):
         mapper({"tokens": tokens})
 
 
+def test_a_mask_whose_column_was_named_and_is_missing_is_not_replaced_by_lengths(masked):
+    mapper = regplug.BundleMapper(masked, columns={"mask": "valid"})
+    ragged = pa.table({"tokens": pa.array([registers(1)[0].tolist()], pa.list_(pa.list_(pa.float32())))})
+    with pytest.raises(regplug.SpecError, match="input 'mask': expected a column 'valid', got tokens"):
+        mapper(ragged)
+
+
 def test_a_layout_cuts_the_tokens_and_their_mask(masked):
     """Lists of different lengths, and a column with a mask of all tokens."""
     layout = regplug.TokenLayout(num_registers=None, hidden_dim=D, start=1)
