@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import regplug
-from support.environment import clean_environment
+from support.environment import clean_environment, take_interrupts
 from support.token_files import lists, registers
 
 JOURNAL = "_regplug_run.jsonl"
@@ -45,6 +45,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=take_interrupts,
         )
         self.out = self.err = ""
 

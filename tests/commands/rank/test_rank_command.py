@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save_file
 from support.commands import run_command
 from support.distributions import write_distribution
+from support.environment import take_interrupts
 from support.ranked_samples import sources
 
 import regplug
@@ -154,8 +155,8 @@ def test_regression_and_groups_are_read_from_the_file(tmp_path):
 def start(tmp_path, file, *words, **environment):
     """``regplug rank`` as a process of its own; its workers are in its group."""
     command = python_command("regplug", "rank", "--data", str(file), "--cache", str(tmp_path / "cache"), *words)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=os.environ | environment, start_new_session=True, **pipes)
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": take_interrupts}
+    return subprocess.Popen(command, env=os.environ | environment, start_new_session=True, **more)
 
 
 def wait_for(look):
