@@ -32,8 +32,9 @@ commands/rank/reading/image_folder commands/extras commands/rank/reading/picture
 commands/html commands/rank/choices commands/rank/score_files commands/effect/findings commands/effect/options
 commands/worker_processes commands/run/addresses commands/run/shard commands/run/parquet_shard commands/run/arrow_shard
 commands/run/units commands/run/job commands/run/journal commands/run/journal_lines commands/run/sink
-commands/run/mapper commands/run/reading commands/run/status commands/run/arrow_messages
-commands/run/command
+commands/run/mapper commands/run/reading commands/run/status commands/run/arrow_messages commands/run/command
+commands/run/run commands/run/results commands/run/local_engine commands/run/ray_engine
+commands/run/open_shard commands/run/safetensors_shard
 """.split()  # noqa: SIM905
 
 

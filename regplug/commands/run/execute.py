@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -13,6 +12,7 @@ from typing import Any
 from regplug.commands.run.addresses import errors_of, is_remote, stamp_of
 from regplug.commands.run.job import Job
 from regplug.commands.run.open_shard import open_shard
+from regplug.commands.run.results import TEMPORARY, Written
 from regplug.commands.run.shard import Shard
 from regplug.commands.run.sink import HashedSink
 from regplug.commands.run.units import Unit
@@ -21,29 +21,7 @@ from regplug.errors import SpecError
 from regplug.format.durable import sync_folder
 from regplug.format.temporary import locked_file
 
-TEMPORARY = ".regplug-run-"  # what the names of unfinished files begin with
 AHEAD = 2  # batches that are read before they are needed
-
-
-@dataclass(frozen=True)
-class Written:
-    """A unit's results, on the disk.
-
-    Args:
-        rows: How many.
-        size: Bytes.
-        mtime_ns: The time of the last change.
-        sha256: Of the file.
-    """
-
-    rows: int
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
 
 
 def run_unit(job: Job, unit: Unit, said: Callable[[int], None] = lambda rows: None) -> Written:

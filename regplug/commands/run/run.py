@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from regplug.commands.run.addresses import InputFile
-from regplug.commands.run.execute import TEMPORARY, Written
 from regplug.commands.run.job import SUFFIX_OF, Job
 from regplug.commands.run.journal import SCHEMA, Journal, is_proven, open_journal
+from regplug.commands.run.results import TEMPORARY, Written
 from regplug.commands.run.units import Unit, Unreadable, plan
 from regplug.errors import SpecError
 from regplug.format.temporary import delete, stale
 
-Finished = Callable[[Unit, "Written | str"], bool]  # False: no more units
+Finished = Callable[[Unit, Written | str], bool]  # False: no more units
 Said = Callable[[int], None]
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from regplug.commands.run.addresses import InputFile, errors_of, open_file
 from regplug.commands.run.shard import Piece
@@ -17,6 +14,9 @@ from regplug.format.manifest import IMAGES
 from regplug.format.safetensors_header import DTYPE_NAMES, TensorInfo, read_header_with
 from regplug.registry.dtypes import torch_dtype
 from regplug.registry.layout import REGISTERS, TOKENS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIECE_BYTES = 32 << 20
 
@@ -75,6 +75,8 @@ class SafetensorsShard:
         self._stream.close()
 
     def _rows_of(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+        import torch  # not needed to count rows
+
         width = (info.end - info.begin) // max(self._rows, 1)
         begin = self._start + info.begin
         data = bytearray(self._read(begin + start * width, begin + stop * width))  # torch warns of read-only memory

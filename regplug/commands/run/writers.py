@@ -16,6 +16,7 @@ from regplug.commands.run.columns import from_arrow
 from regplug.commands.run.sink import HashedSink
 
 GROUP_BYTES = 64 << 20  # of a row group or record batch
+WRITE_VALUES = 1 << 18  # whose levels Parquet encodes at once: a quarter faster than with pyarrow's 1,024
 
 
 class Writer(Protocol):
@@ -77,7 +78,12 @@ class TableWriter:
         parquet = import_extra("run", "pyarrow.parquet")
         # outputs have few equal values: neither dictionaries nor statistics nor compression help them
         return parquet.ParquetWriter(
-            self._sink, schema, compression="none", use_dictionary=list(carried), write_statistics=list(carried)
+            self._sink,
+            schema,
+            compression="none",
+            use_dictionary=list(carried),
+            write_statistics=list(carried),
+            write_batch_size=WRITE_VALUES,
         )
 
     def _flush(self) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.real_runs import run_to_end, write_inputs
 from support.token_files import D, R
 
 import regplug
@@ -82,3 +83,18 @@ def meddling(meddling_bundle, monkeypatch):
         return meddling_bundle.bundle
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def six_files(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs") / "in", files=6, rows=20)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(meddling_bundle, six_files, tmp_path_factory):
+    """The results of the six files, by a run in which nothing happened."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    given = (meddling_bundle.bundle, six_files, "-o", folder, "--carry", "id")
+    ended = run_to_end(*given, env={"PYTHONPATH": str(meddling_bundle.site)})
+    assert ended.process.returncode == 0, ended
+    return folder

@@ -229,3 +229,16 @@ def test_an_input_inside_the_output_folder_is_refused_and_stays(pool, tmp_path):
         assert code == 2
         assert "expected files outside the output" in err
     assert (tmp_path / "out" / "a.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "safetensors"])
+def test_the_command_itself_imports_no_torch_as_only_its_workers_need_it(pool, tmp_path, run_python, suffix):
+    write = {"parquet": write_parquet, "arrow": write_arrow, "safetensors": write_safetensors}[suffix]
+    write(tmp_path / f"a.{suffix}", registers(5))
+    given = ["run", str(pool[0]), str(tmp_path / f"a.{suffix}"), "-o", str(tmp_path / "out"), "--carry", "id"]
+    done = run_python(
+        "import sys\nfrom click.testing import CliRunner\nfrom regplug.commands.main import group\n"
+        f"print(CliRunner().invoke(group, {given!r}).output, {{'torch', 'pandas'}} & {{*sys.modules}})"
+    )
+    assert "wrote 5 rows" in done.stdout, done
+    assert done.stdout.endswith(" set()\n")

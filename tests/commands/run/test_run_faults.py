@@ -70,18 +70,6 @@ def test_lost_rows_rows_twice_other_bytes_and_leftovers_are_detected(tmp_path):
     assert faults_of(tmp_path / "left", right) == [".regplug-run-0123456789ab: not a result"]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs") / "in", files=6, rows=20)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(meddling_bundle, files, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert run_to_end(*arguments(meddling_bundle, files, folder), env=site_of(meddling_bundle)).process.returncode == 0
-    return folder
-
-
 def arguments(meddling, files, out):
     return meddling.bundle, files, "-o", out, "--carry", "id", "--workers", 2
 
@@ -105,11 +93,11 @@ if len(registers) == 20:  # not a check of the bundle
 
 @pytest.mark.parametrize("whom", ["the run", "all"])
 def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(
-    meddling_bundle, files, undisturbed, tmp_path, whom
+    meddling_bundle, six_files, undisturbed, tmp_path, whom
 ):
     out, place = tmp_path / "out", tmp_path / "place"
     env = {"MEDDLE": STOP_AFTER_TWO, "PLACE": str(place), **site_of(meddling_bundle)}
-    with started(*arguments(meddling_bundle, files, out), env=env) as run:
+    with started(*arguments(meddling_bundle, six_files, out), env=env) as run:
         assert wait_for(lambda: done_in(out) == 2 and place.stat().st_size == 4)
         if whom == "all":  # as Ctrl-C at a terminal
             os.killpg(run.process.pid, signal.SIGINT)
@@ -121,23 +109,23 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(
         assert session_of(run.process.pid) == []
     assert len(results_of(out)) == 2
     assert run_command("run", "--status", out)[0] == 1
-    again = run_to_end(*arguments(meddling_bundle, files, out), env=site_of(meddling_bundle))
+    again = run_to_end(*arguments(meddling_bundle, six_files, out), env=site_of(meddling_bundle))
     assert again.process.returncode == 0, again.err
     assert "2 done before" in again.out
     assert faults_of(out, undisturbed) == []
     assert run_command("run", "--status", out)[0] == 0
 
 
-def test_an_interrupt_at_any_moment_of_the_start_leaves_no_traceback_of_a_worker(meddling_bundle, files, tmp_path):
+def test_an_interrupt_at_any_moment_of_the_start_leaves_no_traceback_of_a_worker(meddling_bundle, six_files, tmp_path):
     out = tmp_path / "out"
-    with started(*arguments(meddling_bundle, files, out), env=site_of(meddling_bundle)) as run:
+    with started(*arguments(meddling_bundle, six_files, out), env=site_of(meddling_bundle)) as run:
         assert wait_for(lambda: bool(run.others()))  # they import their modules now
         os.killpg(run.process.pid, signal.SIGINT)
         assert run.end() == 130
         assert run.err == "interrupted: what is done is kept; run the command again to do the rest.\n"
 
 
-def test_a_file_whose_workers_die_is_reported_and_the_others_are_run(meddling_bundle, files, tmp_path):
+def test_a_file_whose_workers_die_is_reported_and_the_others_are_run(meddling_bundle, six_files, tmp_path):
     """The first file's worker dies once, the second one's each time."""
     code = f"""
 id = int(registers[0, 0, 0] * 1e6)
@@ -147,7 +135,7 @@ if id == {first_value(1)} or id == {first_value(0)} and not os.path.exists(place
     os.kill(os.getpid(), signal.SIGKILL)
 """
     env = {"MEDDLE": code, **site_of(meddling_bundle)}
-    run = run_to_end(*arguments(meddling_bundle, files, tmp_path / "out"), "--on-error", "skip", env=env)
+    run = run_to_end(*arguments(meddling_bundle, six_files, tmp_path / "out"), "--on-error", "skip", env=env)
     assert run.process.returncode == 1
     assert run.err == (
         "failed part-001: its process ended with SIGKILL (the system may have had no memory left), without an answer, "
@@ -163,13 +151,13 @@ def first_value(seed):
 
 
 def test_without_space_for_results_each_is_reported_and_a_rerun_completes(
-    meddling_bundle, files, undisturbed, tmp_path
+    meddling_bundle, six_files, undisturbed, tmp_path
 ):
     out = tmp_path / "out"
-    first = (meddling_bundle.bundle, files / "part-000.parquet", "-o", out, "--carry", "id")
+    first = (meddling_bundle.bundle, six_files / "part-000.parquet", "-o", out, "--carry", "id")
     assert run_to_end(*first, env=site_of(meddling_bundle)).process.returncode == 0
     before = results_of(out)
-    one = arguments(meddling_bundle, files, out)
+    one = arguments(meddling_bundle, six_files, out)
     run = run_to_end(*one, "--on-error", "skip", env=site_of(meddling_bundle), before="ulimit -f 2")
     assert run.process.returncode == 1
     lines = sorted(run.err.splitlines())
@@ -199,11 +187,13 @@ cp -r "$DISK/out" "$COPY"
 """
 
 
-def test_on_a_full_disk_nothing_is_lost_and_a_rerun_with_space_completes(meddling_bundle, files, undisturbed, tmp_path):
+def test_on_a_full_disk_nothing_is_lost_and_a_rerun_with_space_completes(
+    meddling_bundle, six_files, undisturbed, tmp_path
+):
     """The more is free, the later it fails: at the journal's first line, at a result, at a later line."""
     (tmp_path / "disk").mkdir()
     own = {"DISK": tmp_path / "disk", "COPY": tmp_path / "copy", "PYTHON": sys.executable}
-    own |= {"BUNDLE": meddling_bundle.bundle, "INPUTS": files, "OMP_NUM_THREADS": 1}
+    own |= {"BUNDLE": meddling_bundle.bundle, "INPUTS": six_files, "OMP_NUM_THREADS": 1}
     own["PYTHONPATH"] = f"{Path(killing.regplug.__file__).parents[1]}{os.pathsep}{meddling_bundle.site}"
     done = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "bash", "-c", ON_A_SMALL_DISK],

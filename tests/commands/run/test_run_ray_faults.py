@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run_command
-from support.real_runs import faults_of, journal_of, results_of, run_to_end, started, wait_for, write_inputs
+from support.real_runs import faults_of, journal_of, results_of, run_to_end, started, wait_for
 from support.token_files import registers
 
 import regplug
@@ -50,21 +50,6 @@ if len(registers) == 20:
         open(os.environ["PLACE"] + "/pid", "w").close()
         time.sleep(600)
 """
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs") / "in", files=6, rows=20)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(meddling_bundle, files, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(meddling_bundle.site))
-        code, _, err = run_command("run", *arguments(meddling_bundle, files, folder))
-    assert code == 0, err
-    return folder
 
 
 def arguments(meddling, files, out):
@@ -115,8 +100,8 @@ def check(out, undisturbed):
 
 
 @pytest.mark.slow
-def test_after_a_worker_was_killed_the_run_completes(meddling_bundle, files, undisturbed, tmp_path, place):
-    one = (*arguments(meddling_bundle, files, tmp_path / "out"), "--engine", "ray")
+def test_after_a_worker_was_killed_the_run_completes(meddling_bundle, six_files, undisturbed, tmp_path, place):
+    one = (*arguments(meddling_bundle, six_files, tmp_path / "out"), "--engine", "ray")
     with started(*one, env=variables(meddling_bundle, place, WAIT_ONCE)) as run:
         assert wait_for((place / "pid").exists)
         os.kill(int((place / "pid").read_text()), signal.SIGKILL)
@@ -126,10 +111,10 @@ def test_after_a_worker_was_killed_the_run_completes(meddling_bundle, files, und
 
 
 @pytest.mark.slow
-def test_a_file_whose_workers_die_is_reported_and_the_others_are_run(meddling_bundle, files, tmp_path, place):
+def test_a_file_whose_workers_die_is_reported_and_the_others_are_run(meddling_bundle, six_files, tmp_path, place):
     first = float(registers(20, 1)[0, 0, 0])
     env = variables(meddling_bundle, place, f"if len(registers) == 20 and registers[0, 0, 0] == {first!r}: os._exit(3)")
-    one = (*arguments(meddling_bundle, files, tmp_path / "out"), "--engine", "ray", "--on-error", "skip")
+    one = (*arguments(meddling_bundle, six_files, tmp_path / "out"), "--engine", "ray", "--on-error", "skip")
     run = run_to_end(*one, env=env)
     assert run.process.returncode == 1
     failed = [line for line in run.err.splitlines() if "(raylet)" not in line]  # Ray reports each death, too
@@ -141,10 +126,10 @@ def test_a_file_whose_workers_die_is_reported_and_the_others_are_run(meddling_bu
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_after_the_driver_ended_rays_workers_do_too_and_the_same_command_does_the_rest(
-    meddling_bundle, files, undisturbed, tmp_path, place, how
+    meddling_bundle, six_files, undisturbed, tmp_path, place, how
 ):
     out = tmp_path / "out"
-    one = (*arguments(meddling_bundle, files, out), "--engine", "ray")
+    one = (*arguments(meddling_bundle, six_files, out), "--engine", "ray")
     with started(*one, env=variables(meddling_bundle, place, WAIT_ONCE)) as run:
         assert wait_for((place / "pid").exists)
         run.process.send_signal(how)
@@ -163,7 +148,7 @@ def test_after_the_driver_ended_rays_workers_do_too_and_the_same_command_does_th
 
 @pytest.mark.slow
 def test_after_a_node_was_killed_the_other_one_completes_the_run(
-    meddling_bundle, files, undisturbed, tmp_path, place, monkeypatch
+    meddling_bundle, six_files, undisturbed, tmp_path, place, monkeypatch
 ):
     from ray.cluster_utils import Cluster
 
@@ -175,7 +160,7 @@ def test_after_a_node_was_killed_the_other_one_completes_the_run(
     cluster = Cluster(initialize_head=True, head_node_args=size)
     try:
         node = cluster.add_node(**size)
-        one = (*arguments(meddling_bundle, files, tmp_path / "out"), "--engine", "ray")
+        one = (*arguments(meddling_bundle, six_files, tmp_path / "out"), "--engine", "ray")
         with started(*one, "--ray-address", cluster.address, env=env) as run:
             (place / "node").write_text(node.node_id)
             assert wait_for((place / "pid").exists)
@@ -191,20 +176,20 @@ def test_after_a_node_was_killed_the_other_one_completes_the_run(
     ("address", "reason"),
     [("127.0.0.1:1", "Connection refused"), ("nonsense", "Invalid address format: nonsense")],
 )
-def test_without_a_cluster_at_the_address_there_is_one_message(pool, files, tmp_path, address, reason):
+def test_without_a_cluster_at_the_address_there_is_one_message(pool, six_files, tmp_path, address, reason):
     code, _, err = run_command(
-        "run", pool[0], files, "-o", tmp_path / "out", "--engine", "ray", "--ray-address", address
+        "run", pool[0], six_files, "-o", tmp_path / "out", "--engine", "ray", "--ray-address", address
     )
     assert code == 2
     assert err.startswith(f"error: Ray cluster {address}: expected to connect to it, got ")
     assert reason in err
     assert err.count("\n") == 1
     assert not any("done" in line for line in journal_of(tmp_path / "out"))
-    assert run_command("run", pool[0], files, "-o", tmp_path / "out")[0] == 0
+    assert run_command("run", pool[0], six_files, "-o", tmp_path / "out")[0] == 0
 
 
-def test_without_ray_there_is_one_message(pool, files, tmp_path, monkeypatch):
+def test_without_ray_there_is_one_message(pool, six_files, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = run_command("run", pool[0], files, "-o", tmp_path / "out", "--engine", "ray")
+    code, _, err = run_command("run", pool[0], six_files, "-o", tmp_path / "out", "--engine", "ray")
     assert code == 2
     assert err.startswith("error: package ray: expected to be installed, because it is the engine, got none; use pip ")
