@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -36,10 +36,10 @@ def as_input(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int =
     elif not isinstance(column, np.ndarray) and (
         hasattr(column, "__arrow_c_array__") or hasattr(column, "__arrow_c_stream__")
     ):
-        values = from_arrow(owner, _arrow_array(owner, column), dtype, first)
+        values = from_arrow(owner, _arrow_array(owner, column), dtype, lambda index: first + index)
     else:
         values = _from_numpy(owner, column)
-    return _cast(owner, _shaped(owner, values, spec), dtype, cast)
+    return _cast(owner, _shaped(owner, values, spec), dtype, cast, first)
 
 
 def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int 
     if not (isinstance(column, arrow.Array) and (types.is_list(column.type) or types.is_large_list(column.type))):
         got = column.type if isinstance(column, arrow.Array) else class_name(column)
         raise SpecError(f"{owner}: expected a column 'mask' too, or lists of any length, list<list<float>>, got {got}.")
-    _check_nulls(owner, column, first, len(column))
+    _check_nulls(owner, column, lambda index: first + index, len(column))
     lengths = import_extra("run", "pyarrow.compute").list_value_length(column).to_numpy(zero_copy_only=False)
     width, values = int(spec.shape[-1]), column.flatten()
     if types.is_floating(values.type):  # flat rows
@@ -71,22 +71,23 @@ def as_padded(owner: str, column: Any, spec: TensorSpec, cast: bool, first: int 
         lengths, values = lengths // width, arrow.FixedSizeListArray.from_arrays(values, width)
     if not lengths.all():
         raise SpecError(f"{owner}: row {first + int(lengths.argmin())}: expected at least one token, got none.")
-    token = TensorSpec(spec.name, spec.dtype, ("B", width))
-    tokens = as_input(owner, values, token, cast)
+    ends, dtype = np.cumsum(lengths), torch_dtype(spec.dtype)
+    values = from_arrow(owner, values, dtype, lambda token: first + int(np.searchsorted(ends, token, "right")))
+    tokens = _shaped(owner, values, TensorSpec(spec.name, spec.dtype, ("B", width)))
     mask = torch.arange(int(lengths.max(initial=1))) < torch.tensor(lengths)[:, None]
     padded = tokens.new_zeros(*mask.shape, tokens.shape[-1])
     padded[mask] = tokens
-    return padded, mask
+    return _cast(owner, padded, dtype, cast, first), mask
 
 
-def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, first: int = 0) -> Tensor:
+def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, row_of: Callable[[int], int] = int) -> Tensor:
     """The numbers of an Arrow array, without a copy: ``[n]``, or ``[n, ...]`` of lists of equal lengths.
 
     Args:
         owner: The column, for messages.
         column: The array; chunks are joined.
         dtype: What rows of bytes are.
-        first: The row of the first sample, for messages.
+        row_of: From the index of an element to its sample's row, for messages.
 
     Raises:
         SpecError: It holds something else, or rows without a value.
@@ -103,7 +104,7 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, first:
                 raise SpecError(f"{owner}: expected tensors in the order of their axes, got {column.type}.")
         values = values.storage
     types = arrow.types
-    _check_nulls(owner, values, first, count)
+    _check_nulls(owner, values, row_of, count)
     if types.is_fixed_size_binary(values.type):
         width = values.type.byte_width
         if width % dtype.itemsize:
@@ -114,9 +115,9 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, first:
     shape = [count]
     while types.is_fixed_size_list(values.type) or types.is_list(values.type) or types.is_large_list(values.type):
         if not types.is_fixed_size_list(values.type):
-            _check_even(owner, values, first, count)
+            _check_even(owner, values, row_of, count)
         rows, values = len(values), values.flatten()
-        _check_nulls(owner, values, first, count)
+        _check_nulls(owner, values, row_of, count)
         shape.append(len(values) // rows if rows else 0)
     shape = [count, *sizes] if sizes else shape
     if types.is_boolean(values.type):
@@ -126,18 +127,18 @@ def from_arrow(owner: str, column: Any, dtype: torch.dtype = torch.uint8, first:
     return (from_dlpack(values) if count else torch.from_numpy(values.to_numpy().copy())).reshape(shape)
 
 
-def _check_nulls(owner: str, values: Any, first: int, count: int) -> None:
+def _check_nulls(owner: str, values: Any, row_of: Callable[[int], int], count: int) -> None:
     if values.null_count:
         place = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        row = first + place * count // len(values)
+        row = row_of(place * count // len(values))
         raise SpecError(f"{owner}: row {row}: expected values, got null.")
 
 
-def _check_even(owner: str, values: Any, first: int, count: int) -> None:
+def _check_even(owner: str, values: Any, row_of: Callable[[int], int], count: int) -> None:
     lengths = import_extra("run", "pyarrow.compute").list_value_length(values).to_numpy(zero_copy_only=False)
     if len(lengths) and (lengths != lengths[0]).any():
         wrong = int((lengths != lengths[0]).argmax())
-        row = first + wrong * count // len(values)
+        row = row_of(wrong * count // len(values))
         raise SpecError(f"{owner}: row {row}: expected a list of {lengths[0]}, as those before, got {lengths[wrong]}.")
 
 
@@ -194,14 +195,42 @@ def _shaped(owner: str, values: Tensor, spec: TensorSpec) -> Tensor:
     return values
 
 
-def _cast(owner: str, values: Tensor, dtype: torch.dtype, cast: bool) -> Tensor:
+def _cast(owner: str, values: Tensor, dtype: torch.dtype, cast: bool, first: int) -> Tensor:
     if values.dtype == dtype:
         return values
+    if dtype == torch.bool and _is_integer(values.dtype):
+        return _as_mask(owner, values, first)
     numbers = dtype.is_floating_point and not values.is_complex() and values.dtype != torch.bool
     if not (numbers and (cast or _is_exact(values.dtype, dtype))):
         hint = "; allow rounding, with --cast or cast=True" if numbers else ""
         raise SpecError(f"{owner}: expected {_name(dtype)}, got {_name(values.dtype)}{hint}.")
-    return values.to(dtype)
+    rounded = values.to(dtype)
+    lost = rounded.isinf() & values.isfinite()
+    if bool(lost.any()):
+        row = _first_row(lost)
+        raise SpecError(
+            f"{owner}: row {first + row}: expected numbers up to {torch.finfo(dtype).max:.4g}, the largest of "
+            f"{_name(dtype)}, got {values[row][lost[row]].flatten()[0].item():.4g}."
+        )
+    return rounded
+
+
+def _as_mask(owner: str, values: Tensor, first: int) -> Tensor:
+    """Integers as a mask, as tokenizers write an attention mask."""
+    wrong = (values != 0) & (values != 1)
+    if bool(wrong.any()):
+        row = _first_row(wrong)
+        got = values[row][wrong[row]].flatten()[0].item()
+        raise SpecError(f"{owner}: row {first + row}: expected a mask, bool or 0 and 1, got {got}.")
+    return values.bool()
+
+
+def _first_row(wrong: Tensor) -> int:
+    return int(wrong.flatten(1).any(1).nonzero()[0])
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _is_exact(source: torch.dtype, target: torch.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from collections.abc import Iterator
@@ -45,7 +46,9 @@ ENGINES = ("local", "ray")
     help="The column of an input, if it has another name. Repeatable.",
 )
 @click.option(
-    "--carry", metavar="NAME,NAME|all", help="Columns to copy to the results; all: every column but the inputs."
+    "--carry",
+    metavar="NAME,NAME|all",
+    help="Columns to copy to the results, as a line of CSV; all: every column but the inputs.",
 )
 @layout_option("Which tokens are registers, if the column holds all tokens")
 @click.option("--cast", is_flag=True, help="Round values to the dtype that the bundle takes.")
@@ -118,8 +121,7 @@ def run_command(
         cast=cast,
         preprocess=preprocess,
     )
-    carried = tuple(one.strip() for one in carry.split(",")) if carry else ()
-    job = Job(mapper, output.absolute(), kind or files[0].kind, carried, batch)
+    job = Job(mapper, output.absolute(), kind or files[0].kind, _names(carry), batch)
     begun = time.monotonic()
     try:
         with _bar() as bar:
@@ -137,6 +139,15 @@ def run_command(
     _report(outcome, output, time.monotonic() - begun, as_json)
     if outcome.failed:
         click.get_current_context().exit(EXIT_FAILED)
+
+
+def _names(carry: str | None) -> tuple[str, ...]:
+    if not carry:
+        return ()
+    try:
+        return tuple(next(csv.reader([carry], skipinitialspace=True)))
+    except csv.Error as error:
+        raise click.UsageError(f"--carry: expected names as in a line of CSV, got {carry!r}: {error}.") from error
 
 
 def _layout(fields: Any, manifest: Manifest) -> TokenLayout | None:

@@ -91,14 +91,26 @@ def check_finite(owner: str, values: Tensor, first: int) -> None:
 
 
 def _inputs(manifest: Manifest, reading: Reading, columns: Mapping[str, Any], first: int) -> list[Tensor]:
-    if MASK in manifest.input_names and MASK not in reading.columns:
-        name = reading.columns[manifest.input.name]
-        tokens, mask = as_padded(f"column {name!r}", columns[name], manifest.input, reading.cast, first)
-        others = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs[2:]]
-        found = [tokens, mask, *others]
-    else:
-        found = [_input(spec, manifest, reading, columns, first) for spec in manifest.inputs]
+    specs = _column_specs(manifest, reading.layout)
+    found: list[Tensor] = []
+    if MASK in manifest.input_names and MASK not in reading.columns:  # the lengths of the lists are the mask
+        name = reading.columns[specs[0].name]
+        found += as_padded(f"column {name!r}", columns[name], specs[0], reading.cast, first)
+    found += [_input(spec, manifest, reading, columns, first) for spec in specs[len(found) :]]
+    counts = {reading.columns.get(spec.name, MASK): len(one) for spec, one in zip(specs, found, strict=True)}
+    if len(set(counts.values())) > 1:
+        got = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise SpecError(f"batch: expected columns with the same number of rows, got {got}.")
     return found if reading.layout is None else _selected(found, manifest, reading, reading.layout)
+
+
+def _column_specs(manifest: Manifest, layout: TokenLayout | None) -> list[TensorSpec]:
+    """What the inputs' columns hold: with a layout, all tokens, and a mask of all tokens."""
+    if layout is None:
+        return list(manifest.inputs)
+    tokens = ("B", layout.num_tokens or "T")
+    shapes = {manifest.input.name: (*tokens, layout.hidden_dim), MASK: tokens}
+    return [TensorSpec(one.name, one.dtype, shapes.get(one.name, one.shape)) for one in manifest.inputs]
 
 
 def _selected(inputs: list[Tensor], manifest: Manifest, reading: Reading, layout: TokenLayout) -> list[Tensor]:
@@ -116,10 +128,6 @@ def _input(spec: TensorSpec, manifest: Manifest, reading: Reading, columns: Mapp
     owner, column = f"column {name!r}", columns[name]
     if spec.name == IMAGES and is_encoded(column):
         return images_of(owner, column, manifest, reading.preprocess, first)
-    if reading.layout is not None and spec.name != MASK and spec is manifest.input:
-        spec = TensorSpec(spec.name, spec.dtype, ("B", reading.layout.num_tokens or "T", reading.layout.hidden_dim))
-    elif reading.layout is not None and spec.name == MASK:
-        spec = TensorSpec(spec.name, spec.dtype, ("B", reading.layout.num_tokens or "T"))
     return as_input(owner, column, spec, reading.cast, first)
 
 

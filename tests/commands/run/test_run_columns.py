@@ -1,0 +1,88 @@
+"""How columns of data become a bundle's inputs: masks of integers, rounding, and which row a message names."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.commands import run_command
+from support.token_files import D, R, lists, read_results, registers
+
+import regplug
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    spec = regplug.resolve("mean", num_registers=None, hidden_dim=D)
+    return regplug.export(spec, spec.build(), tmp_path_factory.mktemp("masked") / "bundle", mask=True).directory
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """A bundle that takes float16."""
+    spec = regplug.resolve("pool", num_registers=R, hidden_dim=D)
+    return regplug.export(
+        spec, spec.build().half(), tmp_path_factory.mktemp("halves") / "bundle", backends=()
+    ).directory
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
+def test_a_mask_may_be_integers_0_and_1_as_tokenizers_write_it(masked, dtype):
+    mask = np.array([[1, 1, 0], [1, 0, 0]], dtype)
+    tokens = registers(2)
+    wanted = np.stack([tokens[0, :2].mean(0), tokens[1, 0]])
+    mapper = regplug.BundleMapper(masked)
+    np.testing.assert_allclose(mapper({"tokens": tokens, "mask": mask})["conditioning"], wanted, atol=1e-6)
+    table = pa.table({"tokens": lists(tokens), "mask": pa.array(mask.tolist(), pa.list_(pa.from_numpy_dtype(dtype)))})
+    got = np.stack(mapper(table).column("conditioning").to_pylist())
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_a_mask_of_other_integers_is_refused_with_its_row(masked):
+    mask = np.array([[1, 1, 0], [1, 2, 0]])
+    with pytest.raises(regplug.SpecError, match="column 'mask': row 1: expected a mask, bool or 0 and 1, got 2"):
+        regplug.BundleMapper(masked)({"tokens": registers(2), "mask": mask})
+
+
+def test_columns_of_a_batch_with_different_numbers_of_rows_are_refused(masked):
+    batch = {"tokens": registers(2), "mask": np.ones((3, R), bool)}
+    with pytest.raises(regplug.SpecError, match=r"columns with the same number of rows, got tokens 2, mask 3\."):
+        regplug.BundleMapper(masked)(batch)
+
+
+def test_a_number_too_large_for_the_bundles_dtype_is_not_called_infinite(halves):
+    rows = registers(3)
+    rows[2, 0, 0] = 1e6
+    mapper = regplug.BundleMapper(halves, cast=True)
+    wanted = r"row 2: expected numbers up to 6\.55e\+04, the largest of float16, got 1e\+06\."
+    with pytest.raises(regplug.SpecError, match=wanted):
+        mapper({"registers": rows})
+    rows[2, 0, 0] = np.inf
+    with pytest.raises(regplug.SpecError, match="row 2: expected finite numbers, got inf"):
+        mapper({"registers": rows})
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, "row 2: expected values, got null"),
+        ([None] * D, "row 2: expected values, got null"),
+        ([0.0], f"row 2: expected a list of {D}, as those before, got 1"),
+    ],
+)
+def test_a_bad_token_in_lists_of_different_lengths_is_named_by_its_samples_row(masked, token, message):
+    good = registers(1)[0].tolist()
+    rows = [good[:2], good[:3], [good[0], token], good[:1]]
+    table = pa.table({"tokens": pa.array(rows, pa.list_(pa.list_(pa.float32())))})
+    with pytest.raises(regplug.SpecError, match=message):
+        regplug.BundleMapper(masked)(table)
+
+
+def test_carried_names_are_a_line_of_csv_so_that_one_may_have_a_comma(pool, tmp_path):
+    table = pa.table({"id": [0, 1], "x, y": [2, 3], "registers": lists(registers(2))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    given = ("run", pool[0], tmp_path / "a.parquet", "-o", tmp_path / "out", "--carry")
+    assert run_command(*given, 'id, "x, y"')[0] == 0
+    assert read_results(tmp_path / "out" / "a.parquet")["x, y"].tolist() == [2, 3]
+    code, _, err = run_command(*given, "id\nlabel")
+    assert code == 2
+    assert "--carry: expected names as in a line of CSV" in err
