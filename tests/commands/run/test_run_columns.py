@@ -25,6 +25,16 @@ def halves(tmp_path_factory):
     ).directory
 
 
+@pytest.mark.parametrize("program", [None, "torchscript"])
+def test_a_column_tokens_is_cut_by_the_layout_that_the_bundle_has(tmp_path, program):
+    spec = regplug.resolve("concat", num_registers=R, hidden_dim=D)
+    layout = regplug.TokenLayout(num_registers=R, hidden_dim=D, start=1)
+    bundle = regplug.export(spec, spec.build(), tmp_path / "bundle", layout=layout).directory
+    tokens = np.concatenate([np.full((2, 1, D), 7, np.float32), registers(2), np.ones((2, 5, D), np.float32)], 1)
+    got = regplug.BundleMapper(bundle, program=program)({"tokens": tokens})
+    np.testing.assert_array_equal(got["conditioning"], registers(2).reshape(2, -1))
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
 def test_a_mask_may_be_integers_0_and_1_as_tokenizers_write_it(masked, dtype):
     mask = np.array([[1, 1, 0], [1, 0, 0]], dtype)
