@@ -22,11 +22,10 @@ def whole():
     return regplug.attach(load_pretrained(), "compress-concat", compressed_dim=6).eval()
 
 
-@pytest.fixture(scope="module", params=[None, "torchscript"])
-def mapper(request, whole, tmp_path_factory):
-    """By the installed module, and by a program."""
-    done = regplug.export(whole.spec, whole, tmp_path_factory.mktemp("b") / "whole", backends=("torchscript",))
-    return regplug.BundleMapper(done.directory, program=request.param)
+@pytest.fixture(scope="module")
+def mapper(whole, tmp_path_factory):
+    done = regplug.export(whole.spec, whole, tmp_path_factory.mktemp("b") / "whole", backends=())
+    return regplug.BundleMapper(done.directory)
 
 
 @pytest.fixture(scope="module")
