@@ -1,10 +1,15 @@
 """How columns of data become a bundle's inputs: masks of integers, rounding, and which row a message names."""
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 from support.commands import run_command
+from support.readouts import moved
 from support.token_files import D, R, lists, read_results, registers
 
 import regplug
@@ -96,3 +101,28 @@ def test_carried_names_are_a_line_of_csv_so_that_one_may_have_a_comma(pool, tmp_
     code, _, err = run_command(*given, "id\nlabel")
     assert code == 2
     assert "--carry: expected names as in a line of CSV" in err
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_program_with_its_backbone_reads_image_files(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"img_size": 28, "depth": 1, "embed_dim": 48, "num_heads": 2, "num_classes": 0}
+    whole = regplug.attach("timm:vit_small_patch14_reg4_dinov2", "pool", model_options=sizes).eval()
+    whole = moved(whole, 0.1)  # its own weights hide the image from the registers
+    bundle = regplug.export(whole.spec, whole, tmp_path / "bundle").directory
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
+    pq.write_table(pa.table({"image": pa.array([png(one) for one in pixels])}), tmp_path / "a.parquet")
+    given = ("run", bundle, tmp_path / "a.parquet", "--program", "torchscript", "-o", tmp_path / "out")
+    code, _, err = run_command(*given)
+    assert code == 0, err
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet, as timm says
+    images = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        wanted = whole(images).numpy()
+    np.testing.assert_allclose(read_results(tmp_path / "out" / "a.parquet")["conditioning"], wanted, atol=1e-4)
+    assert np.abs(wanted - wanted[::-1]).max() > 1e-2
