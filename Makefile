@@ -46,7 +46,7 @@ demo: $(VENV)/installed $(VENV)/run-tools
 bench: $(VENV)/tested-tools $(VENV)/installed
 	$(BIN)/python tests/bench.py $(LARGE)
 	$(BIN)/python tests/bench_joins.py
-	$(BIN)/python tests/bench_run.py --gigabytes 0.5 --rounds 1
+	$(BIN)/python tests/bench_run.py --gigabytes 1
 
 # the time of `regplug list` with a thousand plugins, compared with stevedore's and pluggy's own loaders
 scale: $(VENV)/tested-tools $(VENV)/installed
