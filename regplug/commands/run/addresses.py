@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -149,6 +149,26 @@ def stamp_of(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"  # a link may lead to another file of the same age
 
 
+def stamp_now(file: InputFile) -> str:
+    """The file's stamp, as it is now.
+
+    Raises:
+        SpecError: The file is gone.
+    """
+    with errors_of(file.owner):
+        if not is_remote(file.address):
+            return stamp_of(Path(file.address))
+        system, path = _system_of(file.address)
+        system.invalidate_cache()
+        return _stamp_of_facts(system.info(path))
+
+
+def _stamp_of_facts(facts: Mapping[str, Any]) -> str:
+    """What a file system says of a file's state: its size, and what changes with the content."""
+    keys = ("ETag", "etag", "mtime", "LastModified", "updated", "CRC")
+    return f"{int(facts.get('size') or 0)} {next((facts[key] for key in keys if key in facts), '')}"
+
+
 def _remote(given: str) -> list[InputFile]:
     *links, last = given.split("::")
     if links and "://" not in last:  # a later run may be called from another folder
@@ -176,11 +196,8 @@ def _remote_file(given: str, system: Any, pattern: str, path: str, root: str) ->
     below = PurePosixPath(path)
     name = below.relative_to(root) if root not in ("", ".") else below
     facts = system.info(path)
-    size = int(facts.get("size") or 0)
-    stamp = next(
-        (str(facts[key]) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "CRC") if key in facts), ""
-    )
-    return InputFile(address, name.with_suffix("").as_posix().lstrip("/"), _kind(path), size, f"{size} {stamp}")
+    size, stamp = int(facts.get("size") or 0), _stamp_of_facts(facts)
+    return InputFile(address, name.with_suffix("").as_posix().lstrip("/"), _kind(path), size, stamp)
 
 
 def _kind(path: str) -> str:

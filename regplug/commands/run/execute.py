@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any
 
-from regplug.commands.run.addresses import errors_of, is_remote, stamp_of
+from regplug.commands.run.addresses import stamp_now
 from regplug.commands.run.job import Job
 from regplug.commands.run.open_shard import open_shard
 from regplug.commands.run.results import TEMPORARY, Written
@@ -76,11 +75,7 @@ def _write(job: Job, unit: Unit, shard: Shard, sink: HashedSink, said: Callable[
 
 def _check_unchanged(unit: Unit) -> None:
     file = unit.file
-    if is_remote(file.address):
-        return
-    with errors_of(file.owner):
-        stamp = stamp_of(Path(file.address))
-    if stamp != file.stamp:
+    if stamp_now(file) != file.stamp:
         raise SpecError(
             f"{file.owner}: expected a file that is not changed while it is read, got another size or time."
         )

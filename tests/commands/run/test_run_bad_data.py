@@ -193,6 +193,19 @@ def test_a_file_that_is_changed_while_it_is_read_fails_alone(meddling, tmp_path,
     assert results_of(tmp_path / "out").keys() == {f"b.{kind}"}
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_at_an_address_that_is_changed_while_it_is_read_fails(meddling, tmp_path, monkeypatch, change):
+    path = tmp_path / "a.parquet"
+    monkeypatch.setenv("INPUT", str(path))
+    write_parquet(path, registers(20_000))
+    bundle = meddling(CHANGES[change][0])
+    code, _, err = run_command("run", bundle, path.as_uri(), "-o", tmp_path / "out", "--batch", 20, "--workers", 1)
+    assert code == 1
+    assert f"failed a: input {path.as_uri()}: " in err
+    assert CHANGES[change][1] in err
+    assert results_of(tmp_path / "out") == {}
+
+
 DELETED = "for name in ('b', 'c'): os.path.exists(p := os.environ['INPUT'] + name + '.parquet') and os.unlink(p)"
 
 
