@@ -205,7 +205,9 @@ def _report_status(folder: Path, as_json: bool) -> None:
         rows += [(name, "damaged", reason) for name, reason in found["damaged"].items()]
         if rows:
             print_columns(("file", "state", "reason"), rows)
-        if not found["complete"]:
+        if found["damaged"]:
+            say("delete the damaged files, and run the command again.")
+        elif not found["complete"]:
             say("run the command again to do the rest.")
     if not found["complete"]:
         click.get_current_context().exit(EXIT_FAILED)

@@ -101,7 +101,13 @@ def _inputs(manifest: Manifest, reading: Reading, columns: Mapping[str, Any], fi
     if len(set(counts.values())) > 1:
         got = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise SpecError(f"batch: expected columns with the same number of rows, got {got}.")
-    return found if reading.layout is None else _selected(found, manifest, reading, reading.layout)
+    found = found if reading.layout is None else _selected(found, manifest, reading, reading.layout)
+    if MASK in manifest.input_names:
+        empty = ~found[1].flatten(1).any(1)
+        if bool(empty.any()):
+            name, row = reading.columns.get(MASK, MASK), first + int(empty.nonzero()[0])
+            raise SpecError(f"column {name!r}: row {row}: expected a token that counts, got none.")
+    return found
 
 
 def _column_specs(manifest: Manifest, layout: TokenLayout | None) -> list[TensorSpec]:

@@ -58,6 +58,17 @@ def test_a_mask_of_other_integers_is_refused_with_its_row(masked):
         regplug.BundleMapper(masked)({"tokens": registers(2), "mask": mask})
 
 
+def test_a_sample_without_a_token_that_counts_is_named_by_its_row(masked, tmp_path):
+    mask = np.ones((30, R), bool)
+    mask[25] = False
+    table = pa.table({"tokens": lists(registers(30)), "mask": pa.array(mask.tolist())})
+    with pa.OSFile(str(tmp_path / "a.arrows"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    code, _, err = run_command("run", masked, tmp_path, "-o", tmp_path / "out", "--batch", 10)
+    assert code == 1
+    assert "failed a: column 'mask': row 25: expected a token that counts, got none." in err
+
+
 def test_columns_of_a_batch_with_different_numbers_of_rows_are_refused(masked):
     batch = {"tokens": registers(2), "mask": np.ones((3, R), bool)}
     with pytest.raises(regplug.SpecError, match=r"columns with the same number of rows, got tokens 2, mask 3\."):

@@ -113,6 +113,13 @@ OTHERS = {
 }
 
 
+def test_a_folder_without_results_as_after_a_wrong_option_takes_other_options(run, out):
+    assert run("--carry", "nothing")[0] == 1
+    assert done_in(out) == 0
+    assert run()[0] == 0
+    assert status(out)["complete"]
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_results_of_another_bundle_or_other_options_are_refused_and_force_deletes_them(run, out, concat, pool, other):
     said, options = OTHERS[other]
