@@ -105,7 +105,8 @@ def _inputs(manifest: Manifest, reading: Reading, columns: Mapping[str, Any], fi
     if MASK in manifest.input_names:
         empty = ~found[1].flatten(1).any(1)
         if bool(empty.any()):
-            name, row = reading.columns.get(MASK, MASK), first + int(empty.nonzero()[0])
+            row = first + int(empty.nonzero()[0])
+            name = reading.columns.get(MASK, reading.columns[manifest.input.name])
             raise SpecError(f"column {name!r}: row {row}: expected a token that counts, got none.")
     return found
 
