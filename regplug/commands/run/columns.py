@@ -205,8 +205,8 @@ def _cast(owner: str, values: Tensor, dtype: torch.dtype, cast: bool, first: int
         hint = "; allow rounding, with --cast or cast=True" if numbers else ""
         raise SpecError(f"{owner}: expected {_name(dtype)}, got {_name(values.dtype)}{hint}.")
     rounded = values.to(dtype)
-    lost = rounded.isinf() & values.isfinite()
-    if bool(lost.any()):
+    infinite = rounded.isinf()
+    if bool(infinite.any()) and bool((lost := infinite & values.double().isfinite()).any()):
         row = _first_row(lost)
         raise SpecError(
             f"{owner}: row {first + row}: expected numbers up to {torch.finfo(dtype).max:.4g}, the largest of "
@@ -236,7 +236,8 @@ def _is_integer(dtype: torch.dtype) -> bool:
 def _is_exact(source: torch.dtype, target: torch.dtype) -> bool:
     """Whether every value of one dtype is one of the other."""
     if source.is_floating_point:
-        return torch.promote_types(source, target) == target
+        given, wanted = torch.finfo(source), torch.finfo(target)
+        return wanted.eps <= given.eps and wanted.max >= given.max
     return 2 / torch.finfo(target).eps >= torch.iinfo(source).max
 
 

@@ -87,6 +87,21 @@ def test_a_number_too_large_for_the_bundles_dtype_is_not_called_infinite(halves)
         mapper({"registers": rows})
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_a_shorter_float_that_the_bundles_dtype_holds_exactly_needs_no_cast(halves, dtype):
+    rows = torch.ones(2, R, D).to(dtype)
+    got = regplug.BundleMapper(halves)({"registers": rows})["conditioning"]
+    np.testing.assert_array_equal(got.float(), np.ones((2, D)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_float_that_the_bundles_dtype_may_round_needs_cast(halves, dtype):
+    rows = torch.ones(2, R, D).to(dtype)
+    with pytest.raises(regplug.SpecError, match="expected float16, got b?float.*allow rounding"):
+        regplug.BundleMapper(halves)({"registers": rows})
+    assert regplug.BundleMapper(halves, cast=True)({"registers": rows})["conditioning"].shape == (2, D)
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [
